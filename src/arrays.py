@@ -1,0 +1,52 @@
+"""The decoded splits that `prepare` wrote, as later stages see them: memory-mapped uint8 images with their labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.command import UserError
+from src.files import read_json
+
+
+@dataclass(frozen=True)
+class Split:
+    """`images`: uint8, shape (n, height, width, channels), memory-mapped. `labels`: int64, shape (n,)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What `prepare` says of the arrays: class names in label order, the shape of an image and how it was
+    brought to it, the manifest's digest."""
+
+    folder: Path
+    classes: list[str]
+    size: tuple[int, int]
+    channels: int
+    fit: str
+    manifest_sha256: str
+
+    def split(self, name: str) -> Split:
+        """Open one split.
+
+        Raises:
+            UserError: a file is missing, damaged or of another shape than the card says.
+        """
+        paths = [self.folder / f"{name}.{part}.npy" for part in ("images", "labels")]
+        try:
+            images, labels = (np.load(path, mmap_mode="r") for path in paths)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{self.folder}: split {name} cannot be read ({error}); run `dvc repro -f prepare`") from None
+        if images.shape[1:] != (*self.size, self.channels) or len(images) != len(labels):
+            raise UserError(f"{paths[0]} has shape {images.shape}, not what card.json says; run `dvc repro -f prepare`")
+        return Split(images, np.asarray(labels))
+
+
+def load(folder: Path) -> Arrays:
+    """Read the card of the arrays in `folder`."""
+    card = read_json(folder / "card.json", made_by="prepare")
+    return Arrays(folder, card["classes"], tuple(card["size"]), card["channels"], card["fit"], card["manifest_sha256"])

@@ -1,0 +1,60 @@
+"""A training run that was killed goes on where it was: its state lies in a file named after everything that shaped it."""
+
+import hashlib
+import json
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.files import replacing
+
+_SHARE_OF_TIME = 0.05  # that saving may cost
+
+
+class Checkpoint:
+    """The state of one run, under a key: another data set, parameter or line of code has another key and starts afresh."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self._path = folder / f"{key}.pt"
+        self._saved_at, self._cost = 0.0, 0.0
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the saved state, or None where there is none that is whole. Holds tensors and plain values, no code."""
+        try:
+            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            return None
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Save, unless the last save is so recent that saving would take more than a twentieth of the time."""
+        now = time.monotonic()
+        if self._saved_at and now - self._saved_at < self._cost / _SHARE_OF_TIME:
+            return
+        self.clear()
+        with replacing(self._path) as fresh:
+            torch.save(state, fresh)
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - now
+
+    def clear(self) -> None:
+        """Remove the state of other runs; this one's stays until it is replaced."""
+        for other in self._path.parent.glob("*.pt"):
+            if other != self._path:
+                other.unlink()
+
+    def finish(self) -> None:
+        """Remove the state of a run that is done."""
+        self._path.unlink(missing_ok=True)
+
+
+def key(*parts: Any) -> str:
+    """Return a digest of JSON values and of the bytes of files."""
+    state = hashlib.sha256()
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode()
+        state.update(len(content).to_bytes(8, "big") + content)
+    return state.hexdigest()[:32]

@@ -1,0 +1,305 @@
+"""May this data be trained on? Every rule over the manifest, evaluated at once by pandera; what fails becomes a finding."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pandera
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from src import statistics
+from src.data import FORMATS, MANIFEST, SPLITS, class_order
+from src.params import Checks, Level, Validate
+
+LABEL = re.compile(r"[\w][\w .+()'&-]{0,79}")  # word characters of any script; a label names files, pictures, metrics
+NEAR_BITS = 5  # of 64: what a re-encoded or resized copy differs by at most
+NEAR_RMS = 12.0  # grey levels of 255, apart from overall brightness; above it two pictures only share a layout
+_WINDOW = 64  # neighbours looked at in each sorted band: bounds the work when thousands of images are alike
+_SHOWN = 20
+
+Images = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that does not hold: how serious, in how many rows, and the first of them."""
+
+    check: str
+    level: Level
+    message: str
+    count: int
+    files: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as plain JSON values."""
+        return asdict(self)
+
+
+class Rule(NamedTuple):
+    """`offends` marks rows, or is one answer for the whole set; `message` tells what the numbers were."""
+
+    name: str
+    offends: "pd.Series[bool] | bool"
+    message: str
+
+
+def inspect(
+    manifest: pa.Table, params: Validate, reference: Mapping[str, Any], near: NDArray[np.int64]
+) -> tuple[list[Finding], dict[str, float]]:
+    """Check a manifest against its schema and every rule that is not off.
+
+    Args:
+        manifest: rows of `data.MANIFEST`.
+        params: limits and levels.
+        reference: statistics recorded by an earlier run, as `summarize_data` returns them.
+        near: pairs of manifest rows, shape (n, 2), that are almost equal and stand in different splits.
+
+    Returns:
+        The findings, the most serious first, and the drift of each statistic.
+    """
+    frame = manifest.to_pandas(types_mapper=pd.ArrowDtype)
+    distances = drift(manifest, reference)
+    rules = _rules(frame, params, near, distances)
+    names = _names(frame)
+    found = [*_failures(frame, rules, params.checks, names)]
+    return sorted(found, key=lambda finding: (finding.level != "error", finding.check)), distances
+
+
+def _failures(frame: pd.DataFrame, rules: Sequence[Rule], levels: Checks, names: "pd.Series[str]") -> list[Finding]:
+    active = {rule.name: rule for rule in rules if getattr(levels, rule.name) != "off"}
+    try:
+        _schema(active.values()).validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        cases = error.failure_cases
+    else:
+        return []
+    findings = []
+    for (column, check), rows in cases.groupby(["column", "check"], dropna=False, sort=False):
+        offenders = [int(row) for row in rows["index"] if pd.notna(row)]
+        files = names.iloc[sorted(offenders)[:_SHOWN]].tolist()
+        rule = active.get(check)
+        if rule:
+            findings.append(Finding(rule.name, getattr(levels, check), rule.message, len(offenders), files))
+        else:
+            message = f"column {column} of the manifest breaks its rule: {check}"
+            findings.append(Finding("schema", "error", message, len(rows), files))
+    return findings
+
+
+def _schema(rules: Any) -> pandera.DataFrameSchema:
+    """Build the manifest's schema; rules hang on `path`, so that a failure case is one row, not one per column."""
+    check = pandera.Check
+    values = {
+        "path": [check(_holds(rule.offends), name=rule.name) for rule in rules],
+        "label": [check(_spelt_well, name="a label is 1 to 80 letters, digits, spaces or .+-_()'& (no slash, no emoji)")],
+        "given_split": [check.isin(SPLITS)],
+        "split": [check.isin(SPLITS)],
+        "width": [check.ge(1)],
+        "height": [check.ge(1)],
+        "format": [check.isin(FORMATS)],
+        **{name: [check.in_range(0, 1)] for name in statistics.NAMES},
+    }
+    columns = {
+        field.name: pandera.Column(pd.ArrowDtype(field.type), nullable=field.nullable, checks=values.get(field.name))
+        for field in MANIFEST
+    }
+    return pandera.DataFrameSchema(columns, strict=True)
+
+
+def _holds(offends: "pd.Series[bool] | bool") -> Callable[[Any], Any]:
+    return lambda column: ~offends if isinstance(offends, pd.Series) else not offends
+
+
+def _spelt_well(labels: "pd.Series[str]") -> "pd.Series[bool]":
+    good = {label: LABEL.fullmatch(label) is not None for label in labels.unique()}
+    return labels.map(good).astype(bool)
+
+
+def _names(frame: pd.DataFrame) -> "pd.Series[str]":
+    """How a person finds each row: the file's path, or shard#row."""
+    rows = frame["row"].astype(str)
+    return frame["path"].astype(str).where(frame["row"] < 0, frame["path"].astype(str) + "#" + rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _rules(frame: pd.DataFrame, params: Validate, near: NDArray[np.int64], distances: Mapping[str, float]) -> list[Rule]:
+    kept = frame["split"].notna()
+    return [
+        _labels(frame, params.labels),
+        _min_images(frame, kept, params),
+        _corrupt(frame, params.max_corrupt),
+        _conflicts(frame),
+        _duplicates(frame, params.max_duplicates),
+        _leakage(frame),
+        _near_duplicates(frame, near),
+        _group_leakage(frame, kept),
+        _imbalance(frame, kept, params.max_imbalance),
+        _drift(distances, params.max_drift),
+    ]
+
+
+def _labels(frame: pd.DataFrame, declared: list[str] | None) -> Rule:
+    if declared is None:
+        return Rule("labels", False, "")
+    unknown = frame["label"].notna() & ~frame["label"].isin(declared)
+    found = ", ".join(map(repr, frame["label"][unknown].unique()[:5]))
+    return Rule("labels", _plain(unknown), f"not among validate.labels: {found}; declare them or correct the data")
+
+
+def _min_images(frame: pd.DataFrame, kept: "pd.Series[bool]", params: Validate) -> Rule:
+    """Every class needs its images in every split, and one class is nothing to tell apart."""
+    labels = sorted({*frame["label"].dropna(), *(params.labels or [])}, key=class_order)
+    if len(labels) < 2:
+        return Rule("min_images", True, f"{len(labels)} class found ({', '.join(labels)}); a classifier needs at least 2")
+    counts = frame[kept].groupby(["label", "split"]).size()
+    poor = [
+        f"{label} has {counts.get((label, split), 0)} in {split}"
+        for label in labels
+        for split in SPLITS
+        if counts.get((label, split), 0) < params.min_images
+    ]
+    more = f" and {len(poor) - 5} more" if len(poor) > 5 else ""
+    message = f"under validate.min_images {params.min_images}: {'; '.join(poor[:5])}{more}. Add images of these classes"
+    return Rule("min_images", bool(poor), message)
+
+
+def _corrupt(frame: pd.DataFrame, limit: float) -> Rule:
+    broken = _plain(frame["fault"].notna()) & _plain(frame["digest"].isna())
+    share = broken.mean()
+    message = f"{share:.1%} of the files are no readable image, over validate.max_corrupt {limit:.1%}; repair or remove them"
+    return Rule("corrupt", broken & (share > limit), message)
+
+
+def _conflicts(frame: pd.DataFrame) -> Rule:
+    clash = _plain(frame["fault"].notna()) & _plain(frame["digest"].notna())
+    return Rule("conflicts", clash, "equal images carry different labels and are left out; keep the right copy of each")
+
+
+def _duplicates(frame: pd.DataFrame, limit: float) -> Rule:
+    copies = _plain(frame["duplicate_of"].notna())
+    share = copies.sum() / max(1, int(frame["digest"].notna().sum()))
+    message = f"{share:.1%} of the images repeat another exactly, over validate.max_duplicates {limit:.1%}; one of each is kept"
+    return Rule("duplicates", copies & (share > limit), message)
+
+
+def _leakage(frame: pd.DataFrame) -> Rule:
+    splits = frame["given_split"].groupby(frame["digest"]).transform("nunique")
+    leaked = _plain(frame["digest"].notna()) & _plain(splits.fillna(0) > 1)
+    return Rule("leakage", leaked, "one image is given to several splits; it is kept in the stricter one. Remove the others")
+
+
+def _near_duplicates(frame: pd.DataFrame, near: NDArray[np.int64]) -> Rule:
+    marked = pd.Series(False, index=frame.index)
+    marked.iloc[near[:, 0]] = True
+    names = _names(frame)
+    shown = "; ".join(f"{names.iloc[a]} and {names.iloc[b]}" for a, b in near[:3])
+    return Rule("near_duplicates", marked, f"{len(near)} pairs of almost equal images in two splits: {shown}")
+
+
+def _group_leakage(frame: pd.DataFrame, kept: "pd.Series[bool]") -> Rule:
+    """A group stands in two splits when its rows were given to both, or when an image belongs to two groups."""
+    copied_from = frame.loc[kept].drop_duplicates("digest").set_index("digest")["split"]
+    side = frame["digest"].map(copied_from)
+    sides = side.groupby(frame["group"]).transform("nunique")
+    leaked = _plain(frame["group"].notna()) & _plain(sides.fillna(0) > 1)
+    groups = ", ".join(map(repr, frame["group"][leaked].unique()[:5]))
+    return Rule("group_leakage", leaked, f"groups with images in several splits: {groups}; give each group one split")
+
+
+def _imbalance(frame: pd.DataFrame, kept: "pd.Series[bool]", limit: float) -> Rule:
+    counts = frame.loc[kept, "label"].value_counts()
+    ratio = counts.max() / counts.min() if len(counts) else 1.0
+    message = f"{counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}, over validate.max_imbalance {limit:g}"
+    return Rule("imbalance", bool(ratio > limit), message + "; try train.class_weights: balanced")
+
+
+def _drift(distances: Mapping[str, float], limit: float) -> Rule:
+    moved = [f"{name} {value:.2f}" for name, value in distances.items() if value > limit]
+    message = f"far from reference.json, over validate.max_drift {limit:g}: {', '.join(moved)}"
+    return Rule("drift", bool(moved), message + ". If this is the data you mean to have, record it: make reference")
+
+
+def _plain(mask: "pd.Series[Any]") -> "pd.Series[bool]":
+    return mask.astype(bool)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measurements over the whole set
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def summarize_data(manifest: pa.Table) -> dict[str, Any]:
+    """Return what `make reference` records: each image statistic's distribution and the share of each class."""
+    return {"classes": _class_shares(manifest), "statistics": statistics.summarize(_measured(manifest))}
+
+
+def drift(manifest: pa.Table, reference: Mapping[str, Any]) -> dict[str, float]:
+    """Return the population stability index of each image statistic and of the class balance against a reference."""
+    distances = statistics.drift(reference.get("statistics", {}), _measured(manifest))
+    before, now = reference.get("classes", {}), _class_shares(manifest)
+    if before:
+        names = sorted({*before, *now})
+        histograms = [np.array([shares.get(name, 0.0) for name in names]) for shares in (before, now)]
+        distances["class balance"] = statistics.stability_index(*histograms)
+    return {name: round(value, 4) for name, value in distances.items()}
+
+
+def _measured(manifest: pa.Table) -> dict[str, NDArray[Any]]:
+    kept = manifest.filter(manifest.column("split").is_valid())
+    return {name: kept.column(name).to_numpy() for name in statistics.NAMES}
+
+
+def _class_shares(manifest: pa.Table) -> dict[str, float]:
+    kept = manifest.filter(manifest.column("split").is_valid())
+    labels, counts = np.unique(kept.column("label").to_numpy().astype(str), return_counts=True)
+    return {str(label): round(float(n / len(kept)), 6) for label, n in zip(labels, counts, strict=True)}
+
+
+def near_duplicates(manifest: pa.Table, images: Images) -> NDArray[np.int64]:
+    """Find pairs of almost equal images in different splits.
+
+    Two 64-bit hashes within NEAR_BITS are equal in one of NEAR_BITS + 1 bands (pigeonhole), so only neighbours in each
+    sorted band are compared; a candidate counts when its pixels differ by at most NEAR_RMS.
+
+    Args:
+        manifest: rows of `data.MANIFEST`.
+        images: returns the pixels of the given manifest rows, uint8 of shape (n, height, width, channels).
+
+    Returns:
+        Pairs of manifest rows, int64 of shape (n, 2), each once, in order.
+    """
+    rows = np.flatnonzero(manifest.column("split").is_valid().to_numpy())
+    kept = manifest.take(rows)
+    hashes = kept.column("perceptual_hash").to_numpy()
+    sides = kept.column("split").combine_chunks().dictionary_encode().indices.to_numpy()
+    pairs = [_band_pairs(hashes, sides, band) for band in range(NEAR_BITS + 1)]
+    candidates = rows[np.unique(np.concatenate(pairs), axis=0)]
+    close = [_pixels_close(candidates[i : i + 1024], images) for i in range(0, len(candidates), 1024)]
+    return candidates[np.concatenate(close)] if close else candidates
+
+
+def _band_pairs(hashes: NDArray[np.uint64], sides: NDArray[Any], band: int) -> NDArray[np.int64]:
+    width = 64 // (NEAR_BITS + 1)
+    keys = (hashes >> np.uint64(width * band)) & np.uint64(2**width - 1)
+    order = np.lexsort((hashes, keys))
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for step in range(1, min(_WINDOW, len(order))):
+        a, b = order[:-step], order[step:]
+        alike = (keys[a] == keys[b]) & (sides[a] != sides[b])
+        alike[alike] = np.bitwise_count(hashes[a[alike]] ^ hashes[b[alike]]) <= NEAR_BITS
+        found.append(np.sort(np.stack([a[alike], b[alike]], axis=1), axis=1))
+    return np.concatenate(found)
+
+
+def _pixels_close(pairs: NDArray[np.int64], images: Images) -> NDArray[np.bool_]:
+    first, second = (images(pairs[:, side]).astype(np.float32) for side in (0, 1))
+    close: NDArray[np.bool_] = (first - second).std(axis=(1, 2, 3)) <= NEAR_RMS
+    return close

@@ -1,0 +1,1 @@
+"""Data sets that a command brings into data/, in the Hugging Face image layout."""

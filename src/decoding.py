@@ -1,0 +1,128 @@
+"""Decode examples on all cores, in order, with bounded memory: pixels go to a file, one row of facts an image comes back."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from src import data, statistics
+from src.command import cores, progress
+from src.data import MANIFEST, Example, Piece
+from src.params import Prepare
+
+_ROW = pa.schema([field for field in MANIFEST if field.name not in ("duplicate_of", "split", "index")])
+_FACTS = ("path", "row", "label", "group", "given_split", "width", "height", "mode", "format", "digest", "fault")
+
+
+def decode_all(found: data.Scan, scratch: Path, params: Prepare) -> pa.Table:
+    """Decode everything that was found.
+
+    `scratch` receives the pixels, uint8 of the params' shape, image after image in the scan's order (zeros for a faulty
+    one). The table returned has the columns of the manifest that one image decides alone.
+    """
+    scratch.touch()
+    results: list[pa.RecordBatch] = []
+    with progress(found.images, "image", "prepare: decoding") as bar:
+        for batch in _in_order(data.read(found), str(scratch), params):
+            results.append(batch)
+            bar.update(len(batch))
+    return pa.Table.from_batches(results, schema=_ROW)
+
+
+def _in_order(pieces: Iterator[Piece], scratch: str, params: Prepare) -> Iterator[pa.RecordBatch]:
+    """Decode pieces on all cores with a bounded number in flight; results come in the order of the pieces."""
+    workers = cores()
+    waiting: list[tuple[Piece, Future[pa.RecordBatch]]] = []
+    pool = _pool(workers)
+    try:
+        while True:
+            for piece in islice(pieces, 3 * workers - len(waiting)):
+                waiting.append((piece, pool.submit(_decode_piece, piece, scratch, params)))
+            if not waiting:
+                return
+            piece, future = waiting.pop(0)
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                # a decoder took its process down; find the image, then go on with a fresh pool
+                pool.shutdown(cancel_futures=True)
+                yield _decode_one_by_one(piece, scratch, params)
+                pool = _pool(workers)
+                waiting = [(later, pool.submit(_decode_piece, later, scratch, params)) for later, _ in waiting]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Processes, not threads: on small images most of the work is Python's own. Plain fork is unsafe beside threads."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers': one for each core is enough
+    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    context = get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(workers, mp_context=context)
+
+
+def _decode_one_by_one(piece: Piece, scratch: str, params: Prepare) -> pa.RecordBatch:
+    """Decode each example of a piece in a process of its own; one that kills its process becomes a fault."""
+    rows = []
+    for offset, example in enumerate(data.examples(piece)):
+        place = piece.start + offset
+        with _pool(1) as pool:
+            try:
+                rows.append(pool.submit(_decode_examples, place, [example], scratch, params).result())
+            except BrokenProcessPool:
+                fault = "corrupt image: the decoder crashed on it, or memory ran out"
+                broken = example._replace(content=None, fault=fault)
+                rows.append(_decode_examples(place, [broken], scratch, params))
+    return pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
+
+
+def _decode_piece(piece: Piece, scratch: str, params: Prepare) -> pa.RecordBatch:
+    return _decode_examples(piece.start, list(data.examples(piece)), scratch, params)
+
+
+def _decode_examples(start: int, examples: list[Example], scratch: str, params: Prepare) -> pa.RecordBatch:
+    """Decode some examples in a worker: pixels go straight into the scratch file, the rows come back."""
+    pixels = np.zeros((len(examples), *params.size, params.channels), dtype=np.uint8)
+    rows = [_decode_example(example, pixels[i], params) for i, example in enumerate(examples)]
+    columns: dict[str, Any] = dict(zip(_FACTS, zip(*rows, strict=True), strict=True))
+    good = np.array([fault is None for fault in columns["fault"]])
+    measured = {"perceptual_hash": statistics.difference_hash(pixels), **statistics.measure(pixels)}
+    for name, values in measured.items():
+        columns[name] = pa.array(values, type=_ROW.field(name).type, mask=~good)
+    with open(scratch, "r+b") as file:
+        file.seek(start * pixels[0].nbytes)
+        file.write(pixels)
+    return pa.RecordBatch.from_pydict(columns, schema=_ROW)
+
+
+def _decode_example(example: Example, out: NDArray[np.uint8], params: Prepare) -> tuple[Any, ...]:
+    """Decode one example into `out`; return its _FACTS."""
+    origin = (_text(example.path), example.row, _text(example.label), _text(example.group), example.given_split)
+    if example.fault or example.content is None:
+        return (*origin, None, None, None, None, None, example.fault)
+    try:
+        content = example.content
+        if isinstance(content, str):
+            content = Path(content).read_bytes()
+        decoded = data.decode(content, int(params.max_megapixels * 1e6))
+        out[:] = data.fit(decoded.pixels, params.size, params.channels, params.fit)
+    except (data.UndecodableError, OSError) as error:
+        fault = f"unreadable: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return (*origin, None, None, None, None, None, fault)
+    height, width = decoded.pixels.shape[:2]
+    return (*origin, width, height, decoded.mode, decoded.format, data.digest(decoded.pixels), None)
+
+
+def _text(text: str | None) -> str | None:
+    """Make a text that can be stored: a file name need not be valid Unicode."""
+    return text if text is None else text.encode("utf-8", "backslashreplace").decode()

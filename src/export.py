@@ -1,0 +1,77 @@
+"""Write a classifier as one ONNX file: uint8 NHWC images in, probabilities out, the preprocessing inside."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from src.command import UserError
+from src.model import Classifier, Served
+
+OPSET = 20
+INPUT, OUTPUT = "images", "probabilities"
+
+
+def to_onnx(classifier: Classifier, size: tuple[int, int], channels: int, classes: list[str]) -> onnx.ModelProto:
+    """Export with a free batch size; the class names travel in the model's metadata.
+
+    Raises:
+        UserError: the network uses something that ONNX cannot express.
+    """
+    served = Served(classifier).cpu().eval()
+    example = torch.zeros(2, *size, channels, dtype=torch.uint8)
+    try:
+        program = _export(served, example)
+    except Exception as error:  # the exporter raises many classes, each with pages of text
+        reason = _root_cause(error)
+        raise UserError(f"the network of src/model.py cannot be exported to ONNX ({reason}); rewrite that operation") from None
+    return _without_traces(program.model_proto, classes)
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Write the model as a single file."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _export(served: Served, example: torch.Tensor) -> Any:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch's own exporter
+        program = torch.onnx.export(
+            served,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
+def _without_traces(model: onnx.ModelProto, classes: list[str]) -> onnx.ModelProto:
+    """Drop the exporter's stack traces: they name this machine's folders and would make equal models differ."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.doc_string = ""
+    onnx.helper.set_model_props(model, {"classes": json.dumps(classes)})
+    return model
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]

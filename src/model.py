@@ -1,0 +1,237 @@
+"""YOURS. The network, its preprocessing, and how a model is saved and loaded.
+
+To bring your own network: write an `nn.Module` that maps float images (n, channels, height, width), normalised to mean 0
+and deviation 1, to logits (n, classes); add a line to NETWORKS; name it in `train.network` of params.yaml.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from src.command import UserError
+
+
+class Shape(NamedTuple):
+    """What a network is built for: images of `size` (height, width) with `channels`, and so many `classes`."""
+
+    size: tuple[int, int]
+    channels: int
+    classes: int
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm around a shortcut. Names follow torchvision's, so that its weights fit.
+
+    Source: He et al., "Deep Residual Learning for Image Recognition" (2015), basic block.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, inputs, height, width) to (n, outputs, height / stride, width / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """Residual network: a stem, stages that each double the channels and halve the side, the mean, one linear layer.
+
+    Images up to 64 pixels get a 3x3 stem (as in the paper's CIFAR networks), larger ones the 7x7 stem with pooling.
+    """
+
+    def __init__(self, shape: Shape, width: int, blocks: Sequence[int]) -> None:
+        super().__init__()
+        large = min(shape.size) > 64
+        kernel, stride = (7, 2) if large else (3, 1)
+        self.conv1 = nn.Conv2d(shape.channels, width, kernel, stride, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        self.stages = len(blocks)
+        outputs = width
+        for stage, count in enumerate(blocks):
+            inputs, outputs = outputs, width * 2**stage
+            layers = [ResidualBlock(inputs if i == 0 else outputs, outputs, 2 if i == 0 < stage else 1) for i in range(count)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.fc = nn.Linear(outputs, shape.classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images (n, channels, height, width) to logits (n, classes)."""
+        x = self.pool(F.relu(self.bn1(self.conv1(x))))
+        for stage in range(self.stages):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def _initialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.bn2.weight)  # each block starts as its shortcut: Goyal et al. (2017), section 5.1
+
+
+def small_resnet(shape: Shape, width: int) -> nn.Module:
+    """Three stages of one block: 0.3 M parameters at width 32. Trains in seconds on a CPU."""
+    return ResNet(shape, width, blocks=(1, 1, 1))
+
+
+def resnet18(shape: Shape, width: int) -> nn.Module:
+    """ResNet-18: 11 M parameters at its own width, 64. Weights with torchvision's names fit it."""
+    return ResNet(shape, width, blocks=(2, 2, 2, 2))
+
+
+NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "small_resnet": small_resnet,
+    "resnet18": resnet18,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The classifier: a network with its preprocessing inside
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """A network that normalises for itself, so that training and serving cannot disagree.
+
+    `mean` and `deviation` are those of the training split, one a channel, in grey levels 0..255. `temperature` divides
+    the logits; it is fitted after training, so that the probabilities are honest.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    temperature: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images in 0..255, (n, channels, height, width) of any type, to logits (n, classes)."""
+        logits: Tensor = self.network((images.float() - self.mean) / self.deviation)
+        return logits / self.temperature
+
+
+class Served(nn.Module):
+    """What the ONNX file computes: uint8 images (n, height, width, channels) to probabilities (n, classes)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 NHWC images to probabilities."""
+        return F.softmax(self.classifier(images.permute(0, 3, 1, 2)).float(), dim=1)
+
+
+def build(name: str, shape: Shape, width: int, mean: Sequence[float], deviation: Sequence[float]) -> Classifier:
+    """Build a classifier with fresh weights.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    if name not in NETWORKS:
+        raise UserError(f"train.network is {name!r}, expected one of {', '.join(NETWORKS)} (see src/model.py)")
+    return Classifier(NETWORKS[name](shape, width), mean, deviation)
+
+
+def save(classifier: Classifier, path: Path) -> None:
+    """Write all weights and buffers as safetensors, which hold no code."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}, path)
+    path.chmod(0o644)  # safetensors makes it private
+
+
+def load(card: dict[str, Any], weights: Path) -> Classifier:
+    """Rebuild the classifier that a card.json describes, with its weights.
+
+    Raises:
+        UserError: the weights are missing, damaged or of another network.
+    """
+    shape = Shape(tuple(card["size"]), card["channels"], len(card["classes"]))
+    classifier = build(card["network"], shape, card["width"], [0.0] * shape.channels, [1.0] * shape.channels)
+    try:
+        classifier.load_state_dict(read_weights(weights))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{weights} does not fit network {card['network']} of src/model.py ({reason}); train again") from None
+    return classifier.eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: the file is missing or is not safetensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: `dvc pull` it, or correct train.weights in params.yaml")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no safetensors file ({error}); save it with safetensors.torch.save_file") from None
+
+
+def start_from(classifier: Classifier, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Copy in every layer that fits, by name and shape; names may come with or without the prefix `network.`.
+
+    Returns:
+        The names that were copied, and those of the classifier that stay fresh with the reason.
+    """
+    own = classifier.network.state_dict()
+    given = {name.removeprefix("network."): value for name, value in weights.items()}
+    copied, fresh = {}, []
+    for name, value in own.items():
+        if name not in given:
+            fresh.append(f"{name} (not in the file)")
+        elif given[name].shape != value.shape:
+            fresh.append(f"{name} (the file has {tuple(given[name].shape)}, the network {tuple(value.shape)})")
+        else:
+            copied[name] = given[name]
+    classifier.network.load_state_dict(copied, strict=False)
+    return sorted(copied), fresh
+
+
+def freeze(classifier: Classifier, prefixes: Sequence[str]) -> list[nn.Module]:
+    """Stop the layers whose names begin with a prefix from learning; return their norms, which must stay in eval mode.
+
+    Raises:
+        UserError: a prefix names no layer, or nothing is left to learn.
+    """
+    network = classifier.network
+    for prefix in prefixes:
+        names = [name for name, _ in network.named_parameters() if _under(name, prefix)]
+        if not names:
+            known = ", ".join(name for name, _ in network.named_children())
+            raise UserError(f"train.freeze names {prefix!r}, which is no layer; expected a beginning of: {known}")
+        for name in names:
+            network.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("train.freeze leaves nothing to learn: take the last layer out of it")
+    return [module for name, module in network.named_modules() if any(_under(name, prefix) for prefix in prefixes)]
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")

@@ -1,0 +1,186 @@
+"""params.yaml, read once: typed, frozen, in range. An unknown key, a wrong type or a bad value is refused by name.
+
+    params = load(Path("params.yaml"))
+    params.train.epochs
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from src.command import UserError
+
+Level = Literal["error", "warn", "off"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=2, le=1024)]
+
+
+def _pair(value: object) -> object:
+    """Accept one side for a square, or [height, width]."""
+    return tuple(value) if isinstance(value, list) else (value, value)
+
+
+Size = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Prepare(_Section):
+    """What the model sees of an image, and which side of the split it falls on."""
+
+    size: Size
+    channels: Literal[1, 3]
+    fit: Literal["crop", "pad", "stretch"]
+    max_megapixels: float = Field(gt=0, le=1000)
+    validation_share: Share
+    test_share: Share
+    use_given_splits: bool
+
+    @model_validator(mode="after")
+    def _something_left_to_train_on(self) -> "Prepare":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share must leave something to train on (under 1)")
+        return self
+
+
+class Checks(_Section):
+    """How serious each finding of `validate` is."""
+
+    labels: Level
+    min_images: Level
+    corrupt: Level
+    conflicts: Level
+    duplicates: Level
+    leakage: Level
+    near_duplicates: Level
+    group_leakage: Level
+    imbalance: Level
+    drift: Level
+
+
+class Validate(_Section):
+    """The limits of `validate`."""
+
+    labels: list[str] | None
+    min_images: int = Field(ge=1)
+    max_corrupt: float = Field(ge=0, le=1)
+    max_duplicates: float = Field(ge=0, le=1)
+    max_imbalance: float = Field(ge=1)
+    max_drift: float = Field(gt=0)
+    checks: Checks
+
+
+class Augment(_Section):
+    """Strength of each augmentation; 0 or false switches it off."""
+
+    crop: int = Field(ge=0, le=128)
+    flip: bool
+    rotate: float = Field(ge=0, le=180)
+    scale: float = Field(ge=0, lt=1)
+    brightness: float = Field(ge=0, lt=1)
+    contrast: float = Field(ge=0, lt=1)
+    cutout: int = Field(ge=0, le=512)
+
+
+class Train(_Section):
+    """The network and its recipe."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    network: str
+    width: int = Field(ge=4, le=1024)
+    weights: str | None
+    weights_sha256: str | None
+    freeze: list[str]
+    epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(ge=2, le=65_536)
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float = Field(gt=0, le=100)
+    weight_decay: float = Field(ge=0, le=10)
+    warmup_epochs: float = Field(ge=0)
+    label_smoothing: Share
+    gradient_clip: float = Field(ge=0)
+    class_weights: Literal["none", "balanced"]
+    precision: Literal["auto", "bf16", "fp32"]
+    device: Literal["auto", "cpu", "cuda"]
+    augment: Augment
+
+
+class Evaluate(_Section):
+    """How the test results are told."""
+
+    confidence: float = Field(gt=0.5, lt=1)
+    calibration_bins: int = Field(ge=2, le=100)
+    golden: int = Field(ge=1, le=1000)
+    worst: int = Field(ge=1, le=100)
+    parity_tolerance: float = Field(gt=0, le=0.5)
+
+
+class Params(_Section):
+    """All of params.yaml, one attribute a section."""
+
+    prepare: Prepare
+    validation: Validate = Field(alias="validate")
+    train: Train
+    evaluate: Evaluate
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a key is unknown, missing, of the wrong type or out of range;
+            the text names each key with its value and what is expected.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run from the repository's root, or restore it with `git checkout`") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no sections: expected {', '.join(_section_names())}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_sentences(path, error)) from None
+
+
+def _section_names() -> list[str]:
+    return [field.alias or name for name, field in Params.model_fields.items()]
+
+
+def _sentences(path: Path, error: ValidationError) -> str:
+    """One sentence a fault: key, value, what is expected."""
+    faults = {}
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"] if isinstance(part, str))
+        faults.setdefault(key, _sentence(key, fault["type"], fault["msg"], fault["input"]))
+    return f"{path}: " + "; ".join(faults.values())
+
+
+def _sentence(key: str, kind: str, message: str, value: object) -> str:
+    expected = message.removeprefix("Value error, ").removeprefix("Input ")
+    if kind == "extra_forbidden":
+        return f"{key} is unknown; expected one of {', '.join(_keys_beside(key))}"
+    if kind == "missing":
+        return f"{key} is missing; copy it from the template's params.yaml"
+    if isinstance(value, dict):
+        return f"{key}: {expected}"
+    return f"{key} is {value!r}, but it {expected}"
+
+
+def _keys_beside(key: str) -> list[str]:
+    """The keys that are allowed where the unknown `key` stood."""
+    section: type[BaseModel] = Params
+    for part in key.split(".")[:-1]:
+        fields = {field.alias or name: field for name, field in section.model_fields.items()}
+        annotation = fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return [field.alias or name for name, field in section.model_fields.items()]

@@ -1,0 +1,354 @@
+"""Stage 4, evaluate. Runs the ONNX file on the test split; writes metrics.json, details with pictures, and timings.json.
+
+    python -m src.stages.evaluate out/arrays out/manifest.parquet out/model metrics.json out/evaluation out/timings.json
+
+It judges the very file that is served, through ONNX Runtime. What differs between equal runs goes into timings.json and
+nowhere else.
+"""
+
+import argparse
+import csv
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from src import arrays, baseline, explain, metrics, pictures
+from src import model as networks
+from src.arrays import Arrays, Split
+from src.command import UserError, cores, run, table
+from src.files import replacing, rounded, write_json
+from src.inference import Model
+from src.model import Classifier
+from src.params import Evaluate, load
+
+_PARITY_IMAGES = 1024
+_TIMED = 300  # single-image requests, after a warm-up
+_TIMED_BATCH = 64
+
+
+def evaluate(
+    folder: Path, manifest: Path, model_folder: Path, metrics_path: Path, details: Path, timings: Path, params: Evaluate
+) -> None:
+    """Evaluate the model in `model_folder` on the test split of `folder`.
+
+    Raises:
+        UserError: an input is missing or damaged, model and data do not belong together, or ONNX and PyTorch differ.
+    """
+    data = arrays.load(folder)
+    model = Model(model_folder)
+    test = data.split("test")
+    _require_match(model, data, test)
+    probabilities = model.probabilities(test.images)
+    classifier = networks.load(model.card, model_folder / "weights.safetensors")
+    parity = _parity(classifier, test, probabilities, params.parity_tolerance)
+    facts = _test_rows(manifest)
+    simple = baseline.probabilities(data.split("train"), test, len(data.classes))
+    results = _results(test, probabilities, simple, facts, model, parity, params)
+    with replacing(details) as fresh:
+        fresh.mkdir()
+        _write_tables(fresh, test, probabilities, facts, results, data.classes, params)
+        _write_golden(fresh / "golden", test, probabilities, data.classes, params)
+        _draw(fresh, test, probabilities, results, data.classes, model_folder, classifier, params)
+        write_json(timings, _time(model, test))
+        write_json(metrics_path, results)
+    print(_summary(results))
+
+
+def _require_match(model: Model, data: Arrays, test: Split) -> None:
+    if (model.size, model.channels, model.classes) != (data.size, data.channels, data.classes):
+        raise UserError(f"{model.path} was made for other classes or another image size than {data.folder}: train again")
+    if not len(test.images):
+        raise UserError("there is no test image: raise prepare.test_share, or add images")
+
+
+def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float32], tolerance: float) -> float:
+    """Return the largest difference of a probability between PyTorch and ONNX; over the tolerance it is an error."""
+    images = torch.from_numpy(np.array(test.images[:_PARITY_IMAGES])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        own = torch.cat([classifier(part).softmax(dim=1) for part in images.split(256)]).numpy()
+    difference = float(np.abs(own - probabilities[:_PARITY_IMAGES]).max())
+    if not difference <= tolerance:
+        raise UserError(
+            f"ONNX and PyTorch differ by {difference:.2g} in a probability, over evaluate.parity_tolerance {tolerance:g}: "
+            "an operation of src/model.py is not exported faithfully; do not ship this model"
+        )
+    return difference
+
+
+def _test_rows(manifest: Path) -> pa.Table:
+    """Read the manifest's rows of the test split, in the order of its array."""
+    if not manifest.is_file():
+        raise UserError(f"{manifest} is missing: run `dvc repro prepare`, which makes it")
+    return pq.read_table(manifest, filters=[("split", "=", "test")]).sort_by("index")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _results(
+    test: Split,
+    probabilities: NDArray[np.float32],
+    simple: NDArray[np.float32],
+    facts: pa.Table,
+    model: Model,
+    parity: float,
+    params: Evaluate,
+) -> dict[str, Any]:
+    right = probabilities.argmax(axis=1) == test.labels
+    own = metrics.overall(test.labels, probabilities, params.confidence, params.calibration_bins)
+    plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
+    return {
+        **own,
+        "baseline": {**plain, "margin": rounded(own["accuracy"] - plain["accuracy"])},
+        "images": len(test.labels),
+        "model_bytes": model.path.stat().st_size,
+        "parity": rounded(parity, 9),
+        "per_class": metrics.per_class(test.labels, probabilities, model.classes),
+        "slices": metrics.slices(right, _slices(facts), params.confidence),
+    }
+
+
+def _slices(facts: pa.Table) -> dict[str, NDArray[np.bool_]]:
+    sides = np.maximum(facts.column("width").to_numpy(), facts.column("height").to_numpy())
+    return {
+        **metrics.thirds("brightness", facts.column("brightness").to_numpy()),
+        **metrics.thirds("contrast", facts.column("contrast").to_numpy()),
+        **metrics.thirds("original size", sides),
+        **metrics.groups(facts.column("group").to_pylist()),
+    }
+
+
+def _time(model: Model, test: Split) -> dict[str, Any]:
+    """Measure latency of single images and throughput of batches; the only place for what no two runs agree on."""
+    images = np.array(test.images[: max(_TIMED_BATCH, 1)])
+    for _ in range(20):
+        model.probabilities(images[:1])
+    latencies = []
+    for i in range(_TIMED):
+        started = time.perf_counter()
+        model.probabilities(images[i % len(images)][None])
+        latencies.append((time.perf_counter() - started) * 1000)
+    batch = np.resize(images, (_TIMED_BATCH, *images.shape[1:]))
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.5:
+        model.probabilities(batch)
+        done += len(batch)
+    p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
+    return {
+        "hardware": {"cores": cores(), "machine": platform.machine(), "processor": _processor()},
+        "latency_ms": {"p50": rounded(p50, 4), "p95": rounded(p95, 4), "p99": rounded(p99, 4)},
+        "throughput_images_per_second": rounded(done / (time.perf_counter() - started), 1),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _summary(results: Mapping[str, Any]) -> str:
+    rows = [[name, f"{results[name]:.4f}", f"{results['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")]
+    return table(["test", "model", "logistic regression"], rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and golden examples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write_tables(
+    folder: Path,
+    test: Split,
+    probabilities: NDArray[np.float32],
+    facts: pa.Table,
+    results: Mapping[str, Any],
+    classes: Sequence[str],
+    params: Evaluate,
+) -> None:
+    """Write what `dvc plots` and the report read: predictions, confusion, calibration, classes, slices."""
+    predicted = probabilities.argmax(axis=1)
+    names = np.array(classes, dtype=object)
+    predictions = facts.select(["path", "row", "digest", "label", "group"])
+    for name, values in (
+        ("prediction", pa.array(names[predicted], type=pa.string())),
+        ("confidence", pa.array(probabilities.max(axis=1).round(6))),
+        ("log_loss", pa.array(metrics.log_losses(test.labels, probabilities).round(6))),
+    ):
+        predictions = predictions.append_column(name, values)
+    pq.write_table(predictions, folder / "predictions.parquet", compression="zstd")
+    pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(test.labels, predicted, strict=True)]
+    _write_csv(folder / "confusion.csv", pairs)
+    _write_csv(folder / "calibration.csv", metrics.calibration(test.labels, probabilities, params.calibration_bins))
+    _write_csv(folder / "classes.csv", [{"class": name, **row} for name, row in results["per_class"].items()])
+    header = [{"slice": name, **row} for name, row in results["slices"].items()]
+    _write_csv(folder / "slices.csv", header or [{"slice": "all", "accuracy": results["accuracy"]}])
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_golden(
+    folder: Path, test: Split, probabilities: NDArray[np.float32], classes: Sequence[str], params: Evaluate
+) -> None:
+    """Write test images, as PNG at the model's own size, with the probabilities that a deployment must reproduce."""
+    folder.mkdir()
+    examples = []
+    for row in _spread(test.labels, params.golden):
+        name = f"{row:06d}.png"
+        Image.fromarray(test.images[row].squeeze()).save(folder / name)
+        values = [rounded(value) for value in probabilities[row]]
+        prediction = classes[int(probabilities[row].argmax())]
+        label = classes[int(test.labels[row])]
+        examples.append({"file": name, "label": label, "prediction": prediction, "probabilities": values})
+    write_json(folder / "golden.json", {"classes": list(classes), "examples": examples, "tolerance": params.parity_tolerance})
+
+
+def _spread(labels: NDArray[np.int64], count: int) -> list[int]:
+    """Choose rows class by class in turn, so that few examples still show every class."""
+    ranks = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        ranks[mine] = np.arange(len(mine))
+    return [int(row) for row in np.lexsort((labels, ranks))[:count]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _draw(
+    folder: Path,
+    test: Split,
+    probabilities: NDArray[np.float32],
+    results: Mapping[str, Any],
+    classes: Sequence[str],
+    model_folder: Path,
+    classifier: Classifier,
+    params: Evaluate,
+) -> None:
+    _draw_confusion(folder / "confusion.png", metrics.confusion(test.labels, probabilities), classes)
+    _draw_curves(folder / "curves.png", model_folder / "history.csv")
+    _draw_calibration(folder / "calibration.png", metrics.calibration(test.labels, probabilities, params.calibration_bins), results)
+    predicted = probabilities.argmax(axis=1)
+    losses = metrics.log_losses(test.labels, probabilities)
+    wrong = np.flatnonzero(predicted != test.labels)
+    worst = wrong[np.argsort(-losses[wrong], kind="stable")][: params.worst]
+    _draw_errors(folder / "errors.png", test, probabilities, worst, classes)
+    shown = np.concatenate([worst[:8], np.array(_spread(test.labels, 8), dtype=np.int64)])
+    _draw_activation(folder / "activation.png", test, predicted, shown, classes, classifier)
+
+
+def _draw_confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(12.0, 3.5 + 0.35 * len(classes))
+    made = pictures.figure(side + 0.5, side)
+    axes = made.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(title="Confusion: test images", xlabel="predicted", ylabel="actual")
+    if len(classes) <= 30:
+        names = [pictures.shorten(name, 14) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(classes)), names, fontsize=8)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
+    pictures.save(made, path)
+
+
+def _draw_curves(path: Path, history: Path) -> None:
+    with history.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    epochs = [row["epoch"] for row in rows]
+    made = pictures.figure(11, 3.4)
+    loss, right, rate = made.subplots(1, 3)
+    loss.plot(epochs, [row["train_loss"] for row in rows], color=pictures.BLUE, label="training (augmented, smoothed)")
+    loss.plot(epochs, [row["validation_loss"] for row in rows], color=pictures.ORANGE, label="validation")
+    loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
+    loss.legend(fontsize=8)
+    right.plot(epochs, [row["validation_accuracy"] for row in rows], color=pictures.ORANGE)
+    right.set(title="Validation accuracy", xlabel="epoch")
+    rate.plot(epochs, [row["learning_rate"] for row in rows], color=pictures.GREY)
+    rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+    pictures.save(made, path)
+
+
+def _draw_calibration(path: Path, curve: Sequence[Mapping[str, float]], results: Mapping[str, Any]) -> None:
+    made = pictures.figure(4.5, 4.2)
+    axes = made.subplots()
+    axes.plot([0, 1], [0, 1], color=pictures.GREY, linestyle="--", label="perfect")
+    sizes = [10 + 190 * row["images"] / results["images"] for row in curve]
+    confidence, right = ([row[name] for row in curve] for name in ("confidence", "accuracy"))
+    axes.plot(confidence, right, color=pictures.BLUE, linewidth=1)
+    axes.scatter(confidence, right, s=sizes, color=pictures.BLUE, label="model (area: images)")
+    axes.set(title=f"Calibration error {results['ece']:.3f}", xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(fontsize=8, loc="lower right")
+    pictures.save(made, path)
+
+
+def _draw_errors(
+    path: Path, test: Split, probabilities: NDArray[np.float32], worst: NDArray[np.int64], classes: Sequence[str]
+) -> None:
+    title = "Worst errors: predicted (confidence), then actual" if len(worst) else "No error on the test split"
+    made, squares = pictures.grid(len(worst), 8, title)
+    for axes, row in zip(squares, worst, strict=True):
+        predicted = int(probabilities[row].argmax())
+        text = f"{pictures.shorten(classes[predicted], 10)} ({probabilities[row, predicted]:.0%})"
+        pictures.show_image(axes, test.images[row], f"{text}\n{pictures.shorten(classes[int(test.labels[row])], 14)}", pictures.RED)
+    pictures.save(made, path)
+
+
+def _draw_activation(
+    path: Path,
+    test: Split,
+    predicted: NDArray[Any],
+    shown: NDArray[np.int64],
+    classes: Sequence[str],
+    classifier: Classifier,
+) -> None:
+    heat = explain.activation_maps(classifier, test.images[shown], predicted[shown])
+    title = "Where the network looked (Grad-CAM); wrong predictions in red"
+    made, squares = pictures.grid(len(shown), 8, title if heat is not None else "This network has no feature maps to show")
+    for axes, place in zip(squares, range(len(shown)), strict=True):
+        row = shown[place]
+        colour = "black" if predicted[row] == test.labels[row] else pictures.RED
+        pictures.show_image(axes, test.images[row], classes[int(predicted[row])], colour)
+        if heat is not None:
+            axes.imshow(heat[place], cmap="inferno", alpha=0.5, vmin=0, vmax=1, interpolation="bilinear")
+    pictures.save(made, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Judge the ONNX model on the test split; write metrics and pictures.")
+    parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
+    parser.add_argument("manifest", type=Path, help="manifest that prepare wrote")
+    parser.add_argument("model", type=Path, help="folder that train wrote")
+    parser.add_argument("metrics", type=Path, help="metrics.json to write")
+    parser.add_argument("details", type=Path, help="folder to write tables, golden examples and pictures into")
+    parser.add_argument("timings", type=Path, help="timings.json to write")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    args = parser.parse_args()
+    params = load(args.params).evaluate
+    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, args.timings, params)
+
+
+if __name__ == "__main__":
+    run("evaluate", main)
