@@ -20,8 +20,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Arrays:
-    """What `prepare` says of the arrays: class names in label order, the shape of an image and how it was
-    brought to it, the manifest's digest."""
+    """What `prepare` says of the arrays: class names in label order, how images were fitted, the manifest's digest."""
 
     folder: Path
     classes: list[str]

@@ -41,4 +41,4 @@ def _flat(images: NDArray[Any]) -> NDArray[np.float32]:
     if max(values.shape[1:3]) > _LONGEST_SIDE:
         rows, columns = (area_weights(length, min(length, _LONGEST_SIDE)) for length in values.shape[1:3])
         values = np.einsum("ih,nhwc,jw->nijc", rows, values, columns, optimize=True)
-    return values.reshape(len(values), -1)
+    return values.reshape(len(values), -1).astype(np.float32)

@@ -63,7 +63,7 @@ class Batches:
 
 def _padded_bytes(images: NDArray[np.uint8], margin: int) -> int:
     n, height, width, channels = images.shape
-    return int(n) * (height + 2 * margin) * (width + 2 * margin) * channels
+    return int(n * (height + 2 * margin) * (width + 2 * margin) * channels)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from src import statistics
-from src.data import FORMATS, MANIFEST, SPLITS, class_order
+from src.data import MANIFEST, SPLITS, class_order
+from src.images import FORMATS
 from src.params import Checks, Level, Validate
 
 LABEL = re.compile(r"[\w][\w .+()'&-]{0,79}")  # word characters of any script; a label names files, pictures, metrics
@@ -111,7 +112,7 @@ def _schema(rules: Any) -> pandera.DataFrameSchema:
 
 
 def _holds(offends: "pd.Series[bool] | bool") -> Callable[[Any], Any]:
-    return lambda column: ~offends if isinstance(offends, pd.Series) else not offends
+    return lambda _: ~offends if isinstance(offends, pd.Series) else not offends
 
 
 def _spelt_well(labels: "pd.Series[str]") -> "pd.Series[bool]":
@@ -186,7 +187,9 @@ def _conflicts(frame: pd.DataFrame) -> Rule:
 def _duplicates(frame: pd.DataFrame, limit: float) -> Rule:
     copies = _plain(frame["duplicate_of"].notna())
     share = copies.sum() / max(1, int(frame["digest"].notna().sum()))
-    message = f"{share:.1%} of the images repeat another exactly, over validate.max_duplicates {limit:.1%}; one of each is kept"
+    message = (
+        f"{share:.1%} of the images repeat another exactly, over validate.max_duplicates {limit:.1%}; one of each is kept"
+    )
     return Rule("duplicates", copies & (share > limit), message)
 
 
@@ -217,7 +220,9 @@ def _group_leakage(frame: pd.DataFrame, kept: "pd.Series[bool]") -> Rule:
 def _imbalance(frame: pd.DataFrame, kept: "pd.Series[bool]", limit: float) -> Rule:
     counts = frame.loc[kept, "label"].value_counts()
     ratio = counts.max() / counts.min() if len(counts) else 1.0
-    message = f"{counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}, over validate.max_imbalance {limit:g}"
+    message = (
+        f"{counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}, over validate.max_imbalance {limit:g}"
+    )
     return Rule("imbalance", bool(ratio > limit), message + "; try train.class_weights: balanced")
 
 

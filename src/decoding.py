@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src import data, statistics
+from src import data, images, statistics
 from src.command import cores, progress
 from src.data import MANIFEST, Example, Piece
 from src.params import Prepare
@@ -101,7 +101,7 @@ def _decode_examples(start: int, examples: list[Example], scratch: str, params: 
         columns[name] = pa.array(values, type=_ROW.field(name).type, mask=~good)
     with open(scratch, "r+b") as file:
         file.seek(start * pixels[0].nbytes)
-        file.write(pixels)
+        file.write(pixels.data)
     return pa.RecordBatch.from_pydict(columns, schema=_ROW)
 
 
@@ -114,13 +114,13 @@ def _decode_example(example: Example, out: NDArray[np.uint8], params: Prepare) -
         content = example.content
         if isinstance(content, str):
             content = Path(content).read_bytes()
-        decoded = data.decode(content, int(params.max_megapixels * 1e6))
-        out[:] = data.fit(decoded.pixels, params.size, params.channels, params.fit)
-    except (data.UndecodableError, OSError) as error:
+        decoded = images.decode(content, int(params.max_megapixels * 1e6))
+        out[:] = images.fit(decoded.pixels, params.size, params.channels, params.fit)
+    except (images.UndecodableError, OSError) as error:
         fault = f"unreadable: {error.strerror}" if isinstance(error, OSError) else str(error)
         return (*origin, None, None, None, None, None, fault)
     height, width = decoded.pixels.shape[:2]
-    return (*origin, width, height, decoded.mode, decoded.format, data.digest(decoded.pixels), None)
+    return (*origin, width, height, decoded.mode, decoded.format, images.digest(decoded.pixels), None)
 
 
 def _text(text: str | None) -> str | None:

@@ -98,7 +98,9 @@ def make_venv():
     try:
         venv.create(VENV, clear=True, with_pip=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        hint = "on Debian and Ubuntu: apt install python3-venv" if not has_ensurepip() else "check the disk and its permissions"
+        hint = (
+            "on Debian and Ubuntu: apt install python3-venv" if not has_ensurepip() else "check the disk and its permissions"
+        )
         fail("the virtual environment %s could not be made (%s): %s" % (VENV, type(error).__name__, hint))
 
 
@@ -128,7 +130,10 @@ def install(what, arguments):
             tell(line)
     if process.wait() != 0:
         reason = re.sub(r"\s+", " ", last)[:300] or "pip gave no reason"
-        fail("%s could not be installed (%s): check network, proxy and disk, then run make setup again; log: %s" % (what, reason, LOG))
+        fail(
+            "%s could not be installed (%s): check network, proxy and disk, then run make setup again; log: %s"
+            % (what, reason, LOG)
+        )
 
 
 def tell(line):

@@ -39,9 +39,7 @@ def activation_maps(classifier: Classifier, images: NDArray[np.uint8], targets: 
     if chosen is None:
         return None
     score = logits.gather(1, torch.from_numpy(np.asarray(targets))[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, chosen, allow_unused=True)
-    if gradient is None:
-        return None
+    gradient = torch.autograd.grad(score, chosen, materialize_grads=True)[0]
     heat = F.relu((gradient.mean(dim=(2, 3), keepdim=True) * chosen).sum(dim=1, keepdim=True)).detach()
     heat = F.interpolate(heat, size=images.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
     peak = heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
@@ -49,7 +47,7 @@ def activation_maps(classifier: Classifier, images: NDArray[np.uint8], targets: 
 
 
 def _recorder(maps: list[Tensor]) -> Any:
-    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and output.requires_grad:
             maps.append(output)
 

@@ -28,7 +28,9 @@ def to_onnx(classifier: Classifier, size: tuple[int, int], channels: int, classe
         program = _export(served, example)
     except Exception as error:  # the exporter raises many classes, each with pages of text
         reason = _root_cause(error)
-        raise UserError(f"the network of src/model.py cannot be exported to ONNX ({reason}); rewrite that operation") from None
+        raise UserError(
+            f"the network of src/model.py cannot be exported to ONNX ({reason}); rewrite that operation"
+        ) from None
     return _without_traces(program.model_proto, classes)
 
 

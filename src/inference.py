@@ -58,4 +58,3 @@ def _open(path: Path, card: dict[str, Any], threads: int) -> ort.InferenceSessio
     if json.loads(names) != card["classes"]:
         raise UserError(f"{path} has other classes than card.json beside it: run `dvc repro -f train`")
     return session
-

@@ -115,7 +115,9 @@ def slices(
 ) -> dict[str, dict[str, float]]:
     """Return the accuracy, with interval, of each named subset that holds images."""
     return {
-        name: {**accuracy(right[mask], confidence), "images": int(mask.sum())} for name, mask in members.items() if mask.any()
+        name: {**accuracy(right[mask], confidence), "images": int(mask.sum())}
+        for name, mask in members.items()
+        if mask.any()
     }
 
 

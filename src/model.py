@@ -69,7 +69,9 @@ class ResNet(nn.Module):
         outputs = width
         for stage, count in enumerate(blocks):
             inputs, outputs = outputs, width * 2**stage
-            layers = [ResidualBlock(inputs if i == 0 else outputs, outputs, 2 if i == 0 < stage else 1) for i in range(count)]
+            layers = [
+                ResidualBlock(inputs if i == 0 else outputs, outputs, 2 if i == 0 < stage else 1) for i in range(count)
+            ]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.fc = nn.Linear(outputs, shape.classes)
         _initialise(self)
@@ -79,7 +81,8 @@ class ResNet(nn.Module):
         x = self.pool(F.relu(self.bn1(self.conv1(x))))
         for stage in range(self.stages):
             x = self.get_submodule(f"layer{stage + 1}")(x)
-        return self.fc(x.mean(dim=(2, 3)))
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return logits
 
 
 def _initialise(network: nn.Module) -> None:
@@ -176,7 +179,9 @@ def load(card: dict[str, Any], weights: Path) -> Classifier:
         classifier.load_state_dict(read_weights(weights))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{weights} does not fit network {card['network']} of src/model.py ({reason}); train again") from None
+        raise UserError(
+            f"{weights} does not fit network {card['network']} of src/model.py ({reason}); train again"
+        ) from None
     return classifier.eval()
 
 

@@ -1,7 +1,7 @@
 """params.yaml, read once: typed, frozen, in range. An unknown key, a wrong type or a bad value is refused by name.
 
-    params = load(Path("params.yaml"))
-    params.train.epochs
+params = load(Path("params.yaml"))
+params.train.epochs
 """
 
 from pathlib import Path
@@ -157,7 +157,7 @@ def _section_names() -> list[str]:
 
 def _sentences(path: Path, error: ValidationError) -> str:
     """One sentence a fault: key, value, what is expected."""
-    faults = {}
+    faults: dict[str, str] = {}
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"] if isinstance(part, str))
         faults.setdefault(key, _sentence(key, fault["type"], fault["msg"], fault["input"]))
@@ -181,6 +181,7 @@ def _keys_beside(key: str) -> list[str]:
     for part in key.split(".")[:-1]:
         fields = {field.alias or name: field for name, field in section.model_fields.items()}
         annotation = fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         section = annotation
     return [field.alias or name for name, field in section.model_fields.items()]

@@ -1,5 +1,6 @@
 """How every picture of this project is drawn and saved: same fonts, same colours, the same bytes for the same numbers."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ def figure(width: float, height: float) -> Figure:
 
 def save(made: Figure, path: Path) -> None:
     """Write a PNG without date or program name, so that equal pictures are equal files."""
-    with replacing(path) as fresh:
+    with replacing(path) as fresh, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a label in a script that the font lacks is drawn as boxes
         made.savefig(fresh, format="png", metadata={"Software": None})
 
 
 def show_image(axes: Any, image: NDArray[Any], title: str = "", colour: str = "black") -> None:
-    """Draw one uint8 image of shape (height, width, 1 or 3) without axes, pixels sharp."""
+    """Draw one uint8 image of shape (height, width, 1 or 3) without axes, pixels sharp; the caller shortens the title."""
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_title(shorten(title), fontsize=8, color=colour)
+    axes.set_title(title, fontsize=8, color=colour)
     axes.set_axis_off()
 
 

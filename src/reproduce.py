@@ -39,7 +39,9 @@ def _pull() -> None:
     if has_unrecorded_changes(Path("data")):
         print("data/ differs from data.dvc: it is used as it is, and recorded (as by dvc add data)")
     elif dvc("pull", "data.dvc").returncode:
-        raise UserError("the data could not be pulled; the lines above say why. Check the remote in .dvc/config, then run again")
+        raise UserError(
+            "the data could not be pulled; the lines above say why. Check the remote in .dvc/config, then run again"
+        )
 
 
 def _results() -> str:

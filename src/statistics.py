@@ -22,7 +22,7 @@ def luma(images: Images) -> Floats:
     """Return grey values in 0..255, float32 of shape (n, height, width)."""
     if images.shape[-1] == 1:
         return images[..., 0].astype(np.float32)
-    return images.astype(np.float32) @ _LUMA
+    return np.asarray(images.astype(np.float32) @ _LUMA, dtype=np.float32)
 
 
 def measure(images: Images) -> dict[str, Floats]:
@@ -63,7 +63,7 @@ def area_weights(pixels: int, cells: int) -> Floats:
     left = np.maximum(edges[:-1, None], np.arange(pixels)[None])
     right = np.minimum(edges[1:, None], np.arange(1, pixels + 1)[None])
     overlap = np.clip(right - left, 0, None)
-    return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(overlap / overlap.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def summarize(values: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:

@@ -31,6 +31,10 @@ def has_unrecorded_changes(folder: Path) -> bool:
     status = dvc("status", record, "--json", capture=True)
     if status.returncode:
         lines = status.stderr.strip().splitlines() or ["no reason given"]
-        raise UserError(f"dvc status {record} failed ({lines[-1]}): restore {record} with git checkout, or run dvc add {folder}")
-    changes = [entry for entries in json.loads(status.stdout or "{}").values() for entry in entries if isinstance(entry, dict)]
+        raise UserError(
+            f"dvc status {record} failed ({lines[-1]}): restore {record} with git checkout, or run dvc add {folder}"
+        )
+    changes = [
+        entry for entries in json.loads(status.stdout or "{}").values() for entry in entries if isinstance(entry, dict)
+    ]
     return "modified" in {state for entry in changes for outs in entry.values() for state in outs.values()}

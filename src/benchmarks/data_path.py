@@ -75,7 +75,9 @@ def make_data(folder: Path, images: int) -> None:
         small = random.integers(0, 256, (min(1000, images - start), 8, 8, 3), dtype=np.uint8)
         blobs += [_jpeg(image) for image in small]
     labels = [str(label) for label in random.integers(0, _CLASSES, images)]
-    rows = pa.array([{"bytes": blob, "path": None} for blob in blobs], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    rows = pa.array(
+        [{"bytes": blob, "path": None} for blob in blobs], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    )
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"image": rows, "label": labels}), folder / "photographs.parquet", row_group_size=5000)
 
@@ -133,7 +135,7 @@ def training(source: Iterable[tuple[Tensor, Tensor]], fast: bool, steps: int) ->
     torch.manual_seed(1)
     network: nn.Module = build("small_resnet", Shape((_SIDE, _SIDE), 3, _CLASSES), 16, [127.0] * 3, [64.0] * 3)
     if fast:
-        network = network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
     iterator = iter(source)
     next(iterator)

@@ -162,7 +162,9 @@ def main() -> None:
     parser.add_argument("--downloads", type=Path, default=Path("out/downloads"), help="where an unfinished download is kept")
     args = parser.parse_args()
     if has_unrecorded_changes(args.folder):
-        raise UserError(f"{args.folder}/ holds files that DVC has no copy of: run dvc add {args.folder}, or move them away, first")
+        raise UserError(
+            f"{args.folder}/ holds files that DVC has no copy of: run dvc add {args.folder}, or move them away, first"
+        )
     bring(os.environ.get("CIFAR10_URL") or PAGE, args.downloads, args.folder)
     print(f"CIFAR-10 is in {args.folder}/. Set prepare.size: 32 and train.augment.flip: true in params.yaml")
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import arrays, baseline, explain, metrics, pictures
+from src import arrays, baseline, figures, metrics
 from src import model as networks
 from src.arrays import Arrays, Split
 from src.command import UserError, cores, run, table
@@ -74,7 +74,7 @@ def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float
     """Return the largest difference of a probability between PyTorch and ONNX; over the tolerance it is an error."""
     images = torch.from_numpy(np.array(test.images[:_PARITY_IMAGES])).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        own = torch.cat([classifier(part).softmax(dim=1) for part in images.split(256)]).numpy()
+        own = torch.cat([classifier(part).softmax(dim=1) for part in torch.split(images, 256)]).numpy()
     difference = float(np.abs(own - probabilities[:_PARITY_IMAGES]).max())
     if not difference <= tolerance:
         raise UserError(
@@ -160,7 +160,9 @@ def _processor() -> str:
 
 
 def _summary(results: Mapping[str, Any]) -> str:
-    rows = [[name, f"{results[name]:.4f}", f"{results['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")]
+    rows = [
+        [name, f"{results[name]:.4f}", f"{results['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")
+    ]
     return table(["test", "model", "logistic regression"], rows)
 
 
@@ -217,7 +219,9 @@ def _write_golden(
         prediction = classes[int(probabilities[row].argmax())]
         label = classes[int(test.labels[row])]
         examples.append({"file": name, "label": label, "prediction": prediction, "probabilities": values})
-    write_json(folder / "golden.json", {"classes": list(classes), "examples": examples, "tolerance": params.parity_tolerance})
+    write_json(
+        folder / "golden.json", {"classes": list(classes), "examples": examples, "tolerance": params.parity_tolerance}
+    )
 
 
 def _spread(labels: NDArray[np.int64], count: int) -> list[int]:
@@ -244,96 +248,18 @@ def _draw(
     classifier: Classifier,
     params: Evaluate,
 ) -> None:
-    _draw_confusion(folder / "confusion.png", metrics.confusion(test.labels, probabilities), classes)
-    _draw_curves(folder / "curves.png", model_folder / "history.csv")
-    _draw_calibration(folder / "calibration.png", metrics.calibration(test.labels, probabilities, params.calibration_bins), results)
+    figures.confusion(folder / "confusion.png", metrics.confusion(test.labels, probabilities), classes)
+    figures.curves(folder / "curves.png", model_folder / "history.csv")
+    figures.calibration(
+        folder / "calibration.png", metrics.calibration(test.labels, probabilities, params.calibration_bins), results
+    )
     predicted = probabilities.argmax(axis=1)
     losses = metrics.log_losses(test.labels, probabilities)
     wrong = np.flatnonzero(predicted != test.labels)
     worst = wrong[np.argsort(-losses[wrong], kind="stable")][: params.worst]
-    _draw_errors(folder / "errors.png", test, probabilities, worst, classes)
+    figures.errors(folder / "errors.png", test, probabilities, worst, classes)
     shown = np.concatenate([worst[:8], np.array(_spread(test.labels, 8), dtype=np.int64)])
-    _draw_activation(folder / "activation.png", test, predicted, shown, classes, classifier)
-
-
-def _draw_confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(12.0, 3.5 + 0.35 * len(classes))
-    made = pictures.figure(side + 0.5, side)
-    axes = made.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title="Confusion: test images", xlabel="predicted", ylabel="actual")
-    if len(classes) <= 30:
-        names = [pictures.shorten(name, 14) for name in classes]
-        axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(classes)), names, fontsize=8)
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
-    pictures.save(made, path)
-
-
-def _draw_curves(path: Path, history: Path) -> None:
-    with history.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    epochs = [row["epoch"] for row in rows]
-    made = pictures.figure(11, 3.4)
-    loss, right, rate = made.subplots(1, 3)
-    loss.plot(epochs, [row["train_loss"] for row in rows], color=pictures.BLUE, label="training (augmented, smoothed)")
-    loss.plot(epochs, [row["validation_loss"] for row in rows], color=pictures.ORANGE, label="validation")
-    loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
-    loss.legend(fontsize=8)
-    right.plot(epochs, [row["validation_accuracy"] for row in rows], color=pictures.ORANGE)
-    right.set(title="Validation accuracy", xlabel="epoch")
-    rate.plot(epochs, [row["learning_rate"] for row in rows], color=pictures.GREY)
-    rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
-    pictures.save(made, path)
-
-
-def _draw_calibration(path: Path, curve: Sequence[Mapping[str, float]], results: Mapping[str, Any]) -> None:
-    made = pictures.figure(4.5, 4.2)
-    axes = made.subplots()
-    axes.plot([0, 1], [0, 1], color=pictures.GREY, linestyle="--", label="perfect")
-    sizes = [10 + 190 * row["images"] / results["images"] for row in curve]
-    confidence, right = ([row[name] for row in curve] for name in ("confidence", "accuracy"))
-    axes.plot(confidence, right, color=pictures.BLUE, linewidth=1)
-    axes.scatter(confidence, right, s=sizes, color=pictures.BLUE, label="model (area: images)")
-    axes.set(title=f"Calibration error {results['ece']:.3f}", xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.legend(fontsize=8, loc="lower right")
-    pictures.save(made, path)
-
-
-def _draw_errors(
-    path: Path, test: Split, probabilities: NDArray[np.float32], worst: NDArray[np.int64], classes: Sequence[str]
-) -> None:
-    title = "Worst errors: predicted (confidence), then actual" if len(worst) else "No error on the test split"
-    made, squares = pictures.grid(len(worst), 8, title)
-    for axes, row in zip(squares, worst, strict=True):
-        predicted = int(probabilities[row].argmax())
-        text = f"{pictures.shorten(classes[predicted], 10)} ({probabilities[row, predicted]:.0%})"
-        pictures.show_image(axes, test.images[row], f"{text}\n{pictures.shorten(classes[int(test.labels[row])], 14)}", pictures.RED)
-    pictures.save(made, path)
-
-
-def _draw_activation(
-    path: Path,
-    test: Split,
-    predicted: NDArray[Any],
-    shown: NDArray[np.int64],
-    classes: Sequence[str],
-    classifier: Classifier,
-) -> None:
-    heat = explain.activation_maps(classifier, test.images[shown], predicted[shown])
-    title = "Where the network looked (Grad-CAM); wrong predictions in red"
-    made, squares = pictures.grid(len(shown), 8, title if heat is not None else "This network has no feature maps to show")
-    for axes, place in zip(squares, range(len(shown)), strict=True):
-        row = shown[place]
-        colour = "black" if predicted[row] == test.labels[row] else pictures.RED
-        pictures.show_image(axes, test.images[row], classes[int(predicted[row])], colour)
-        if heat is not None:
-            axes.imshow(heat[place], cmap="inferno", alpha=0.5, vmin=0, vmax=1, interpolation="bilinear")
-    pictures.save(made, path)
+    figures.activation(folder / "activation.png", test, predicted, shown, classes, classifier)
 
 
 def main() -> None:

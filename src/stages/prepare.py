@@ -114,17 +114,17 @@ def _label_conflicts(rows: pa.Table, codes: NDArray[Any]) -> pa.Array:
         rows_of.setdefault(int(codes[row]), []).append(int(row))
     texts = faults.to_pylist()
     for members in rows_of.values():
-        names = sorted({labels.dictionary[int(label_codes[row])].as_py() for row in members})
-        for row in members:
-            texts[row] = f"conflicting labels on equal images: {', '.join(names)}"
+        names = sorted({labels.dictionary[int(label_codes[member])].as_py() for member in members})
+        for member in members:
+            texts[member] = f"conflicting labels on equal images: {', '.join(names)}"
     return pa.array(texts, type=pa.string())
 
 
 def _kept_copy(codes: NDArray[Any], given: NDArray[Any], usable: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return for each row the row that stands for its image (itself, where it is kept), and -1 for a faulty one."""
     rank = np.full(len(codes), len(_STRICTNESS))
-    for place, name in enumerate(_STRICTNESS):
-        rank[given == name] = place
+    for strictness, name in enumerate(_STRICTNESS):
+        rank[given == name] = strictness
     rows = np.flatnonzero(usable & (codes >= 0))
     rows = rows[np.lexsort((rows, rank[rows], codes[rows]))]
     starts = np.flatnonzero(np.diff(codes[rows], prepend=-1))
@@ -146,7 +146,7 @@ def _sides(rows: pa.Table, given: NDArray[Any], kept: NDArray[np.int64], params:
     for row in kept:
         side = given[row]
         if side in (None, "train"):
-            key = digests[row] if groups[row] is None else data.text_digest(groups[row])
+            key = digests[row] if groups[row] is None else data.group_digest(groups[row])
             hashed = data.split_of(key, params.validation_share, params.test_share)
             side = "train" if side == "train" and hashed in everywhere else hashed
         sides.append(side)

@@ -87,7 +87,7 @@ def _bf16(params: Train, device: torch.device) -> bool:
     if params.precision != "auto":
         return params.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001 - torch has no public question for it
 
 
@@ -155,7 +155,7 @@ def _fit(
     classifier: Classifier, frozen: list[nn.Module], data: Arrays, device: torch.device, checkpoints: Path, params: Train
 ) -> tuple[dict[str, Any], History]:
     """Train for all epochs, from the last checkpoint where there is one; return the best state and the history."""
-    classifier.to(device=device, memory_format=torch.channels_last)
+    classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training, held_out = (Batches(data.split(name), device, params.augment) for name in ("train", "validation"))
     generator = torch.Generator(device).manual_seed(params.seed)
     optimizer = _optimizer(classifier, params)

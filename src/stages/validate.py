@@ -1,4 +1,4 @@
-"""Stage 2, validate. Reads the manifest and arrays; writes validation.json and a profile, and stops the pipeline on bad data.
+"""Stage 2, validate. Reads the manifest and arrays; writes validation.json and a profile; stops the pipeline on bad data.
 
     python -m src.stages.validate out/arrays out/manifest.parquet reference.json out/validation.json out/profile
 
@@ -54,7 +54,9 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     print(_tell(manifest, findings))
     if not passed:
         names = ", ".join(finding.check for finding in findings if finding.level == "error")
-        raise UserError(f"the data failed ({names}); see {report} and {profile}. Mend data/ or change `validate` in params.yaml")
+        raise UserError(
+            f"the data failed ({names}); see {report} and {profile}. Mend data/ or change `validate` in params.yaml"
+        )
 
 
 _NONE = np.empty((0, 2), dtype=np.int64)
@@ -99,7 +101,9 @@ def _tell(manifest: pa.Table, findings: list[Finding]) -> str:
     faults = _faults(manifest)
     if faults["count"]:
         lines.append(f"{faults['count']} faulty files, left out:")
-        rows = [[file["path"] if file["row"] < 0 else f"{file['path']}#{file['row']}", file["fault"]] for file in faults["files"]]
+        rows = [
+            [file["path"] if file["row"] < 0 else f"{file['path']}#{file['row']}", file["fault"]] for file in faults["files"]
+        ]
         lines.append(table(["file", "fault"], rows[:_PRINTED]))
         if faults["count"] > _PRINTED:
             lines.append(f"... {faults['count'] - _PRINTED} more in validation.json and the manifest")
@@ -194,7 +198,7 @@ def _draw_examples(path: Path, card: Arrays) -> None:
     for axes, (name, row) in zip(squares, shown, strict=True):
         axes.set_axis_off()
         if row is not None:
-            pictures.show_image(axes, train.images[row], name)
+            pictures.show_image(axes, train.images[row], pictures.shorten(name))
     pictures.save(made, path)
 
 

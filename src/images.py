@@ -1,0 +1,167 @@
+"""From the bytes of a file to what the model sees. Training and serving both come through here, so they cannot differ."""
+
+import io
+import warnings
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels = NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+
+
+class UndecodableError(Exception):
+    """An image that cannot become pixels; the text says why, without a path."""
+
+
+class Decoded(NamedTuple):
+    """An upright RGB image, uint8 of shape (height, width, 3), and what its file was."""
+
+    pixels: Pixels
+    mode: str
+    format: str
+
+
+def decode(content: bytes, max_pixels: int) -> Decoded:
+    """Decode an image file to upright RGB, uint8 of shape (height, width, 3); of an animation, the first frame.
+
+    Transparent pixels are laid on white. 16-bit values keep their high byte. Colour profiles are not applied.
+
+    Raises:
+        UndecodableError: no image, a format outside FORMATS, a damaged file, or over `max_pixels` (then nothing was
+            decoded).
+    """
+    quick = _decode_plain_jpeg(content, max_pixels)
+    if quick is not None:
+        return quick
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters here is whether pixels come out
+            return _decode_any(content, max_pixels)
+    except UndecodableError:
+        raise
+    except Exception as error:  # Pillow's readers raise almost any class on a damaged file
+        raise UndecodableError(_reason(content, error)) from None
+
+
+def _decode_plain_jpeg(content: bytes, max_pixels: int) -> Decoded | None:
+    """Decode a JPEG that needs no rotation and no colour conversion, three times as fast as Pillow and equal to it.
+
+    Both use libjpeg-turbo; a test holds them equal bit for bit. None: leave it to Pillow.
+    """
+    if content[:2] != b"\xff\xd8" or b"\xff\xe1" in content[:65536]:  # APP1: EXIF or XMP, perhaps a rotation
+        return None
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(content)
+        if colour not in ("YCbCr", "Gray") or width * height > max_pixels:
+            return None
+        return Decoded(simplejpeg.decode_jpeg(content), "L" if colour == "Gray" else "RGB", "JPEG")
+    except ValueError:
+        return None
+
+
+def _decode_any(content: bytes, max_pixels: int) -> Decoded:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the check below is stricter and has our message
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UndecodableError(_too_large(width, height, max_pixels))
+            image.load()
+            kind, mode = image.format or "", image.mode
+            upright = _upright(image)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    return Decoded(np.asarray(_to_rgb(upright)), mode, "JPEG" if kind == "MPO" else kind)
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> str:
+    return f"too large: {width}x{height} pixels is over prepare.max_megapixels {max_pixels / 1e6:g}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing of the pixels, which are whole
+        return image.copy()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_8_bit(np.asarray(image), image.mode))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        solid = image.convert("RGBA")
+        white = Image.new("RGBA", solid.size, "white")
+        return Image.alpha_composite(white, solid).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(values: NDArray[Any], mode: str) -> Pixels:
+    """Scale 16-bit integers (which Pillow may hold in 32) and floats in 0..1 to uint8; Pillow itself would clip them."""
+    low, high = values.min(), values.max()
+    if mode == "F":
+        if not (low >= 0 and high <= 1):  # false for NaN as well
+            raise UndecodableError(
+                f"floating-point pixels from {low:g} to {high:g}: expected 0 to 1; convert to 8 or 16 bit"
+            )
+        return np.round(values * 255).astype(np.uint8)
+    if mode == "I" and low >= 0 and high <= 255:
+        return values.astype(np.uint8)  # 8-bit values in a 32-bit file
+    if low < 0 or high > 65535:
+        raise UndecodableError(f"32-bit pixels from {low} to {high}: expected 16 bits; convert to 8 or 16 bit")
+    return (values >> 8).astype(np.uint8)
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        if _looks_like_an_image(content):
+            return "corrupt image: its header cannot be read"
+        return f"not an image of {', '.join(FORMATS)}"
+    if isinstance(error, MemoryError):
+        return "corrupt image: it asks for more memory than there is"
+    text = " ".join(str(error).split())[:120]
+    return f"corrupt image: {text or type(error).__name__}"
+
+
+def _looks_like_an_image(content: bytes) -> bool:
+    magic = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+    return content.startswith(magic) or content[8:12] == b"WEBP"
+
+
+def fit(pixels: Pixels, size: tuple[int, int], channels: int, how: str) -> Pixels:
+    """Bring an RGB image to what the model sees: uint8 of shape (height, width, channels).
+
+    Resampling is Pillow's bilinear, which averages all pixels under it when it shrinks. `how`: `crop` keeps the aspect
+    and cuts the centre, `pad` keeps all of it between black bars, `stretch` keeps neither.
+    """
+    height, width = size
+    if pixels.shape[:2] == size and channels == 3:
+        return pixels
+    image = Image.fromarray(pixels)
+    if image.size != (width, height):
+        image = _resize(image, (width, height), how)
+    if channels == 1:
+        image = image.convert("L")
+    return np.asarray(image).reshape(height, width, channels)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
+    if how == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    if how == "pad":
+        return ImageOps.pad(image, size, Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def digest(pixels: Pixels) -> str:
+    """Return 128 bits of BLAKE2b over shape and pixels, in hexadecimal: equal images have equal digests in any format."""
+    state = blake2b(b"%d %d %d" % pixels.shape, digest_size=16)
+    state.update(np.ascontiguousarray(pixels).data)
+    return state.hexdigest()
