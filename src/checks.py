@@ -243,7 +243,11 @@ def _plain(mask: "pd.Series[Any]") -> "pd.Series[bool]":
 
 def summarize_data(manifest: pa.Table) -> dict[str, Any]:
     """Return what `make reference` records: each image statistic's distribution and the share of each class."""
-    return {"classes": _class_shares(manifest), "statistics": statistics.summarize(_measured(manifest))}
+    return {
+        "classes": _class_shares(manifest),
+        "images": _images(manifest),
+        "statistics": statistics.summarize(_measured(manifest)),
+    }
 
 
 def drift(manifest: pa.Table, reference: Mapping[str, Any]) -> dict[str, float]:
@@ -253,13 +257,18 @@ def drift(manifest: pa.Table, reference: Mapping[str, Any]) -> dict[str, float]:
     if before:
         names = sorted({*before, *now})
         histograms = [np.array([shares.get(name, 0.0) for name in names]) for shares in (before, now)]
-        distances["class balance"] = statistics.stability_index(*histograms)
+        sizes = (int(reference["images"]), _images(manifest))
+        distances["class balance"] = statistics.stability_index(histograms[0], histograms[1], sizes)
     return {name: round(value, 4) for name, value in distances.items()}
 
 
 def _measured(manifest: pa.Table) -> dict[str, NDArray[Any]]:
     kept = manifest.filter(manifest.column("split").is_valid())
     return {name: kept.column(name).to_numpy() for name in statistics.NAMES}
+
+
+def _images(manifest: pa.Table) -> int:
+    return len(manifest) - int(manifest.column("split").null_count)
 
 
 def _class_shares(manifest: pa.Table) -> dict[str, float]:

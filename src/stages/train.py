@@ -234,7 +234,9 @@ def _validate(classifier: Classifier, held_out: Batches, device: torch.device, p
         return {"validation_loss": 0.0, "validation_accuracy": 0.0}
     logits = _logits(classifier, held_out, device, params)
     right = (logits.argmax(dim=1) == held_out.labels).float().mean()
-    result = {"validation_loss": F.cross_entropy(logits, held_out.labels).item(), "validation_accuracy": right.item()}
+    # smoothed as in training: unsmoothed, it prefers the early epochs, whose probabilities happen to be bolder
+    loss = F.cross_entropy(logits, held_out.labels, label_smoothing=params.label_smoothing)
+    result = {"validation_loss": loss.item(), "validation_accuracy": right.item()}
     if not math.isfinite(result["validation_loss"]):
         raise UserError("the validation loss is not finite: lower train.learning_rate, or use train.precision fp32")
     return result

@@ -1,0 +1,73 @@
+"""What the tests share: small images drawn on the spot, parameters to vary, a tiny data set that has been prepared."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from src.params import Params, load
+
+ROOT = Path(__file__).parent.parent
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+@pytest.fixture(autouse=True)
+def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes into a tracking store unless it names one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def encode(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
+    """Encode an array or Pillow image."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def write_params(path: Path, **changes: Any) -> Params:
+    """Write the repository's params.yaml with changes such as `train__epochs=2`, and read it back."""
+    yaml = YAML()
+    content = yaml.load((ROOT / "params.yaml").read_text())
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    with path.open("w") as file:
+        yaml.dump(content, file)
+    return load(path)
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Callable[..., Params]:
+    """Return a function that makes parameters with changes."""
+    return lambda **changes: write_params(tmp_path / "params.yaml", **changes)
+
+
+def draw_colours(folder: Path, each: int, random: np.random.Generator, side: int = 12) -> None:
+    """Write class folders of noisy plain colours: learnt in two epochs."""
+    for label, colour in COLOURS.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            noise = random.normal(0, 30, (side, side, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            (folder / label / f"{i}.png").write_bytes(encode(pixels))
+
+
+@pytest.fixture
+def colours(tmp_path: Path, random: np.random.Generator) -> Path:
+    """A data folder of 3 classes with 40 images each."""
+    draw_colours(tmp_path / "data", 40, random)
+    return tmp_path / "data"

@@ -1,0 +1,87 @@
+"""params.yaml is refused by name, key, value and expectation: python -m pytest tests/test_params.py"""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_params
+from pydantic import ValidationError
+
+from src.command import UserError
+from src.params import load
+
+
+def test_the_shipped_file_is_valid_short_and_remarked() -> None:
+    load(ROOT / "params.yaml")
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    assert len(lines) < 80
+    keys = [line for line in lines if line.startswith("  ") and not line.rstrip().endswith(":")]
+    without = [line for line in keys if "#" not in line]
+    # a key may go without a remark only where its neighbour's or its name says it
+    assert len(without) <= 12, without
+
+
+def test_values_cannot_be_changed_after_reading() -> None:
+    params = load(ROOT / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.train.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train__epochs": -3}, ["train.epochs is -3", "greater than or equal to 1"]),
+        ({"train__epochs": "ten"}, ["train.epochs is 'ten'", "valid integer"]),
+        ({"train__epochs": 2.5}, ["train.epochs is 2.5", "valid integer"]),
+        ({"train__epochs": True}, ["train.epochs is True", "valid integer"]),
+        ({"train__epoch": 3}, ["train.epoch is unknown", "epochs", "batch_size"]),
+        ({"train__augment__flop": True}, ["train.augment.flop is unknown", "flip"]),
+        ({"train__learning_rate": float("nan")}, ["train.learning_rate", "finite"]),
+        ({"train__optimizer": "adam"}, ["train.optimizer is 'adam'", "'sgd' or 'adamw'"]),
+        ({"prepare__size": -8}, ["prepare.size is -8", "greater than or equal to 2"]),
+        ({"prepare__size": [8, 8, 8]}, ["prepare.size"]),
+        ({"prepare__channels": 4}, ["prepare.channels is 4", "1 or 3"]),
+        ({"prepare__test_share": 0.95}, ["validation_share + test_share"]),
+        ({"validate__checks__drift": "fatal"}, ["validate.checks.drift is 'fatal'", "'error', 'warn' or 'off'"]),
+        ({"nonsense": 1}, ["nonsense is unknown", "prepare, validate, train, evaluate"]),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_expected(tmp_path: Path, change: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        write_params(tmp_path / "params.yaml", **change)
+    for word in ["params.yaml", *words]:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        write_params(tmp_path / "params.yaml", train__epochs=0, prepare__channels=2)
+    assert "train.epochs" in str(caught.value)
+    assert "prepare.channels" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: [", "not valid YAML"),
+        ("", "holds no sections"),
+        ("- a\n- b\n", "holds no sections"),
+        ("train: {}\ntrain: {}\n", "not valid YAML"),
+        ("train: {}\n", "prepare is missing"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        load(path)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing: run from the repository's root"):
+        load(tmp_path / "params.yaml")
+
+
+def test_a_side_stands_for_a_square(tmp_path: Path) -> None:
+    assert write_params(tmp_path / "a.yaml", prepare__size=16).prepare.size == (16, 16)
+    assert write_params(tmp_path / "b.yaml", prepare__size=[16, 24]).prepare.size == (16, 24)
