@@ -15,14 +15,10 @@ from src import statistics
 from src.data import MANIFEST, SPLITS, class_order
 from src.images import FORMATS
 from src.params import Checks, Level, Validate
+from src.reference import Reference, drift
 
 LABEL = re.compile(r"[\w][\w .+()'&-]{0,79}")  # word characters of any script; a label names files, pictures, metrics
-NEAR_BITS = 5  # of 64: what a re-encoded or resized copy differs by at most
-NEAR_RMS = 12.0  # grey levels of 255, apart from overall brightness; above it two pictures only share a layout
-_WINDOW = 64  # neighbours looked at in each sorted band: bounds the work when thousands of images are alike
 _SHOWN = 20
-
-Images = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,14 @@ class Rule(NamedTuple):
 
 
 def inspect(
-    manifest: pa.Table, params: Validate, reference: Mapping[str, Any], near: NDArray[np.int64]
+    manifest: pa.Table, params: Validate, reference: Reference, near: NDArray[np.int64]
 ) -> tuple[list[Finding], dict[str, float]]:
     """Check a manifest against its schema and every rule that is not off.
 
     Args:
         manifest: rows of `data.MANIFEST`.
         params: limits and levels.
-        reference: statistics recorded by an earlier run, as `summarize_data` returns them.
+        reference: statistics recorded by an earlier run.
         near: pairs of manifest rows, shape (n, 2), that are almost equal and stand in different splits.
 
     Returns:
@@ -234,86 +230,3 @@ def _drift(distances: Mapping[str, float], limit: float) -> Rule:
 
 def _plain(mask: "pd.Series[Any]") -> "pd.Series[bool]":
     return mask.astype(bool)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Measurements over the whole set
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def summarize_data(manifest: pa.Table) -> dict[str, Any]:
-    """Return what `make reference` records: each image statistic's distribution and the share of each class."""
-    return {
-        "classes": _class_shares(manifest),
-        "images": _images(manifest),
-        "statistics": statistics.summarize(_measured(manifest)),
-    }
-
-
-def drift(manifest: pa.Table, reference: Mapping[str, Any]) -> dict[str, float]:
-    """Return the population stability index of each image statistic and of the class balance against a reference."""
-    distances = statistics.drift(reference.get("statistics", {}), _measured(manifest))
-    before, now = reference.get("classes", {}), _class_shares(manifest)
-    if before:
-        names = sorted({*before, *now})
-        histograms = [np.array([shares.get(name, 0.0) for name in names]) for shares in (before, now)]
-        sizes = (int(reference["images"]), _images(manifest))
-        distances["class balance"] = statistics.stability_index(histograms[0], histograms[1], sizes)
-    return {name: round(value, 4) for name, value in distances.items()}
-
-
-def _measured(manifest: pa.Table) -> dict[str, NDArray[Any]]:
-    kept = manifest.filter(manifest.column("split").is_valid())
-    return {name: kept.column(name).to_numpy() for name in statistics.NAMES}
-
-
-def _images(manifest: pa.Table) -> int:
-    return len(manifest) - int(manifest.column("split").null_count)
-
-
-def _class_shares(manifest: pa.Table) -> dict[str, float]:
-    kept = manifest.filter(manifest.column("split").is_valid())
-    labels, counts = np.unique(kept.column("label").to_numpy().astype(str), return_counts=True)
-    return {str(label): round(float(n / len(kept)), 6) for label, n in zip(labels, counts, strict=True)}
-
-
-def near_duplicates(manifest: pa.Table, images: Images) -> NDArray[np.int64]:
-    """Find pairs of almost equal images in different splits.
-
-    Two 64-bit hashes within NEAR_BITS are equal in one of NEAR_BITS + 1 bands (pigeonhole), so only neighbours in each
-    sorted band are compared; a candidate counts when its pixels differ by at most NEAR_RMS.
-
-    Args:
-        manifest: rows of `data.MANIFEST`.
-        images: returns the pixels of the given manifest rows, uint8 of shape (n, height, width, channels).
-
-    Returns:
-        Pairs of manifest rows, int64 of shape (n, 2), each once, in order.
-    """
-    rows = np.flatnonzero(manifest.column("split").is_valid().to_numpy())
-    kept = manifest.take(rows)
-    hashes = kept.column("perceptual_hash").to_numpy()
-    sides = kept.column("split").combine_chunks().dictionary_encode().indices.to_numpy()
-    pairs = [_band_pairs(hashes, sides, band) for band in range(NEAR_BITS + 1)]
-    candidates = rows[np.unique(np.concatenate(pairs), axis=0)]
-    close = [_pixels_close(candidates[i : i + 1024], images) for i in range(0, len(candidates), 1024)]
-    return candidates[np.concatenate(close)] if close else candidates
-
-
-def _band_pairs(hashes: NDArray[np.uint64], sides: NDArray[Any], band: int) -> NDArray[np.int64]:
-    width = 64 // (NEAR_BITS + 1)
-    keys = (hashes >> np.uint64(width * band)) & np.uint64(2**width - 1)
-    order = np.lexsort((hashes, keys))
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for step in range(1, min(_WINDOW, len(order))):
-        a, b = order[:-step], order[step:]
-        alike = (keys[a] == keys[b]) & (sides[a] != sides[b])
-        alike[alike] = np.bitwise_count(hashes[a[alike]] ^ hashes[b[alike]]) <= NEAR_BITS
-        found.append(np.sort(np.stack([a[alike], b[alike]], axis=1), axis=1))
-    return np.concatenate(found)
-
-
-def _pixels_close(pairs: NDArray[np.int64], images: Images) -> NDArray[np.bool_]:
-    first, second = (images(pairs[:, side]).astype(np.float32) for side in (0, 1))
-    close: NDArray[np.bool_] = (first - second).std(axis=(1, 2, 3)) <= NEAR_RMS
-    return close

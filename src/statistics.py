@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -66,20 +67,32 @@ def area_weights(pixels: int, cells: int) -> Floats:
     return np.asarray(overlap / overlap.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def summarize(values: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
-    """Reduce each statistic to what a later comparison needs: mean, deviation, decile edges and the share in each bin."""
+class Distribution(BaseModel):
+    """What a later comparison needs of one statistic: how many images, decile edges, the share in each bin between them."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    images: int
+    mean: float
+    deviation: float
+    edges: list[float]
+    shares: list[float]
+
+
+def summarize(values: Mapping[str, NDArray[Any]]) -> dict[str, Distribution]:
+    """Reduce each statistic to its distribution."""
     return {name: _summary(np.asarray(column, dtype=np.float64)) for name, column in values.items()}
 
 
-def _summary(column: NDArray[np.float64]) -> dict[str, Any]:
+def _summary(column: NDArray[np.float64]) -> Distribution:
     edges = np.unique(np.round(np.quantile(column, np.linspace(0, 1, _BINS + 1)[1:-1]), 6))
-    return {
-        "images": len(column),
-        "mean": round(float(column.mean()), 6),
-        "deviation": round(float(column.std()), 6),
-        "edges": edges.tolist(),
-        "shares": np.round(_shares(column, edges), 6).tolist(),
-    }
+    return Distribution(
+        images=len(column),
+        mean=round(float(column.mean()), 6),
+        deviation=round(float(column.std()), 6),
+        edges=edges.tolist(),
+        shares=np.round(_shares(column, edges), 6).tolist(),
+    )
 
 
 def _shares(column: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -88,14 +101,13 @@ def _shares(column: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[
     return np.bincount(bins, minlength=len(edges) + 1) / len(column)
 
 
-def drift(reference: Mapping[str, dict[str, Any]], values: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+def drift(reference: Mapping[str, Distribution], values: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     """Return the stability index of each statistic that both sides have: 0 no change, over 0.25 a major shift."""
     distances = {}
     for name in sorted(set(reference) & set(values)):
-        edges = np.asarray(reference[name]["edges"], dtype=np.float64)
-        now = _shares(np.asarray(values[name], dtype=np.float64), edges)
-        sizes = (int(reference[name]["images"]), len(values[name]))
-        distances[name] = stability_index(np.asarray(reference[name]["shares"]), now, sizes)
+        then = reference[name]
+        now = _shares(np.asarray(values[name], dtype=np.float64), np.asarray(then.edges))
+        distances[name] = stability_index(np.asarray(then.shares), now, (then.images, len(values[name])))
     return distances
 
 

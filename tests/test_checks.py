@@ -12,7 +12,7 @@ import pytest
 from conftest import draw_colours, encode
 from PIL import Image
 
-from src import checks, statistics
+from src import checks, duplicates, reference, statistics
 from src.command import UserError
 from src.data import MANIFEST
 from src.params import Params
@@ -46,8 +46,8 @@ def manifest(*changed: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([*(row(i) for i in range(90)), *changed], MANIFEST)
 
 
-def inspect(table: pa.Table, params: Params, reference: Any = None, near: Any = NONE) -> dict[str, checks.Finding]:
-    findings, _ = checks.inspect(table, params.validation, reference or {}, near)
+def inspect(table: pa.Table, params: Params, recorded: Any = None, near: Any = NONE) -> dict[str, checks.Finding]:
+    findings, _ = checks.inspect(table, params.validation, recorded or reference.Reference(), near)
     return {finding.check: finding for finding in findings}
 
 
@@ -129,7 +129,7 @@ def test_an_image_in_two_groups_leaks(params: MakeParams) -> None:
 
 def test_a_manifest_of_another_type_breaks_the_schema(params: MakeParams) -> None:
     wrong = manifest(row(300, brightness=7.0), row(301, format="PDF"), row(302, split="holdout"))
-    found, _ = checks.inspect(wrong, params().validation, {}, NONE)
+    found, _ = checks.inspect(wrong, params().validation, reference.Reference(), NONE)
     messages = [finding.message for finding in found if finding.check == "schema"]
     assert len(messages) == 3
     assert {finding.level for finding in found} == {"error"}
@@ -140,18 +140,18 @@ def test_drift_is_measured_against_the_reference(params: MakeParams, random: np.
         values = np.clip(random.normal(mean, 0.05, 90), 0, 1)
         return pa.Table.from_pylist([row(i, brightness=float(values[i])) for i in range(90)], MANIFEST)
 
-    reference = checks.summarize_data(table(0.4))
-    assert "drift" not in inspect(table(0.4), params(), reference)
-    found = inspect(table(0.6), params(), reference)
+    recorded = reference.summarize(table(0.4))
+    assert "drift" not in inspect(table(0.4), params(), recorded)
+    found = inspect(table(0.6), params(), recorded)
     assert "brightness" in found["drift"].message
     assert "make reference" in found["drift"].message
 
 
 def test_equal_data_have_no_drift_and_a_new_class_has(params: MakeParams) -> None:
-    reference = checks.summarize_data(manifest())
-    assert set(checks.drift(manifest(), reference).values()) == {0.0}
+    recorded = reference.summarize(manifest())
+    assert set(reference.drift(manifest(), recorded).values()) == {0.0}
     more = manifest(*(row(300 + i, label="emu") for i in range(90)))
-    assert checks.drift(more, reference)["class balance"] > 1
+    assert reference.drift(more, recorded)["class balance"] > 1
 
 
 def test_near_duplicates_are_pairs_in_two_splits_with_equal_looks(random: np.random.Generator) -> None:
@@ -162,14 +162,14 @@ def test_near_duplicates_are_pairs_in_two_splits_with_equal_looks(random: np.ran
     hashes = statistics.difference_hash(pixels)
     rows = [row(i, split="train" if i < 30 else "test", perceptual_hash=int(hashes[i])) for i in range(40)]
     rows[35] |= {"split": "train"}  # its twin, 5, is in the same split
-    found = checks.near_duplicates(pa.Table.from_pylist(rows, MANIFEST), lambda chosen: pixels[chosen])
+    found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), lambda chosen: pixels[chosen])
     assert found.tolist() == [[i, 30 + i] for i in range(10) if i != 5]
 
 
 def test_near_duplicates_of_thousands_alike_stay_cheap() -> None:
     rows = [row(i, perceptual_hash=0) for i in range(5000)]
     blank = np.zeros((1, 4, 4, 3), dtype=np.uint8)
-    found = checks.near_duplicates(pa.Table.from_pylist(rows, MANIFEST), lambda chosen: np.repeat(blank, len(chosen), 0))
+    found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), lambda chosen: np.repeat(blank, len(chosen), 0))
     assert 1000 < len(found) < 5000 * 64
 
 
@@ -236,3 +236,11 @@ class TestStage:
             run(validate__labels=["red", "green", "blue"])
         finding = next(f for f in self.report["findings"] if f["check"] == "labels")
         assert finding["files"] == ["x.parquet#1"]
+
+
+@pytest.mark.parametrize("content", ['{"images": "many"}', "[]", '{"statistics": {"brightness": {}}}', "not json"])
+def test_a_damaged_reference_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "reference.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"reference\.json is no"):
+        reference.read(path)

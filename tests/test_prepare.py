@@ -291,7 +291,7 @@ def test_nothing_usable_is_one_sentence_and_writes_nothing(
     make(tmp_path / "data")
     with pytest.raises(UserError, match=words):
         run(tmp_path / "data", params())
-    assert not [path for path in (tmp_path / "out").rglob("*")]
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_a_failed_run_leaves_the_earlier_result(colours: Path, params: MakeParams, monkeypatch: pytest.MonkeyPatch) -> None:

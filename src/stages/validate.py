@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from src import arrays, checks, pictures
+from src import arrays, checks, duplicates, pictures
+from src import reference as recorded
 from src.arrays import Arrays
 from src.checks import Finding
 from src.command import UserError, run, table
 from src.data import MANIFEST, SPLITS, class_order
-from src.files import read_json, replacing, sha256, write_json
+from src.files import replacing, sha256, write_json
 from src.params import Validate, load
 
 _LISTED = 1000  # faulty files named in validation.json; the manifest has them all
@@ -37,8 +38,8 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     """
     manifest = _read_manifest(manifest_path)
     card = arrays.load(folder)
-    near = checks.near_duplicates(manifest, _pixels(card, manifest)) if params.checks.near_duplicates != "off" else _NONE
-    findings, drift = checks.inspect(manifest, params, read_json(reference, made_by="validate"), near)
+    near = duplicates.near(manifest, _pixels(card, manifest)) if params.checks.near_duplicates != "off" else _NONE
+    findings, drift = checks.inspect(manifest, params, recorded.read(reference), near)
     passed = not any(finding.level == "error" for finding in findings)
     write_json(
         report,
@@ -74,7 +75,7 @@ def _read_manifest(path: Path) -> pa.Table:
     return manifest
 
 
-def _pixels(card: Arrays, manifest: pa.Table) -> checks.Images:
+def _pixels(card: Arrays, manifest: pa.Table) -> duplicates.Images:
     """Return a function that fetches the pixels of manifest rows from the memory-mapped splits."""
     splits = {name: card.split(name).images for name in SPLITS}
     sides = manifest.column("split").to_numpy()
@@ -127,7 +128,7 @@ def _tell(manifest: pa.Table, findings: list[Finding]) -> str:
 def _write_profile(folder: Path, manifest: pa.Table, card: Arrays) -> None:
     with replacing(folder) as fresh:
         fresh.mkdir()
-        write_json(fresh / "statistics.json", checks.summarize_data(manifest))
+        write_json(fresh / "statistics.json", recorded.summarize(manifest).model_dump())
         write_json(fresh / "profile.json", _numbers(manifest))
         _draw_numbers(fresh / "profile.png", manifest)
         _draw_examples(fresh / "examples.png", card)
