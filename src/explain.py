@@ -1,6 +1,7 @@
-"""Where the network looked: Grad-CAM for any network that has feature maps.
+"""Where the network looked: class-activation maps for any network that has feature maps.
 
-Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization" (2017).
+Source: Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations" (2020): gradient times activation,
+place by place. Where a network ends in a mean and a linear layer it is the classic class-activation map.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ def activation_maps(classifier: Classifier, images: NDArray[np.uint8], targets: 
         return None
     score = logits.gather(1, torch.from_numpy(np.asarray(targets))[:, None]).sum()
     gradient = torch.autograd.grad(score, chosen, materialize_grads=True)[0]
-    heat = F.relu((gradient.mean(dim=(2, 3), keepdim=True) * chosen).sum(dim=1, keepdim=True)).detach()
+    heat = F.relu((gradient * chosen).sum(dim=1, keepdim=True)).detach()
     heat = F.interpolate(heat, size=images.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
     peak = heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     return (heat / peak).numpy()

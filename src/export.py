@@ -3,6 +3,8 @@
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _export(served: Served, example: torch.Tensor) -> Any:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch's own exporter
+    with _quiet():
         program = torch.onnx.export(
             served,
             (example,),
@@ -55,6 +55,19 @@ def _export(served: Served, example: torch.Tensor) -> Any:
         )
     assert program is not None
     return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back torch's own words: deprecations inside its exporter, and pages of tracing where it gives up."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _without_traces(model: onnx.ModelProto, classes: list[str]) -> onnx.ModelProto:

@@ -94,7 +94,7 @@ def activation(
 ) -> None:
     """Draw the rows `shown` of the test split under their activation maps."""
     heat = explain.activation_maps(classifier, test.images[shown], predicted[shown])
-    title = "Where the network looked (Grad-CAM); wrong predictions in red"
+    title = "Where the network looked (class-activation maps); wrong predictions in red"
     made, squares = pictures.grid(len(shown), 8, title if heat is not None else "This network has no feature maps to show")
     for axes, place in zip(squares, range(len(shown)), strict=True):
         row = shown[place]

@@ -227,12 +227,12 @@ def freeze(classifier: Classifier, prefixes: Sequence[str]) -> list[nn.Module]:
     """
     network = classifier.network
     for prefix in prefixes:
-        names = [name for name, _ in network.named_parameters() if _under(name, prefix)]
-        if not names:
+        if not any(_under(name, prefix) for name, _ in [*network.named_modules(), *network.named_parameters()]):
             known = ", ".join(name for name, _ in network.named_children())
-            raise UserError(f"train.freeze names {prefix!r}, which is no layer; expected a beginning of: {known}")
-        for name in names:
-            network.get_parameter(name).requires_grad_(False)
+            raise UserError(f"train.freeze names {prefix!r}, which is no layer; expected one of {known}, or a layer inside")
+    for name, parameter in network.named_parameters():
+        if any(_under(name, prefix) for prefix in prefixes):
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("train.freeze leaves nothing to learn: take the last layer out of it")
     return [module for name, module in network.named_modules() if any(_under(name, prefix) for prefix in prefixes)]

@@ -131,7 +131,7 @@ def _load_start(classifier: Classifier, params: Train) -> None:
             "put that into params.yaml if this is the file you mean (DVC then notices when it changes)"
         )
     copied, fresh = model.start_from(classifier, weights)
-    if not copied:
+    if not any(classifier.network.state_dict()[name].ndim > 1 for name in copied):
         raise UserError(f"not one layer of {path} fits network {params.network}: check train.network and train.width")
     print(f"start from {path}: {len(copied)} tensors copied, {len(fresh)} fresh")
     for line in fresh:

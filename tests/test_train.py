@@ -1,0 +1,312 @@
+"""Training learns, resumes, repeats itself and refuses what it should: python -m pytest tests/test_train.py"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw_colours, write_params
+from safetensors.torch import load_file, save_file
+
+from src import arrays
+from src.arrays import Split
+from src.batches import Batches
+from src.checkpoint import Checkpoint
+from src.command import UserError
+from src.files import sha256
+from src.params import Params
+from src.stages import train as stage
+from src.stages.prepare import prepare
+from src.stages.train import train
+
+QUICK = {"train__epochs": 2, "train__width": 8, "train__batch_size": 16, "prepare__size": 8, "train__warmup_epochs": 0.5}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with arrays and a passed validation of three plain colours."""
+    folder = tmp_path_factory.mktemp("prepared")
+    draw_colours(folder / "data", 40, np.random.default_rng(7))
+    params = write_params(folder / "params.yaml", **QUICK)
+    prepare(folder / "data", folder / "arrays", folder / "m.parquet", params.prepare)
+    pass_validation(folder)
+    return folder
+
+
+def pass_validation(folder: Path) -> None:
+    card = json.loads((folder / "arrays" / "card.json").read_text())
+    report = {"passed": True, "findings": [], "manifest_sha256": card["manifest_sha256"]}
+    (folder / "validation.json").write_text(json.dumps(report))
+
+
+@pytest.fixture
+def run(tmp_path: Path, prepared: Path) -> Callable[..., Path]:
+    def go(name: str = "model", **changes: Any) -> Path:
+        params = write_params(tmp_path / "params.yaml", **(QUICK | changes))
+        train(prepared / "arrays", prepared / "validation.json", tmp_path / name, tmp_path / "ck", params.train)
+        return tmp_path / name
+
+    return go
+
+
+def accuracy(folder: Path) -> float:
+    return float(json.loads((folder / "card.json").read_text())["validation"]["accuracy"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__network": "resnet18", "train__epochs": 4},
+        {"train__optimizer": "adamw", "train__learning_rate": 0.01, "train__class_weights": "balanced"},
+        {"train__precision": "bf16", "train__augment__flip": True, "train__augment__cutout": 2},
+        {"train__precision": "fp32", "train__augment__crop": 0, "train__gradient_clip": 0},
+        {"train__augment__brightness": 0.1, "train__augment__contrast": 0.1, "train__label_smoothing": 0},
+        {"train__batch_size": 4096, "train__epochs": 20},
+    ],
+)
+def test_every_recipe_learns_plain_colours(run: Callable[..., Path], changes: dict) -> None:
+    folder = run(**({"train__epochs": 5} | changes))
+    assert accuracy(folder) >= 0.9
+    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "history.csv", "model.onnx", "weights.safetensors"]
+
+
+def test_equal_seeds_give_equal_files_and_others_do_not(run: Callable[..., Path]) -> None:
+    first, second, other = run("a"), run("b"), run("c", train__seed=2)
+    for name in ("model.onnx", "weights.safetensors", "history.csv", "card.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert (first / "weights.safetensors").read_bytes() != (other / "weights.safetensors").read_bytes()
+
+
+def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    whole = run("whole", train__epochs=6)
+    real, calls = stage._epoch, []
+
+    def killed(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(stage, "_epoch", killed)
+    monkeypatch.setattr(Checkpoint, "save", every_time)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", train__epochs=6)
+    assert not (tmp_path / "broken").exists()
+    capsys.readouterr()
+    resumed = run("broken", train__epochs=6)
+    assert "going on after epoch 3" in capsys.readouterr().out
+    for name in ("model.onnx", "history.csv"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+    assert list((tmp_path / "ck").glob("*.pt")) == []
+
+
+def every_time(self: Checkpoint, state: dict) -> None:
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, self._path)
+
+
+def test_another_recipe_does_not_go_on_from_a_foreign_checkpoint(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Checkpoint, "finish", lambda self: None)
+    run("a", train__epochs=2)
+    capsys.readouterr()
+    run("b", train__epochs=3)
+    assert "going on" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 half a zip"])
+def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    saved = Checkpoint(tmp_path, "k")
+    (tmp_path / "k.pt").write_bytes(content)
+    assert saved.load() is None
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice_and_no_model(run: Callable[..., Path], tmp_path: Path) -> None:
+    broken = load_file(run("first") / "weights.safetensors")
+    broken["network.conv1.weight"][0] = torch.nan
+    save_file(broken, tmp_path / "broken.safetensors")
+    digest = sha256(tmp_path / "broken.safetensors")
+    with pytest.raises(UserError, match=r"the loss is nan in epoch 1, by step \d+: lower train.learning_rate \(0.1\)"):
+        run(train__weights=str(tmp_path / "broken.safetensors"), train__weights_sha256=digest)
+    assert not (tmp_path / "model").exists()
+
+
+def test_data_that_failed_validation_cannot_be_trained_on(prepared: Path, run: Callable[..., Path]) -> None:
+    good = (prepared / "validation.json").read_text()
+    try:
+        failed = json.loads(good) | {"passed": False, "findings": [{"check": "corrupt", "level": "error"}]}
+        (prepared / "validation.json").write_text(json.dumps(failed))
+        with pytest.raises(UserError, match=r"did not pass validation \(corrupt"):
+            run()
+        (prepared / "validation.json").write_text(json.dumps(json.loads(good) | {"manifest_sha256": "0"}))
+        with pytest.raises(UserError, match="speaks of other data"):
+            run()
+        (prepared / "validation.json").unlink()
+        with pytest.raises(UserError, match="is missing: run `dvc repro validate`"):
+            run()
+    finally:
+        (prepared / "validation.json").write_text(good)
+
+
+class TestStartingWeights:
+    """Transfer learning from a weights file."""
+
+    def test_frozen_layers_stay_norms_included(self, run: Callable[..., Path]) -> None:
+        first = run("first")
+        path = first / "weights.safetensors"
+        digest = json.loads((first / "card.json").read_text())["weights_sha256"]
+        frozen = ["conv1", "bn1", "layer1"]
+        second = run("second", train__weights=str(path), train__weights_sha256=digest, train__freeze=frozen, train__seed=5)
+        before, after = load_file(path), load_file(second / "weights.safetensors")
+        same = {name for name in before if torch.equal(before[name], after[name])}
+        assert {name for name in before if name.startswith(tuple(f"network.{layer}." for layer in frozen))} <= same
+        assert "network.layer2.0.conv1.weight" not in same
+        assert json.loads((second / "card.json").read_text())["start_weights_sha256"] == digest
+
+    def test_an_unpinned_file_is_refused_with_its_digest(self, run: Callable[..., Path]) -> None:
+        path = run("first") / "weights.safetensors"
+        digest = json.loads((path.parent / "card.json").read_text())["weights_sha256"]
+        with pytest.raises(UserError, match=rf"train.weights_sha256 is None, but .* has {digest}: put that into params.yaml"):
+            run("second", train__weights=str(path))
+
+    def test_a_file_of_another_network_is_refused(self, run: Callable[..., Path]) -> None:
+        path = run("first") / "weights.safetensors"
+        digest = json.loads((path.parent / "card.json").read_text())["weights_sha256"]
+        with pytest.raises(UserError, match="not one layer of"):
+            run("second", train__weights=str(path), train__weights_sha256=digest, train__width=24)
+
+
+def test_a_gpu_that_is_not_there_is_said(run: Callable[..., Path]) -> None:
+    if torch.cuda.is_available():
+        assert accuracy(run(train__device="cuda", train__epochs=5)) >= 0.9
+        return
+    with pytest.raises(UserError, match="train.device is 'cuda', but PyTorch sees no GPU"):
+        run(train__device="cuda")
+
+
+def test_the_learning_rate_warms_up_and_comes_down(params: Callable[..., Params]) -> None:
+    recipe = params(train__epochs=10, train__warmup_epochs=2, train__learning_rate=0.5).train
+    rates = [stage._learning_rate(step, 20, recipe) for step in range(200)]
+    assert rates[0] < 0.02
+    assert max(rates) == pytest.approx(0.5, rel=0.01)
+    assert rates.index(max(rates)) == 40
+    assert rates[-1] < 1e-4
+    assert rates[40:] == sorted(rates[40:], reverse=True)
+
+
+def test_norms_and_biases_do_not_decay(prepared: Path, params: Callable[..., Params]) -> None:
+    recipe = params(train__weight_decay=0.1).train
+    classifier, _ = stage._start(arrays.load(prepared / "arrays"), recipe)
+    decayed, free = stage._optimizer(classifier, recipe).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(classifier.parameters()))
+
+
+def test_balanced_weights_average_to_one_over_the_images(params: Callable[..., Params]) -> None:
+    split = Split(np.zeros((100, 2, 2, 3), np.uint8), np.array([0] * 90 + [1] * 10))
+    weights = stage._class_weights(split, 3, params(train__class_weights="balanced").train)
+    assert weights[split.labels[:100]].mean() == pytest.approx(2 / 3)
+    assert weights[1] / weights[0] == pytest.approx(9)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_show_every_image_once_and_keep_labels_in_step(
+    resident: bool, params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image is one flat colour that is its own label, so any slip between pixels and labels shows."""
+    images = np.repeat(np.arange(103, dtype=np.uint8), 6 * 6 * 3).reshape(103, 6, 6, 3)
+    monkeypatch.setattr("src.batches._free_bytes", lambda _: 10**9 if resident else 0)
+    batches = Batches(Split(images, np.arange(103)), torch.device("cpu"), params(train__augment__crop=2).train.augment)
+    assert batches.resident is resident
+    seen = []
+    for shown, labels in batches.epoch(10, torch.Generator().manual_seed(1)):
+        assert len(labels) >= 10
+        assert torch.equal(shown.amax(dim=(1, 2, 3)).round().long(), labels)
+        seen += labels.tolist()
+    assert sorted(seen) == list(range(103))
+    assert seen != sorted(seen)
+
+
+def test_channel_statistics_are_exact(random: np.random.Generator) -> None:
+    images = random.integers(0, 256, (300, 7, 5, 3), dtype=np.uint8)
+    mean, deviation = stage._channel_statistics(images)
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), atol=1e-3)
+    np.testing.assert_allclose(deviation, images.std(axis=(0, 1, 2)), atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow
+class TestTracking:
+    """MLflow, for real, in a file."""
+
+    def test_params_and_every_epoch_are_logged(
+        self, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow import MlflowClient
+
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        run()
+        client = MlflowClient(tracking_uri=uri)
+        (experiment,) = [found for found in client.search_experiments() if found.name == "image-classifier"]
+        (logged,) = client.search_runs([experiment.experiment_id])
+        assert logged.info.status == "FINISHED"
+        assert logged.data.params["epochs"] == "2"
+        assert logged.data.params["augment.crop"] == "1"
+        assert [point.step for point in client.get_metric_history(logged.info.run_id, "validation_loss")] == [1, 2]
+
+    def test_a_dead_server_fails_soon_with_its_address(self, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not take the run"):
+            run()
+
+    def test_a_server_lost_on_the_way_does_not_cost_the_model(
+        self, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        def lost(*_: Any, **given: Any) -> None:
+            if "metrics" in given:
+                raise MlflowException("connection refused")
+
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        monkeypatch.setattr(MlflowClient, "log_batch", lost)
+        assert (run() / "model.onnx").exists()
+        assert capsys.readouterr().err.count("MLflow no longer answers (connection refused)") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_in_the_next(tmp_path: Path, prepared: Path) -> None:
+    """SIGKILL, which no handler sees, in the middle of training; the same command then continues and finishes."""
+    shutil.copytree(prepared / "arrays", tmp_path / "arrays")
+    shutil.copy(prepared / "validation.json", tmp_path)
+    write_params(tmp_path / "params.yaml", **(QUICK | {"train__epochs": 400}))
+    command = [sys.executable, "-m", "src.stages.train", *(str(tmp_path / name) for name in ("arrays", "validation.json", "out"))]
+    command += ["--checkpoints", str(tmp_path / "ck"), "--params", str(tmp_path / "params.yaml")]
+    first = subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not list((tmp_path / "ck").glob("*.pt")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (tmp_path / "out").exists()
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "going on after epoch" in second.stdout
+    assert accuracy(tmp_path / "out") >= 0.9
+    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 401
