@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -14,6 +15,9 @@ from src.params import Params, load
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+torch.set_num_threads(1)  # every network here is tiny
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,9 @@ def test_groups_need_two_and_the_largest_are_kept() -> None:
 @pytest.mark.parametrize("side", [4, 40])
 def test_the_baseline_learns_brightness(random: np.random.Generator, side: int) -> None:
     labels = np.arange(120) % 2
-    images = np.clip(80 + 90 * labels[:, None, None, None] + random.normal(0, 20, (120, side, side, 1)), 0, 255).astype(np.uint8)
+    images = np.clip(80 + 90 * labels[:, None, None, None] + random.normal(0, 20, (120, side, side, 1)), 0, 255).astype(
+        np.uint8
+    )
     found = baseline.probabilities(Split(images[:80], labels[:80]), Split(images[80:], labels[80:]), 3)
     assert found.shape == (40, 3)
     assert (found.argmax(1) == labels[80:]).mean() > 0.95

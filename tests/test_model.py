@@ -16,7 +16,9 @@ from src.command import UserError
 from src.model import Classifier, Shape, build
 
 
-def classifier(name: str = "small_resnet", size: tuple[int, int] = (16, 16), channels: int = 3, width: int = 8) -> Classifier:
+def classifier(
+    name: str = "small_resnet", size: tuple[int, int] = (16, 16), channels: int = 3, width: int = 8
+) -> Classifier:
     torch.manual_seed(3)
     return build(name, Shape(size, channels, 5), width, [100.0] * channels, [50.0] * channels)
 

@@ -77,7 +77,12 @@ def accuracy(folder: Path) -> float:
 def test_every_recipe_learns_plain_colours(run: Callable[..., Path], changes: dict) -> None:
     folder = run(**({"train__epochs": 5} | changes))
     assert accuracy(folder) >= 0.9
-    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "history.csv", "model.onnx", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "card.json",
+        "history.csv",
+        "model.onnx",
+        "weights.safetensors",
+    ]
 
 
 def test_equal_seeds_give_equal_files_and_others_do_not(run: Callable[..., Path]) -> None:
@@ -179,7 +184,9 @@ class TestStartingWeights:
     def test_an_unpinned_file_is_refused_with_its_digest(self, run: Callable[..., Path]) -> None:
         path = run("first") / "weights.safetensors"
         digest = json.loads((path.parent / "card.json").read_text())["weights_sha256"]
-        with pytest.raises(UserError, match=rf"train.weights_sha256 is None, but .* has {digest}: put that into params.yaml"):
+        with pytest.raises(
+            UserError, match=rf"train.weights_sha256 is None, but .* has {digest}: put that into params.yaml"
+        ):
             run("second", train__weights=str(path))
 
     def test_a_file_of_another_network_is_refused(self, run: Callable[..., Path]) -> None:
@@ -269,7 +276,9 @@ class TestTracking:
         assert logged.data.params["augment.crop"] == "1"
         assert [point.step for point in client.get_metric_history(logged.info.run_id, "validation_loss")] == [1, 2]
 
-    def test_a_dead_server_fails_soon_with_its_address(self, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_dead_server_fails_soon_with_its_address(
+        self, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not take the run"):
@@ -297,7 +306,12 @@ def test_a_killed_process_goes_on_in_the_next(tmp_path: Path, prepared: Path) ->
     shutil.copytree(prepared / "arrays", tmp_path / "arrays")
     shutil.copy(prepared / "validation.json", tmp_path)
     write_params(tmp_path / "params.yaml", **(QUICK | {"train__epochs": 400}))
-    command = [sys.executable, "-m", "src.stages.train", *(str(tmp_path / name) for name in ("arrays", "validation.json", "out"))]
+    command = [
+        sys.executable,
+        "-m",
+        "src.stages.train",
+        *(str(tmp_path / name) for name in ("arrays", "validation.json", "out")),
+    ]
     command += ["--checkpoints", str(tmp_path / "ck"), "--params", str(tmp_path / "params.yaml")]
     first = subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not list((tmp_path / "ck").glob("*.pt")):

@@ -1,0 +1,132 @@
+"""The served file is judged, told in full, and told the same each time: python -m pytest tests/test_evaluate.py"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import draw_colours, write_params
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_train import QUICK, pass_validation
+
+from src.command import UserError
+from src.inference import Model
+from src.stages.evaluate import evaluate
+from src.stages.prepare import prepare
+from src.stages.train import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    draw_colours(folder / "data", 40, np.random.default_rng(7))
+    params = write_params(folder / "params.yaml", **(QUICK | {"train__epochs": 5}))
+    prepare(folder / "data", folder / "arrays", folder / "m.parquet", params.prepare)
+    pass_validation(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        train(folder / "arrays", folder / "validation.json", folder / "model", folder / "ck", params.train)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Evaluate a copy, so that a test may damage it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+
+    def go(out: str = "details", **changes: Any) -> dict[str, Any]:
+        params = write_params(tmp_path / "params.yaml", **(QUICK | changes)).evaluate
+        inputs = (tmp_path / name for name in ("arrays", "m.parquet", "model"))
+        evaluate(*inputs, tmp_path / f"{out}.json", tmp_path / out, tmp_path / f"{out}-timings.json", params)
+        return json.loads((tmp_path / f"{out}.json").read_text())
+
+    return go
+
+
+def test_everything_asked_for_is_there(run: Callable[..., Any], tmp_path: Path) -> None:
+    results = run()
+    assert results["accuracy"] >= 0.9
+    assert results["accuracy_low"] < results["accuracy"] <= results["accuracy_high"]
+    assert results["parity"] < 1e-4
+    assert results["model_bytes"] == (tmp_path / "model" / "model.onnx").stat().st_size
+    assert set(results["per_class"]) == {"red", "green", "blue"}
+    assert any(name.startswith("brightness: ") for name in results["slices"])
+    assert {"accuracy", "margin", "macro_f1", "log_loss", "ece"} <= set(results["baseline"])
+    timings = json.loads((tmp_path / "details-timings.json").read_text())
+    assert 0 < timings["latency_ms"]["p50"] <= timings["latency_ms"]["p95"] <= timings["latency_ms"]["p99"]
+    assert timings["throughput_images_per_second"] > 0
+    for name in ("confusion", "curves", "calibration", "errors", "activation"):
+        with Image.open(tmp_path / "details" / f"{name}.png") as picture:
+            assert min(picture.size) > 50
+    predictions = pq.read_table(tmp_path / "details" / "predictions.parquet").to_pandas()
+    assert len(predictions) == results["images"]
+    assert (predictions["label"] == predictions["prediction"]).mean() == pytest.approx(results["accuracy"], abs=1e-6)
+
+
+def test_equal_runs_give_equal_files(run: Callable[..., Any], tmp_path: Path) -> None:
+    run("a")
+    run("b")
+    first = {path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    second = {path.relative_to(tmp_path / "b"): path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()}
+    assert first == second
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_golden_examples_are_reproduced_by_the_file_alone(run: Callable[..., Any], tmp_path: Path) -> None:
+    run(evaluate__golden=6)
+    golden = json.loads((tmp_path / "details" / "golden" / "golden.json").read_text())
+    model = Model(tmp_path / "model")
+    assert [example["label"] for example in golden["examples"][:3]] == ["blue", "green", "red"]
+    for example in golden["examples"]:
+        with Image.open(tmp_path / "details" / "golden" / example["file"]) as picture:
+            probabilities = model.probabilities(np.asarray(picture)[None])[0]
+        np.testing.assert_allclose(probabilities, example["probabilities"], atol=golden["tolerance"])
+
+
+def test_one_image_and_many_get_the_same_answer(run: Callable[..., Any], tmp_path: Path) -> None:
+    model = Model(tmp_path / "model")
+    images = np.random.default_rng(1).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    alone = np.concatenate([model.probabilities(image[None]) for image in images[:20]])
+    np.testing.assert_allclose(model.probabilities(images)[:20], alone, atol=1e-6)
+    assert model.probabilities(images[:0]).shape == (0, 3)
+
+
+def other_weights(folder: Path) -> None:
+    path = folder / "model" / "weights.safetensors"
+    weights = load_file(path)
+    weights["network.fc.weight"] = weights["network.fc.weight"].roll(1, 0).contiguous()
+    save_file(weights, path)
+
+
+def rewrite_card(folder: Path, **changes: Any) -> None:
+    path = folder / "model" / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "model" / "model.onnx").unlink(), "model.onnx is missing: run `dvc repro train`"),
+        (lambda f: (f / "model" / "model.onnx").write_bytes(b"x"), "is not the model that card.json beside it describes"),
+        (lambda f: (f / "model" / "card.json").unlink(), "card.json is missing"),
+        (lambda f: (f / "model" / "card.json").write_text("{"), "card.json is not valid JSON"),
+        (lambda f: (f / "model" / "weights.safetensors").write_bytes(b"x"), "is no safetensors file"),
+        (other_weights, "ONNX and PyTorch differ by"),
+        (lambda f: rewrite_card(f, classes=["a", "b", "c"]), "has other classes than card.json"),
+        (lambda f: (f / "arrays" / "test.images.npy").write_bytes(b"\x93NUMPY"), "split test cannot be read"),
+        (lambda f: (f / "m.parquet").unlink(), "m.parquet is missing"),
+    ],
+)
+def test_what_is_damaged_is_named_and_nothing_is_written(
+    run: Callable[..., Any], tmp_path: Path, damage: Callable[[Path], Any], words: str
+) -> None:
+    damage(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        run()
+    assert "\n" not in str(caught.value)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("details")]

@@ -1,0 +1,323 @@
+"""The whole pipeline as its user runs it, with other data, another network, and faults.
+
+python -m pytest tests/test_pipeline.py
+"""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, draw_colours, encode, write_params
+from PIL import Image
+from ruamel.yaml import YAML
+
+from src.files import read_json
+
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "MLFLOW_TRACKING_URI": "",
+    "DVC_NO_ANALYTICS": "1",
+}
+
+
+def copy_repository(folder: Path) -> Path:
+    """Copy what Git knows of into a repository of its own, as a fork would have it."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for arguments in (["init", "--quiet"], ["add", "--all", "--force"], ["commit", "--quiet", "--message", "fork"]):
+        subprocess.run([*git, *arguments], cwd=folder, check=True)
+    return folder
+
+
+def python(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, **options)
+
+
+def require_success(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def lock_without_timings(folder: Path) -> Any:
+    lock = YAML(typ="safe").load((folder / "dvc.lock").read_text())
+    for stage in lock["stages"].values():
+        stage["outs"] = [out for out in stage["outs"] if out["path"] != "out/timings.json"]
+    return lock
+
+
+@pytest.mark.slow
+def test_the_starter_data_reproduce_twice_the_same(tmp_path: Path) -> None:
+    folder = copy_repository(tmp_path / "fork")
+    first = require_success(python(folder, "src.reproduce"))
+    for word in ("accuracy", "logistic regression", "out/evaluation/", "latency p95"):
+        assert word in first
+    assert read_json(folder / "metrics.json", "")["accuracy"] >= 0.99
+    lock = (folder / "dvc.lock").read_bytes()
+    second = require_success(python(folder, "src.reproduce"))
+    assert "Nothing changed since the last run." in second
+    assert "Running stage" not in second
+    assert (folder / "dvc.lock").read_bytes() == lock
+    before = lock_without_timings(folder)
+    require_success(python(folder, "dvc", "repro", "--force", "--no-run-cache"))
+    assert lock_without_timings(folder) == before
+    shown = require_success(python(folder, "dvc", "plots", "show", "--out", "plots"))
+    assert "index.html" in shown
+
+
+@pytest.mark.slow
+def test_another_data_set_and_network_need_four_places(tmp_path: Path) -> None:
+    """2,000 photographs of 10 classes, 100x100, some corrupt, some copied, one text; a network of our own."""
+    folder = copy_repository(tmp_path / "fork")
+    random = np.random.default_rng(5)
+    photographs(folder / "data", random)
+    network = """
+
+class Tiny(nn.Module):
+    def __init__(self, shape: Shape, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(shape.channels, width, 5, 4), nn.GELU(), nn.Conv2d(width, width, 3), nn.GELU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, shape.classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+NETWORKS["tiny"] = Tiny
+"""
+    with (folder / "src" / "model.py").open("a") as file:
+        file.write(network)
+    write_params(
+        folder / "params.yaml", prepare__size=[40, 48], train__network="tiny", train__epochs=25, train__augment__flip=True
+    )
+    require_success(python(folder, "dvc", "add", "data"))
+    said = require_success(python(folder, "src.reproduce"))
+    report = read_json(folder / "out" / "validation.json", "")
+    faulty = {file["path"] for file in report["faults"]["files"]}
+    assert faulty == {f"class {i}/broken.jpg" for i in range(10)} | {"class 3/notes.txt"}
+    assert "class 3/notes.txt" in said
+    profile = read_json(folder / "out" / "profile" / "profile.json", "")
+    assert profile["copies"] == 40
+    metrics = read_json(folder / "metrics.json", "")
+    assert len(metrics["per_class"]) == 10
+    assert metrics["accuracy"] > 0.5
+    changed = subprocess.run(["git", "diff", "--name-only"], cwd=folder, capture_output=True, text=True, check=True)
+    assert set(changed.stdout.split()) == {"data.dvc", "params.yaml", "src/model.py"}
+
+
+def photographs(root: Path, random: np.random.Generator) -> None:
+    """Each class is a colour gradient of its own under noise."""
+    shutil.rmtree(root, ignore_errors=True)
+    for label in range(10):
+        folder = root / f"class {label}"
+        folder.mkdir(parents=True)
+        corner = random.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        base = np.asarray(Image.fromarray(corner).resize((100, 100), Image.Resampling.BILINEAR)).astype(float)
+        for i in range(196):
+            pixels = np.clip(base + random.normal(0, 25, base.shape), 0, 255).astype(np.uint8)
+            (folder / f"{i}.jpg").write_bytes(encode(pixels, "JPEG", quality=85))
+        for i in range(4):
+            shutil.copy(folder / f"{i}.jpg", folder / f"copy of {i}.jpg")
+        (folder / "broken.jpg").write_bytes((folder / "5.jpg").read_bytes()[:500])
+    (root / "class 3" / "notes.txt").write_text("remember the milk")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3, 4, 5, 6])
+def test_other_seeds_learn_the_digits_too(tmp_path: Path, seed: int) -> None:
+    folder = copy_repository(tmp_path / "fork")
+    write_params(folder / "params.yaml", train__seed=seed)
+    require_success(python(folder, "src.reproduce"))
+    assert read_json(folder / "metrics.json", "")["accuracy"] >= 0.983
+
+
+@pytest.mark.slow
+def test_changes_of_data_that_dvc_does_not_know_are_used_not_lost(tmp_path: Path) -> None:
+    folder = copy_repository(tmp_path / "fork")
+    write_params(folder / "params.yaml", train__epochs=1)
+    require_success(python(folder, "dvc", "pull", "data.dvc"))
+    draw_colours(folder / "data", 30, np.random.default_rng(1), side=8)
+    said = require_success(python(folder, "src.reproduce"))
+    assert "data/ differs from data.dvc: it is used as it is" in said
+    assert "red" in read_json(folder / "metrics.json", "")["per_class"]
+    assert len(list((folder / "data" / "red").iterdir())) == 30
+    (folder / "data" / "red" / "new.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
+    refused = python(folder, "src.datasets.cifar10", "data")
+    assert refused.returncode == 1
+    assert "data-cifar10: data/ holds files that DVC has no copy of" in refused.stderr
+    assert (folder / "data" / "red" / "new.png").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad inputs: one sentence, an exit status, nothing half-written
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shard(labels: list[Any], column: str = "label") -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        random = np.random.default_rng(1)
+        blobs = [{"bytes": encode(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)), "path": None} for _ in labels]
+        image = pa.array(blobs, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+        pq.write_table(pa.table({"image": image, column: labels}), root / "x.parquet")
+
+    return make
+
+
+def folders(**counts: int) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        random = np.random.default_rng(1)
+        for label, count in counts.items():
+            (root / label).mkdir()
+            for i in range(count):
+                (root / label / f"{i}.png").write_bytes(encode(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
+
+    return make
+
+
+BAD_DATA = {
+    "empty": (lambda root: None, "prepare: data holds no images"),
+    "text only": (
+        lambda root: (root / "a.txt").write_text("a"),
+        "prepare: none of the 1 files under data is a usable image",
+    ),
+    "one class": (folders(cat=30), "1 class found (cat); a classifier needs at least 2"),
+    "one image": (folders(cat=1), "1 class found (cat)"),
+    "a class of one image": (folders(cat=60, dog=1), "dog has 0 in"),
+    "a slash": (shard(["cat/dog", "cat"] * 30), "column label of the manifest breaks its rule: a label is"),
+    "an emoji": (folders(**{"😀": 30, "cat": 30}), "no slash, no emoji"),
+    "no label": (shard(["a"] * 9, column="name"), "prepare: data/x.parquet has no column `label` (found: image, name)"),
+    "no Parquet": (lambda root: (root / "x.parquet").write_bytes(b"PAR1"), "data/x.parquet cannot be read as Parquet"),
+    "mostly corrupt": (
+        lambda root: (folders(cat=20, dog=20)(root), [(root / "cat" / f"b{i}.png").write_text("x") for i in range(20)]),
+        "of the files are no readable image, over validate.max_corrupt",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_stop_with_one_sentence(tmp_path: Path, case: str) -> None:
+    make, words = BAD_DATA[case]
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")
+    write_params(tmp_path / "params.yaml")
+    (tmp_path / "reference.json").write_text("{}")
+    stages = [
+        ("src.stages.prepare", "data", "arrays", "m.parquet"),
+        ("src.stages.validate", "arrays", "m.parquet", "reference.json", "v.json", "profile"),
+        ("src.stages.train", "arrays", "v.json", "model", "--checkpoints", "ck"),
+    ]
+    said, codes = "", []
+    for module, *arguments in stages:
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", module, *arguments]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        codes.append(result.returncode)
+        said += result.stdout + result.stderr
+        if result.returncode and module != "src.stages.validate":
+            break  # after a failed validation, training is tried all the same: it must refuse
+    assert words in said
+    assert "Traceback" not in said
+    assert codes[-1] == 1
+    assert not (tmp_path / "model").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prepare", "validate", "train", "evaluate"])
+def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(tmp_path: Path, stage: str) -> None:
+    """A limit on the size of a file stands in for the disk: each stage writes one that is larger."""
+    folder = copy_repository(tmp_path / "fork")
+    write_params(folder / "params.yaml", train__epochs=1)
+    require_success(python(folder, "dvc", "pull", "data.dvc"))
+    order = ["prepare", "validate", "train", "evaluate"]
+    for earlier in order[: order.index(stage)]:
+        require_success(python(folder, "dvc", "repro", "--single-item", earlier))
+    before = sorted(path for path in (folder / "out").rglob("*"))
+    command = YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"][stage]["cmd"].split()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    result = python(folder, *command[2:], preexec_fn=limit)
+    assert result.returncode == 1, result.stderr
+    assert re.search(rf"^{stage}: a file would grow past this system's limit: raise it", result.stderr, re.MULTILINE)
+    assert "Traceback" not in result.stderr
+    assert sorted(path for path in (folder / "out").rglob("*") if "checkpoints" not in path.parts) == before
+    assert not (folder / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """The peak of the whole process tree while 5,000 and then 40,000 photographs of 32x32 are prepared."""
+    random = np.random.default_rng(1)
+    small = random.integers(0, 256, (2000, 8, 8, 3), dtype=np.uint8)
+    blobs = [encode(Image.fromarray(image).resize((32, 32)), "JPEG") for image in small]
+    peaks = []
+    for thousands in (5, 40):
+        folder = tmp_path / str(thousands)
+        (folder / "data").mkdir(parents=True)
+        cells = [{"bytes": blob + bytes([copy]), "path": None} for copy in range(thousands // 2) for blob in blobs]
+        image = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+        pq.write_table(pa.table({"image": image, "label": ["a", "b"] * (len(cells) // 2)}), folder / "data" / "x.parquet")
+        write_params(folder / "params.yaml", prepare__size=32)
+        peaks.append(peak_memory(folder, "src.stages.prepare", "data", "arrays", "m.parquet"))
+    assert max(peaks) < 2**30
+    assert peaks[1] - peaks[0] < 80 * 2**20
+
+
+def peak_memory(folder: Path, *arguments: str) -> int:
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            total = 0
+            try:
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            for member in family:
+                try:
+                    total += member.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            peak = max(peak, total)
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert process.wait() == 0
+    done.set()
+    watcher.join()
+    return peak
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_data_path_prints_its_ratios() -> None:
+    said = require_success(python(ROOT, "src.benchmarks.data_path", "--images", "3000"))
+    for row in ("prepare / one-process Pillow", "batches / DataLoader", "training step / textbook step", "waiting for data"):
+        assert row in said

@@ -1,0 +1,147 @@
+"""The structure holds: two floors, DVC's dependencies are the real imports, README and help tell the truth.
+
+python -m pytest tests/test_structure.py
+"""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+VERBS = ("src/stages/", "src/datasets/", "src/benchmarks/", "src/reproduce.py", "src/environment.py")
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
+
+
+def imports(module: str) -> set[str]:
+    """Return the files under src/ that a module imports anywhere in it, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    names = {name for name in found if name.split(".")[0] == "src"}
+    return {path for name in names for path in files_of(name)}
+
+
+def files_of(name: str) -> set[str]:
+    """Return what Python runs to import a module: the file, and the packages on the way to it."""
+    parts = name.split(".")
+    packages = ["/".join(parts[:i]) + "/__init__.py" for i in range(1, len(parts) + 1)]
+    return {path for path in [*packages, "/".join(parts) + ".py"] if (ROOT / path).is_file()}
+
+
+def reach(module: str) -> set[str]:
+    """Return a module and all it imports, directly or not."""
+    seen, todo = set(), [module, *files_of(module.removesuffix(".py").replace("/", "."))]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += imports(path)
+    return seen
+
+
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_depends_on_exactly_what_a_stage_imports(stage: str) -> None:
+    module = re.search(r"-m (src\.stages\.\w+)", STAGES[stage]["cmd"])
+    assert module
+    listed = {path for path in STAGES[stage]["deps"] if path.startswith("src/")}
+    assert listed == reach(module[1].replace(".", "/") + ".py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_path_of_a_command_is_a_dependency_or_an_output(stage: str) -> None:
+    entries = [*STAGES[stage]["deps"], *STAGES[stage]["outs"], *STAGES[stage].get("metrics", [])]
+    known = {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+    words = STAGES[stage]["cmd"].split()[3:]
+    assert [word for word in words if word not in known and word not in ("--checkpoints", "out/checkpoints")] == []
+
+
+def test_the_stage_that_costs_has_only_cached_outputs() -> None:
+    assert STAGES["train"]["outs"] == ["out/model"]
+    assert "metrics" not in STAGES["train"]
+
+
+def test_nouns_do_not_import_verbs_and_verbs_meet_through_files() -> None:
+    for module in MODULES:
+        for other in imports(module):
+            if other.startswith(VERBS) and not other.endswith("__init__.py"):
+                same_folder = Path(other).parent == Path(module).parent == Path("src/datasets")
+                # a benchmark times a stage by calling it; shards.py is what the data sets share
+                assert module.startswith("src/benchmarks/") or same_folder, f"{module} imports {other}"
+
+
+def test_there_is_no_circle() -> None:
+    for module in MODULES:
+        assert all(module not in reach(other) for other in imports(module)), module
+
+
+def test_every_module_says_what_it_is() -> None:
+    for module in MODULES:
+        assert ast.get_docstring(ast.parse((ROOT / module).read_text())), module
+
+
+def test_nothing_is_pickled() -> None:
+    for module in MODULES:
+        text = (ROOT / module).read_text()
+        assert not re.search(r"\b(joblib|cloudpickle|pickle\.loads?|allow_pickle=True)\b", text), module
+        assert text.count("torch.load(") == text.count("weights_only=True"), module
+
+
+def test_the_lock_holds_what_is_asked_for_with_hashes_and_no_address() -> None:
+    lock = (ROOT / "requirements" / "lock.txt").read_text()
+    for line in (ROOT / "requirements" / "direct.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert re.search(rf"^{re.escape(line)} \\$", lock, re.MULTILINE), line
+    assert "://" not in lock
+    packages = re.split(r"\n(?=[a-z0-9])", lock.strip())
+    assert all("--hash=sha256:" in package for package in packages)
+    assert not re.search(r"^(torch|nvidia-[\w-]+)==", lock, re.MULTILINE)
+
+
+def help_lines() -> dict[str, str]:
+    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"^  make (\S+)\s+(.+)$", printed, re.MULTILINE))
+
+
+def test_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split())
+    assert set(help_lines()) == targets
+    assert targets == set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
+
+
+def test_the_readme_names_only_targets_and_files_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    targets = help_lines()
+    for target in re.findall(r"(?:`|^)make ([a-z0-9-]+)", readme, re.MULTILINE):
+        assert target in targets, target
+    tree = re.search(r"```text\n(.+?)```", readme, re.DOTALL)
+    assert tree
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for line in tree[1].splitlines():
+        path = line.split()[0].rstrip("/")
+        made = path in ("data", "out")
+        assert made or any(file == path or file.startswith(path + "/") for file in tracked), path
+    assert len(readme.splitlines()) <= 230
+
+
+def test_the_readme_shows_the_pipeline_as_dvc_draws_it() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for stage in STAGES:
+        assert re.search(rf"\b{stage}\b", readme)
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "starter" / "README.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
