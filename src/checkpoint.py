@@ -1,15 +1,17 @@
 """A training run that was killed goes on where it was: its state lies in a file named after everything that shaped it."""
 
 import hashlib
+import io
 import json
 import pickle
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from src.files import replacing
+from src.files import write_bytes
 
 _SHARE_OF_TIME = 0.05  # that saving may cost
 
@@ -30,13 +32,20 @@ class Checkpoint:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save, unless the last save is so recent that saving would take more than a twentieth of the time."""
+        """Save, unless the last save is so recent that saving would take more than a twentieth of the time.
+
+        A disk that is full costs the checkpoint, not the training.
+        """
         now = time.monotonic()
         if self._saved_at and now - self._saved_at < self._cost / _SHARE_OF_TIME:
             return
         self.clear()
-        with replacing(self._path) as fresh:
-            torch.save(state, fresh)
+        content = io.BytesIO()
+        torch.save(state, content)
+        try:
+            write_bytes(self._path, content.getbuffer())
+        except OSError as error:
+            print(f"the checkpoint {self._path} could not be saved ({error.strerror}); training goes on", file=sys.stderr)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - now
 

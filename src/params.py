@@ -20,7 +20,7 @@ Side = Annotated[int, Field(ge=2, le=1024)]
 
 def _pair(value: object) -> object:
     """Accept one side for a square, or [height, width]."""
-    return tuple(value) if isinstance(value, list) else (value, value)
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
 
 
 Size = Annotated[tuple[Side, Side], BeforeValidator(_pair)]

@@ -55,8 +55,8 @@ def start(params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 hang for minutes on a dead server
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         return _start(uri, params, tags, resume)
     except Exception as error:  # MLflow, its store and its HTTP client raise many classes; each means: not reachable

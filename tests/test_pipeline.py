@@ -253,7 +253,7 @@ def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(tmp_path: Path, sta
     order = ["prepare", "validate", "train", "evaluate"]
     for earlier in order[: order.index(stage)]:
         require_success(python(folder, "dvc", "repro", "--single-item", earlier))
-    before = sorted(path for path in (folder / "out").rglob("*"))
+    before = outputs(folder)
     command = YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"][stage]["cmd"].split()
 
     def limit() -> None:
@@ -263,8 +263,12 @@ def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(tmp_path: Path, sta
     assert result.returncode == 1, result.stderr
     assert re.search(rf"^{stage}: a file would grow past this system's limit: raise it", result.stderr, re.MULTILINE)
     assert "Traceback" not in result.stderr
-    assert sorted(path for path in (folder / "out").rglob("*") if "checkpoints" not in path.parts) == before
+    assert outputs(folder) == before
     assert not (folder / "metrics.json").exists()
+
+
+def outputs(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "out").rglob("*") if "checkpoints" not in path.parts)
 
 
 @pytest.mark.slow
@@ -318,6 +322,6 @@ def peak_memory(folder: Path, *arguments: str) -> int:
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_data_path_prints_its_ratios() -> None:
-    said = require_success(python(ROOT, "src.benchmarks.data_path", "--images", "3000"))
+    said = require_success(python(ROOT, "src.benchmarks.data_path", "--images", "3000", "--rounds", "1"))
     for row in ("prepare / one-process Pillow", "batches / DataLoader", "training step / textbook step", "waiting for data"):
         assert row in said

@@ -35,7 +35,6 @@ _CLASSES = 10
 _SIDE = 32
 _BATCH = 128
 _STEPS = 40
-_ROUNDS = 3
 _PREPARE = Prepare(
     size=(_SIDE, _SIDE),
     channels=3,
@@ -154,19 +153,19 @@ def training(source: Iterable[tuple[Tensor, Tensor]], fast: bool, steps: int) ->
     return done / spent, waited / spent
 
 
-def measure(images: int) -> str:
+def measure(images: int, rounds: int) -> str:
     """Time each pair side by side, several rounds in turn; return a table of the medians."""
     decode, load, train = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
         make_data(folder, images)
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             decode.append((images / plain_decode(folder), images / our_decode(folder, Path(name))))
         split = arrays.load(Path(name) / "arrays").split("train")
         batches = Batches(split, torch.device("cpu"), _AUGMENT)
         per_sample = PerSample(np.array(split.images), split.labels)
         loader = DataLoader(per_sample, _BATCH, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             load.append((rate(textbook(loader), _STEPS), rate(ours(batches), 10 * _STEPS)))
             train.append((training(textbook(loader), False, _STEPS), training(ours(batches), True, _STEPS)))
     speeds = [[speed for speed, _ in pair] for pair in train]
@@ -186,7 +185,9 @@ def _row(name: str, pairs: Any) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the data path as ratios to a plain DataLoader.")
     parser.add_argument("--images", type=int, default=60_000)
-    print(measure(parser.parse_args().images))
+    parser.add_argument("--rounds", type=int, default=3, help="how often each pair is timed; the median is shown")
+    args = parser.parse_args()
+    print(measure(args.images, args.rounds))
 
 
 if __name__ == "__main__":

@@ -53,13 +53,13 @@ def evaluate(
     facts = _test_rows(manifest)
     simple = baseline.probabilities(data.split("train"), test, len(data.classes))
     results = _results(test, probabilities, simple, facts, model, parity, params)
-    with replacing(details) as fresh:
+    with replacing(timings) as fresh_timings, replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
         fresh.mkdir()
         _write_tables(fresh, test, probabilities, facts, results, data.classes, params)
         _write_golden(fresh / "golden", test, probabilities, data.classes, params)
         _draw(fresh, test, probabilities, results, data.classes, model_folder, classifier, params)
-        write_json(timings, _time(model, test))
-        write_json(metrics_path, results)
+        write_json(fresh_timings, _time(model, test))
+        write_json(fresh_metrics, results)
     print(_summary(results))
 
 

@@ -41,17 +41,16 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     near = duplicates.near(manifest, _pixels(card, manifest)) if params.checks.near_duplicates != "off" else _NONE
     findings, drift = checks.inspect(manifest, params, recorded.read(reference), near)
     passed = not any(finding.level == "error" for finding in findings)
-    write_json(
-        report,
-        {
-            "drift": drift,
-            "faults": _faults(manifest),
-            "findings": [finding.to_dict() for finding in findings],
-            "manifest_sha256": sha256(manifest_path),
-            "passed": passed,
-        },
-    )
-    _write_profile(profile, manifest, card)
+    told = {
+        "drift": drift,
+        "faults": _faults(manifest),
+        "findings": [finding.to_dict() for finding in findings],
+        "manifest_sha256": sha256(manifest_path),
+        "passed": passed,
+    }
+    with replacing(report) as fresh_report, replacing(profile) as fresh_profile:
+        write_json(fresh_report, told)
+        _write_profile(fresh_profile, manifest, card)
     print(_tell(manifest, findings))
     if not passed:
         names = ", ".join(finding.check for finding in findings if finding.level == "error")
@@ -126,12 +125,11 @@ def _tell(manifest: pa.Table, findings: list[Finding]) -> str:
 
 
 def _write_profile(folder: Path, manifest: pa.Table, card: Arrays) -> None:
-    with replacing(folder) as fresh:
-        fresh.mkdir()
-        write_json(fresh / "statistics.json", recorded.summarize(manifest).model_dump())
-        write_json(fresh / "profile.json", _numbers(manifest))
-        _draw_numbers(fresh / "profile.png", manifest)
-        _draw_examples(fresh / "examples.png", card)
+    folder.mkdir()
+    write_json(folder / "statistics.json", recorded.summarize(manifest).model_dump())
+    write_json(folder / "profile.json", _numbers(manifest))
+    _draw_numbers(folder / "profile.png", manifest)
+    _draw_examples(folder / "examples.png", card)
 
 
 def _numbers(manifest: pa.Table) -> dict[str, Any]:
