@@ -42,10 +42,12 @@ class Arrays:
             raise UserError(f"{self.folder}: split {name} cannot be read ({error}); run `dvc repro -f prepare`") from None
         if images.shape[1:] != (*self.size, self.channels) or len(images) != len(labels):
             raise UserError(f"{paths[0]} has shape {images.shape}, not what card.json says; run `dvc repro -f prepare`")
+        if labels.dtype != np.int64 or not np.all((labels >= 0) & (labels < len(self.classes))):
+            raise UserError(f"{paths[1]} holds other labels than card.json says; run `dvc repro -f prepare`")
         return Split(images, np.asarray(labels))
 
 
 def load(folder: Path) -> Arrays:
     """Read the card of the arrays in `folder`."""
-    card = read_json(folder / "card.json", made_by="prepare")
+    card = read_json(folder / "card.json", made_by="prepare", keys=("classes", "size", "channels", "fit", "manifest_sha256"))
     return Arrays(folder, card["classes"], tuple(card["size"]), card["channels"], card["fit"], card["manifest_sha256"])

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-import pickle
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from src.files import write_bytes
 
 _SHARE_OF_TIME = 0.05  # that saving may cost
+_KEYS = {"epoch", "run", "best", "history", "weights", "optimizer", "generator", "random"}
 
 
 class Checkpoint:
@@ -26,10 +27,10 @@ class Checkpoint:
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, or None where there is none that is whole. Holds tensors and plain values, no code."""
         try:
-            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            state = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception:  # torch raises almost any class on a damaged file, and a damaged checkpoint is none
             return None
-        return state
+        return state if isinstance(state, dict) and set(state) >= _KEYS else None
 
     def save(self, state: dict[str, Any]) -> None:
         """Save, unless the last save is so recent that saving would take more than a twentieth of the time.
@@ -52,7 +53,7 @@ class Checkpoint:
     def clear(self) -> None:
         """Remove the state of other runs; this one's stays until it is replaced."""
         for other in self._path.parent.glob("*.pt"):
-            if other != self._path:
+            if other != self._path and re.fullmatch(r"[0-9a-f]{32}\.pt", other.name):
                 other.unlink()
 
     def finish(self) -> None:

@@ -1,6 +1,6 @@
 """May this data be trained on? Every rule over the manifest, evaluated at once by pandera; what fails becomes a finding."""
 
-import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from src.images import FORMATS
 from src.params import Checks, Level, Validate
 from src.reference import Reference, drift
 
-LABEL = re.compile(r"[\w][\w .+()'&-]{0,79}")  # word characters of any script; a label names files, pictures, metrics
+_LABEL_LENGTH = 80
+_LABEL_SIGNS = " _.+-()'&"  # beside letters, marks and digits of any script: a label names files, pictures, metrics
 _SHOWN = 20
 
 
@@ -112,8 +113,14 @@ def _holds(offends: "pd.Series[bool] | bool") -> Callable[[Any], Any]:
 
 
 def _spelt_well(labels: "pd.Series[str]") -> "pd.Series[bool]":
-    good = {label: LABEL.fullmatch(label) is not None for label in labels.unique()}
+    good = {label: _is_label(label) for label in labels.unique()}
     return labels.map(good).astype(bool)
+
+
+def _is_label(label: str) -> bool:
+    kinds = [unicodedata.category(character)[0] for character in label]
+    fits = all(kind in "LMN" or character in _LABEL_SIGNS for kind, character in zip(kinds, label, strict=True))
+    return fits and 0 < len(label) <= _LABEL_LENGTH and (kinds[0] in "LN" or label[0] == "_")
 
 
 def _names(frame: pd.DataFrame) -> "pd.Series[str]":

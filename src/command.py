@@ -9,7 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-INTERRUPTED = 130
+
+class Stopped(BaseException):
+    """SIGTERM, raised where the program is, so that `finally` clean-ups run."""
 
 
 class UserError(Exception):
@@ -17,16 +19,25 @@ class UserError(Exception):
 
 
 def run(name: str, main: Callable[[], None]) -> None:
-    """Run `main` and exit: 0 when it returns, 1 with one sentence on a user's mistake or a failing disk, 130 on Ctrl-C."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` clean-ups run
+    """Run `main` and exit: 0 when it returns, 1 with one sentence on a user's mistake or a failing disk.
+
+    Ctrl-C exits with 130 and SIGTERM with 143, one sentence each.
+    """
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main()
     except KeyboardInterrupt:
-        _fail(name, "interrupted; nothing was written. Run the same command again", INTERRUPTED)
+        _fail(name, "interrupted; no output was changed. Run the same command again", 128 + signal.SIGINT)
+    except Stopped:
+        _fail(name, "stopped by SIGTERM; no output was changed. Run the same command again", 128 + signal.SIGTERM)
     except UserError as error:
         _fail(name, str(error), 1)
     except OSError as error:
         _fail(name, _explain(error), 1)
+
+
+def _stop(*_: object) -> None:
+    raise Stopped
 
 
 def _fail(name: str, sentence: str, code: int) -> None:
@@ -44,6 +55,10 @@ def _explain(error: OSError) -> str:
         errno.EROFS: "the file system is read-only: use another folder",
         errno.EACCES: "permission denied: check the owner and mode of the file",
         errno.ENOENT: "there is no such file: run the stage that makes it (`dvc repro`), or `dvc pull`",
+        errno.ENOTDIR: "a file stands where a folder is needed: move it away",
+        errno.EEXIST: "a file stands where a folder is needed: move it away",
+        errno.EISDIR: "a folder stands where a file is needed: move it away",
+        errno.ELOOP: "a symbolic link leads to itself: remove it",
         errno.EMFILE: "too many open files: raise the limit (ulimit -n) and run again",
     }
     return f"{advice.get(error.errno or 0, error.strerror or str(error))}{where}"

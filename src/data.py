@@ -9,7 +9,9 @@ import json
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +26,7 @@ SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                 "val": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
 _LARGEST_FILE = 512 * 2**20  # bytes; nothing that is one picture is larger
+_COLUMNS = ("image", "label", "group", "split")
 _PIECE_FILES = 64
 _PIECE_ROWS = 256
 _PIECE_BYTES = 8 * 2**20
@@ -106,29 +109,53 @@ def _walk(root: Path, folder: str, seen: frozenset[str] = frozenset()) -> Iterat
     with os.scandir(root / folder) as entries:
         for entry in entries:
             relative = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _walk(root, relative, seen | {here})
             else:
                 yield relative
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; as a file it becomes a fault
+        return False
+
+
 def _shard_rows(root: Path, shard: str) -> int:
     """Count the rows of a Parquet shard, after checking that it can be read and has the columns it needs."""
-    try:
-        with pq.ParquetFile(root / shard) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{root / shard} cannot be read as Parquet ({reason}): restore or remove it") from None
-    names = schema.names
+    fault = _file_fault(os.path.join(root, shard), largest=None)
+    if fault:
+        raise UserError(f"{root / shard} cannot be read as Parquet ({fault}): restore or remove it")
+    with _parquet(root / shard) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    found = ", ".join(schema.names) or "none"
     for column in ("image", "label"):
-        if column not in names:
-            found = ", ".join(names) or "none"
+        if column not in schema.names:
             raise UserError(f"{root / shard} has no column `{column}` (found: {found}): rename or add it")
+    for column in _COLUMNS:
+        if schema.names.count(column) > 1:
+            raise UserError(f"{root / shard} has more than one column `{column}` (found: {found}): remove the others")
     kind = schema.field("image").type
-    if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+    if not (_is_bytes(kind) or (pa.types.is_struct(kind) and _is_bytes(_field(kind, "bytes")))):
         raise UserError(f"{root / shard}: column `image` is {kind}, expected a struct of bytes and path, or binary")
     return int(rows)
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a shard; damage found now or while it is read is a UserError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as Parquet ({reason}): restore or remove it") from None
+
+
+def _field(kind: pa.DataType, name: str) -> pa.DataType:
+    place = kind.get_field_index(name)
+    return kind.field(place).type if place >= 0 else pa.null()
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -162,8 +189,8 @@ def read(found: Scan) -> Iterator[Piece]:
     start = len(found.files)
     for shard in found.shards:
         first_row = 0
-        with pq.ParquetFile(found.root / shard) as file:
-            columns = [name for name in ("image", "label", "group", "split") if name in file.schema_arrow.names]
+        with _parquet(found.root / shard) as file:
+            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
             for batch in file.iter_batches(_rows_of_a_piece(file), columns=columns):
                 yield Piece(start, root, [], False, shard, first_row, batch)
                 start, first_row = start + len(batch), first_row + len(batch)
@@ -194,13 +221,13 @@ def _has_split_folders(files: list[str]) -> bool:
 def _file_example(root: Path, path: str, split_folders: bool) -> Example:
     folders = path.split("/")[:-1]
     split = _SPLIT_WORDS[folders.pop(0).lower()] if split_folders and folders else None
-    label = folders[0] if folders else None
+    label = _text(folders[0]) if folders else None
     full = os.path.join(root, path)
     fault = _file_fault(full) or (None if label else "outside a class folder: move it to data/<label>/, or remove it")
     return Example(path, -1, label, None, split, None if fault else full, fault)
 
 
-def _file_fault(path: str) -> str | None:
+def _file_fault(path: str, largest: int | None = _LARGEST_FILE) -> str | None:
     """Say why a directory entry is not worth opening: opening a pipe would wait for ever."""
     try:
         status = os.stat(path)
@@ -208,7 +235,7 @@ def _file_fault(path: str) -> str | None:
         return f"unreadable: {error.strerror}"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    if status.st_size > _LARGEST_FILE:
+    if largest and status.st_size > largest:
         return f"too large: {status.st_size / 2**20:.0f} MiB in one file"
     return None if status.st_size else "empty file"
 
@@ -220,7 +247,7 @@ def _shard_examples(shard: str, first_row: int, batch: pa.RecordBatch) -> Iterat
     contents = (image if _is_bytes(image.type) else image.field("bytes")).to_pylist()
     present = image.is_valid().to_pylist()  # a null struct hides its children: ask the parent too
     group, split = (_optional(batch, column) for column in ("group", "split"))
-    rows = zip(contents, present, batch.column("label").to_pylist(), group, split, strict=True)
+    rows = zip(contents, present, _values(batch.column("label")), group, split, strict=True)
     for row, (content, there, label, group_value, split_value) in enumerate(rows, start=first_row):
         text = _label_text(label, names)
         given, fault = _given_split(split_value, name_split)
@@ -229,7 +256,16 @@ def _shard_examples(shard: str, first_row: int, batch: pa.RecordBatch) -> Iterat
 
 
 def _optional(batch: pa.RecordBatch, column: str) -> list[Any]:
-    return batch.column(column).to_pylist() if column in batch.schema.names else [None] * len(batch)
+    return _values(batch.column(column)) if column in batch.schema.names else [None] * len(batch)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return Python values; text that is not valid UTF-8, which Parquet does not prevent, keeps its bytes as escapes."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in column.to_pylist()]
 
 
 def _row_fault(content: bytes | None, label: str | None) -> str | None:
@@ -261,7 +297,8 @@ def _label_text(label: object, names: list[str] | None) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    """Return a name in one form: `Ä` may be one character or, from a Mac, two."""
+    return None if value is None else unicodedata.normalize("NFC", str(value))
 
 
 def _given_split(value: object, name_split: str | None) -> tuple[str | None, str | None]:
@@ -279,6 +316,23 @@ def _split_of_file_name(shard: str) -> str | None:
     words = re.split(r"[^a-z]+", shard.lower().removesuffix(".parquet"))
     splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
     return splits.pop() if len(splits) == 1 else None
+
+
+def read_manifest(path: Path) -> pa.Table:
+    """Read a manifest that `prepare` wrote.
+
+    Raises:
+        UserError: it is missing, damaged, or has other columns than MANIFEST.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run `dvc repro prepare`, which makes it")
+    try:
+        manifest = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): run `dvc repro -f prepare`") from None
+    if manifest.schema.names != MANIFEST.names:
+        raise UserError(f"{path} has other columns than this code writes: run `dvc repro -f prepare`")
+    return manifest
 
 
 # ---------------------------------------------------------------------------------------------------------------------

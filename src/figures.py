@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from src import explain, pictures
 from src.arrays import Split
+from src.command import UserError
 from src.model import Classifier
+
+_HISTORY = ("epoch", "learning_rate", "train_loss", "validation_loss", "validation_accuracy")
 
 
 def confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
@@ -34,8 +37,12 @@ def confusion(path: Path, counts: NDArray[np.int64], classes: Sequence[str]) -> 
 
 def curves(path: Path, history: Path) -> None:
     """Draw loss, validation accuracy and learning rate over the epochs of a history.csv."""
-    with history.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    try:
+        with history.open(newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: row[name] for name in _HISTORY} for row in rows]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{history} is missing or damaged: run `dvc repro -f train`, which makes it") from None
     epochs = [row["epoch"] for row in rows]
     made = pictures.figure(11, 3.4)
     loss, right, rate = made.subplots(1, 3)

@@ -26,7 +26,8 @@ class Model:
         Raises:
             UserError: a file is missing or damaged, or the model is not the one that the card describes.
         """
-        self.card: dict[str, Any] = read_json(folder / "card.json", made_by="train")
+        keys = ("classes", "size", "channels", "network", "width", "model_sha256")
+        self.card: dict[str, Any] = read_json(folder / "card.json", made_by="train", keys=keys)
         self.path = folder / "model.onnx"
         self.classes: list[str] = self.card["classes"]
         self.size: tuple[int, int] = tuple(self.card["size"])

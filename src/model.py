@@ -177,7 +177,7 @@ def load(card: dict[str, Any], weights: Path) -> Classifier:
     shape = Shape(tuple(card["size"]), card["channels"], len(card["classes"]))
     classifier = build(card["network"], shape, card["width"], [0.0] * shape.channels, [1.0] * shape.channels)
     try:
-        classifier.load_state_dict(read_weights(weights))
+        classifier.load_state_dict(read_weights(weights, "run `dvc repro -f train`, which makes it"))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -186,18 +186,18 @@ def load(card: dict[str, Any], weights: Path) -> Classifier:
     return classifier.eval()
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, advice: str = "correct train.weights in params.yaml") -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        UserError: the file is missing or is not safetensors.
+        UserError: the file is missing or is not safetensors; the text ends with the advice.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing: `dvc pull` it, or correct train.weights in params.yaml")
+        raise UserError(f"{path} is missing: {advice}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}); save it with safetensors.torch.save_file") from None
+        raise UserError(f"{path} is no safetensors file ({error}): {advice}") from None
 
 
 def start_from(classifier: Classifier, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:

@@ -20,7 +20,11 @@ Side = Annotated[int, Field(ge=2, le=1024)]
 
 def _pair(value: object) -> object:
     """Accept one side for a square, or [height, width]."""
-    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise ValueError("should be one side or [height, width]")
+        return tuple(value)
+    return (value, value)
 
 
 Size = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
@@ -140,10 +144,10 @@ def load(path: Path) -> Params:
         content = YAML(typ="safe", pure=True).load(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the repository's root, or restore it with `git checkout`") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
+    except (YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is not valid YAML: {problem}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} holds no sections: expected {', '.join(_section_names())}")
     try:
         return Params.model_validate(content)

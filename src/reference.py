@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from src import statistics
 from src.command import UserError
-from src.files import read_json
 from src.statistics import Distribution
 
 
@@ -31,12 +30,14 @@ def read(path: Path) -> Reference:
         UserError: it is missing, or holds something else.
     """
     try:
-        return Reference.model_validate(read_json(path, made_by="validate"))
+        return Reference.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: restore it with git checkout, or write {{}} into it for no reference") from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "the whole"
         raise UserError(
-            f"{path} is no reference ({key}: {first['msg']}): restore it with git checkout, or write {{}}"
+            f"{path} is no reference ({where}: {first['msg']}): restore it with git checkout, or write {{}}"
         ) from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -70,13 +70,19 @@ def area_weights(pixels: int, cells: int) -> Floats:
 class Distribution(BaseModel):
     """What a later comparison needs of one statistic: how many images, decile edges, the share in each bin between them."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     images: int
     mean: float
     deviation: float
     edges: list[float]
     shares: list[float]
+
+    @model_validator(mode="after")
+    def _shares_fit_the_edges(self) -> "Distribution":
+        if len(self.shares) != len(self.edges) + 1 or self.edges != sorted(self.edges):
+            raise ValueError("expected rising edges, and one share more than edges")
+        return self
 
 
 def summarize(values: Mapping[str, NDArray[Any]]) -> dict[str, Distribution]:

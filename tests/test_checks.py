@@ -88,7 +88,23 @@ def test_a_label_that_would_break_names_and_pictures_is_refused(params: MakePara
     assert found["schema"].files[0].endswith("300.png")
 
 
-@pytest.mark.parametrize("label", ["cat", "black cat", "Ärger", "猫", "c++", "7", "o'clock", "R&B", "under_score-dash.dot"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "cat",
+        "black cat",
+        "Ärger",
+        "A\u0308rger",
+        "हिन्दी",
+        "ไทย ที่",
+        "猫",
+        "c++",
+        "7",
+        "o'clock",
+        "R&B",
+        "under_score-dash.dot",
+    ],
+)
 def test_labels_of_any_script_are_fine(params: MakeParams, label: str) -> None:
     extra = [row(300 + i, label=label, split=("train", "validation", "test")[i % 3]) for i in range(30)]
     assert inspect(manifest(*extra), params()) == {}
@@ -238,7 +254,17 @@ class TestStage:
         assert finding["files"] == ["x.parquet#1"]
 
 
-@pytest.mark.parametrize("content", ['{"images": "many"}', "[]", '{"statistics": {"brightness": {}}}', "not json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"images": "many"}',
+        "[]",
+        '{"statistics": {"brightness": {}}}',
+        "not json",
+        '{"statistics": {"x": {"images": 9, "mean": 0, "deviation": 0, "edges": [1, 2], "shares": [0.5]}}}',
+        '{"statistics": {"x": {"images": 9, "mean": 0, "deviation": 0, "edges": [], "shares": [NaN]}}}',
+    ],
+)
 def test_a_damaged_reference_is_one_sentence(tmp_path: Path, content: str) -> None:
     path = tmp_path / "reference.json"
     path.write_text(content)

@@ -74,6 +74,11 @@ def test_groups_need_two_and_the_largest_are_kept() -> None:
     assert [(name, mask.tolist()) for name, mask in found.items()] == [("group: b", [False, True, True, False])]
 
 
+def test_the_baseline_of_one_class_is_sure_of_it(random: np.random.Generator) -> None:
+    split = Split(random.integers(0, 256, (9, 4, 4, 3), dtype=np.uint8), np.full(9, 1))
+    assert baseline.probabilities(split, split, 2).tolist() == [[0.0, 1.0]] * 9
+
+
 @pytest.mark.parametrize("side", [4, 40])
 def test_the_baseline_learns_brightness(random: np.random.Generator, side: int) -> None:
     labels = np.arange(120) % 2

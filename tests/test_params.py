@@ -38,7 +38,8 @@ def test_values_cannot_be_changed_after_reading() -> None:
         ({"train__learning_rate": float("nan")}, ["train.learning_rate", "finite"]),
         ({"train__optimizer": "adam"}, ["train.optimizer is 'adam'", "'sgd' or 'adamw'"]),
         ({"prepare__size": -8}, ["prepare.size is -8", "greater than or equal to 2"]),
-        ({"prepare__size": [8, 8, 8]}, ["prepare.size"]),
+        ({"prepare__size": [8, 8, 8]}, ["prepare.size", "one side or [height, width]"]),
+        ({"prepare__size": []}, ["prepare.size", "one side or [height, width]"]),
         ({"prepare__channels": 4}, ["prepare.channels is 4", "1 or 3"]),
         ({"prepare__test_share": 0.95}, ["validation_share + test_share"]),
         ({"validate__checks__drift": "fatal"}, ["validate.checks.drift is 'fatal'", "'error', 'warn' or 'off'"]),
@@ -68,6 +69,9 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ("- a\n- b\n", "holds no sections"),
         ("train: {}\ntrain: {}\n", "not valid YAML"),
         ("train: {}\n", "prepare is missing"),
+        ("1: 2\n", "holds no sections"),
+        ("[" * 3000 + "]" * 3000, "not valid YAML"),
+        ("prepare: {channels: 2020-13-45}\n", "not valid YAML"),
     ],
 )
 def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:

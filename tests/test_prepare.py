@@ -77,6 +77,7 @@ def test_faults_become_rows(colours: Path, params: MakeParams) -> None:
     (colours / "README.md").write_text("top level")
     (colours / "red" / "gone.png").symlink_to("nowhere")
     os.mkfifo(colours / "red" / "pipe.png")
+    (colours / "red" / "self.png").symlink_to("self.png")
     (colours / "green" / "loop").symlink_to(colours / "green")
     (colours / "blue" / "deep").mkdir()
     shutil.copy(colours / "blue" / "0.png", colours / "blue" / "deep" / "copy.png")
@@ -88,7 +89,8 @@ def test_faults_become_rows(colours: Path, params: MakeParams) -> None:
     assert faults["README.md"].startswith("outside a class folder")
     assert faults["red/gone.png"].startswith("unreadable")
     assert faults["red/pipe.png"] == "not a regular file"
-    assert len(faults) == 6
+    assert faults["red/self.png"].startswith("unreadable")
+    assert len(faults) == 7
     assert manifest.loc["blue/deep/copy.png", "duplicate_of"] == "blue/0.png"
     assert manifest.loc["blue/deep/copy.png", "label"] == "blue"
     assert not any("loop" in path for path in manifest.index)
@@ -134,6 +136,28 @@ def test_plain_binary_images_and_numbers_as_labels(tmp_path: Path, random: np.ra
     manifest = run(tmp_path / "data", params())
     assert manifest["label"].tolist() == ["2", "10"] * 12
     assert arrays.load(tmp_path / "out" / "arrays").classes == ["2", "10"]
+
+
+def test_text_that_is_no_text_and_two_forms_of_one_letter(
+    tmp_path: Path, random: np.random.Generator, params: MakeParams
+) -> None:
+    (tmp_path / "data").mkdir()
+    pictures = [encode(noise(random)) for _ in range(24)]
+    labels = pa.array([b"a\xff", "Ä".encode(), "A\u0308".encode()] * 8).view(pa.string())
+    pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "data" / "x.parquet")
+    assert set(run(tmp_path / "data", params())["label"]) == {"a\\xff", "Ä"}
+
+
+def test_damaged_pages_under_a_whole_footer_are_one_sentence(
+    tmp_path: Path, random: np.random.Generator, params: MakeParams
+) -> None:
+    path = tmp_path / "data" / "x.parquet"
+    write_shard(path, shard_rows([noise(random) for _ in range(200)], ["a", "b"] * 100))
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.parquet cannot be read as Parquet"):
+        run(tmp_path / "data", params())
 
 
 def test_exact_copies_are_kept_once_across_formats(tmp_path: Path, random: np.random.Generator, params: MakeParams) -> None:
@@ -282,6 +306,21 @@ def test_an_equal_run_gives_equal_files(colours: Path, params: MakeParams) -> No
         (
             lambda root: (root.mkdir(), pq.write_table(pa.table({"image": ["1"], "label": ["a"]}), root / "x.parquet")),
             "column `image` is string",
+        ),
+        (lambda root: (root.mkdir(), os.mkfifo(root / "x.parquet")), "not a regular file"),
+        (
+            lambda root: (
+                root.mkdir(),
+                pq.write_table(pa.table({"image": [{"bytes": "x"}], "label": ["a"]}), root / "x.parquet"),
+            ),
+            "column `image` is struct",
+        ),
+        (
+            lambda root: (
+                root.mkdir(),
+                pq.write_table(pa.table([[b"1"], ["a"], ["b"]], ["image", "label", "label"]), root / "x.parquet"),
+            ),
+            "more than one column `label`",
         ),
     ],
 )

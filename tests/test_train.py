@@ -23,6 +23,7 @@ from src.batches import Batches
 from src.checkpoint import Checkpoint
 from src.command import UserError
 from src.files import sha256
+from src.model import NETWORKS, small_resnet
 from src.params import Params
 from src.stages import train as stage
 from src.stages.prepare import prepare
@@ -132,11 +133,21 @@ def test_another_recipe_does_not_go_on_from_a_foreign_checkpoint(
     assert "going on" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 half a zip"])
-def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 half a zip", "an old one"])
+def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, content: bytes | str) -> None:
     saved = Checkpoint(tmp_path, "k")
-    (tmp_path / "k.pt").write_bytes(content)
+    if isinstance(content, str):
+        torch.save({"foo": 1}, tmp_path / "k.pt")
+    else:
+        (tmp_path / "k.pt").write_bytes(content)
     assert saved.load() is None
+
+
+def test_only_checkpoints_of_ours_are_cleared(tmp_path: Path) -> None:
+    for name in ("mine.pt", "0" * 32 + ".pt"):
+        (tmp_path / name).touch()
+    Checkpoint(tmp_path, "1" * 32).clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.pt"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice_and_no_model(run: Callable[..., Path], tmp_path: Path) -> None:
@@ -164,6 +175,15 @@ def test_data_that_failed_validation_cannot_be_trained_on(prepared: Path, run: C
             run()
     finally:
         (prepared / "validation.json").write_text(good)
+
+
+def test_a_network_with_other_outputs_than_classes_is_refused(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_more = lambda shape, width: small_resnet(shape._replace(classes=shape.classes + 1), width)  # noqa: E731
+    monkeypatch.setitem(NETWORKS, "one_more", one_more)
+    with pytest.raises(UserError, match=r"returns shape \(2, 4\) for 2 images, expected \(2, 3\)"):
+        run(train__network="one_more")
 
 
 class TestStartingWeights:

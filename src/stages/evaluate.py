@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ from src import arrays, baseline, figures, metrics
 from src import model as networks
 from src.arrays import Arrays, Split
 from src.command import UserError, cores, run, table
-from src.files import replacing, rounded, write_json
+from src.data import read_manifest
+from src.files import check_outputs, replacing, rounded, write_json
 from src.inference import Model
 from src.model import Classifier
 from src.params import Evaluate, load
@@ -86,9 +88,8 @@ def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float
 
 def _test_rows(manifest: Path) -> pa.Table:
     """Read the manifest's rows of the test split, in the order of its array."""
-    if not manifest.is_file():
-        raise UserError(f"{manifest} is missing: run `dvc repro prepare`, which makes it")
-    return pq.read_table(manifest, filters=[("split", "=", "test")]).sort_by("index")
+    rows = read_manifest(manifest)
+    return rows.filter(pc.equal(rows.column("split"), "test")).sort_by("index")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,6 +273,8 @@ def main() -> None:
     parser.add_argument("timings", type=Path, help="timings.json to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
+    inputs = [args.arrays, args.manifest, args.model]
+    check_outputs(inputs, folders=[args.details], files=[args.metrics, args.timings])
     params = load(args.params).evaluate
     evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, args.timings, params)
 

@@ -21,7 +21,7 @@ from src import data
 from src.command import UserError, run, table
 from src.data import MANIFEST, SPLITS
 from src.decoding import decode_all
-from src.files import replacing, sha256, write_json
+from src.files import check_outputs, replacing, sha256, write_json
 from src.params import Prepare, load
 
 _COPY_BYTES = 8 * 2**20
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("manifest", type=Path, help="Parquet file to write, one row an image")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
+    check_outputs([args.data], folders=[args.arrays], files=[args.manifest])
     prepare(args.data, args.arrays, args.manifest, load(args.params).prepare)
 
 

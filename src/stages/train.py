@@ -25,7 +25,7 @@ from src.arrays import Arrays, Split
 from src.batches import Batches
 from src.checkpoint import Checkpoint
 from src.command import UserError, cores, progress, run
-from src.files import read_json, replacing, rounded, sha256, write_json
+from src.files import check_outputs, read_json, replacing, rounded, sha256, write_json
 from src.model import Classifier, Shape
 from src.params import Train, load
 
@@ -49,7 +49,7 @@ def train(folder: Path, validation: Path, out: Path, checkpoints: Path, params: 
     torch.set_num_threads(_threads(data, params))
     torch.manual_seed(params.seed)
     classifier, frozen = _start(data, params)
-    export.to_onnx(classifier, data.size, data.channels, data.classes)  # fails now rather than after the last epoch
+    _require_trainable(classifier, data)
     print(_headline(classifier, device, params, data))
     started = time.monotonic()
     best, history = _fit(classifier, frozen, data, device, checkpoints, params)
@@ -62,7 +62,7 @@ def train(folder: Path, validation: Path, out: Path, checkpoints: Path, params: 
 
 def require_passed(validation: Path, data: Arrays) -> None:
     """Refuse data that `validate` has not passed, or arrays that are not those it looked at."""
-    report = read_json(validation, made_by="validate")
+    report = read_json(validation, made_by="validate", keys=("passed", "findings", "manifest_sha256"))
     if not report["passed"]:
         failed = ", ".join(finding["check"] for finding in report["findings"] if finding["level"] == "error")
         raise UserError(f"the data did not pass validation ({failed}; see {validation}): mend it, then run `dvc repro`")
@@ -149,6 +149,15 @@ def _load_start(classifier: Classifier, params: Train) -> None:
     print(f"start from {path}: {len(copied)} tensors copied, {len(fresh)} fresh")
     for line in fresh:
         print(f"  fresh: {line}")
+
+
+def _require_trainable(classifier: Classifier, data: Arrays) -> None:
+    """Find out now rather than after the last epoch that a network does not fit the data or cannot be exported."""
+    export.to_onnx(classifier, data.size, data.channels, data.classes)
+    with torch.inference_mode():
+        shape = tuple(classifier.eval()(torch.zeros(2, data.channels, *data.size)).shape)
+    if shape != (2, len(data.classes)):
+        raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(data.classes))}")
 
 
 def _headline(classifier: Classifier, device: torch.device, params: Train, data: Arrays) -> str:
@@ -405,6 +414,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for the state of a run that is stopped")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
+    check_outputs([args.arrays, args.validation, args.checkpoints], folders=[args.out])
     train(args.arrays, args.validation, args.out, args.checkpoints, load(args.params).train)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src import arrays, checks, duplicates, pictures
@@ -20,8 +19,8 @@ from src import reference as recorded
 from src.arrays import Arrays
 from src.checks import Finding
 from src.command import UserError, run, table
-from src.data import MANIFEST, SPLITS, class_order
-from src.files import replacing, sha256, write_json
+from src.data import SPLITS, class_order, read_manifest
+from src.files import check_outputs, replacing, sha256, write_json
 from src.params import Validate, load
 
 _LISTED = 1000  # faulty files named in validation.json; the manifest has them all
@@ -36,7 +35,7 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     Raises:
         UserError: an input is missing or damaged, or a check of level `error` failed (both outputs are written then).
     """
-    manifest = _read_manifest(manifest_path)
+    manifest = read_manifest(manifest_path)
     card = arrays.load(folder)
     near = duplicates.near(manifest, _pixels(card, manifest)) if params.checks.near_duplicates != "off" else _NONE
     findings, drift = checks.inspect(manifest, params, recorded.read(reference), near)
@@ -60,18 +59,6 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
 
 
 _NONE = np.empty((0, 2), dtype=np.int64)
-
-
-def _read_manifest(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run `dvc repro prepare`, which makes it")
-    try:
-        manifest = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): run `dvc repro -f prepare`") from None
-    if manifest.schema.names != MANIFEST.names:
-        raise UserError(f"{path} has other columns than this code writes: run `dvc repro -f prepare`")
-    return manifest
 
 
 def _pixels(card: Arrays, manifest: pa.Table) -> duplicates.Images:
@@ -214,6 +201,7 @@ def main() -> None:
     parser.add_argument("profile", type=Path, help="folder to write pictures and statistics into")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
+    check_outputs([args.arrays, args.manifest, args.reference], folders=[args.profile], files=[args.report])
     params = load(args.params).validation
     validate(args.arrays, args.manifest, args.reference, args.report, args.profile, params)
 
