@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-all reference data-cifar10 bench-data lock clean
+.PHONY: help setup reproduce test test-all reference data-cifar10 bench-data starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CI
 
 bench-data: setup ## measure the data path against a plain DataLoader
 	@$(RUN) -m src.benchmarks.data_path
+
+starter: reproduce ## put data and outputs of the last run into starter/ (for the template itself, not for forks)
+	@rm -rf starter/files && $(RUN) -m dvc push --quiet && git add --force starter dvc.lock metrics.json data.dvc
 
 lock: ## resolve requirements/direct.txt into the hashed lock (needs uv)
 	@uv pip compile requirements/direct.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/lock.txt

@@ -95,7 +95,7 @@ def _initialise(network: nn.Module) -> None:
 
 
 def small_resnet(shape: Shape, width: int) -> nn.Module:
-    """Three stages of one block: 0.3 M parameters at width 32. Trains in seconds on a CPU."""
+    """Three stages of one block: 0.17 M parameters at width 24. Trains in seconds on a CPU."""
     return ResNet(shape, width, blocks=(1, 1, 1))
 
 
