@@ -21,6 +21,7 @@ from src.data import MANIFEST, Example, Piece
 from src.params import Prepare
 
 _ROW = pa.schema([field for field in MANIFEST if field.name not in ("duplicate_of", "split", "index")])
+_Columns = dict[str, Any]
 _FACTS = ("path", "row", "label", "group", "given_split", "width", "height", "mode", "format", "digest", "fault")
 
 
@@ -42,7 +43,7 @@ def decode_all(found: data.Scan, scratch: Path, params: Prepare) -> pa.Table:
 def _in_order(pieces: Iterator[Piece], scratch: str, params: Prepare) -> Iterator[pa.RecordBatch]:
     """Decode pieces on all cores with a bounded number in flight; results come in the order of the pieces."""
     workers = cores()
-    waiting: list[tuple[Piece, Future[pa.RecordBatch]]] = []
+    waiting: list[tuple[Piece, Future[_Columns]]] = []
     pool = _pool(workers)
     try:
         while True:
@@ -52,7 +53,7 @@ def _in_order(pieces: Iterator[Piece], scratch: str, params: Prepare) -> Iterato
                 return
             piece, future = waiting.pop(0)
             try:
-                yield future.result()
+                yield _batch(future.result())
             except BrokenProcessPool:
                 # a decoder took its process down; find the image, then go on with a fresh pool
                 pool.shutdown(cancel_futures=True)
@@ -69,7 +70,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([__name__, "pyarrow.compute"])
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
         try:
             forkserver.ensure_running()
@@ -98,31 +99,41 @@ def _decode_one_by_one(piece: Piece, scratch: str, params: Prepare) -> pa.Record
         place = piece.start + offset
         with _pool(1) as pool:
             try:
-                rows.append(pool.submit(_decode_examples, place, [example], scratch, params).result())
+                rows.append(_batch(pool.submit(_decode_examples, place, [example], scratch, params).result()))
             except BrokenProcessPool:
                 fault = "corrupt image: the decoder crashed on it, or memory ran out"
                 broken = example._replace(content=None, fault=fault)
-                rows.append(_decode_examples(place, [broken], scratch, params))
+                rows.append(_batch(_decode_examples(place, [broken], scratch, params)))
     return pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
 
 
-def _decode_piece(piece: Piece, scratch: str, params: Prepare) -> pa.RecordBatch:
+def _batch(columns: _Columns) -> pa.RecordBatch:
+    """Make a batch of rows out of a worker's columns.
+
+    Not in the worker: pyarrow imports pandas with the first array it makes, a fifth of a second in each process.
+    """
+    faulty = np.array([fault is not None for fault in columns["fault"]])
+    arrays = [
+        pa.array(columns[field.name], field.type, mask=faulty if isinstance(columns[field.name], np.ndarray) else None)
+        for field in _ROW
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=_ROW)
+
+
+def _decode_piece(piece: Piece, scratch: str, params: Prepare) -> _Columns:
     return _decode_examples(piece.start, list(data.examples(piece)), scratch, params)
 
 
-def _decode_examples(start: int, examples: list[Example], scratch: str, params: Prepare) -> pa.RecordBatch:
-    """Decode some examples in a worker: pixels go straight into the scratch file, the rows come back."""
+def _decode_examples(start: int, examples: list[Example], scratch: str, params: Prepare) -> _Columns:
+    """Decode some examples in a worker: pixels go straight into the scratch file, the columns of their rows come back."""
     pixels = np.zeros((len(examples), *params.size, params.channels), dtype=np.uint8)
     rows = [_decode_example(example, pixels[i], params) for i, example in enumerate(examples)]
-    columns: dict[str, Any] = dict(zip(_FACTS, zip(*rows, strict=True), strict=True))
-    good = np.array([fault is None for fault in columns["fault"]])
-    measured = {"perceptual_hash": statistics.difference_hash(pixels), **statistics.measure(pixels)}
-    for name, values in measured.items():
-        columns[name] = pa.array(values, type=_ROW.field(name).type, mask=~good)
+    facts = dict(zip(_FACTS, zip(*rows, strict=True), strict=True))
+    grey = statistics.luma(pixels)
     with open(scratch, "r+b") as file:
         file.seek(start * pixels[0].nbytes)
         file.write(pixels.data)
-    return pa.RecordBatch.from_pydict(columns, schema=_ROW)
+    return {**facts, "perceptual_hash": statistics.difference_hash(grey), **statistics.measure(pixels, grey)}
 
 
 def _decode_example(example: Example, out: NDArray[np.uint8], params: Prepare) -> tuple[Any, ...]:

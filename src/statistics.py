@@ -26,36 +26,36 @@ def luma(images: Images) -> Floats:
     return np.asarray(images.astype(np.float32) @ _LUMA, dtype=np.float32)
 
 
-def measure(images: Images) -> dict[str, Floats]:
+def measure(images: Images, grey: Floats | None = None) -> dict[str, Floats]:
     """Measure each image: one float32 array of shape (n,) for each of NAMES, all in 0..1.
 
     brightness is the mean grey value, contrast its standard deviation, sharpness the mean absolute step between
-    neighbouring pixels, saturation the mean spread between an image's colour channels.
+    neighbouring pixels, saturation the mean spread between an image's colour channels. `grey` is `luma(images)`, for a
+    caller that has it.
     """
-    grey = luma(images) / 255
-    steps = [np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
+    light = (luma(images) if grey is None else grey) / np.float32(255)
+    steps = [np.abs(np.diff(light, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
     # channel by channel: numpy's reduction over an axis of three is ten times as slow
     channels = [images[..., channel] for channel in range(images.shape[-1])]
     spread = reduce(np.maximum, channels) - reduce(np.minimum, channels)
     values = {
-        "brightness": grey.mean(axis=(1, 2)),
-        "contrast": grey.std(axis=(1, 2)),
+        "brightness": light.mean(axis=(1, 2)),
+        "contrast": light.std(axis=(1, 2)),
         "sharpness": (steps[0] + steps[1]) / 2,
         "saturation": spread.mean(axis=(1, 2), dtype=np.float32) / 255,
     }
     return {name: value.astype(np.float32) for name, value in values.items()}
 
 
-def difference_hash(images: Images) -> NDArray[np.uint64]:
-    """Return a 64-bit perceptual hash of each image, shape (n,): near-equal images differ in few bits.
+def difference_hash(grey: Floats) -> NDArray[np.uint64]:
+    """Return a 64-bit perceptual hash of each image of `luma`, shape (n,): near-equal images differ in few bits.
 
     Source: N. Krawetz, "Kind of Like That" (2013): is each of 8x8 cells brighter than its right neighbour? A step of
     under one grey level counts as none, so that compression noise in flat areas does not flip bits.
     """
-    grey = luma(images)
     small = area_weights(grey.shape[1], 8) @ grey @ area_weights(grey.shape[2], 9).T
     bits = small[:, :, :-1] > small[:, :, 1:] + 1
-    return np.packbits(bits.reshape(len(images), 64), axis=1).view(">u8").astype(np.uint64).ravel()
+    return np.packbits(bits.reshape(len(grey), 64), axis=1).view(">u8").astype(np.uint64).ravel()
 
 
 def area_weights(pixels: int, cells: int) -> Floats:

@@ -340,7 +340,7 @@ def test_a_failed_run_leaves_the_earlier_result(colours: Path, params: MakeParam
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("src.stages.prepare._write_split", full)
+    monkeypatch.setattr("src.stages.prepare._write_splits", full)
     with pytest.raises(OSError, match="No space"):
         run(colours, params())
     assert sorted((path, path.stat().st_mtime_ns) for path in (colours.parent / "out").rglob("*")) == before

@@ -8,6 +8,8 @@ contiguous. Ours: `prepare`, and batches from the uint8 array. Read the ratios; 
 
 import argparse
 import io
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,22 +31,12 @@ from src import arrays
 from src.batches import Batches
 from src.command import cores, run, table
 from src.model import Shape, build
-from src.params import Augment, Prepare
-from src.stages.prepare import prepare
+from src.params import Augment
 
 _CLASSES = 10
 _SIDE = 32
 _BATCH = 128
 _STEPS = 40
-_PREPARE = Prepare(
-    size=(_SIDE, _SIDE),
-    channels=3,
-    fit="crop",
-    max_megapixels=50,
-    validation_share=0.1,
-    test_share=0.1,
-    use_given_splits=True,
-)
 _AUGMENT = Augment(crop=4, flip=True, rotate=0, scale=0, brightness=0, contrast=0, cutout=0)
 
 
@@ -100,10 +93,21 @@ def plain_decode(folder: Path) -> float:
 
 
 def our_decode(folder: Path, out: Path) -> float:
-    """Run the whole prepare stage; return the seconds."""
+    """Run the whole prepare stage as its own command, start and imports included; return the seconds."""
+    arguments = [folder, out / "arrays", out / "manifest.parquet", "--params", out / "params.yaml"]
+    command = [sys.executable, "-m", "src.stages.prepare", *map(str, arguments)]
     started = time.perf_counter()
-    prepare(folder, out / "arrays", out / "manifest.parquet", _PREPARE)
+    subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - started
+
+
+def write_params(path: Path) -> None:
+    """Write the repository's params with the photographs' size."""
+    yaml = YAML()
+    params = yaml.load(Path("params.yaml").read_text())
+    params["prepare"]["size"] = _SIDE
+    with path.open("w") as file:
+        yaml.dump(params, file)
 
 
 def ours(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -159,6 +163,7 @@ def measure(images: int, rounds: int) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
         make_data(folder, images)
+        write_params(Path(name) / "params.yaml")
         for _ in range(rounds):
             decode.append((images / plain_decode(folder), images / our_decode(folder, Path(name))))
         split = arrays.load(Path(name) / "arrays").split("train")

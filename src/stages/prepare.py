@@ -7,7 +7,7 @@ all cores in small chunks; what grows with their number is the disk, and some 20
 """
 
 import argparse
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def prepare(root: Path, arrays: Path, manifest: Path, params: Prepare) -> None:
             "channels": params.channels,
             "classes": classes,
             "fit": params.fit,
-            "images": {split: _write_split(rows, split, classes, scratch, fresh_arrays, params) for split in SPLITS},
+            "images": _write_splits(rows, classes, scratch, fresh_arrays, params),
             "manifest_sha256": sha256(fresh_manifest),
             "size": list(params.size),
         }
@@ -172,32 +172,28 @@ def _require_images(rows: pa.Table, root: Path) -> None:
     )
 
 
-def _write_split(rows: pa.Table, split: str, classes: list[str], scratch: Path, out: Path, params: Prepare) -> int:
-    """Copy one split's pixels out of the scratch file, in manifest order, and write its labels; return its length.
+def _write_splits(rows: pa.Table, classes: list[str], scratch: Path, out: Path, params: Prepare) -> dict[str, int]:
+    """Write each split's labels and, in one pass over the scratch file, its pixels in manifest order; return the lengths.
 
     Plain reads and writes: a memory map would count against this process's memory as it grows.
     """
-    chosen = np.flatnonzero(pc.equal(rows.column("split"), split).fill_null(False).to_numpy())
-    labels = pc.index_in(rows.column("label").take(chosen), pa.array(classes, type=pa.string()))
-    np.save(out / f"{split}.labels.npy", labels.to_numpy().astype(np.int64))
+    chosen = {name: pc.equal(rows.column("split"), name).fill_null(False).to_numpy() for name in SPLITS}
     shape = (*params.size, params.channels)
     image_bytes = int(np.prod(shape))
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(chosen), *shape)}
-    with scratch.open("rb") as source, (out / f"{split}.images.npy").open("wb") as target:
-        np.lib.format.write_array_header_1_0(target, header)
-        for run_start, run_length in _runs(chosen, max(1, _COPY_BYTES // image_bytes)):
-            source.seek(run_start * image_bytes)
-            target.write(source.read(run_length * image_bytes))
-    return len(chosen)
-
-
-def _runs(rows: NDArray[np.int64], longest: int) -> Iterator[tuple[int, int]]:
-    """Cut sorted row numbers into runs of neighbours, each a single read."""
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    for run_rows in np.split(rows, breaks):
-        for start in range(0, len(run_rows), longest):
-            part = run_rows[start : start + longest]
-            yield int(part[0]), len(part)
+    block = max(1, _COPY_BYTES // image_bytes)
+    with ExitStack() as stack:
+        source = stack.enter_context(scratch.open("rb"))
+        targets = {name: stack.enter_context((out / f"{name}.images.npy").open("wb")) for name in SPLITS}
+        for name, mask in chosen.items():
+            labels = pc.index_in(rows.column("label").filter(mask), pa.array(classes, type=pa.string()))
+            np.save(out / f"{name}.labels.npy", labels.to_numpy().astype(np.int64))
+            header = {"descr": "|u1", "fortran_order": False, "shape": (int(mask.sum()), *shape)}
+            np.lib.format.write_array_header_1_0(targets[name], header)
+        for start in range(0, len(rows), block):
+            pixels = np.frombuffer(source.read(block * image_bytes), dtype=np.uint8).reshape(-1, image_bytes)
+            for name, mask in chosen.items():
+                targets[name].write(pixels[mask[start : start + block]].data)
+    return {name: int(mask.sum()) for name, mask in chosen.items()}
 
 
 def _summary(rows: pa.Table, classes: list[str]) -> str:
