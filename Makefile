@@ -40,6 +40,7 @@ starter: reproduce ## put data and outputs of the last run into starter/ (for th
 	@rm -rf starter/files && $(RUN) -m dvc push --quiet && git add --force starter dvc.lock metrics.json data.dvc
 
 lock: ## resolve requirements/direct.txt into the hashed lock (needs uv)
+	@command -v uv >/dev/null || { echo "lock: uv is not installed: pip install uv, then run make lock again" >&2; exit 1; }
 	@uv pip compile requirements/direct.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/lock.txt
 
 clean: ## remove what the pipeline made (data/ and the DVC cache stay)
