@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Stopped(BaseException):
@@ -71,6 +72,8 @@ def cores() -> int:
 
 def progress(total: int, unit: str, title: str) -> "tqdm[Any]":
     """Open a progress bar on stderr; off a terminal it speaks every ten seconds instead of ten times a second."""
+    from tqdm import tqdm  # here, so that src/github runs on a Python with nothing installed
+
     calm = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(total=total, unit=unit, desc=title, mininterval=calm, dynamic_ncols=True, leave=True, smoothing=0.1)
 

@@ -90,9 +90,15 @@ def calibration_error(labels: Labels, probabilities: Probabilities, bins: int) -
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017), equation 3.
     """
-    curve = calibration(labels, probabilities, bins)
-    gaps = [bin_["images"] * abs(bin_["accuracy"] - bin_["confidence"]) for bin_ in curve]
-    return sum(gaps) / len(labels)
+    right = probabilities.argmax(axis=1) == labels
+    return calibration_gap(right, probabilities.max(axis=1).astype(np.float64), bins)
+
+
+def calibration_gap(right: NDArray[np.bool_], confidences: NDArray[np.float64], bins: int) -> float:
+    """Return the expected calibration error from right answers and confidences, each of shape (n,)."""
+    places = np.minimum((confidences * bins).astype(int), bins - 1)
+    gaps = np.bincount(places, weights=right - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
 
 
 def fitted_temperature(labels: Labels, logits: NDArray[np.float32]) -> float:

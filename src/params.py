@@ -124,6 +124,53 @@ class Evaluate(_Section):
     parity_tolerance: float = Field(gt=0, le=0.5)
 
 
+GateLevel = Literal["enforce", "warn", "off"]
+
+
+class GateLevels(_Section):
+    """What each gate may do."""
+
+    accuracy: GateLevel
+    macro_f1: GateLevel
+    baseline_margin: GateLevel
+    no_worse_than_main: GateLevel
+    worst_class: GateLevel
+    worst_slice: GateLevel
+    log_loss: GateLevel
+    calibration: GateLevel
+    churn: GateLevel
+    latency: GateLevel
+    model_size: GateLevel
+    data_checks: GateLevel
+    judging: GateLevel
+    stale_base: GateLevel
+    budget: GateLevel
+
+
+class Gates(_Section):
+    """What a model must keep to before it may replace main's."""
+
+    confidence: float = Field(gt=0.5, lt=1)
+    resamples: int = Field(ge=100, le=100_000)
+    min_accuracy: float = Field(ge=0, le=1)
+    min_macro_f1: float = Field(ge=0, le=1)
+    min_baseline_margin: float = Field(ge=-1, le=1)
+    min_class_recall: float = Field(ge=0, le=1)
+    min_slice_accuracy: float = Field(ge=0, le=1)
+    min_slice_images: int = Field(ge=1)
+    max_accuracy_drop: float = Field(ge=0, le=1)
+    max_class_drop: float = Field(ge=0, le=1)
+    max_slice_drop: float = Field(ge=0, le=1)
+    max_log_loss_rise: float = Field(ge=0)
+    max_ece: float = Field(ge=0, le=1)
+    max_ece_rise: float = Field(ge=0, le=1)
+    max_churn: float = Field(ge=0, le=1)
+    max_latency_ms: float = Field(gt=0)
+    max_latency_ratio: float = Field(gt=0)
+    max_model_mb: float = Field(gt=0)
+    levels: GateLevels
+
+
 class Params(_Section):
     """All of params.yaml, one attribute a section."""
 
@@ -131,6 +178,7 @@ class Params(_Section):
     validation: Validate = Field(alias="validate")
     train: Train
     evaluate: Evaluate
+    gates: Gates
 
 
 def load(path: Path) -> Params:

@@ -8,7 +8,6 @@ nowhere else.
 
 import argparse
 import csv
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +15,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import arrays, baseline, figures, metrics
+from src import arrays, baseline, figures, hardware, metrics, results
 from src import model as networks
 from src.arrays import Arrays, Split
-from src.command import UserError, cores, run, table
-from src.data import read_manifest
+from src.command import UserError, run, table
 from src.files import check_outputs, replacing, rounded, write_json
 from src.inference import Model
 from src.model import Classifier
@@ -52,17 +49,17 @@ def evaluate(
     probabilities = model.probabilities(test.images)
     classifier = networks.load(model.card, model_folder / "weights.safetensors")
     parity = _parity(classifier, test, probabilities, params.parity_tolerance)
-    facts = _test_rows(manifest)
+    facts = results.test_rows(manifest)
     simple = baseline.probabilities(data.split("train"), test, len(data.classes))
-    results = _results(test, probabilities, simple, facts, model, parity, params)
+    told = _results(test, probabilities, simple, facts, model, parity, params)
     with replacing(timings) as fresh_timings, replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
         fresh.mkdir()
-        _write_tables(fresh, test, probabilities, facts, results, data.classes, params)
+        _write_tables(fresh, test, probabilities, facts, told, data.classes, params)
         _write_golden(fresh / "golden", test, probabilities, data.classes, params)
-        _draw(fresh, test, probabilities, results, data.classes, model_folder, classifier, params)
+        _draw(fresh, test, probabilities, told, data.classes, model_folder, classifier, params)
         write_json(fresh_timings, _time(model, test))
-        write_json(fresh_metrics, results)
-    print(_summary(results))
+        write_json(fresh_metrics, told)
+    print(_summary(told))
 
 
 def _require_match(model: Model, data: Arrays, test: Split) -> None:
@@ -86,12 +83,6 @@ def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float
     return difference
 
 
-def _test_rows(manifest: Path) -> pa.Table:
-    """Read the manifest's rows of the test split, in the order of its array."""
-    rows = read_manifest(manifest)
-    return rows.filter(pc.equal(rows.column("split"), "test")).sort_by("index")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Numbers
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,64 +97,34 @@ def _results(
     parity: float,
     params: Evaluate,
 ) -> dict[str, Any]:
-    right = probabilities.argmax(axis=1) == test.labels
-    own = metrics.overall(test.labels, probabilities, params.confidence, params.calibration_bins)
+    own = results.numbers(test.labels, probabilities, model.classes, facts, params)
     plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
     return {
         **own,
         "baseline": {**plain, "margin": rounded(own["accuracy"] - plain["accuracy"])},
-        "images": len(test.labels),
         "model_bytes": model.path.stat().st_size,
         "parity": rounded(parity, 9),
-        "per_class": metrics.per_class(test.labels, probabilities, model.classes),
-        "slices": metrics.slices(right, _slices(facts), params.confidence),
-    }
-
-
-def _slices(facts: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    sides = np.maximum(facts.column("width").to_numpy(), facts.column("height").to_numpy())
-    return {
-        **metrics.thirds("brightness", facts.column("brightness").to_numpy()),
-        **metrics.thirds("contrast", facts.column("contrast").to_numpy()),
-        **metrics.thirds("original size", sides),
-        **metrics.groups(facts.column("group").to_pylist()),
     }
 
 
 def _time(model: Model, test: Split) -> dict[str, Any]:
     """Measure latency of single images and throughput of batches; the only place for what no two runs agree on."""
-    images = np.array(test.images[: max(_TIMED_BATCH, 1)])
-    for _ in range(20):
-        model.probabilities(images[:1])
-    latencies = []
-    for i in range(_TIMED):
-        started = time.perf_counter()
-        model.probabilities(images[i % len(images)][None])
-        latencies.append((time.perf_counter() - started) * 1000)
+    images = np.array(test.images[:_TIMED_BATCH])
+    latency = hardware.percentiles(hardware.latencies(model, images, _TIMED))
     batch = np.resize(images, (_TIMED_BATCH, *images.shape[1:]))
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < 0.5:
         model.probabilities(batch)
         done += len(batch)
-    p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
     return {
-        "hardware": {"cores": cores(), "machine": platform.machine(), "processor": _processor()},
-        "latency_ms": {"p50": rounded(p50, 4), "p95": rounded(p95, 4), "p99": rounded(p99, 4)},
+        "hardware": hardware.describe(),
+        "latency_ms": latency,
         "throughput_images_per_second": rounded(done / (time.perf_counter() - started), 1),
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _summary(results: Mapping[str, Any]) -> str:
-    rows = [
-        [name, f"{results[name]:.4f}", f"{results['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")
-    ]
+def _summary(told: Mapping[str, Any]) -> str:
+    rows = [[name, f"{told[name]:.4f}", f"{told['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")]
     return table(["test", "model", "logistic regression"], rows)
 
 
@@ -177,27 +138,21 @@ def _write_tables(
     test: Split,
     probabilities: NDArray[np.float32],
     facts: pa.Table,
-    results: Mapping[str, Any],
+    told: Mapping[str, Any],
     classes: Sequence[str],
     params: Evaluate,
 ) -> None:
     """Write what `dvc plots` and the report read: predictions, confusion, calibration, classes, slices."""
     predicted = probabilities.argmax(axis=1)
     names = np.array(classes, dtype=object)
-    predictions = facts.select(["path", "row", "digest", "label", "group"])
-    for name, values in (
-        ("prediction", pa.array(names[predicted], type=pa.string())),
-        ("confidence", pa.array(probabilities.max(axis=1).round(6))),
-        ("log_loss", pa.array(metrics.log_losses(test.labels, probabilities).round(6))),
-    ):
-        predictions = predictions.append_column(name, values)
-    pq.write_table(predictions, folder / "predictions.parquet", compression="zstd")
+    table_of_images = results.predictions(test.labels, probabilities, classes, facts)
+    pq.write_table(table_of_images, folder / "predictions.parquet", compression="zstd")
     pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(test.labels, predicted, strict=True)]
     _write_csv(folder / "confusion.csv", pairs)
     _write_csv(folder / "calibration.csv", metrics.calibration(test.labels, probabilities, params.calibration_bins))
-    _write_csv(folder / "classes.csv", [{"class": name, **row} for name, row in results["per_class"].items()])
-    header = [{"slice": name, **row} for name, row in results["slices"].items()]
-    _write_csv(folder / "slices.csv", header or [{"slice": "all", "accuracy": results["accuracy"]}])
+    _write_csv(folder / "classes.csv", [{"class": name, **row} for name, row in told["per_class"].items()])
+    header = [{"slice": name, **row} for name, row in told["slices"].items()]
+    _write_csv(folder / "slices.csv", header or [{"slice": "all", "accuracy": told["accuracy"]}])
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -243,7 +198,7 @@ def _draw(
     folder: Path,
     test: Split,
     probabilities: NDArray[np.float32],
-    results: Mapping[str, Any],
+    told: Mapping[str, Any],
     classes: Sequence[str],
     model_folder: Path,
     classifier: Classifier,
@@ -252,7 +207,7 @@ def _draw(
     figures.confusion(folder / "confusion.png", metrics.confusion(test.labels, probabilities), classes)
     figures.curves(folder / "curves.png", model_folder / "history.csv")
     figures.calibration(
-        folder / "calibration.png", metrics.calibration(test.labels, probabilities, params.calibration_bins), results
+        folder / "calibration.png", metrics.calibration(test.labels, probabilities, params.calibration_bins), told
     )
     predicted = probabilities.argmax(axis=1)
     losses = metrics.log_losses(test.labels, probabilities)

@@ -1,0 +1,451 @@
+"""May this model replace main's? A pure function: results in, a verdict and its reasons out.
+
+Three answers: `pass`; `fail`, where the numbers leave no doubt; `investigate`, where a person has to look, because the test
+images are too few to tell or because something other than the model changed. Luck alone never fails a model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src import metrics, significance
+from src.files import rounded
+from src.params import GateLevel, Gates
+
+Outcome = Literal["pass", "fail", "investigate", "skipped"]
+VERDICTS: tuple[Outcome, ...] = ("pass", "investigate", "fail")  # from mild to severe
+
+_GAP_RESAMPLES = 1000  # each costs a pass over the test images
+_FELT_MS = 1.0  # nobody feels less
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model said of the test images; arrays of shape (n,), row by row the same images for both models."""
+
+    right: NDArray[np.bool_]
+    log_losses: NDArray[np.float64]
+    confidences: NDArray[np.float64]
+    predictions: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the verdict rests on; None where there is no such thing.
+
+    `metrics` and `main_metrics` have the shape of metrics.json; `labels` and `answers` belong to the candidate's test split,
+    `slices` are masks over it; `latency` and `main_latency` hold p95 in ms and `blocks`, p95 of interleaved rounds.
+    """
+
+    failed: str | None = None
+    validation: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
+    labels: NDArray[Any] | None = None
+    answers: Answers | None = None
+    slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    latency: Mapping[str, Any] | None = None
+    comparable: bool = True
+    budget: Mapping[str, int] | None = None
+    main_metrics: Mapping[str, Any] | None = None
+    main_answers: Answers | None = None
+    main_latency: Mapping[str, Any] | None = None
+    why_no_main: str = ""
+    moved_inputs: Sequence[str] = ()
+    judging_changed: Sequence[str] = ()
+    bins: int = 15
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate's answer. `difference` is candidate minus main, `low` and `high` its interval."""
+
+    name: str
+    level: GateLevel
+    outcome: Outcome
+    sentence: str
+    value: float | None = None
+    limit: float | None = None
+    main: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict, why, every gate, and the paired counts behind it."""
+
+    verdict: Outcome
+    reasons: list[str]
+    gates: list[Gate]
+    baseline: bool
+    mcnemar: dict[str, float] | None
+    churn: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+class _Finding(NamedTuple):
+    """What a gate found, before its level is known."""
+
+    outcome: Outcome
+    sentence: str
+    numbers: Mapping[str, float | None]
+
+
+def judge(facts: Facts, params: Gates) -> Verdict:
+    """Judge a candidate: every gate that is not off, the worst enforced outcome decides."""
+    levels = params.levels.model_dump()
+    gates = [_gate("pipeline", "enforce", _pipeline(facts))] if facts.failed else []
+    for name, check in _CHECKS.items():
+        if levels[name] != "off":
+            gates.append(_gate(name, levels[name], check(facts, params)))
+    enforced = [gate for gate in gates if gate.level == "enforce"]
+    outcomes = [gate.outcome for gate in enforced if gate.outcome != "skipped"]
+    worst: Outcome = max(outcomes, key=VERDICTS.index, default="investigate")
+    paired = _pair(facts)
+    return Verdict(
+        verdict=worst,
+        reasons=_reasons(worst, enforced, facts),
+        gates=gates,
+        baseline=paired is not None,
+        mcnemar=significance.mcnemar(paired[0].right, paired[1].right) if paired else None,
+        churn=_churn(*paired) if paired else None,
+    )
+
+
+def _pair(facts: Facts) -> tuple[Answers, Answers] | None:
+    return (facts.answers, facts.main_answers) if facts.answers and facts.main_answers else None
+
+
+def _churn(mine: Answers, theirs: Answers) -> float:
+    return rounded(float((mine.predictions != theirs.predictions).mean()))
+
+
+def _gate(name: str, level: GateLevel, found: _Finding) -> Gate:
+    numbers = {key: rounded(value) for key, value in found.numbers.items() if value is not None}
+    return Gate(name, level, found.outcome, found.sentence, **numbers)
+
+
+def _reasons(worst: Outcome, enforced: Sequence[Gate], facts: Facts) -> list[str]:
+    """Say what decided; a pass is explained by its comparison with main."""
+    because = [
+        gate.sentence for gate in sorted(enforced, key=_severity, reverse=True) if gate.outcome in ("fail", "investigate")
+    ]
+    if worst == "pass":
+        because = [gate.sentence for gate in enforced if gate.name == "no_worse_than_main" and gate.outcome == "pass"]
+    if facts.main_answers is None and not facts.failed:
+        because.append(f"there is no model of main to compare with ({facts.why_no_main or 'none found'}): floors only")
+    return because or ["every gate that is enforced holds"]
+
+
+def _severity(gate: Gate) -> int:
+    return VERDICTS.index(gate.outcome) if gate.outcome in VERDICTS else -1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model by itself
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _pipeline(facts: Facts) -> _Finding:
+    return _Finding("fail", f"the pipeline stopped in stage {facts.failed}: there is no new model to judge", {})
+
+
+def _skipped(why: str) -> _Finding:
+    return _Finding("skipped", why, {})
+
+
+_NO_RESULTS = "no results to judge"
+_NO_MAIN = "no model of main to compare with"
+
+
+def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "Check":
+    def check(facts: Facts, params: Gates) -> _Finding:
+        if facts.metrics is None:
+            return _skipped(_NO_RESULTS)
+        value, least = facts.metrics[key], getattr(params, limit)
+        main = None if facts.main_metrics is None else facts.main_metrics[key]
+        numbers = {"value": value, "limit": least, "main": main}
+        if value < least:
+            return _Finding("fail", f"{name} {spell(value)} is under the floor of {spell(least)} (gates.{limit})", numbers)
+        return _Finding("pass", f"{name} {spell(value)}, floor {spell(least)}", numbers)
+
+    return check
+
+
+def _baseline_margin(facts: Facts, params: Gates) -> _Finding:
+    if facts.metrics is None or "baseline" not in facts.metrics:
+        return _skipped(_NO_RESULTS)
+    margin, least = facts.metrics["baseline"]["margin"], params.min_baseline_margin
+    simple = _percent(facts.metrics["baseline"]["accuracy"])
+    said = f"{_points(margin)} over the logistic regression ({simple}), at least {_points(least)} asked for"
+    return _Finding("fail" if margin < least else "pass", said, {"value": margin, "limit": least})
+
+
+def _model_size(facts: Facts, params: Gates) -> _Finding:
+    if facts.metrics is None:
+        return _skipped(_NO_RESULTS)
+    size = facts.metrics["model_bytes"] / 2**20
+    main = None if facts.main_metrics is None else facts.main_metrics["model_bytes"] / 2**20
+    numbers = {"value": size, "limit": params.max_model_mb, "main": main}
+    said = f"model.onnx has {size:.1f} MiB, limit {params.max_model_mb:g}"
+    return _Finding("fail" if size > params.max_model_mb else "pass", said, numbers)
+
+
+def _data_checks(facts: Facts, _params: Gates) -> _Finding:
+    if facts.validation is None:
+        return _skipped("the data were not validated")
+    by_level = {
+        level: [f["check"] for f in facts.validation["findings"] if f["level"] == level] for level in ("error", "warn")
+    }
+    if not facts.validation["passed"]:
+        return _Finding("fail", f"the data failed: {', '.join(by_level['error'])}", {"value": float(len(by_level["error"]))})
+    told = f"warnings: {', '.join(by_level['warn'])}" if by_level["warn"] else "all data checks passed"
+    return _Finding("pass", told, {"value": 0.0})
+
+
+def _judging(facts: Facts, _params: Gates) -> _Finding:
+    if not facts.judging_changed:
+        return _Finding("pass", "judged by the same rules as main", {})
+    changed = _listed(facts.judging_changed)
+    return _Finding("investigate", f"this change also changes how models are judged ({changed}): a reviewer must agree", {})
+
+
+def _stale_base(facts: Facts, _params: Gates) -> _Finding:
+    if not facts.moved_inputs:
+        return _Finding("pass", "main's model has the same inputs as when this branch left it", {})
+    moved = _listed(facts.moved_inputs)
+    said = f"main has since changed what the model depends on ({moved}): merge main into this branch and push"
+    return _Finding("investigate", said, {})
+
+
+def _budget(facts: Facts, _params: Gates) -> _Finding:
+    if facts.budget is None:
+        return _Finding("pass", "trained as params.yaml asks", {})
+    used, asked = facts.budget["epochs"], facts.budget["asked"]
+    said = f"trained with a small budget, {used} of {asked} epochs: a preview, not the model that params.yaml asks for"
+    return _Finding("investigate", said, {"value": float(used), "limit": float(asked)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Against main, image by image
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _no_worse(facts: Facts, params: Gates) -> _Finding:
+    """Non-inferiority of accuracy: pass when the whole interval lies over minus the margin, fail when it lies below."""
+    if facts.answers is None or facts.main_answers is None:
+        return _skipped(_NO_MAIN)
+    mine, theirs = facts.answers.right, facts.main_answers.right
+    difference = float(mine.mean() - theirs.mean())
+    low, high = significance.paired_interval(mine, theirs, params.confidence, params.resamples)
+    p = significance.mcnemar(mine, theirs)["p"]
+    said = (
+        f"accuracy {_percent(mine.mean())} against {_percent(theirs.mean())} of main: {_points(difference)} "
+        f"({params.confidence:.0%} interval {low * 100:+.2f} to {high * 100:+.2f}, McNemar p {p:.2g})"
+    )
+    numbers = {
+        "value": float(mine.mean()),
+        "main": float(theirs.mean()),
+        "limit": -params.max_accuracy_drop,
+        "difference": difference,
+        "low": low,
+        "high": high,
+    }
+    margin = _points(-params.max_accuracy_drop)
+    if low >= -params.max_accuracy_drop:
+        return _Finding("pass", f"{said}: {'better' if low > 0 else 'no worse'} than main", numbers)
+    # the bootstrap alone is too sure of itself where few images differ; the exact test is not
+    if high < -params.max_accuracy_drop and p < 1 - params.confidence:
+        return _Finding("fail", f"{said}: worse than main by more than the margin of {margin}", numbers)
+    return _Finding(
+        "investigate", f"{said}: {len(mine)} test images cannot show that it keeps the margin of {margin}", numbers
+    )
+
+
+def _worst_class(facts: Facts, params: Gates) -> _Finding:
+    if facts.answers is None or facts.labels is None:
+        return _skipped(_NO_RESULTS)
+    parts = {str(name): facts.labels == name for name in np.unique(facts.labels)}
+    return _worst("class", "recall", parts, facts, params, params.min_class_recall, params.max_class_drop)
+
+
+def _worst_slice(facts: Facts, params: Gates) -> _Finding:
+    if facts.answers is None:
+        return _skipped(_NO_RESULTS)
+    return _worst("slice", "accuracy", facts.slices, facts, params, params.min_slice_accuracy, params.max_slice_drop)
+
+
+class _Part(NamedTuple):
+    """A class or slice: its images, the candidate's and main's share of right answers, and the chance of such a drop."""
+
+    name: str
+    images: int
+    value: float
+    highest: float
+    main: float | None
+    p: float
+
+
+def _worst(
+    kind: str,
+    measure: str,
+    masks: Mapping[str, NDArray[np.bool_]],
+    facts: Facts,
+    params: Gates,
+    floor: float,
+    drop: float,
+) -> _Finding:
+    """Judge every part that is large enough: certainly under the floor or certainly dropped fails, else asks for a look.
+
+    Dropped: the exact one-sided McNemar test of the part, adjusted over all parts.
+    Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
+    """
+    parts = [_part(name, mask, facts, params) for name, mask in masks.items() if mask.sum() >= params.min_slice_images]
+    if not parts:
+        return _skipped(f"no {kind} has {params.min_slice_images} test images")
+    outcomes: list[tuple[Outcome, str]] = []
+    for part, p in zip(parts, significance.holm([part.p for part in parts]), strict=True):
+        if part.value < floor:
+            told = f"{kind} {part.name}: {measure} {_percent(part.value)} of {part.images} images, floor {_percent(floor)}"
+            outcomes.append(("fail" if part.highest < floor else "investigate", told))
+        if part.main is not None and part.main - part.value > drop:
+            sure = p < 1 - params.confidence
+            told = f"{kind} {part.name}: {measure} fell from {_percent(part.main)} to {_percent(part.value)}"
+            outcomes.append(("fail" if sure else "investigate", f"{told} ({part.images} images, p {p:.2g})"))
+    worst = min(parts, key=lambda part: part.value)
+    numbers = {"value": worst.value, "limit": floor, "main": worst.main}
+    if not outcomes:
+        return _Finding("pass", f"worst {kind} {worst.name}: {measure} {_percent(worst.value)}", numbers)
+    outcomes.sort(key=lambda pair: VERDICTS.index(pair[0]), reverse=True)
+    return _Finding(outcomes[0][0], _listed([told for _, told in outcomes], 5, "; "), numbers)
+
+
+def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates) -> _Part:
+    assert facts.answers is not None
+    mine = facts.answers.right[mask]
+    highest = metrics.accuracy(mine, params.confidence)["accuracy_high"]
+    if facts.main_answers is None:
+        return _Part(name, len(mine), float(mine.mean()), highest, None, 1.0)
+    theirs = facts.main_answers.right[mask]
+    return _Part(name, len(mine), float(mine.mean()), highest, float(theirs.mean()), significance.one_sided(mine, theirs))
+
+
+def _log_loss(facts: Facts, params: Gates) -> _Finding:
+    if facts.answers is None or facts.main_answers is None:
+        return _skipped(_NO_MAIN)
+    steps = facts.answers.log_losses - facts.main_answers.log_losses
+    low, high = significance.mean_interval(steps, params.confidence, params.resamples)
+    value, main, limit = facts.answers.log_losses.mean(), facts.main_answers.log_losses.mean(), params.max_log_loss_rise
+    numbers = {"value": value, "main": main, "difference": steps.mean(), "low": low, "high": high, "limit": limit}
+    said = f"log loss {value:.4f} against {main:.4f} of main: {steps.mean():+.4f} ({low:+.4f} to {high:+.4f})"
+    return _Finding(_over(steps.mean(), low, limit), f"{said}, at most {limit:+g}", numbers)
+
+
+def _calibration(facts: Facts, params: Gates) -> _Finding:
+    if facts.answers is None:
+        return _skipped(_NO_RESULTS)
+    mine = facts.answers
+    error = metrics.calibration_gap(mine.right, mine.confidences, facts.bins)
+    numbers: dict[str, float | None] = {"value": error, "limit": params.max_ece}
+    outcome: Outcome = "fail" if error > params.max_ece else "pass"
+    said = f"calibration error {error:.4f}, limit {params.max_ece:g}"
+    if facts.main_answers is not None:
+        theirs = facts.main_answers
+        rise = error - metrics.calibration_gap(theirs.right, theirs.confidences, facts.bins)
+        low, high = significance.interval(
+            lambda rows: _gap(mine, rows, facts.bins) - _gap(theirs, rows, facts.bins),
+            len(mine.right),
+            params.confidence,
+            min(params.resamples, _GAP_RESAMPLES),
+        )
+        numbers |= {"main": error - rise, "difference": rise, "low": low, "high": high}
+        outcome = max(outcome, _over(rise, low, params.max_ece_rise), key=VERDICTS.index)
+        said += f"; {rise:+.4f} against main ({low:+.4f} to {high:+.4f}), at most {params.max_ece_rise:+g}"
+    return _Finding(outcome, said, numbers)
+
+
+def _gap(answers: Answers, rows: NDArray[np.int64], bins: int) -> float:
+    return metrics.calibration_gap(answers.right[rows], answers.confidences[rows], bins)
+
+
+def _churn_gate(facts: Facts, params: Gates) -> _Finding:
+    """Churn beyond what the change of accuracy makes necessary: two equally good models that disagree surprise users."""
+    if facts.answers is None or facts.main_answers is None:
+        return _skipped(_NO_MAIN)
+    churn = _churn(facts.answers, facts.main_answers)
+    needed = abs(float(facts.answers.right.mean() - facts.main_answers.right.mean()))
+    said = f"{_percent(churn)} of the predictions changed, {_percent(max(0.0, churn - needed))} more than accuracy explains"
+    numbers = {"value": max(0.0, churn - needed), "limit": params.max_churn}
+    return _Finding("investigate" if churn - needed > params.max_churn else "pass", said, numbers)
+
+
+def _latency(facts: Facts, params: Gates) -> _Finding:
+    if facts.latency is None:
+        return _skipped("latency was not measured")
+    p95, limit = facts.latency["p95"], params.max_latency_ms
+    main = facts.main_latency["p95"] if facts.main_latency else None
+    numbers = {"value": p95, "limit": limit, "main": main}
+    said = f"latency p95 {p95:.2f} ms, limit {limit:g} ms"
+    outcome: Outcome = "pass"
+    if p95 > limit:
+        outcome = "fail" if facts.comparable else "investigate"
+        said += "" if facts.comparable else " (measured on a hosted machine: not comparable with the one that serves)"
+    if facts.main_latency:
+        ratios = np.array(facts.latency["blocks"]) / np.maximum(facts.main_latency["blocks"], 1e-9)
+        said += f"; {np.median(ratios):.2f} times main's, at most {params.max_latency_ratio:g}"
+        if p95 - facts.main_latency["p95"] > _FELT_MS:
+            slower = _over(float(np.median(ratios)), float(np.quantile(ratios, 0.25)), params.max_latency_ratio)
+            outcome = max(outcome, slower, key=VERDICTS.index)
+    return _Finding(outcome, said, numbers)
+
+
+def _over(value: float, low: float, limit: float) -> Outcome:
+    """Fail when the whole interval lies over the limit; ask for a look when only the value does."""
+    if value <= limit:
+        return "pass"
+    return "fail" if low > limit else "investigate"
+
+
+Check = Callable[[Facts, Gates], _Finding]
+_CHECKS: dict[str, Check] = {
+    "no_worse_than_main": _no_worse,
+    "accuracy": _floor("accuracy", "min_accuracy", "accuracy", "{:.2%}".format),
+    "macro_f1": _floor("macro_f1", "min_macro_f1", "macro F1", "{:.4f}".format),
+    "baseline_margin": _baseline_margin,
+    "worst_class": _worst_class,
+    "worst_slice": _worst_slice,
+    "log_loss": _log_loss,
+    "calibration": _calibration,
+    "churn": _churn_gate,
+    "latency": _latency,
+    "model_size": _model_size,
+    "data_checks": _data_checks,
+    "judging": _judging,
+    "stale_base": _stale_base,
+    "budget": _budget,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def _points(share: float) -> str:
+    return f"{share * 100:+.2f} points"
+
+
+def _listed(items: Sequence[str], most: int = 8, separator: str = ", ") -> str:
+    rest = len(items) - most
+    return separator.join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
