@@ -4,7 +4,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-all reference data-cifar10 bench-data starter lock clean
+BASE ?= origin/main
+.PHONY: help setup reproduce report lineage test test-slow test-all workflows reference data-cifar10 bench-data starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,13 +17,31 @@ setup: ## make the virtual environment .venv with the pinned packages
 reproduce: setup ## pull the data, run the pipeline, show the metrics
 	@$(RUN) -m src.reproduce
 
+report: setup ## compare the last run with main (BASE=origin/main), judge it, write out/report
+	@$(RUN) -m src.report.compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model
+	@$(RUN) -m src.report.judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
+	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json
+	@$(RUN) -m src.report.write --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
+	  --manifest out/manifest.parquet --validation out/validation.json --profile out/profile --run out/run.json \
+	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --out out/report
+
+MODEL ?= out/model/model.onnx
+lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
+	@$(RUN) -m src.report.trace $(MODEL)
+
 test: setup ## lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m pytest -m "not slow"
 
-test-all: setup ## the fast and the slow tests
+test-slow: setup ## the slow tests of the pipeline: trains, clones, fills disks
+	@$(RUN) -m pytest -m "slow and not act"
+
+workflows: setup ## run the GitHub workflows with act against a stand-in for GitHub
+	@$(RUN) -m pytest -m act
+
+test-all: setup ## all tests
 	@$(RUN) -m pytest
 
 reference: ## record the image statistics of the last run as what later data are compared with

@@ -1,47 +1,159 @@
-"""Pull the data, reproduce the pipeline, and show what came out: `make reproduce`."""
+"""Pull the data, reproduce the pipeline, and show what came out: `make reproduce`.
 
+    python -m src.reproduce [--pull] [--epochs N] [--minutes N] [--run out/run.json]
+
+Writes run.json: the machine, how long each stage took, and on a failure which stage it was and what it said last.
+"""
+
+import argparse
+import math
+import os
+import re
+import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
+from src import hardware
 from src.command import UserError, run, table
-from src.files import read_json
-from src.versioning import dvc, has_unrecorded_changes
+from src.files import read_json, write_json
+from src.params import load
+from src.versioning import dvc, has_unrecorded_changes, watch_dvc
 
 _METRICS = Path("metrics.json")
 _TIMINGS = Path("out/timings.json")
 _LOCK = Path("dvc.lock")
+_PARAMS = Path("params.yaml")
 _OPEN = {
     "pictures": "out/evaluation/ (confusion, curves, calibration, errors, activation)",
     "data profile": "out/profile/ (profile.png, examples.png)",
     "model": "out/model/ (model.onnx, weights.safetensors, card.json)",
     "metrics": "metrics.json; history in MLflow: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db",
 }
+_KEPT = 60  # lines of a failing stage
 
 
-def reproduce() -> None:
+class Journal:
+    """Listens to DVC: which stage runs, since when, and what it said last."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.stage: str | None = None
+        self.said: deque[str] = deque(maxlen=_KEPT)
+        self._since = time.monotonic()
+
+    def hear(self, line: str) -> None:
+        """Take a line of DVC's output."""
+        line = _plain(line)
+        found = re.match(r"(?:Running stage|Stage) '([\w-]+)'(.*)", line)
+        if found or line.startswith(("Updating lock file", "Use `dvc push`")):
+            self.close()
+        if found and line.startswith("Running"):
+            self.stage = found[1]
+            self.said.clear()
+        elif line.strip():
+            self.said.append(line)
+
+    def close(self) -> None:
+        """A stage ended, or everything did."""
+        now = time.monotonic()
+        if self.stage:
+            self.seconds[self.stage] = round(now - self._since, 2)
+        self.stage, self._since = None, now
+
+
+def _plain(line: str) -> str:
+    """Remove colours and what a progress bar overwrote."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
+
+
+def reproduce(pull: bool, epochs: int | None, minutes: float | None, journal_path: Path) -> None:
     """Run `dvc pull` where data are missing, then `dvc repro`; print metrics and what to open.
+
+    Args:
+        pull: bring what the store has instead of making it again (`dvc repro --pull`).
+        epochs: a small budget: train no more than so many.
+        minutes: stop after so many.
+        journal_path: run.json to write.
 
     Raises:
         UserError: the data cannot be fetched, or a stage failed (it has said why itself).
     """
-    _pull()
-    before = _LOCK.read_bytes() if _LOCK.exists() else b""
-    if dvc("repro").returncode:
-        raise UserError("the pipeline stopped; the lines above say why. Mend it and run make reproduce again")
+    started = time.monotonic()
+    told: dict[str, Any] = {"budget": None, "failed": None, "lane": lane(), "said": "", "seconds": {}}
+    told["hardware"] = hardware.describe()
+    journal = Journal()
+    try:
+        _pull(told)
+        told["budget"] = _cut(epochs)
+        before = _LOCK.read_bytes() if _LOCK.exists() else b""
+        left = None if minutes is None else max(1.0, minutes * 60 - (time.monotonic() - started))
+        status = watch_dvc("repro", *(["--pull"] if pull else []), heard=journal.hear, seconds=left)
+        _require_success(status, journal, told, minutes)
+    except UserError as error:
+        told["failed"] = told["failed"] or "pipeline"
+        told["said"] = told["said"] or str(error)
+        raise
+    finally:
+        told["seconds"] = journal.seconds
+        write_json(journal_path, told)
     if _LOCK.read_bytes() == before:
         print("\nNothing changed since the last run.")
     print(f"\n{_results()}\n")
     print("\n".join(f"{name + ':':14}{path}" for name, path in _OPEN.items()))
 
 
-def _pull() -> None:
+def lane() -> dict[str, Any]:
+    """Say what kind of machine this is: numbers of a hosted one are not comparable where the hardware matters."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return {"comparable": True, "name": "local"}
+    if os.environ.get("TRAIN_RUNNER"):
+        return {"comparable": True, "name": "self-hosted"}
+    return {"comparable": False, "name": "hosted CPU"}
+
+
+def _pull(told: dict[str, Any]) -> None:
     """Fetch data/ as data.dvc names it, unless it has changes of the user's own: those are never overwritten."""
     if has_unrecorded_changes(Path("data")):
         print("data/ differs from data.dvc: it is used as it is, and recorded (as by dvc add data)")
-    elif dvc("pull", "data.dvc").returncode:
+    elif (result := dvc("pull", "data.dvc")).returncode:
+        told |= {"failed": "data", "said": f"dvc pull data.dvc ended with status {result.returncode}"}
         raise UserError(
             "the data could not be pulled; the lines above say why. Check the remote in .dvc/config, then run again"
         )
+
+
+def _cut(epochs: int | None) -> dict[str, int] | None:
+    """Lower `train.epochs` of params.yaml to a budget; the report then says that this is a preview."""
+    asked = load(_PARAMS).train.epochs
+    if epochs is None or asked <= epochs:
+        return None
+    yaml = YAML()
+    content = yaml.load(_PARAMS.read_text())
+    content["train"]["epochs"] = epochs
+    content["train"]["warmup_epochs"] = min(content["train"]["warmup_epochs"], math.floor(epochs / 3))
+    with _PARAMS.open("w") as file:
+        yaml.dump(content, file)
+    print(f"small budget: {epochs} of {asked} epochs")
+    return {"asked": asked, "epochs": epochs}
+
+
+def _require_success(status: int | None, journal: Journal, told: dict[str, Any], minutes: float | None) -> None:
+    if status == 0:
+        journal.close()
+        return
+    told["failed"] = journal.stage or "pipeline"
+    told["said"] = "\n".join(journal.said)
+    journal.close()
+    if status is None:
+        told["said"] += f"\nstopped: the budget of {minutes:g} minutes ran out"
+        raise UserError(
+            f"{told['failed']} was stopped: the budget of {minutes:g} minutes ran out. Lower train.epochs, or name a faster "
+            "machine in the variable TRAIN_RUNNER"
+        )
+    raise UserError("the pipeline stopped; the lines above say why. Mend it and run make reproduce again")
 
 
 def _results() -> str:
@@ -61,5 +173,16 @@ def _accuracy(metrics: dict[str, Any]) -> str:
     return f"{metrics['accuracy']:.2%} ({metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%})"
 
 
+def main() -> None:
+    """Parse the command line and reproduce."""
+    parser = argparse.ArgumentParser(description="Pull the data, reproduce the pipeline, show the metrics.")
+    parser.add_argument("--pull", action="store_true", help="bring from the store what it has instead of making it again")
+    parser.add_argument("--epochs", type=int, metavar="N", help="a small budget: train no more than N epochs")
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes")
+    parser.add_argument("--run", type=Path, default=Path("out/run.json"), help="what to write about the run")
+    args = parser.parse_args()
+    reproduce(args.pull, args.epochs, args.minutes, args.run)
+
+
 if __name__ == "__main__":
-    run("reproduce", reproduce)
+    run("reproduce", main)

@@ -1,20 +1,89 @@
 """DVC, run from this environment."""
 
+import fcntl
 import json
 import os
+import pty
+import re
+import signal
 import subprocess
 import sys
+import termios
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from src.command import UserError
 
 
-def dvc(*arguments: str, capture: bool = False) -> "subprocess.CompletedProcess[str]":
+def dvc(*arguments: str, capture: bool = False, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """Run DVC; the commands of its stages then find this environment's Python as `python`."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, env=environment, capture_output=capture, text=True, check=False)
+    return subprocess.run(command, cwd=folder, env=_environment(), capture_output=capture, text=True, check=False)
+
+
+def watch_dvc(*arguments: str, heard: Callable[[str], None], seconds: float | None = None) -> int | None:
+    """Run DVC, show what it says and hand every line to `heard`; return its exit status, or None after so many seconds.
+
+    On a terminal DVC sees one too, so that progress bars stay. When the time is up, DVC and its stage are asked to stop
+    (training keeps its checkpoint), then ended.
+    """
+    ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
+    command = [sys.executable, "-m", "dvc", *arguments]
+    process = subprocess.Popen(command, env=_environment(), stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    listener = threading.Thread(target=_listen, args=(ours, heard), daemon=True)
+    listener.start()
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
+        listener.join(10)
+
+
+def _terminal() -> tuple[int, int]:
+    ours, theirs = pty.openpty()
+    size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    return ours, theirs
+
+
+def _listen(source: int, heard: Callable[[str], None]) -> None:
+    rest = b""
+    while piece := _read(source):
+        sys.stdout.buffer.write(piece)
+        sys.stdout.flush()
+        *whole, rest = re.split(rb"[\r\n]+", rest + piece)
+        for line in whole:
+            heard(line.decode(errors="replace"))
+    if rest:
+        heard(rest.decode(errors="replace"))
+    os.close(source)
+
+
+def _read(source: int) -> bytes:
+    try:
+        return os.read(source, 65536)
+    except OSError:  # how a terminal says that the other side has ended
+        return b""
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    for sign, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 30)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, sign)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def has_unrecorded_changes(folder: Path) -> bool:

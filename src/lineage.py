@@ -1,0 +1,196 @@
+"""What came from what: digests of everything a model was made of, and manifest.json, which is reviewed and kept in Git.
+
+The input digest covers what decides a model: the command, dependencies and parameters of each stage as dvc.lock records
+them, and the locked environment. Two commits with one input digest ask for one model.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from src.command import UserError
+from src.files import read_json, sha256
+
+MODEL = "out/model/model.onnx"
+EVALUATION = "metrics.json"
+ENVIRONMENT = ("requirements/lock.txt", "requirements/torch.txt")
+_KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")
+
+
+def inputs(root: Path) -> dict[str, Any]:
+    """Return what dvc.lock and the locked environment say the model is made of, with the digest of it all.
+
+    Raises:
+        UserError: dvc.lock is missing or damaged.
+    """
+    lock = _yaml(root / "dvc.lock")
+    stages = {
+        name: {
+            "cmd": stage["cmd"],
+            "deps": {dep["path"]: dep["md5"] for dep in stage.get("deps", [])},
+            "params": stage.get("params", {}),
+        }
+        for name, stage in lock.get("stages", {}).items()
+    }
+    environment = {name: sha256(root / name) for name in ENVIRONMENT if (root / name).is_file()}
+    content = {"environment": environment, "stages": stages}
+    return {"digest": digest(content), **content}
+
+
+def digest(content: Any) -> str:
+    """Return the SHA-256 of canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stale(root: Path) -> list[str]:
+    """Return what in the working tree differs from what dvc.lock records: paths, `params.yaml: section`, `stage: command`.
+
+    An empty list means: the outputs that dvc.lock names are those of this working tree. Only inputs are looked at, which
+    takes no data and no DVC.
+    """
+    wiring, lock = _yaml(root / "dvc.yaml")["stages"], _yaml(root / "dvc.lock").get("stages", {})
+    params = _yaml(root / "params.yaml")
+    made = {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
+    differs: set[str] = set()
+    for name, stage in wiring.items():
+        recorded = lock.get(name)
+        if recorded is None or recorded["cmd"].split() != stage["cmd"].split():
+            differs.add(f"{name}: command")
+            continue
+        locked = {dep["path"]: dep["md5"] for dep in recorded.get("deps", [])}
+        differs |= {path for path in stage["deps"] if locked.get(path) != _digest_now(root, path, made)}
+        differs |= {path for path in locked if path not in stage["deps"]}
+        values = recorded.get("params", {}).get("params.yaml", {})
+        sections = stage.get("params", [])
+        differs |= {f"params.yaml: {section}" for section in sections if values.get(section) != params.get(section)}
+    return sorted(differs)
+
+
+def _digest_now(root: Path, path: str, made: Mapping[str, str]) -> str | None:
+    """Return the MD5 that DVC would record: an output's recorded one, tracked data's from the .dvc file, a file's own."""
+    if path in made:
+        return made[path]
+    if (root / f"{path}.dvc").is_file():
+        found: str = _yaml(root / f"{path}.dvc")["outs"][0]["md5"]
+        return found
+    if (root / path).is_file():
+        return hashlib.md5((root / path).read_bytes(), usedforsecurity=False).hexdigest()
+    return None
+
+
+def model_inputs(root: Path) -> set[str]:
+    """Return the files of the repository that the model depends on; data by the name of its .dvc file."""
+    stages = _yaml(root / "dvc.yaml")["stages"].values()
+    made = {next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage.get("outs", [])}
+    paths = {path for stage in stages for path in stage["deps"]} - made
+    named = {f"{path}.dvc" if (root / f"{path}.dvc").is_file() else path for path in paths}
+    return {*named, *ENVIRONMENT, "dvc.yaml", "params.yaml"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# manifest.json
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the lineage of the model that lies in `root`.
+
+    `told` adds what files do not know: commit, pull_request, verdict, hardware, training_seconds, run_url. A previous
+    manifest of the same inputs, outputs and verdict is returned as it is, so that judging again changes no file.
+    """
+    metrics = read_json(root / EVALUATION, made_by="evaluate")
+    card = read_json(root / MODEL.replace("model.onnx", "card.json"), made_by="train", keys=("network", "parameters"))
+    outputs = {"evaluation_sha256": sha256(root / EVALUATION), "model_sha256": sha256(root / MODEL)}
+    facts = {
+        "inputs": inputs(root),
+        "outputs": outputs,
+        "data": _data(root, metrics),
+        "metrics": {name: metrics[name] for name in ("accuracy", "macro_f1", "log_loss", "ece")},
+        "network": {name: card[name] for name in ("network", "width", "parameters", "epoch", "epochs", "seed")},
+    }
+    same_model = previous is not None and previous["outputs"] == outputs and previous["inputs"] == facts["inputs"]
+    if same_model and previous is not None:
+        if _decision(previous["verdict"]) == _decision(told["verdict"]):
+            return dict(previous)
+        # judged anew, made once: where and when it was trained stays
+        kept = {name: previous.get(name) for name in ("commit", "hardware", "training_seconds", "pull_request")}
+        return {**facts, **told, **kept}
+    return {**facts, **told}
+
+
+def _decision(verdict: Mapping[str, Any]) -> tuple[Any, Any]:
+    return verdict.get("verdict"), (verdict.get("override") or {}).get("by")
+
+
+def _data(root: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    classes = sorted(metrics["per_class"])
+    record = root / "data.dvc"
+    found = _yaml(record)["outs"][0]["md5"] if record.is_file() else None
+    return {"classes": classes, "digest": found, "test_images": metrics["images"]}
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Read a manifest.json; None when there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = read_json(path, made_by="evaluate", keys=_KEYS)
+    return found
+
+
+def parse_manifest(text: str, where: str) -> dict[str, Any]:
+    """Read the text of a manifest.json that lies at `where`, as in another commit.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(key in found for key in _KEYS):
+        raise UserError(f"{where} is no lineage of a model: restore it, or remove it and let the next report write it")
+    return found
+
+
+def lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Yield a manifest as label and text, for a person."""
+    verdict, hardware = found["verdict"], found.get("hardware") or {}
+    override = verdict.get("override")
+    seconds = found.get("training_seconds")
+    yield "model", found["outputs"]["model_sha256"]
+    yield "commit", found["commit"]
+    yield "pull request", f"#{found['pull_request']}" if found.get("pull_request") else "none"
+    yield "verdict", verdict["verdict"] + (f", overridden by {override['by']} ({override['at']})" if override else "")
+    yield "why", "; ".join(verdict.get("reasons", [])) or "not recorded"
+    yield "accuracy", f"{found['metrics']['accuracy']:.2%} of {found['data']['test_images']} test images"
+    network = found.get("network") or {}
+    yield "network", f"{network.get('network')}, {network.get('parameters', 0):,} parameters, seed {network.get('seed')}"
+    yield "data", found["data"]["digest"] or "not tracked"
+    yield "inputs", found["inputs"]["digest"]
+    yield "environment", ", ".join(f"{name} {value[:12]}" for name, value in found["inputs"]["environment"].items())
+    yield "compared with", (found.get("main") or {}).get("model_sha256") or "no model of main"
+    machine = hardware.get("accelerator") or hardware.get("processor") or "unknown machine"
+    yield "trained on", machine + (f", {seconds:.0f} s" if seconds else "")
+    yield "run", found.get("run_url") or "not in CI"
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run make reproduce, or restore it with git checkout") from None
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())[:200]}): git checkout {path}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds nothing of DVC's: restore it with git checkout {path}")
+    return content

@@ -1,0 +1,190 @@
+"""Judge the model under review: every gate of params.yaml. Writes verdict.json, and manifest.json where there is a model.
+
+    python -m src.report.judge out/main out/run.json out/report/verdict.json manifest.json --evaluation out/evaluation ...
+
+A failed pipeline and bad data are verdicts too. In CI the variable PLAN holds what src/github/plan.py found out: the commit
+and pull request under review, the run, and who overrode the gates by a label.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from src import gates, lineage, results, slices
+from src.command import UserError, run
+from src.files import read_json, write_json
+from src.gates import Answers, Facts
+from src.params import Params, load
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What there is to judge; any of them may be missing after a failure."""
+
+    metrics: Path
+    evaluation: Path
+    manifest: Path
+    validation: Path
+
+
+def judge(
+    main_folder: Path, run_path: Path, verdict_path: Path, lineage_path: Path, paths: Paths, params_path: Path
+) -> None:
+    """Write the verdict, and the lineage of what was judged.
+
+    Raises:
+        UserError: a file is damaged, or PLAN is no JSON.
+    """
+    plan = _plan()
+    told = read_json(run_path, made_by="evaluate") if run_path.is_file() else {}
+    try:
+        params = load(params_path)
+    except UserError as error:
+        write_json(verdict_path, _unjudged(str(error)))
+        print(f"verdict: fail\n- {error}")
+        return
+    known = read_json(main_folder / "facts.json", made_by="evaluate")
+    facts = _facts(main_folder, known, told, paths, params)
+    verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict() | {"override": None}
+    judged = facts.metrics is not None and facts.budget is None
+    described = _lineage(lineage_path, verdict, known, told, plan) if judged else None
+    if described and plan.get("override"):
+        _override(verdict, plan["override"], lineage.read_manifest(lineage_path), described)
+        described = _lineage(lineage_path, verdict, known, told, plan)
+    write_json(verdict_path, verdict)
+    print(f"verdict: {verdict['verdict']}" + (f", overridden by {verdict['override']['by']}" if verdict["override"] else ""))
+    print("\n".join(f"- {reason}" for reason in verdict["reasons"]))
+    if described:
+        write_json(lineage_path, described)
+
+
+def _unjudged(why: str) -> dict[str, Any]:
+    """A verdict without gates: params.yaml does not say what they are."""
+    return gates.Verdict("fail", [why], [], baseline=False, mcnemar=None, churn=None).to_dict() | {"override": None}
+
+
+def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths: Paths, params: Params) -> Facts:
+    """Gather what the gates look at; results of an earlier run are none of this one's when it failed."""
+    failed = told.get("failed")
+    validation = read_json(paths.validation, made_by="validate") if paths.validation.is_file() else None
+    if failed:
+        fresh = validation if failed == "validate" else None
+        return Facts(failed=failed, validation=fresh, why_no_main=known["why"], judging_changed=known["judging_changed"])
+    timings = read_json(main_folder / "timings.json", made_by="evaluate")
+    rows = results.test_rows(paths.manifest)
+    mine = _predictions(paths.evaluation / "predictions.parquet", rows)
+    compared = known["found"] and (main_folder / "predictions.parquet").is_file()
+    theirs = _predictions(main_folder / "predictions.parquet", rows) if compared else None
+    return Facts(
+        validation=validation,
+        metrics=read_json(paths.metrics, made_by="evaluate"),
+        labels=_column(mine, "label"),
+        answers=_answers(mine),
+        slices=slices.members(rows),
+        latency=timings["candidate"],
+        comparable=told.get("lane", {}).get("comparable", True),
+        budget=told.get("budget"),
+        main_metrics=read_json(main_folder / "metrics.json", made_by="evaluate") if compared else None,
+        main_answers=_answers(theirs) if theirs is not None else None,
+        main_latency=timings["main"],
+        why_no_main=known["why"],
+        moved_inputs=known["moved_inputs"],
+        judging_changed=known["judging_changed"],
+        bins=params.evaluate.calibration_bins,
+    )
+
+
+def _predictions(path: Path, rows: pa.Table) -> pa.Table:
+    """Read predictions; they must be of just these test images, in this order."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run make reproduce, then make report again")
+    table = pq.read_table(path)
+    if table.column("digest").to_pylist() != rows.column("digest").to_pylist():
+        raise UserError(f"{path} is of other test images than the manifest: run make reproduce, then make report again")
+    return table
+
+
+def _answers(table: pa.Table) -> Answers:
+    predictions = _column(table, "prediction")
+    return Answers(
+        right=predictions == _column(table, "label"),
+        log_losses=table.column("log_loss").to_numpy(),
+        confidences=table.column("confidence").to_numpy().astype(np.float64),
+        predictions=predictions,
+    )
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    return np.array(table.column(name).to_pylist(), dtype=object)
+
+
+def _plan() -> dict[str, Any]:
+    try:
+        found = json.loads(os.environ.get("PLAN") or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError("PLAN is no JSON object: leave it to CI, which sets it")
+    return found
+
+
+def _override(verdict: dict[str, Any], given: dict[str, Any], previous: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Enter a person's override. A label that was not given just now holds only for the model it was given to."""
+    same = previous is not None and all(previous[key] == now[key] for key in ("inputs", "outputs"))
+    known = ((previous or {}).get("verdict", {}).get("override") or {}).get("by")
+    if given["fresh"] or (same and known == given["by"]):
+        verdict["override"] = {name: given[name] for name in ("at", "by", "label")}
+    else:
+        verdict["reasons"].append(
+            f"the label {given['label']} was given to another model: remove it and add it again to accept this one"
+        )
+
+
+def _lineage(
+    path: Path, verdict: dict[str, Any], known: dict[str, Any], told: dict[str, Any], plan: dict[str, Any]
+) -> dict[str, Any]:
+    main_run = known["main_run"] or {}
+    facts = {
+        "commit": plan.get("sha") or _head(),
+        "hardware": told.get("hardware"),
+        "main": {"commit": known["commit"], "model_sha256": main_run.get("outputs", {}).get("model_sha256")},
+        "pull_request": plan.get("number"),
+        "run_url": plan.get("run_url"),
+        "training_seconds": told.get("seconds", {}).get("train"),
+        "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override")},
+    }
+    return lineage.manifest(Path(), facts, lineage.read_manifest(path))
+
+
+def _head() -> str:
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Parse the command line and judge."""
+    parser = argparse.ArgumentParser(description="Judge the model under review by the gates of params.yaml.")
+    parser.add_argument("main", type=Path, help="folder that src.report.compare wrote")
+    parser.add_argument("run", type=Path, help="run.json that make reproduce wrote")
+    parser.add_argument("verdict", type=Path, help="verdict.json to write")
+    parser.add_argument("lineage", type=Path, help="manifest.json to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.json of evaluate")
+    parser.add_argument("--evaluation", type=Path, required=True, help="folder that evaluate wrote")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest that prepare wrote")
+    parser.add_argument("--validation", type=Path, required=True, help="validation.json that validate wrote")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    args = parser.parse_args()
+    paths = Paths(args.metrics, args.evaluation, args.manifest, args.validation)
+    judge(args.main, args.run, args.verdict, args.lineage, paths, args.params)
+
+
+if __name__ == "__main__":
+    run("judge", main)
