@@ -6,13 +6,16 @@ python -m pytest tests/test_structure.py
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-VERBS = ("src/stages/", "src/datasets/", "src/benchmarks/", "src/reproduce.py", "src/environment.py")
+FOLDERS_OF_VERBS = ("src/stages/", "src/datasets/", "src/benchmarks/", "src/report/", "src/github/")
+VERBS = (*FOLDERS_OF_VERBS, "src/reproduce.py", "src/environment.py", "src/storage.py", "src/runner_doctor.py")
+NOUNS_AMONG_THEM = {"src/github/api.py"}  # a client, which the store of data uses too
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
 
 
@@ -73,10 +76,33 @@ def test_the_stage_that_costs_has_only_cached_outputs() -> None:
 def test_nouns_do_not_import_verbs_and_verbs_meet_through_files() -> None:
     for module in MODULES:
         for other in imports(module):
-            if other.startswith(VERBS) and not other.endswith("__init__.py"):
-                same_folder = Path(other).parent == Path(module).parent == Path("src/datasets")
-                # a benchmark times a stage by calling it; shards.py is what the data sets share
-                assert same_folder, f"{module} imports {other}"  # shards.py is what the data sets share
+            if other.startswith(VERBS) and not other.endswith("__init__.py") and other not in NOUNS_AMONG_THEM:
+                same_folder = Path(other).parent == Path(module).parent != Path("src/stages")
+                assert same_folder, f"{module} imports {other}"
+                assert not is_command(other), f"{module} imports the command {other}"
+
+
+def is_command(module: str) -> bool:
+    return 'if __name__ == "__main__":' in (ROOT / module).read_text()
+
+
+def test_what_runs_beside_a_write_token_needs_no_package() -> None:
+    allowed = {"src/__init__.py", "src/command.py", "src/files.py"}
+    for module in MODULES:
+        if module.startswith("src/github/"):
+            assert {path for path in reach(module) if not path.startswith("src/github/")} <= allowed, module
+            assert packages(module) <= set(sys.stdlib_module_names), module
+
+
+def packages(module: str) -> set[str]:
+    """Return the top-level names of what a module imports from outside of src/."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return {name.split(".")[0] for name in found} - {"src"}
 
 
 def test_there_is_no_circle() -> None:

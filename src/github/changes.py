@@ -1,0 +1,62 @@
+"""Which files a change touches, as GitHub lists them, and whether the model depends on any of them."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from src.github.api import ApiError, GitHub
+
+MOST_OF_A_PULL_REQUEST = 3000  # files; GitHub lists no more, and then anything may have changed
+_MOST_OF_A_COMPARISON = 300
+_ANYTHING = "dvc.yaml"
+_ALWAYS = (
+    r"\.dvc/config",
+    r"dvc\.(yaml|lock)",
+    r"(params|reference|metrics|manifest)\.(yaml|json)",
+    r"requirements/(lock|torch)\.txt",
+    r".*\.dvc",
+    r"src/(gates|significance|lineage|reproduce|storage)\.py",
+    r"src/report/.*",
+    r"\.github/workflows/report\.yml",
+)
+_WITHOUT_LINEAGE = (r"src/(?!github/).*",)
+
+
+def of_pull_request(github: GitHub, number: int) -> list[str]:
+    """Return the paths that a pull request changes, both names of a renamed file; where GitHub cannot say, dvc.yaml too."""
+    try:
+        return _names(github.pages(f"pulls/{number}/files"), MOST_OF_A_PULL_REQUEST)
+    except ApiError as error:
+        print(f"the changed files could not be listed ({error}): everything is taken as changed")
+        return [_ANYTHING]
+
+
+def between(github: GitHub, base: str, head: str) -> list[str]:
+    """Return the paths that differ between two commits."""
+    return _names(github.get(f"compare/{base}...{head}")["files"], _MOST_OF_A_COMPARISON)
+
+
+def _names(listed: Iterable[Mapping[str, Any]], most: int) -> list[str]:
+    entries = list(listed)
+    names = {entry[key] for entry in entries for key in ("filename", "previous_filename") if entry.get(key)}
+    return sorted(names) if len(entries) < most else [*sorted(names), _ANYTHING]
+
+
+def relevant(paths: Iterable[str], manifest: Path = Path("manifest.json")) -> list[str]:
+    """Return those paths that the model, or the verdict on it, depends on.
+
+    `manifest` is the lineage of the model that was judged last; without one all of src/ counts.
+    """
+    known = _dependencies(manifest)
+    patterns = _ALWAYS if known else (*_ALWAYS, *_WITHOUT_LINEAGE)
+    return [path for path in paths if path in known or any(re.fullmatch(pattern, path) for pattern in patterns)]
+
+
+def _dependencies(manifest: Path) -> set[str]:
+    try:
+        stages = json.loads(manifest.read_text())["inputs"]["stages"]
+        return {name for stage in stages.values() for name in stage["deps"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()

@@ -1,0 +1,254 @@
+"""Publish a verdict: pictures, the reviewed files as one commit, the comment, the statuses.
+
+    python3 -m src.github.publish DIR
+
+DIR is the artifact `reviewed` of the job that trained: out/report, dvc.lock, metrics.json, manifest.json. Reads PLAN (what
+src/github/plan.py found out), TRAINED (how that job ended), REPORT_PICTURES and REPORT_KEEP. Runs no model and imports no
+package, since it holds the write token. Whatever is missing, the status says so: a gate that crashed has not passed.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.command import UserError, run
+from src.github import comment, pictures
+from src.github.api import ApiError, GitHub
+from src.github.git import GitError, Remote, git, with_files
+from src.github.status import CONTEXT, run_url, set_status
+
+REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
+ALL_GREEN = "all-green"
+_KEEP = 50
+_PICTURE = re.compile(r"^!\[([^\]]*)\]\(pictures/([\w.-]+\.png)\)$", re.MULTILINE)
+_SYMBOLS = {"success": "✅", "failure": "❌", "pending": "🟡"}
+
+
+@dataclass
+class Outcome:
+    """What is told: the status, its one line, and the comment."""
+
+    state: str
+    description: str
+    markdown: str
+    reviewed: bool = False
+
+
+def publish(folder: Path, plan: Mapping[str, Any], trained: str) -> None:
+    """Tell the pull request, the commit and the summary what came out.
+
+    Raises:
+        UserError: a status could not be set.
+    """
+    github, remote = GitHub.from_environment(), Remote.from_environment()
+    outcome = outcome_of(folder, plan, trained)
+    outcome.markdown = _with_pictures(outcome.markdown, folder / "out/report/pictures", plan, remote)
+    heads = [plan["sha"]]
+    if outcome.reviewed:
+        pushed = _push_reviewed(folder, plan, remote, outcome)
+        heads += [pushed] if pushed else []
+    _comment(github, plan, outcome)
+    for sha in heads:
+        set_status(github, sha, outcome.state, outcome.description)
+    print(f"{CONTEXT}: {outcome.state} on {', '.join(sha[:12] for sha in heads)}: {outcome.description}")
+    if len(heads) > 1:
+        _carry_checks(github, plan, heads[1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What came out
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
+    """Read what the training job left; every way in which it can have gone wrong is a failure with its reason."""
+    if plan["lane"] == "unchanged":
+        return _unchanged(plan)
+    try:
+        verdict = json.loads((folder / "out/report/verdict.json").read_text())
+        markdown = (folder / "out/report/report.md").read_text()
+        return _judged(verdict, markdown, plan, folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "there is no report" if isinstance(error, OSError) else "the report cannot be read"
+        return _crashed(f"{what}: the job that trains and judges ended with `{trained or 'nothing'}`")
+
+
+def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], folder: Path) -> Outcome:
+    word, override = verdict["verdict"], verdict.get("override")
+    reasons = "; ".join(verdict["reasons"]) or "every gate holds"
+    state = {"pass": "success", "fail": "failure", "investigate": "pending"}[word]
+    description = f"{word}: {reasons}"
+    if override:
+        state, description = "success", f"{word}, accepted by {override['by']}: {reasons}"
+    elif word == "investigate":
+        description = f"investigate: {reasons} (a reviewer may add the label)"
+    reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in REVIEWED) and _has_model(verdict)
+    return Outcome(state, description, _with_hints(markdown, word, override, plan), reviewed)
+
+
+def _has_model(verdict: Mapping[str, Any]) -> bool:
+    """False after a failed pipeline and for a preview: the files beside the verdict are then those of an earlier model."""
+    gates = {gate["name"]: gate["outcome"] for gate in verdict["gates"]}
+    return bool(gates) and "pipeline" not in gates and gates.get("budget", "pass") == "pass"
+
+
+def _with_hints(markdown: str, word: str, override: Any, plan: Mapping[str, Any]) -> str:
+    """Say what a person can do next, where the machine has no more to say."""
+    hints = []
+    if word == "investigate" and not override:
+        hints.append(
+            "`model-gate` stays yellow until a person decides: add the label `model-gate: override` to accept this model "
+            "(your name goes into the report and the lineage), or push a better one."
+        )
+    if plan["fork"]:
+        download = (
+            f"gh run download {_run_id()} --repo {os.environ.get('GITHUB_REPOSITORY', '')} --name reviewed --dir reviewed"
+        )
+        commit = f"cp {' '.join('reviewed/' + name for name in REVIEWED)} . && git commit --all -m 'Reviewed model'"
+        hints.append(
+            "Trained here from a fork's commit, at a maintainer's request. To keep this model, its author commits its "
+            f"files: `{download}`, then `{commit}`; a maintainer then starts this run again, which trains nothing."
+        )
+    return markdown + "".join(f"\n> {hint}\n" for hint in hints)
+
+
+def _run_id() -> str:
+    return os.environ.get("GITHUB_RUN_ID", "")
+
+
+def _unchanged(plan: Mapping[str, Any]) -> Outcome:
+    files = "\n".join(f"- {_code(path)}" for path in plan["changed"])
+    told = "nothing that the model depends on changed: nothing was trained"
+    text = f"## ✅ pass: {told}\n\nThe model of `{plan['base']}` stays as it is. Changed files:\n\n{files}\n"
+    return Outcome("success", told, text + f"\n[Run]({run_url()})\n")
+
+
+def _code(path: str) -> str:
+    return "`" + path.replace("`", "'").replace("@", "@\u200b") + "`"
+
+
+def _crashed(why: str) -> Outcome:
+    text = (
+        f"## ❌ fail: the gate could not judge this change\n\n{why[0].upper()}{why[1:]}. See [the run]({run_url()}); mend "
+        "what it names and push again, or run it again if the machine was at fault. Nothing was deployed and no file of the "
+        "branch was changed.\n"
+    )
+    return Outcome("failure", f"the gate crashed: {why.replace('`', '')}", text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _with_pictures(markdown: str, folder: Path, plan: Mapping[str, Any], remote: Remote) -> str:
+    """Put addresses into the picture lines, or take the lines out: the report reads without them."""
+    if not _PICTURE.search(markdown) or not folder.is_dir():
+        return _PICTURE.sub("", markdown)
+    if os.environ.get("REPORT_PICTURES", "").lower() in ("off", "false", "no", "0"):
+        return _PICTURE.sub("", markdown) + "\nPictures are switched off (variable `REPORT_PICTURES`).\n"
+    name = f"{_run_id() or '0'}-{os.environ.get('GITHUB_RUN_ATTEMPT', '1')}-{plan['number'] or 'branch'}"
+    try:
+        address = pictures.push(remote, folder, name, _keep())
+    except GitError as error:
+        print(f"::warning::the pictures could not be pushed to the branch {pictures.BRANCH}: {error}")
+        note = (
+            f"The pictures are missing: the branch `{pictures.BRANCH}` refused them (see the log). They are in the artifact"
+        )
+        return _PICTURE.sub("", markdown) + f"\n{note} `reviewed` of [the run]({run_url()}).\n"
+    return _PICTURE.sub(rf"![\1]({address}\2?raw=true)", markdown)
+
+
+def _keep() -> int:
+    text = os.environ.get("REPORT_KEEP") or str(_KEEP)
+    if not text.isdecimal() or int(text) < 1:
+        print(f"::warning::REPORT_KEEP is {text!r}, which is no number of reports: {_KEEP} are kept")
+        return _KEEP
+    return int(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reviewed files, as one commit
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _push_reviewed(folder: Path, plan: Mapping[str, Any], remote: Remote, outcome: Outcome) -> str:
+    """Commit the reviewed files onto the reviewed commit and push; empty where nothing changed or the branch moved on."""
+    here, sha = Path(), plan["sha"]
+    try:
+        remote.run(here, "fetch", "--quiet", "--no-tags", "--depth", "1", remote.url, sha)
+        tree = with_files(here, sha, {name: folder / name for name in REVIEWED})
+        if tree == git(here, "rev-parse", f"{sha}^{{tree}}"):
+            return ""
+        message = f"Reviewed model: {outcome.description[:60]}\n\nTrained and judged at {sha} by {run_url()}\n"
+        commit = git(here, "commit-tree", tree, "-p", sha, text=message)
+        remote.run(here, "push", "--quiet", remote.url, f"{commit}:refs/heads/{plan['branch']}")
+    except GitError as error:
+        print(f"::warning::the reviewed files could not be pushed to {plan['branch']}: {error}")
+        outcome.markdown += (
+            f"\nThe reviewed `dvc.lock`, `metrics.json` and `manifest.json` could not be pushed to `{plan['branch']}`: has "
+            f"the branch moved on, or is it protected? They are in the artifact `reviewed` of [the run]({run_url()}).\n"
+        )
+        return ""
+    return commit
+
+
+def _carry_checks(github: GitHub, plan: Mapping[str, Any], pushed: str) -> None:
+    """A commit pushed by a workflow starts no workflow, so the check `all-green` would be missing on it for ever.
+
+    The commit adds results only: where its parent was all green, so is it. Where that is not known yet, ci.yml is started.
+    """
+    try:
+        runs = github.get(f"commits/{plan['sha']}/check-runs", check_name=ALL_GREEN)["check_runs"]
+        if any(entry["conclusion"] == "success" for entry in runs):
+            said = f"as on {plan['sha'][:12]}: this commit adds only {', '.join(REVIEWED)}"
+            set_status(github, pushed, "success", said, ALL_GREEN)
+            return
+        github.post("actions/workflows/ci.yml/dispatches", {"ref": plan["branch"]})
+        print(f"ci.yml was started on {plan['branch']}, so that {pushed[:12]} gets its checks")
+    except (ApiError, KeyError, TypeError) as error:
+        print(f"::warning::{ALL_GREEN} is not set on {pushed[:12]} ({error}): push an empty commit to start ci.yml")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The comment
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _comment(github: GitHub, plan: Mapping[str, Any], outcome: Outcome) -> None:
+    """Post; what keeps the comment from being posted does not change the verdict, and the summary has the report too."""
+    _summarize(outcome)
+    if plan["number"] is None:
+        return
+    try:
+        print(comment.describe(comment.post(github, plan["number"], outcome.markdown)))
+    except UserError as error:
+        print(f"::warning::the comment could not be posted: {error}")
+
+
+def _summarize(outcome: Outcome) -> None:
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with Path(path).open("a") as file:
+            file.write(f"{_SYMBOLS[outcome.state]} {CONTEXT}: {outcome.state}\n\n{outcome.markdown}\n")
+
+
+def main() -> None:
+    """Parse the command line and publish."""
+    parser = argparse.ArgumentParser(description="Publish a verdict on the pull request that it is about.")
+    parser.add_argument("reviewed", type=Path, help="the artifact of the job that trained")
+    folder = parser.parse_args().reviewed
+    text = os.environ.get("PLAN", "")
+    if not text:
+        sys.exit("publish: there is no plan: the job Plan crashed, see its log")
+    publish(folder, json.loads(text), os.environ.get("TRAINED", ""))
+
+
+if __name__ == "__main__":
+    run("publish", main)
