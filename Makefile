@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 BASE ?= origin/main
-.PHONY: help setup reproduce report lineage test test-slow test-all workflows reference data-cifar10 bench-data starter lock clean
+.PHONY: help setup reproduce report lineage doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 bench-data starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,15 @@ report: setup ## compare the last run with main (BASE=origin/main), judge it, wr
 MODEL ?= out/model/model.onnx
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
 	@$(RUN) -m src.report.trace $(MODEL)
+
+doctor: ## say which settings on GitHub are missing, with the command for each (reads only, through gh)
+	@$(PYTHON) -m src.github.doctor .github/settings
+
+settings: ## make the settings on GitHub what .github/settings says (asks first; ARGS=--dry-run or ARGS=--yes)
+	@$(PYTHON) -m src.github.settings .github/settings $(ARGS)
+
+runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it there)
+	@$(PYTHON) -m src.runner_doctor
 
 test: setup ## lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .

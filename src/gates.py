@@ -262,7 +262,8 @@ def _no_worse(facts: Facts, params: Gates) -> _Finding:
     if low >= -params.max_accuracy_drop:
         return _Finding("pass", f"{said}: {'better' if low > 0 else 'no worse'} than main", numbers)
     # the bootstrap alone is too sure of itself where few images differ; the exact test is not
-    if high < -params.max_accuracy_drop and p < 1 - params.confidence:
+    _, surely = significance.paired_interval(mine, theirs, params.fail_confidence, params.resamples)
+    if surely < -params.max_accuracy_drop and p < 1 - params.fail_confidence:
         return _Finding("fail", f"{said}: worse than main by more than the margin of {margin}", numbers)
     return _Finding(
         "investigate", f"{said}: {len(mine)} test images cannot show that it keeps the margin of {margin}", numbers
@@ -316,7 +317,7 @@ def _worst(
             told = f"{kind} {part.name}: {measure} {_percent(part.value)} of {part.images} images, floor {_percent(floor)}"
             outcomes.append(("fail" if part.highest < floor else "investigate", told))
         if part.main is not None and part.main - part.value > drop:
-            sure = p < 1 - params.confidence
+            sure = p < 1 - params.fail_confidence
             told = f"{kind} {part.name}: {measure} fell from {_percent(part.main)} to {_percent(part.value)}"
             outcomes.append(("fail" if sure else "investigate", f"{told} ({part.images} images, p {p:.2g})"))
     worst = min(parts, key=lambda part: part.value)
@@ -330,7 +331,7 @@ def _worst(
 def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates) -> _Part:
     assert facts.answers is not None
     mine = facts.answers.right[mask]
-    highest = metrics.accuracy(mine, params.confidence)["accuracy_high"]
+    highest = metrics.accuracy(mine, params.fail_confidence)["accuracy_high"]
     if facts.main_answers is None:
         return _Part(name, len(mine), float(mine.mean()), highest, None, 1.0)
     theirs = facts.main_answers.right[mask]

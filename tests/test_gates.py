@@ -1,0 +1,227 @@
+"""The verdict: what passes, what fails, and what luck cannot do: python -m pytest tests/test_gates.py"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from src import gates, significance
+from src.gates import Answers, Facts, Verdict
+from src.params import Params
+
+N = 400
+LABELS = np.array([f"c{i % 5}" for i in range(N)], dtype=object)
+
+
+def answers(right: Any, loss: float = 0.1, confidence: float = 0.95) -> Answers:
+    mask = np.asarray(right, dtype=bool)
+    told = np.where(mask, LABELS, "other")
+    losses = np.where(mask, loss, 3.0)
+    return Answers(mask, losses, np.full(N, confidence), told)
+
+
+def wrong(rows: Any) -> Any:
+    mask = np.ones(N, dtype=bool)
+    mask[list(rows)] = False
+    return mask
+
+
+def results(right: Any, margin: float = 0.1, size: int = 2**20) -> dict[str, Any]:
+    accuracy = float(np.mean(right))
+    return {
+        "accuracy": accuracy,
+        "macro_f1": accuracy,
+        "baseline": {"accuracy": accuracy - margin, "margin": margin},
+        "model_bytes": size,
+    }
+
+
+def facts(right: Any, main: Any = None, **changes: Any) -> Facts:
+    told: dict[str, Any] = {
+        "validation": {"passed": True, "findings": []},
+        "metrics": results(right),
+        "labels": LABELS,
+        "answers": answers(right),
+        "latency": {"p95": 5.0, "blocks": [5.0] * 9},
+    }
+    if main is not None:
+        told |= {
+            "main_metrics": results(main),
+            "main_answers": answers(main),
+            "main_latency": {"p95": 5.0, "blocks": [5.0] * 9},
+        }
+    return Facts(**(told | changes))
+
+
+@pytest.fixture
+def judge(params: Callable[..., Params]) -> Callable[..., Verdict]:
+    return lambda told, **changes: gates.judge(
+        told, params(**{f"gates__{key}": value for key, value in changes.items()}).gates
+    )
+
+
+def gate(verdict: Verdict, name: str) -> gates.Gate:
+    return next(found for found in verdict.gates if found.name == name)
+
+
+def test_a_better_model_passes_and_says_by_how_much(judge: Callable[..., Verdict]) -> None:
+    verdict = judge(facts(wrong(range(4)), wrong(range(60))))
+    assert verdict.verdict == "pass"
+    assert "99.00% against 85.00% of main: +14.00 points" in verdict.reasons[0]
+    assert "better than main" in verdict.reasons[0]
+    found = gate(verdict, "no_worse_than_main")
+    assert found.low is not None
+    assert found.low > 0.1
+    assert verdict.mcnemar == {"only_main_right": 0, "only_candidate_right": 56, "p": 0.0}
+
+
+def test_a_worse_model_fails_and_names_gate_numbers_and_classes(judge: Callable[..., Verdict]) -> None:
+    damaged = [i for i in range(N) if LABELS[i] == "c3"][:60]
+    verdict = judge(facts(wrong(damaged), wrong(range(4))))
+    assert verdict.verdict == "fail"
+    said = "; ".join(verdict.reasons)
+    assert "85.00% against 99.00% of main: -14.00 points" in said
+    assert "worse than main by more than the margin of -1.00 points" in said
+    assert "class c3: recall fell from 98.75% to 25.00%" in said
+
+
+def test_equal_models_pass_with_an_interval_of_nothing(judge: Callable[..., Verdict]) -> None:
+    verdict = judge(facts(wrong(range(8)), wrong(range(8))))
+    found = gate(verdict, "no_worse_than_main")
+    assert (verdict.verdict, found.low, found.high, verdict.churn) == ("pass", 0.0, 0.0, 0.0)
+
+
+def test_a_few_images_more_or_less_never_fail(judge: Callable[..., Verdict]) -> None:
+    for lost in range(7):
+        verdict = judge(facts(wrong(range(10, 10 + lost)), wrong([])))
+        assert verdict.verdict != "fail", lost
+    assert judge(facts(wrong(range(3)), wrong([]))).verdict == "investigate"
+
+
+def test_luck_alone_fails_no_model(params: Callable[..., Params]) -> None:
+    """300 pairs of equally good models (96 %) that share most of their errors, as two seeds do: none fails."""
+    random = np.random.default_rng(3)
+    told = params(gates__resamples=500).gates
+    words = []
+    for _ in range(300):
+        hard = random.random(N) < 0.03
+        pair = [~(hard & (random.random(N) < 0.9)) & (random.random(N) < 0.987) for _ in range(2)]
+        words.append(gates.judge(facts(*pair), told).verdict)
+    assert words.count("fail") == 0
+    assert 0 < words.count("pass") < 300
+
+
+def test_a_true_drop_is_found_nearly_always(params: Callable[..., Params]) -> None:
+    random = np.random.default_rng(4)
+    gate_params = params(gates__resamples=500).gates
+    words = [gates.judge(facts(random.random(N) < 0.85, random.random(N) < 0.97), gate_params).verdict for _ in range(60)]
+    assert words.count("fail") >= 57
+    assert words.count("pass") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "outcome"),
+    [
+        ({"metrics": {**results(wrong([])), "accuracy": 0.75}}, "accuracy", "fail"),
+        ({"metrics": results(wrong([]), margin=-0.02)}, "baseline_margin", "fail"),
+        ({"metrics": results(wrong([]), size=200 * 2**20)}, "model_size", "fail"),
+        ({"latency": {"p95": 80.0, "blocks": [80.0] * 9}}, "latency", "fail"),
+        ({"latency": {"p95": 80.0, "blocks": [5.0] * 9}, "comparable": False}, "latency", "investigate"),
+        ({"latency": {"p95": 15.0, "blocks": [15.0] * 9}}, "latency", "fail"),
+        ({"latency": {"p95": 15.0, "blocks": [15.0] * 5 + [5.0] * 4}}, "latency", "investigate"),
+        (
+            {"latency": {"p95": 5.9, "blocks": [5.9] * 9}, "main_latency": {"p95": 5.0, "blocks": [1.0] * 9}},
+            "latency",
+            "pass",
+        ),
+        ({"judging_changed": ["src/gates.py"]}, "judging", "investigate"),
+        ({"moved_inputs": ["src/model.py"]}, "stale_base", "investigate"),
+        ({"budget": {"epochs": 5, "asked": 50}}, "budget", "investigate"),
+        ({"answers": answers(wrong([]), loss=0.9)}, "log_loss", "fail"),
+        ({"validation": {"passed": True, "findings": [{"level": "warn", "check": "drift"}]}}, "data_checks", "pass"),
+    ],
+)
+def test_each_gate_decides(judge: Callable[..., Verdict], changes: dict[str, Any], name: str, outcome: str) -> None:
+    verdict = judge(facts(wrong([]), wrong([]), **changes))
+    assert gate(verdict, name).outcome == outcome
+    assert verdict.verdict == outcome
+    others = [found for found in verdict.gates if found.name != name and found.level == "enforce"]
+    assert all(found.outcome in ("pass", "skipped") for found in others)
+
+
+def test_calibration_is_judged_by_its_interval(judge: Callable[..., Verdict]) -> None:
+    timid = facts(wrong([]), wrong([]), answers=answers(wrong([]), confidence=0.8))
+    found = gate(judge(timid), "calibration")
+    assert (found.outcome, found.level) == ("fail", "warn")
+    assert judge(timid).verdict == "pass"
+    assert judge(timid, levels__calibration="enforce").verdict == "fail"
+
+
+def test_churn_beyond_what_accuracy_explains_asks_for_a_look(judge: Callable[..., Verdict]) -> None:
+    verdict = judge(facts(wrong(range(40)), wrong(range(40, 80))), levels__churn="enforce")
+    assert verdict.churn == 0.2
+    assert gate(verdict, "churn").outcome == "investigate"
+    better = judge(facts(wrong([]), wrong(range(80))))
+    assert gate(better, "churn").outcome == "pass"
+
+
+@pytest.mark.parametrize(("level", "verdict"), [("enforce", "fail"), ("warn", "pass"), ("off", "pass")])
+def test_a_level_says_what_a_gate_may_do(judge: Callable[..., Verdict], level: str, verdict: str) -> None:
+    heavy = facts(wrong([]), wrong([]), metrics=results(wrong([]), size=200 * 2**20))
+    found = judge(heavy, levels__model_size=level)
+    assert found.verdict == verdict
+    assert ("model_size" in {one.name for one in found.gates}) == (level != "off")
+
+
+def test_without_main_the_floors_decide_and_the_reason_is_told(judge: Callable[..., Verdict]) -> None:
+    verdict = judge(facts(wrong([]), why_no_main="main has no dvc.lock yet"))
+    assert verdict.verdict == "pass"
+    assert not verdict.baseline
+    assert "no model of main to compare with (main has no dvc.lock yet): floors only" in verdict.reasons[-1]
+    assert gate(verdict, "no_worse_than_main").outcome == "skipped"
+    assert judge(facts(wrong(range(200)))).verdict == "fail"
+
+
+def test_a_failed_pipeline_and_bad_data_fail(judge: Callable[..., Verdict]) -> None:
+    crashed = judge(Facts(failed="train"))
+    assert (crashed.verdict, crashed.gates[0].name) == ("fail", "pipeline")
+    assert "stage train" in crashed.reasons[0]
+    bad = judge(Facts(failed="validate", validation={"passed": False, "findings": [{"level": "error", "check": "leakage"}]}))
+    assert "the data failed: leakage" in bad.reasons
+
+
+def test_a_small_class_is_shown_not_judged(judge: Callable[..., Verdict]) -> None:
+    labels = LABELS.copy()
+    labels[:5] = "rare"
+    told = facts(wrong(range(5)), wrong([]), labels=labels)
+    assert gate(judge(told, max_accuracy_drop=0.05), "worst_class").outcome == "pass"
+
+
+def test_nothing_to_judge_is_no_pass(judge: Callable[..., Verdict]) -> None:
+    everything_off = {f"levels__{name}": "off" for name in ("data_checks", "judging", "stale_base", "budget")}
+    assert judge(Facts(), **everything_off).verdict == "investigate"
+
+
+def test_the_paired_bootstrap_is_the_one_of_resampled_images() -> None:
+    random = np.random.default_rng(5)
+    mine, theirs = random.random(300) < 0.9, random.random(300) < 0.87
+    rows = random.integers(0, 300, (4000, 300))
+    drawn = (mine[rows].mean(axis=1)) - (theirs[rows].mean(axis=1))
+    expected = np.quantile(drawn, [0.025, 0.975])
+    assert significance.paired_interval(mine, theirs, 0.95, 4000) == pytest.approx(expected, abs=0.005)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(6)
+    hits = 0
+    for _ in range(300):
+        low, high = significance.paired_interval(random.random(400) < 0.9, random.random(400) < 0.85, 0.95, 400)
+        hits += low <= 0.05 <= high
+    assert 0.91 <= hits / 300 <= 0.99
+
+
+def test_mcnemar_and_holm_agree_with_their_definitions() -> None:
+    mine, theirs = wrong([0, 1, 2, 3, 4, 5]), wrong([10])
+    assert significance.mcnemar(mine, theirs) == {"only_main_right": 6, "only_candidate_right": 1, "p": 0.125}
+    assert significance.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
