@@ -1,0 +1,177 @@
+"""The one comment of a pull request: made once, updated after that, never a second one, never somebody else's.
+
+Our comment is known by its first line and by its author. CML posts it (src/github/cml.py) where CML would touch the right
+comment; else, and when CML is missing, fails or hangs, GitHub's API posts the same text, and the result says why. By hand:
+`python3 -m src.github.post_comment`.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from src.command import UserError
+from src.github import cml
+from src.github.api import ApiError, GitHub
+from src.github.status import run_url
+
+MARKER = "<!-- model-report -->"
+AUTHOR = "github-actions[bot]"  # whose name a workflow's token writes under
+LARGEST = 65_536  # characters of a comment
+
+_SPARE = 1_000  # for the sentence that says that it was cut, and for what must be closed
+
+Comment = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PostResult:
+    """Where the comment is, what posted it, and, if that was not CML, why not."""
+
+    url: str
+    by: Literal["cml", "api"]
+    why: str
+
+
+def post(api: GitHub, number: int, markdown: str) -> PostResult:
+    """Create or update the one comment of pull request `number`.
+
+    Raises:
+        ApiError: GitHub's API refuses, or does not answer.
+    """
+    text = fitted(markdown)
+    comments = list(api.pages(f"issues/{number}/comments"))
+    ours = _keep_first(api, [comment for comment in comments if _is_ours(comment)])
+    why = _against_cml(ours, comments)
+    posted = None
+    if not why:
+        try:
+            posted = _created(api, number, _through_cml(api, number, text))
+        except UserError as error:
+            why = str(error)
+    return _settle(api, number, text, posted, {comment["id"] for comment in comments}, why)
+
+
+def fitted(markdown: str) -> str:
+    """Return the text of the comment: the marker first, and cut at a line where it is longer than a comment may be."""
+    whole = markdown if _first_line(markdown) == MARKER else f"{MARKER}\n{markdown}"
+    room = LARGEST - len(cml.watermark()) - 2
+    if _length(whole) <= room:
+        return whole
+    kept, used = [], 0
+    for line in whole.splitlines():
+        used += _length(line) + 1
+        if used > room - _SPARE:
+            break
+        kept.append(line)
+    where = f"[the run]({run_url()})" if os.environ.get("GITHUB_RUN_ID") else "the run"
+    kept.append(f"{_closings(kept)}\n\n**This comment has no room for the rest of the report: see the summary of {where}.**")
+    return "\n".join(kept) + "\n"
+
+
+def _length(text: str) -> int:
+    """Count as UTF-16 does, which is never less than GitHub counts."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def _closings(lines: Sequence[str]) -> str:
+    """Close a code block and the foldings that a cut left open, so that what follows is read as text."""
+    fence, depth = "", 0
+    for line in lines:
+        found = re.match(r" {0,3}(`{3,}|~{3,})(.*)", line)
+        if found and not fence:
+            fence = found[1]
+        elif found and found[1].startswith(fence) and not found[2].strip():
+            fence = ""
+        elif not fence:
+            depth += line.count("<details") - line.count("</details>")
+    return fence + "\n\n</details>" * max(depth, 0)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0].strip()
+
+
+def _is_ours(comment: Comment) -> bool:
+    return _first_line(comment.get("body")) == MARKER and (comment.get("user") or {}).get("login") == AUTHOR
+
+
+def _keep_first(api: GitHub, ours: Sequence[Comment]) -> Comment | None:
+    """Delete all but the first: two runs at once can have made two."""
+    for comment in ours[1:]:
+        try:
+            api.delete(f"issues/comments/{comment['id']}")
+        except ApiError as error:
+            if error.status != 404:  # the other run deleted it
+                raise
+    return ours[0] if ours else None
+
+
+def _against_cml(ours: Comment | None, comments: Sequence[Comment]) -> str:
+    """Say why CML must not be let loose, or nothing: it looks at one page of comments, and at nobody's name."""
+    choice = cml.chosen([comment for comment in comments if not _is_ours(comment) or comment is ours])
+    if choice is ours:  # also when there is neither: then CML creates it
+        return ""
+    if choice is not None:
+        author = (choice.get("user") or {}).get("login")
+        return f"a comment of {author} carries CML's mark, and CML would change that one"
+    if ours is not None and cml.has_mark(ours):
+        return f"our comment is not among the first {cml.FIRST_PAGE}, and CML looks at no others"
+    return "our comment lacks CML's mark, and CML would make a second one"
+
+
+def _through_cml(api: GitHub, number: int, text: str) -> str:
+    folder = Path(os.environ.get("RUNNER_TEMP") or Path.home() / ".cache") / f"cml-{cml.COMMIT[:12]}"
+    command = cml.find_or_install(folder)
+    with tempfile.TemporaryDirectory(prefix="comment-") as place:
+        file = Path(place) / "report.md"
+        file.write_text(text, encoding="utf-8")
+        return cml.post(command, api, number, file)
+
+
+def _created(api: GitHub, number: int, said: str) -> Comment:
+    """Return the comment whose address CML printed: a list of comments can lag behind a moment."""
+    found = re.search(rf"/{number}#issuecomment-(\d+)", said)
+    if not found:
+        raise UserError("CML ended well but printed no comment's address")
+    comment: Comment = api.get(f"issues/comments/{found[1]}")
+    return comment
+
+
+def _settle(api: GitHub, number: int, text: str, posted: Comment | None, before: set[int], why: str) -> PostResult:
+    """Look that there is exactly one comment of ours, with this text; mend by the API what is not so."""
+    found = {comment["id"]: comment for comment in api.pages(f"issues/{number}/comments") if _is_ours(comment)}
+    if posted is not None and (_is_ours(posted) or posted["id"] not in before):
+        found[posted["id"]] = posted
+    ours = _keep_first(api, [found[key] for key in sorted(found)])
+    if posted is not None and ours is not None and _holds(ours, text):
+        return PostResult(str(ours["html_url"]), "cml", "")
+    body = {"body": f"{text.rstrip()}\n\n{cml.watermark()}"}
+    comment = _update(api, ours, body) or api.post(f"issues/{number}/comments", body)
+    return PostResult(str(comment["html_url"]), "api", why or "CML ended well, but our comment had not this text")
+
+
+def _holds(comment: Comment, text: str) -> bool:
+    return str(comment.get("body") or "").replace("\r\n", "\n").startswith(text.replace("\r\n", "\n").rstrip())
+
+
+def _update(api: GitHub, ours: Comment | None, body: Mapping[str, str]) -> Comment | None:
+    """Return the comment with its new text, or None where there is none, or none any more."""
+    if ours is None:
+        return None
+    try:
+        comment: Comment = api.patch(f"issues/comments/{ours['id']}", body)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+    return comment
+
+
+def describe(result: PostResult) -> str:
+    """Say for the log what posted the comment."""
+    by = "by CML" if result.by == "cml" else f"by GitHub's API, not by CML: {result.why}"
+    return f"{result.url} posted {by}"

@@ -1,0 +1,59 @@
+"""make doctor: which settings of the repository on GitHub are missing, with the command for each. Reads only.
+
+    python3 -m src.github.doctor .github/settings
+
+Asks GitHub by the `gh` command, so with the login and the permissions of the person who runs it; sends GET requests alone.
+"""
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+
+from src.command import run
+from src.github.gh import Gh
+from src.github.state import inspect
+from src.github.wanted import Finding, Repository
+
+
+def main() -> None:
+    """Print one line a setting; exit with 1 when a required one does not hold, or cannot be seen."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("settings", type=Path, help="folder of the files that say what must be")
+    arguments = parser.parse_args()
+    repository, findings = inspect(Gh.of_this_folder(), arguments.settings)
+    print(_header(repository))
+    for required, title in ((True, "required"), (False, "optional: nothing of this is needed")):
+        print(f"\n{title}")
+        for finding in findings:
+            if finding.required == required:
+                print(_line(finding))
+    print(f"\n{_summary(findings)}")
+    sys.exit(any(finding.required and finding.word != "ok" for finding in findings))
+
+
+def _header(repository: Repository) -> str:
+    kind = "public" if repository.public else "private"
+    role = "you are an administrator" if repository.admin else "you are no administrator: some settings stay unknown"
+    return f"{repository.gh.repository} on {repository.gh.host} ({kind}; {role})"
+
+
+def _line(finding: Finding) -> str:
+    line = f"  {finding.word:<8} {finding.sentence}"
+    return (
+        line
+        if finding.word == "ok" or not finding.mend
+        else line + "\n" + textwrap.indent(f"mend: {finding.mend}", " " * 11)
+    )
+
+
+def _summary(findings: list[Finding]) -> str:
+    required = [finding for finding in findings if finding.required]
+    good = sum(finding.word == "ok" for finding in required)
+    fixable = sum(finding.change is not None for finding in findings)
+    more = f"; `make settings` mends {fixable} of the above" if fixable else ""
+    return f"{good} of {len(required)} required settings hold{more}"
+
+
+if __name__ == "__main__":
+    run("doctor", main)

@@ -1,0 +1,246 @@
+"""Post what a fork's run reported, without trusting a byte of it: the privileged half of a fork's pull request.
+
+    python3 -m src.github.fork_report
+
+Run by report-comment.yml on `workflow_run`, from the default branch. Reads the event (GITHUB_EVENT_PATH), GITHUB_TOKEN
+(actions: read, pull-requests: write; statuses: write to leave `model-gate` pending) and the artifact `report` of the run,
+which must be one file numbers.json that fits src/github/numbers.py. Writes the pull request's comment and the job summary.
+The pull request is found by what GitHub says of the run, never by what the artifact says.
+"""
+
+import io
+import json
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.command import UserError, run
+from src.github import comment, fork_words, numbers
+from src.github.api import ApiError, GitHub, TooLargeError
+from src.github.numbers import Numbers, NumbersError
+from src.github.status import CONTEXT, set_status
+
+ARTIFACT = "report"
+LARGEST_ZIP = 1024 * 1024  # bytes
+_TOO_LARGE = f"its artifact is larger than {LARGEST_ZIP // 1024} KiB"
+_TOO_OLD = "it is too old and no longer kept"
+# What zipfile raises on bytes that are no whole zip, or an encrypted one.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+_MOST_FILES = 3000  # GitHub lists no more of a pull request's
+_SILENT = {"cancelled", "skipped", "action_required", "neutral", "stale"}  # conclusions of a run that has nothing to report
+
+
+@dataclass(frozen=True)
+class Run:
+    """What GitHub says of the finished run: the only facts about the pull request that are believed."""
+
+    id: int
+    url: str
+    conclusion: str
+    sha: str
+    owner: str
+    branch: str
+    head_repository: int
+    base: str
+
+
+def read_event(path: Path) -> tuple[Run | None, str]:
+    """Read a `workflow_run` event; returns the run of a fork's pull request, or None and why there is nothing to do.
+
+    Raises:
+        UserError: the file is no such event.
+    """
+    try:
+        event = json.loads(path.read_text(encoding="utf-8"))
+        ran, home = event["workflow_run"], event["repository"]
+        head = ran["head_repository"]
+        if ran["event"] != "pull_request":
+            return None, f"the run was not started by a pull request but by {ran['event']}"
+        if head is None:
+            return None, "the fork is gone"
+        if head["id"] == home["id"]:
+            return None, "the pull request is of this repository, whose own run posts its report"
+        return Run(
+            id=ran["id"],
+            url=ran["html_url"],
+            conclusion=ran["conclusion"] or "",
+            sha=ran["head_sha"],
+            owner=head["owner"]["login"],
+            branch=ran["head_branch"],
+            head_repository=head["id"],
+            base=home["default_branch"],
+        ), ""
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no workflow_run event: this command is for report-comment.yml") from None
+
+
+def find_pull_request(api: GitHub, finished: Run) -> int | None:
+    """Return the number of the one open pull request whose head is this very commit of this very repository; else None."""
+    listed = api.pages("pulls", state="open", base=finished.base, head=f"{finished.owner}:{finished.branch}")
+    matching = [pull["number"] for pull in listed if _is_head(pull, finished)]
+    return int(matching[0]) if len(matching) == 1 else None
+
+
+def _is_head(pull: Mapping[str, Any], finished: Run) -> bool:
+    head = pull["head"]
+    same = head["sha"] == finished.sha and (head["repo"] or {}).get("id") == finished.head_repository
+    return bool(same and pull["state"] == "open" and pull["base"]["ref"] == finished.base)
+
+
+def fetch(api: GitHub, run_id: int) -> bytes | None:
+    """Return the zip of the run's newest artifact `report`, or None when the run left none.
+
+    Raises:
+        NumbersError: it is too large (not downloaded then), or no longer kept.
+    """
+    listed = [one for one in api.pages(f"actions/runs/{run_id}/artifacts", name=ARTIFACT) if one["name"] == ARTIFACT]
+    if not listed:
+        return None
+    newest = max(listed, key=lambda one: int(one["id"]))
+    if newest["expired"]:
+        raise NumbersError(_TOO_OLD)
+    if newest["size_in_bytes"] > LARGEST_ZIP:
+        raise NumbersError(_TOO_LARGE)
+    try:
+        return api.download(f"actions/artifacts/{newest['id']}/zip", LARGEST_ZIP)
+    except TooLargeError:
+        raise NumbersError(_TOO_LARGE) from None
+    except ApiError as error:
+        if error.status not in (404, 410):
+            raise
+        raise NumbersError(_TOO_OLD) from None
+
+
+def unpack(content: bytes) -> bytes:
+    """Return numbers.json of a zip that holds it and nothing else; nothing is ever written to the disk.
+
+    Raises:
+        NumbersError: no zip, another or a further entry, a link, too large, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entry = _only_entry(archive.infolist())
+            with archive.open(entry) as file:
+                unpacked = file.read(numbers.LARGEST + 1)  # whatever size the entry claims
+    except _DAMAGED:
+        raise NumbersError("its artifact is not a whole zip") from None
+    if len(unpacked) > numbers.LARGEST:
+        raise NumbersError(f"numbers.json is larger than {numbers.LARGEST // 1024} KiB")
+    return unpacked
+
+
+def _only_entry(entries: Sequence[zipfile.ZipInfo]) -> zipfile.ZipInfo:
+    if [entry.orig_filename for entry in entries] != ["numbers.json"]:
+        raise NumbersError("its artifact holds something other than the one file numbers.json")
+    kind = stat.S_IFMT(entries[0].external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):  # 0: written by a system without modes
+        raise NumbersError("numbers.json is not a regular file")
+    if entries[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # Python unpacks the others without bound
+        raise NumbersError("numbers.json is packed in an unusual way")
+    if entries[0].file_size > numbers.LARGEST:
+        raise NumbersError(f"numbers.json is larger than {numbers.LARGEST // 1024} KiB")
+    return entries[0]
+
+
+def read_report(api: GitHub, finished: Run) -> Numbers | None:
+    """Return the run's numbers, validated; None when it left none.
+
+    Raises:
+        NumbersError: the artifact is too old, too large, hostile, or of another commit.
+    """
+    content = fetch(api, finished.id)
+    if content is None:
+        return None
+    found = numbers.parse(unpack(content))
+    if found.commit != finished.sha:
+        raise NumbersError("it names another commit than the one that was run")
+    return found
+
+
+def has_nothing_to_say(api: GitHub, finished: Run) -> bool:
+    """Tell whether a run that left no report did nothing at all: cancelled, or every job of it skipped."""
+    if finished.conclusion in _SILENT:
+        return True
+    try:
+        results = [job["conclusion"] for job in api.pages(f"actions/runs/{finished.id}/jobs")]
+    except ApiError:  # then its own conclusion, which is none of those, is all that is known
+        return False
+    return bool(results) and all(result in _SILENT for result in results)
+
+
+def protected_files(api: GitHub, number: int) -> fork_words.Changes:
+    """Return which of a pull request's files, by GitHub's list, decide how models are made, judged or reported."""
+    files = list(api.pages(f"pulls/{number}/files"))
+    names = {name for file in files for name in (file["filename"], file.get("previous_filename")) if name}
+    protected = sorted(name for name in names if fork_words.PROTECTED.match(name))
+    return fork_words.Changes(protected, complete=len(files) < _MOST_FILES)
+
+
+def report(api: GitHub, finished: Run, number: int) -> str | None:
+    """Return the comment's Markdown, or None when there is nothing to say."""
+    try:
+        found: Numbers | str | None = read_report(api, finished)
+    except NumbersError as error:
+        found = str(error)
+    if found is None:
+        if has_nothing_to_say(api, finished):
+            return None
+        found = f"the run left none (it ended with `{re.sub('[^a-z_]', '', finished.conclusion)}`)"
+    place = fork_words.Place(number, finished.sha, finished.url)
+    return fork_words.render(found, place, protected_files(api, number))
+
+
+def leave_pending(api: GitHub, finished: Run) -> None:
+    """Leave the status `model-gate` pending where nothing has set it: a claim passes no gate, and the reviewer sees why."""
+    try:
+        if not any(one["context"] == CONTEXT for one in api.pages(f"commits/{finished.sha}/statuses")):
+            said = "A fork's own numbers do not count: a maintainer starts the trusted run (see the comment)"
+            set_status(api, finished.sha, "pending", said)
+    except ApiError as error:
+        print(f"::warning::{CONTEXT} could not be left pending: {error}")
+
+
+def summarise(text: str) -> None:
+    """Add to the job's summary, where there is one."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+def main() -> None:
+    """Find, fetch, validate, render, post."""
+    path = os.environ.get("GITHUB_EVENT_PATH")
+    if not path:
+        raise UserError("GITHUB_EVENT_PATH is not set: this command is for report-comment.yml")
+    finished, why = read_event(Path(path))
+    if finished is None:
+        return _nothing(why)
+    api = GitHub.from_environment()
+    number = find_pull_request(api, finished)
+    if number is None:
+        return _nothing(f"no single open pull request is at {finished.sha} any more; the run of a newer push posts")
+    text = report(api, finished, number)
+    if text is None:
+        return _nothing("the run did nothing")
+    summarise(text)
+    print(comment.describe(comment.post(api, number, text)))
+    leave_pending(api, finished)
+    return None
+
+
+def _nothing(why: str) -> None:
+    why = re.sub(r"[^ -~]", "?", why)  # a line of a log is read for commands: no line breaks in it
+    print(f"::notice::nothing to post: {why}")
+    summarise(f"Nothing to post: {why}.")
+
+
+if __name__ == "__main__":
+    run("fork_report", main)

@@ -1,0 +1,145 @@
+"""The trusted template of a fork's report: validated numbers in, Markdown out. A text of the fork stays a text.
+
+A name that is plain goes into back-ticks, any other into <code> with each sign as a number: GitHub reads neither mentions,
+issue numbers, addresses nor emoji inside of code, and no sign of it can end the code, the table or the line.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.github.comment import MARKER
+from src.github.numbers import Numbers
+
+# What decides how models are made, judged or reported: a fork's change to it deserves a look before its numbers do.
+PROTECTED = re.compile(
+    r"(?s)(?:\.github|\.dvc|runner|requirements|src/github|src/report)/"
+    r"|(?:src/(?:gates|metrics|stages/evaluate)\.py|(?:params|dvc)\.yaml|dvc\.lock|(?:manifest|metrics)\.json|.+\.dvc)\Z"
+)
+_SHOWN = 50
+_SHOWN_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which pull request, which commit, which run: all three by GitHub's own word."""
+
+    number: int
+    sha: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Protected files that a pull request changes; `complete` is false where GitHub's list is cut."""
+
+    protected: Sequence[str]
+    complete: bool
+
+
+def render(found: Numbers | str, place: Place, changes: Changes) -> str:
+    """Return the comment: the fork's numbers, or in our own words why there are none to show."""
+    if isinstance(found, str):
+        head = ["## ❔ This fork's report cannot be shown", f"Its numbers were refused, or there are none: {found}."]
+    else:
+        head = [f"## {_headline(found)}", _claim(found, place)]
+    blocks = [*head, f"[The run]({place.url}) has the log and its summary.", *_warning(changes), *_command(place)]
+    if isinstance(found, Numbers):
+        blocks += [*_metrics(found), *_gates(found), *_classes(found), *_checks(found)]
+    return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
+
+
+def shown(text: str) -> str:
+    """Return any text as code on one line, without effect: no mention, link, tag, table border or line break."""
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return f"`{text}`"
+    signs = (sign if sign.isprintable() else "?" for sign in text)
+    coded = "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in signs)
+    return f"<code>{coded.replace('&#64;', '&#64;&#8203;')}</code>"
+
+
+def figure(value: float | None) -> str:
+    """Return a number in six digits at most; a dash where there is none."""
+    return "—" if value is None else f"{value:.6g}"
+
+
+def _headline(found: Numbers) -> str:
+    icon = {"pass": "✅", "fail": "❌", "investigate": "🔎"}[found.verdict]
+    return f"{icon} This fork reports of itself: {found.verdict}"
+
+
+def _claim(found: Numbers, place: Place) -> str:
+    budget = "a small budget"
+    if found.budget:
+        budget += f" ({found.budget.epochs} of {found.budget.asked} epochs)"
+    sentences = [
+        f"**The numbers were computed by the pull request's own code at `{place.sha}`** on a hosted runner, with {budget}.",
+        "They are a claim, not a proof: `model-gate` does not count them.",
+    ]
+    if found.failed_stage:
+        sentences.append(f"The pipeline failed in the stage `{found.failed_stage}`.")
+    if found.images is not None:
+        sentences.append(f"Judged on {found.images} test images.")
+    if not found.baseline:
+        sentences.append("There was no model of main to compare with.")
+    return "> [!NOTE]\n> " + " ".join(sentences)
+
+
+def _warning(changes: Changes) -> list[str]:
+    blocks = []
+    if changes.protected:
+        names = ", ".join(shown(name[:120]) for name in changes.protected[:_SHOWN_CLASSES])
+        more = f" and {len(changes.protected) - _SHOWN_CLASSES} more" if len(changes.protected) > _SHOWN_CLASSES else ""
+        said = (
+            "This pull request changes files that decide how models are made, judged or reported. Read these changes first"
+        )
+        blocks.append(f"> [!WARNING]\n> {said}: {names}{more}.")
+    if not changes.complete:
+        blocks.append("> [!WARNING]\n> It changes more files than GitHub lists: further protected ones may be among them.")
+    return blocks
+
+
+def _command(place: Place) -> list[str]:
+    command = f"gh workflow run report.yml -f pull_request={place.number} -f sha={place.sha}"
+    said = "this trains exactly this commit on the trusted runner and sets `model-gate`"
+    return [
+        f"For a maintainer: once you have read the changes, {said}.",
+        f"```bash\n{command}\n```",
+    ]
+
+
+def _metrics(found: Numbers) -> list[str]:
+    rows = [
+        [shown(row.name), figure(row.main), figure(row.candidate), _interval(row.low, row.high)] for row in found.metrics
+    ]
+    return _table("Metrics", ["metric", "main", "this fork", "interval of the difference"], rows, _SHOWN)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "—" if low is None or high is None else f"{figure(low)} to {figure(high)}"
+
+
+def _gates(found: Numbers) -> list[str]:
+    rows = [[shown(row.name), row.level, row.outcome, figure(row.value), figure(row.limit)] for row in found.gates]
+    return _table("Gates", ["gate", "level", "outcome", "value", "limit"], rows, _SHOWN)
+
+
+def _classes(found: Numbers) -> list[str]:
+    ordered = sorted(found.classes, key=lambda row: 2.0 if row.recall is None else row.recall)
+    rows = [[shown(row.name), str(row.images), figure(row.main), figure(row.recall)] for row in ordered]
+    return _table(
+        "Classes, the worst first", ["class", "test images", "recall of main", "of this fork"], rows, _SHOWN_CLASSES
+    )
+
+
+def _checks(found: Numbers) -> list[str]:
+    rows = [[shown(row.name), row.level] for row in found.checks]
+    return _table("Findings in the data", ["check", "level"], rows, _SHOWN)
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], most: int) -> list[str]:
+    if not rows:
+        return []
+    lines = [header, ["---"] * len(header), *rows[:most]]
+    more = [f"and {len(rows) - most} more"] if len(rows) > most else []
+    return [f"### {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines), *more]
