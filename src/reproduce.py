@@ -87,7 +87,7 @@ def reproduce(pull: bool, epochs: int | None, minutes: float | None, journal_pat
     journal = Journal()
     try:
         _pull(told)
-        told["budget"] = _cut(epochs)
+        told["budget"] = _cut(epochs, told)
         before = _LOCK.read_bytes() if _LOCK.exists() else b""
         left = None if minutes is None else max(1.0, minutes * 60 - (time.monotonic() - started))
         status = watch_dvc("repro", *(["--pull"] if pull else []), heard=journal.hear, seconds=left)
@@ -125,9 +125,13 @@ def _pull(told: dict[str, Any]) -> None:
         )
 
 
-def _cut(epochs: int | None) -> dict[str, int] | None:
+def _cut(epochs: int | None, told: dict[str, Any]) -> dict[str, int] | None:
     """Lower `train.epochs` of params.yaml to a budget; the report then says that this is a preview."""
-    asked = load(_PARAMS).train.epochs
+    try:
+        asked = load(_PARAMS).train.epochs
+    except UserError:
+        told["failed"] = "params"
+        raise
     if epochs is None or asked <= epochs:
         return None
     yaml = YAML()

@@ -7,9 +7,6 @@ and pull request under review, the run, and who overrode the gates by a label.
 """
 
 import argparse
-import json
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,8 @@ from src.command import UserError, run
 from src.files import read_json, write_json
 from src.gates import Answers, Facts
 from src.params import Params, load
+from src.report import plan
+from src.report.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def judge(
     Raises:
         UserError: a file is damaged, or PLAN is no JSON.
     """
-    plan = _plan()
+    given = plan.read()
     told = read_json(run_path, made_by="evaluate") if run_path.is_file() else {}
     try:
         params = load(params_path)
@@ -55,10 +54,10 @@ def judge(
     facts = _facts(main_folder, known, told, paths, params)
     verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict() | {"override": None}
     judged = facts.metrics is not None and facts.budget is None
-    described = _lineage(lineage_path, verdict, known, told, plan) if judged else None
-    if described and plan.get("override"):
-        _override(verdict, plan["override"], lineage.read_manifest(lineage_path), described)
-        described = _lineage(lineage_path, verdict, known, told, plan)
+    described = _lineage(lineage_path, verdict, known, told, given) if judged else None
+    if described and given.override:
+        _override(verdict, given.override, lineage.read_manifest(lineage_path), described)
+        described = _lineage(lineage_path, verdict, known, told, given)
     write_json(verdict_path, verdict)
     print(f"verdict: {verdict['verdict']}" + (f", overridden by {verdict['override']['by']}" if verdict["override"] else ""))
     print("\n".join(f"- {reason}" for reason in verdict["reasons"]))
@@ -126,47 +125,32 @@ def _column(table: pa.Table, name: str) -> Any:
     return np.array(table.column(name).to_pylist(), dtype=object)
 
 
-def _plan() -> dict[str, Any]:
-    try:
-        found = json.loads(os.environ.get("PLAN") or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError("PLAN is no JSON object: leave it to CI, which sets it")
-    return found
-
-
-def _override(verdict: dict[str, Any], given: dict[str, Any], previous: dict[str, Any] | None, now: dict[str, Any]) -> None:
+def _override(verdict: dict[str, Any], label: dict[str, Any], previous: dict[str, Any] | None, now: dict[str, Any]) -> None:
     """Enter a person's override. A label that was not given just now holds only for the model it was given to."""
     same = previous is not None and all(previous[key] == now[key] for key in ("inputs", "outputs"))
     known = ((previous or {}).get("verdict", {}).get("override") or {}).get("by")
-    if given["fresh"] or (same and known == given["by"]):
-        verdict["override"] = {name: given[name] for name in ("at", "by", "label")}
+    if label["fresh"] or (same and known == label["by"]):
+        verdict["override"] = {name: label[name] for name in ("at", "by", "label")}
     else:
         verdict["reasons"].append(
-            f"the label {given['label']} was given to another model: remove it and add it again to accept this one"
+            f"the label {label['label']} was given to another model: remove it and add it again to accept this one"
         )
 
 
 def _lineage(
-    path: Path, verdict: dict[str, Any], known: dict[str, Any], told: dict[str, Any], plan: dict[str, Any]
+    path: Path, verdict: dict[str, Any], known: dict[str, Any], told: dict[str, Any], given: Plan
 ) -> dict[str, Any]:
     main_run = known["main_run"] or {}
     facts = {
-        "commit": plan.get("sha") or _head(),
+        "commit": given.commit,
         "hardware": told.get("hardware"),
         "main": {"commit": known["commit"], "model_sha256": main_run.get("outputs", {}).get("model_sha256")},
-        "pull_request": plan.get("number"),
-        "run_url": plan.get("run_url"),
+        "pull_request": given.pull_request,
+        "run_url": given.run_url,
         "training_seconds": told.get("seconds", {}).get("train"),
         "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override")},
     }
     return lineage.manifest(Path(), facts, lineage.read_manifest(path))
-
-
-def _head() -> str:
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "unknown"
 
 
 def main() -> None:

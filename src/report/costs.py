@@ -1,0 +1,139 @@
+"""What the model takes and where it comes from: latency, size, time, money, digests, how to make it again."""
+
+from src.report import words
+from src.report.document import Block, Code, Fold, Line, Link, Listing, Paragraph, Section, table
+from src.report.facts import STAGES, Facts, Json
+from src.report.opening import hardware
+
+
+def sections(facts: Facts) -> list[Section]:
+    """Return what there is to say of serving, of training and of lineage."""
+    return [*_serving(facts), *_training(facts), *_lineage(facts)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Latency, size
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _serving(facts: Facts) -> list[Section]:
+    if not facts.this.metrics:
+        return []
+    rows = [
+        _row(f"latency {name}, one image", (facts.main.latency.get(name), facts.this.latency.get(name)), words.milliseconds)
+        for name in ("p50", "p95", "p99")
+        if name in facts.this.latency
+    ]
+    main, this = facts.main, facts.this
+    sizes = (_mebibytes(main.metrics.get("model_bytes")), _mebibytes(this.metrics.get("model_bytes")))
+    rows.append(_row("size of model.onnx", sizes, words.mebibytes))
+    rows.append(_row("weights in the network", (main.card.get("parameters"), this.card.get("parameters")), _whole))
+    blocks: list[Block] = [table(("", "main", "this pull request", "difference"), rows, "lrrr", 6)]
+    if facts.this.latency:
+        said = f"Latency of both through ONNX Runtime, in turns on one machine: {hardware(facts.timed_on)}."
+        comparable = (facts.run.get("lane") or {}).get("comparable", True)
+        blocks.append(Paragraph(said if comparable else f"{said} Not comparable with the machine that serves."))
+    return [Section("Latency and size", tuple(blocks))]
+
+
+def _mebibytes(size: float | None) -> float | None:
+    return None if size is None else size / 2**20
+
+
+def _whole(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _row(name: str, sides: tuple[float | None, float | None], write: words.Writer) -> tuple[Line, ...]:
+    main, this = sides
+    difference = words.NONE
+    if main is not None and this is not None:
+        sign = "+" if this >= main else "-"
+        share = f" ({words.signed(100 * (this - main) / main, 0)}%)" if main else ""
+        difference = f"{sign}{write(abs(this - main))}{share}"
+    return (name, words.side(main, write), words.side(this, write), difference)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time and money
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _training(facts: Facts) -> list[Section]:
+    spent = {stage: facts.run["seconds"][stage] for stage in STAGES if stage in (facts.run.get("seconds") or {})}
+    main = facts.base.get("main_run") or {}
+    this = spent.get("train", facts.lineage.get("training_seconds"))
+    if not spent and this is None:
+        return []
+    rows: list[tuple[Line, ...]] = [("training", _time(main.get("training_seconds")), _time(this))]
+    rows += [(stage, words.NONE, _time(seconds)) for stage, seconds in spent.items() if stage != "train"]
+    here = facts.run.get("hardware") if "train" in spent else facts.lineage.get("hardware") or facts.run.get("hardware")
+    rows.append(("trained on", hardware(main["hardware"]) if main.get("hardware") else words.NONE, hardware(here or {})))
+    return [
+        Section("Training time and cost", (table(("", "main", "this pull request"), rows, "lrr", 8), _cost(facts, this)))
+    ]
+
+
+def _time(seconds: float | None) -> str:
+    return words.side(seconds, words.duration)
+
+
+def _cost(facts: Facts, seconds: float | None) -> Paragraph:
+    told = facts.at.hourly_cost
+    if told is None:
+        setting = Code("gh variable set HOURLY_COST --body 2.50")
+        return Paragraph(("Cost: not known. The price of an hour of this runner makes an estimate of it: ", setting))
+    try:
+        price = float(told)
+    except ValueError:
+        return Paragraph(("Cost: not known, since the variable HOURLY_COST is no number: ", Code(told)))
+    if seconds is None:
+        return Paragraph("Cost: not known, since nothing was trained here.")
+    return Paragraph(
+        f"Cost of training, estimated: {seconds / 3600 * price:.2f} ({words.duration(seconds)} at {price:.2f} an hour)."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lineage
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _lineage(facts: Facts) -> list[Section]:
+    main, this = _digests(facts.base.get("main_run") or {}), _digests(facts.lineage)
+    this = {**this, "model": this.get("model") or facts.this.card.get("model_sha256")}
+    named = [name for name in {**this, **main} if this.get(name)]
+    blocks: list[Block] = []
+    if named:
+        short: list[tuple[Line, ...]] = [(name, _short(main.get(name)), _short(this.get(name))) for name in named]
+        blocks.append(table(("digest of", "main", "this pull request"), short, "lll", 12))
+        full: list[tuple[Line, ...]] = [(name, (Code(str(this[name])),)) for name in named]
+        blocks.append(Fold("Digests in full", (table(("digest of", "this pull request"), full, "ll", 12),)))
+    if facts.lineage:
+        blocks.append(Paragraph((Code("manifest.json"), " lists the digest of every file that went in.")))
+    blocks += [Paragraph("To make this model again and see this report:"), Listing(_commands(facts), "sh")]
+    if facts.at.run_url:
+        blocks.append(Paragraph((Link("The run that made it", facts.at.run_url), " has report.html and all files.")))
+    return [Section("Where it comes from", tuple(blocks))]
+
+
+def _digests(lineage: Json) -> dict[str, str | None]:
+    inputs, outputs = (lineage.get(key) or {} for key in ("inputs", "outputs"))
+    environment = inputs.get("environment") or {}
+    return {
+        "data": (lineage.get("data") or {}).get("digest"),
+        "all inputs (code, data, parameters, environment)": inputs.get("digest"),
+        **{f"environment, {name}": value for name, value in list(environment.items())[:4]},
+        "model": outputs.get("model_sha256"),
+        "evaluation": outputs.get("evaluation_sha256"),
+        "commit it was trained at": lineage.get("commit"),
+    }
+
+
+def _short(digest: str | None) -> Line:
+    return (Code(str(digest)[:12]),) if digest else words.NONE
+
+
+def _commands(facts: Facts) -> str:
+    fetch = f"git fetch origin pull/{facts.at.pull_request}/head" if facts.at.pull_request else "git fetch origin"
+    return f"{fetch}\ngit checkout {facts.at.commit}\nmake reproduce\nmake report"

@@ -1,0 +1,258 @@
+"""What a report begins with: the verdict in one line, why, and what a reader must know before the numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.report import words
+from src.report.document import (
+    Alert,
+    Block,
+    Bold,
+    Bullets,
+    Code,
+    Line,
+    Link,
+    Listing,
+    Mark,
+    Paragraph,
+    Section,
+    Table,
+    last_lines,
+    table,
+)
+from src.report.drawing import Drawn
+from src.report.facts import STAGES, Facts, Json
+
+_REASONS = 12
+_STOPPED = {
+    "data": "the data could not be fetched",
+    "params": "params.yaml cannot be used",
+    "prepare": "the data could not be prepared",
+    "validate": "the checks of the data stopped",
+    "train": "training stopped, there is no new model",
+    "evaluate": "the evaluation stopped, the model is not judged",
+}
+_FAULTS = 15
+
+
+def headline(facts: Facts) -> Line:
+    """Return the verdict and its main number, or what stopped the run."""
+    told = _bad_data(facts) or _stopped(facts) or _numbers(facts)
+    verdict, override = str(facts.verdict["verdict"]), facts.verdict.get("override")
+    by = f", overridden by {override.get('by')}" if override and verdict != "pass" else ""
+    return (Mark(verdict), f"{by}: {told}")
+
+
+def _bad_data(facts: Facts) -> str:
+    errors = [finding for finding in findings(facts) if finding.get("level") == "error"]
+    return f"the data failed {words.count(len(errors), 'check')}, nothing was trained" if errors else ""
+
+
+def _stopped(facts: Facts) -> str:
+    return _STOPPED.get(facts.failed, f"{facts.failed} stopped") if facts.failed else ""
+
+
+def _numbers(facts: Facts) -> str:
+    this, main = (side.metrics.get("accuracy") for side in (facts.this, facts.main))
+    if this is None:
+        return "there are no results to judge"
+    if main is None or not facts.has_main:
+        return f"accuracy {words.percent(this)}, with no model of main to compare with"
+    gate = gate_of(facts, "no_worse_than_main")
+    interval = ""
+    if gate.get("low") is not None and gate.get("high") is not None:
+        low, high = (words.signed(gate[key] * 100) for key in ("low", "high"))
+        interval = f", {confidence(facts)} interval {low} to {high}"
+    difference = words.points(this - main)
+    return f"accuracy {words.percent(this)} against {words.percent(main)} of main ({difference}{interval})"
+
+
+def gate_of(facts: Facts, name: str) -> Json:
+    """Return the verdict's gate of that name; empty where it is off."""
+    return next((gate for gate in facts.verdict["gates"] if gate.get("name") == name), {})
+
+
+def findings(facts: Facts) -> list[Json]:
+    """Return what the checks of the data found."""
+    found = facts.validation.get("findings", [])
+    return [finding for finding in found if isinstance(finding, dict)]
+
+
+def confidence(facts: Facts) -> str:
+    """Return the level of every interval, such as 95%."""
+    try:
+        return f"{float(facts.this.params.get('gates.confidence', '0.95')):.0%}"
+    except ValueError:
+        return "95%"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Why, and the circumstances
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def head(facts: Facts) -> tuple[Block, ...]:
+    """Return the reasons, warnings and where it ran."""
+    reasons = [str(reason) for reason in facts.verdict["reasons"]]
+    rest = [f"and {len(reasons) - _REASONS} more: see the gates below"] if len(reasons) > _REASONS else []
+    blocks: list[Block] = [Bullets((*(_reason(facts, reason) for reason in reasons[:_REASONS]), *rest))] if reasons else []
+    notes = (_override, _stale, _judging, _budget, _lane, _no_baseline, _not_trained)
+    blocks += [block for note in notes if (block := note(facts))]
+    return (*blocks, _where(facts))
+
+
+def _reason(facts: Facts, sentence: str) -> Line:
+    """A reason under the name of its gate."""
+    names = [str(gate["name"]) for gate in facts.verdict["gates"] if gate.get("sentence") == sentence]
+    return (Bold(names[0].replace("_", " ")), f": {sentence}") if names else sentence
+
+
+def _override(facts: Facts) -> Block | None:
+    override = facts.verdict.get("override")
+    if not override:
+        return None
+    at = f" at {override['at']}" if override.get("at") else ""
+    said = "accepted this result by hand with the label"
+    return Alert("warning", (Bold(str(override.get("by"))), f" {said} ", Code(str(override.get("label"))), f"{at}."))
+
+
+def _stale(facts: Facts) -> Block | None:
+    behind, moved = int(facts.base.get("behind") or 0), [str(path) for path in facts.base.get("moved_inputs") or []]
+    if not behind:
+        return None
+    ahead = f"main is {words.count(behind, 'commit')} ahead of where this branch left it"
+    if not moved:
+        return Paragraph(f"{ahead.capitalize()}; none of it touches what the model depends on.")
+    ref = str(facts.base.get("ref") or "origin/main")
+    named = "" if _is_told(facts, "stale_base") else f": {words.listed(moved)}"
+    parts = (
+        f"{ahead.capitalize()} and has changed what the model depends on{named}. ",
+        "What is judged here is not what a merge would give. Bring the branch up to date and push: ",
+        Code(f"git pull --no-rebase {ref.replace('/', ' ', 1)}"),
+    )
+    return Alert("warning", parts)
+
+
+def _judging(facts: Facts) -> Block | None:
+    changed = [str(name) for name in facts.base.get("judging_changed") or []]
+    if not changed or _is_told(facts, "judging"):
+        return None
+    said = f"This pull request also changes how models are judged: {words.listed(changed)}."
+    return Alert("warning", f"{said} Both models were judged by the new rules; a reviewer must agree with them.")
+
+
+def _budget(facts: Facts) -> Block | None:
+    budget = facts.run.get("budget")
+    if not budget or _is_told(facts, "budget"):
+        return None
+    used = f"Trained with a small budget: {budget.get('epochs')} of {budget.get('asked')} epochs."
+    return Alert("note", f"{used} It is a preview, not the model that params.yaml asks for.")
+
+
+def _lane(facts: Facts) -> Block | None:
+    lane = facts.run.get("lane") or {}
+    if lane.get("comparable", True):
+        return None
+    said = "Times, latency and cost were measured there and are not comparable with those of the machine that serves."
+    return Alert("note", (Bold(f"Lane {lane.get('name')}: not comparable where the hardware matters."), f" {said}"))
+
+
+def _no_baseline(facts: Facts) -> Block | None:
+    if facts.has_main or not facts.this.metrics or any("no model of main" in str(r) for r in facts.verdict["reasons"]):
+        return None
+    why = f" ({facts.base['why']})" if facts.base.get("why") else ""
+    return Alert("note", f"There is no model of main to compare with{why}: only the absolute gates were applied.")
+
+
+def _not_trained(facts: Facts) -> Block | None:
+    if facts.failed or "train" in (facts.run.get("seconds") or {}):
+        return None
+    return Paragraph(
+        "Nothing the model depends on differs from a run that is recorded, so nothing was trained: it was restored."
+    )
+
+
+def _is_told(facts: Facts, gate: str) -> bool:
+    """True when the reasons already hold that gate's sentence."""
+    found = gate_of(facts, gate)
+    return bool(found) and found.get("sentence") in facts.verdict["reasons"]
+
+
+def _where(facts: Facts) -> Block:
+    lane = (facts.run.get("lane") or {}).get("name") or "an unnamed lane"
+    parts: Line = ("Commit ", Code(facts.at.commit[:10]), f", {lane}, {hardware(facts.run.get('hardware') or {})}")
+    return Paragraph((*parts, ", ", Link("the run", facts.at.run_url)) if facts.at.run_url else parts)
+
+
+def hardware(found: Mapping[str, Any]) -> str:
+    """Name a machine: accelerator, processor, cores, memory, as far as they are known."""
+    told = [str(found[key]) for key in ("accelerator", "processor") if found.get(key)]
+    if isinstance(found.get("cores"), int):
+        told.append(words.count(found["cores"], "core"))
+    if isinstance(found.get("memory_gib"), int | float):
+        told.append(f"{found['memory_gib']:.1f} GiB")
+    return ", ".join(told) or "hardware unknown"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What stopped the run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def stopped(facts: Facts, drawn: Drawn) -> list[Section]:
+    """Return what a reader has to mend, where the pipeline did not come to its end."""
+    if _bad_data(facts):
+        return [_findings(facts, drawn)]
+    told = facts.failed in STAGES or facts.run.get("said")
+    return [_crash(facts)] if facts.failed and told else []
+
+
+def _findings(facts: Facts, drawn: Drawn) -> Section:
+    advice = (
+        "Mend the files under ", Code("data/"), " (then ", Code("dvc add data"), " and ", Code("dvc push"),
+        ") or, where the data are as they should be, the limit or level in section ", Code("validate"), " of ",
+        Code("params.yaml"), ".",
+    )  # fmt: skip
+    blocks: list[Block] = [findings_table(findings(facts)), Paragraph(advice)]
+    faults = facts.validation.get("faults") or {}
+    if faults.get("count"):
+        blocks += [Paragraph("Files that could not be used:"), _faulty(faults)]
+    return Section("What is wrong with the data", (*blocks, *[drawn[name] for name in ("profile",) if name in drawn]))
+
+
+def findings_table(found: list[Json]) -> Table:
+    """Return findings with the first files of each."""
+    rows: list[tuple[Line, ...]] = []
+    for finding in found:
+        level = str(finding.get("level"))
+        files = [str(file) for file in finding.get("files") or []][:3]
+        names = [part for file in files for part in (", ", Code(file))][1:]
+        rest = int(finding.get("count") or 0) - len(files)
+        shown = (*names, f" and {rest:,} more" if rest > 0 else "") if files else words.NONE
+        mark: Line = (Bold(level),) if level == "error" else level
+        rows.append((mark, (Code(str(finding.get("check"))),), str(finding.get("message")), shown))
+    return table(("level", "check", "finding", "images"), rows, "llll", 20, "out/validation.json")
+
+
+def _faulty(faults: Json) -> Table:
+    files = [file for file in faults.get("files") or [] if isinstance(file, dict)]
+    rows = [
+        ((Code(words.place(str(file.get("path")), int(file.get("row", -1)))),), str(file.get("fault"))) for file in files
+    ]
+    shown = table(("file", "fault"), rows[:_FAULTS], "ll", _FAULTS)
+    left = int(faults["count"]) - len(shown.rows)
+    return Table(shown.header, shown.rows, shown.align, f"and {left:,} more: out/validation.json" if left > 0 else "")
+
+
+def _crash(facts: Facts) -> Section:
+    said = last_lines(str(facts.run.get("said") or ""))
+    stage = str(facts.failed)
+    blocks: tuple[Block, ...] = (
+        Paragraph(
+            (Bold(stage), " stopped before it was done. The last it printed:" if said else " stopped and said nothing.")
+        ),
+        *([Listing(said)] if said else []),
+        Paragraph("To see it on your machine, then mend it and push:"),
+        Listing(f"git checkout {facts.at.commit}\nmake reproduce", "sh"),
+    )
+    return Section(f"What stopped: {stage}", blocks)

@@ -1,0 +1,258 @@
+"""The numbers both models reached, gate by gate, and how they came there: metrics, gates, calibration, learning curves."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from src.report import words
+from src.report.document import Block, Bold, Chart, Code, Fold, Line, Mark, Paragraph, Section, Table, table
+from src.report.drawing import Drawn
+from src.report.facts import Facts, Json
+from src.report.opening import confidence, gate_of
+
+_FEW_EPOCHS = 60  # more points than that no chart made of text can show
+_ORDER = ("fail", "investigate", "pass", "skipped")
+
+
+class _Metric(NamedTuple):
+    """A line of the table: the key in metrics.json, its words, how it is written, the gate that has its interval."""
+
+    key: str
+    name: str
+    write: Callable[[float], str]
+    differ: Callable[[float], str]
+    gate: str = ""
+    rises: bool = True  # more is better
+
+
+_METRICS = (
+    _Metric("accuracy", "accuracy", words.percent, words.points, "no_worse_than_main"),
+    _Metric("macro_f1", "macro F1", words.decimals, lambda x: words.signed(x, 4)),
+    _Metric("log_loss", "log loss", words.decimals, lambda x: words.signed(x, 4), "log_loss", rises=False),
+    _Metric("ece", "calibration error", words.decimals, lambda x: words.signed(x, 4), "calibration", rises=False),
+)
+_PARTS = (("per_class", "recall", "worst class"), ("slices", "accuracy", "worst slice"))
+
+
+def sections(facts: Facts) -> list[Section]:
+    """Return metrics and gates; the gates alone where there are no metrics."""
+    measured = [_metrics(facts)] if facts.this.metrics else []
+    return [*measured, *_gates(facts)] if measured or not facts.failed else []
+
+
+def later_sections(facts: Facts, drawn: Drawn) -> list[Section]:
+    """Return what explains the numbers: calibration and learning curves."""
+    return [*_calibration(facts, drawn), *_curves(facts, drawn)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _metrics(facts: Facts) -> Section:
+    images = words.count(int(facts.this.metrics.get("images") or 0), "test image")
+    if not facts.has_main:
+        return Section("Metrics", (Paragraph(f"On {images}."), _alone(facts)))
+    said = f"Both models on the same {images}; differences are this pull request minus main."
+    if facts.base.get("same_test_set") is False:
+        said += " The test set changed: both were judged on the new one."
+    return Section("Metrics", (Paragraph(said), _compared(facts), *_disagreement(facts)))
+
+
+def _compared(facts: Facts) -> Table:
+    rows = [_row(facts, metric) for metric in _METRICS if metric.key in facts.this.metrics]
+    rows += [row for part in _PARTS if (row := _worst_row(facts, *part))]
+    rows += _baseline_row(facts)
+    header = ("", "main", "this pull request", "difference", f"{confidence(facts)} interval", "reading")
+    return table(header, rows, "lrrrrl", 20)
+
+
+def _row(facts: Facts, metric: _Metric) -> tuple[Line, ...]:
+    main, this = (side.metrics.get(metric.key) for side in (facts.main, facts.this))
+    difference = this - main if main is not None and this is not None else None
+    gate = gate_of(facts, metric.gate)
+    low, high = gate.get("low"), gate.get("high")
+    interval, reading = words.NONE, ""
+    if low is not None and high is not None:
+        interval = f"{metric.differ(low).removesuffix(' points')} to {metric.differ(high).removesuffix(' points')}"
+        reading = _reading(low, high, metric.rises)
+    cells = [words.side(main, metric.write), words.side(this, metric.write), words.side(difference, metric.differ)]
+    return (metric.name, cells[0], (Bold(cells[1]),), cells[2], interval, reading)
+
+
+def _reading(low: float, high: float, rises: bool) -> str:
+    if low > 0 or high < 0:
+        return "better" if (low > 0) == rises else "worse"
+    return "within noise" if low or high else "same"
+
+
+def _worst_row(facts: Facts, part: str, number: str, name: str) -> tuple[Line, ...] | None:
+    (this_name, this), (main_name, main) = (
+        _worst(side.metrics.get(part) or {}, number) for side in (facts.this, facts.main)
+    )
+    if this is None:
+        return None
+    difference = None if main is None else this - main
+    sides = [f"{words.side(value, words.percent)} ({which})" if value is not None else words.NONE
+             for value, which in ((main, main_name), (this, this_name))]  # fmt: skip
+    return (f"{name}, {number}", sides[0], (Bold(sides[1]),), words.side(difference, words.points), words.NONE, "")
+
+
+def _worst(parts: Json, number: str) -> tuple[str, float | None]:
+    found = [(name, scores[number]) for name, scores in parts.items() if scores.get("images", 1) and number in scores]
+    return min(found, key=lambda pair: pair[1]) if found else ("", None)
+
+
+def _baseline_row(facts: Facts) -> list[tuple[Line, ...]]:
+    baseline = facts.this.metrics.get("baseline")
+    if not baseline:
+        return []
+    simple = facts.main.metrics.get("accuracy", math.nan) - baseline["accuracy"]
+    margins = [words.side(value, words.points) for value in (simple, baseline["margin"])]
+    return [("accuracy over logistic regression", margins[0], (Bold(margins[1]),), words.NONE, words.NONE, "")]
+
+
+def _alone(facts: Facts) -> Table:
+    found = facts.this.metrics
+    baseline = found.get("baseline") or {}
+    rows: list[tuple[Line, ...]] = [
+        (metric.name, (Bold(metric.write(found[metric.key])),), words.side(baseline.get(metric.key), metric.write))
+        for metric in _METRICS
+        if metric.key in found
+    ]
+    for part, number, name in _PARTS:
+        which, value = _worst(found.get(part) or {}, number)
+        if value is not None:
+            rows.append((f"{name}, {number}", (Bold(f"{words.percent(value)} ({which})"),), words.NONE))
+    if {"accuracy_low", "accuracy_high"} <= found.keys():
+        low, high = (words.percent(found[key]) for key in ("accuracy_low", "accuracy_high"))
+        rows.insert(1, (f"accuracy, {confidence(facts)} interval", f"{low} to {high}", words.NONE))
+    return table(("", "this pull request", "logistic regression"), rows, "lrr", 20)
+
+
+def _disagreement(facts: Facts) -> list[Block]:
+    paired, churn = facts.verdict.get("mcnemar"), facts.verdict.get("churn")
+    if not paired:
+        return []
+    if not paired["only_main_right"] and not paired["only_candidate_right"]:
+        said = "Both models are right on the same images."
+        return [Paragraph(f"{said} {words.percent(churn)} of the predictions changed." if churn else said)]
+    lost, won = (words.count(int(paired[key]), "image") for key in ("only_main_right", "only_candidate_right"))
+    said = f"{won} only this pull request has right, {lost} only main (exact McNemar test: {words.chance(paired['p'])})."
+    return [Paragraph(f"{said} {words.percent(churn)} of the predictions changed." if churn is not None else said)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gates
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _gates(facts: Facts) -> list[Section]:
+    gates = sorted(facts.verdict["gates"], key=lambda gate: _ORDER.index(gate["outcome"]))
+    asked = [gate for gate in gates if gate["outcome"] in ("fail", "investigate")]
+    rest = [gate for gate in gates if gate["outcome"] not in ("fail", "investigate")]
+    if not gates:
+        return []
+    holds = f"{words.count(sum(gate['outcome'] == 'pass' for gate in rest), 'gate holds', 'gates hold')}"
+    blocks: list[Block] = [_gate_table(asked)] if asked else []
+    skipped = sum(gate["outcome"] == "skipped" for gate in rest)
+    if rest:
+        blocks.append(Fold(f"{holds}, {skipped} skipped" if skipped else holds, (_gate_table(rest),)))
+    said = (
+        "Levels and limits: section ",
+        Code("gates"),
+        " of ",
+        Code("params.yaml"),
+        ". Only gates of level enforce decide.",
+    )
+    return [Section("Gates", (*blocks, Paragraph(said)))]
+
+
+def _gate_table(gates: list[Json]) -> Table:
+    rows: list[tuple[Line, ...]] = []
+    for gate in gates:
+        numbers = [words.side(gate.get(key), _writer(gate["name"])) for key in ("value", "limit")]
+        name = str(gate["name"]).replace("_", " ")
+        rows.append(
+            (
+                name,
+                str(gate.get("level")),
+                (Mark(gate["outcome"]),),
+                *_limits(gate, numbers),
+                str(gate.get("sentence") or ""),
+            )
+        )
+    return table(("gate", "level", "outcome", "value", "limit", "why"), rows, "lllrrl", 40)
+
+
+def _limits(gate: Json, numbers: list[str]) -> list[str]:
+    if gate["name"] == "no_worse_than_main":  # its limit is one of the difference, so its value has to be too
+        return [words.side(gate.get("difference"), words.points), words.side(gate.get("limit"), words.points)]
+    return numbers
+
+
+def _writer(name: str) -> Callable[[float], str]:
+    shares = ("accuracy", "worst_class", "worst_slice", "churn")
+    kinds = {
+        **dict.fromkeys(shares, words.percent),
+        "baseline_margin": words.points,
+        "log_loss": words.decimals,
+        "macro_f1": words.decimals,
+        "calibration": words.decimals,
+        "latency": words.milliseconds,
+        "model_size": words.mebibytes,
+    }
+    return kinds.get(name, words.general)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calibration and learning curves
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _calibration(facts: Facts, drawn: Drawn) -> list[Section]:
+    if "ece" not in facts.this.metrics:
+        return []
+    header = ("", "main", "this pull request", "difference")
+    rows = [_row(facts, metric)[:4] for metric in reversed(_METRICS) if metric.key in ("ece", "log_loss")]
+    temperatures = [side.card.get("temperature") for side in (facts.main, facts.this)]
+    rows.append(("temperature, fitted", *(words.side(value, words.general) for value in temperatures), words.NONE))
+    said = "How far confidence can be believed: the error is the mean gap between confidence and accuracy, 0 is perfect."
+    return [Section("Calibration", (Paragraph(said), table(header, rows, "lrrr", 5), *_shown(drawn, "calibration")))]
+
+
+def _curves(facts: Facts, drawn: Drawn) -> list[Section]:
+    this = facts.this.history
+    if not this:
+        return []
+    rows = [_end("this pull request", this), *([_end("main", facts.main.history)] if facts.main.history else [])]
+    ends = table(("", "epochs", "best validation accuracy", "at epoch", "last validation loss"), rows, "lrrrr", 2)
+    return [Section("Learning curves", (ends, *_shown(drawn, "curves"), *_chart(this, facts.main.history)))]
+
+
+def _end(name: str, history: list[dict[str, float]]) -> tuple[Line, ...]:
+    best = max(history, key=lambda row: row.get("validation_accuracy", -1))
+    accuracy, loss = best.get("validation_accuracy"), history[-1].get("validation_loss")
+    at = f"{best.get('epoch', 0):.0f}"
+    return (name, f"{len(history):,}", words.side(accuracy, words.percent), at, words.side(loss, words.decimals))
+
+
+def _chart(this: list[dict[str, float]], main: list[dict[str, float]]) -> list[Block]:
+    """Draw validation accuracy as text, so that it is there without pictures; main only where it has as many epochs."""
+    mine, theirs = (
+        [100 * row["validation_accuracy"] for row in side if "validation_accuracy" in row] for side in (this, main)
+    )
+    if not 2 <= len(mine) <= _FEW_EPOCHS:
+        return []
+    lines = [mine] + ([theirs] if len(theirs) == len(mine) else [])
+    low = max(0, math.floor(min(map(min, lines)) - 1))
+    drawn = [f"    line [{', '.join(f'{value:.2f}' for value in line)}]" for line in lines]
+    colours = '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#2f6db3, #d9822b"}}}}%%'
+    axes = [f'    x-axis "epoch" 1 --> {len(mine)}', f'    y-axis "validation accuracy, %" {low} --> 100']
+    title = "Validation accuracy by epoch: this pull request blue" + (", main orange" if len(lines) == 2 else "")
+    return [Fold(title, (Chart("\n".join([colours, "xychart-beta", *axes, *drawn])),))]
+
+
+def _shown(drawn: Drawn, *names: str) -> list[Block]:
+    return [drawn[name] for name in names if name in drawn]

@@ -1,0 +1,296 @@
+"""Main's model beside the one under review, the verdict and the lineage: python -m pytest tests/test_compare.py"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, write_params
+from ruamel.yaml import YAML
+from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
+
+from src import lineage
+from src.command import UserError
+from src.files import read_json, sha256
+
+pytestmark = pytest.mark.slow
+OUT = "out/main"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fork whose main has data and a model, and a branch on which nothing has changed yet."""
+    folder = copy_repository(tmp_path_factory.mktemp("compare") / "fork")
+    git(folder, "branch", "--move", "main")
+    (folder / "manifest.json").unlink(missing_ok=True)
+    require_success(python(folder, "dvc", "pull"))
+    evaluate = YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"]["evaluate"]["cmd"].split()
+    require_success(python(folder, *evaluate[2:]))
+    (folder / "out/run.json").write_text(json.dumps({"failed": None, "seconds": {"train": 12.5}, "hardware": {"cores": 2}}))
+    git(folder, "commit", "--quiet", "--all", "--allow-empty", "--message", "judged")
+    git(folder, "checkout", "--quiet", "-b", "branch")
+    return folder
+
+
+@pytest.fixture
+def fork(template: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    shutil.copytree(template, tmp_path / "fork", symlinks=True)
+    return tmp_path / "fork"
+
+
+def compare(
+    folder: Path, base: str = "main", arrays: str = "out/arrays", manifest: str = "out/manifest.parquet"
+) -> dict[str, Any]:
+    paths = ["--arrays", arrays, "--manifest", manifest, "--model", "out/model"]
+    require_success(python(folder, "src.report.compare", base, OUT, *paths))
+    return read_json(folder / OUT / "facts.json", "")
+
+
+def judge(folder: Path, plan: dict[str, Any] | None = None, expect: int = 0) -> dict[str, Any]:
+    arguments = [OUT, "out/run.json", "out/report/verdict.json", "manifest.json", "--metrics", "metrics.json"]
+    arguments += [
+        "--evaluation",
+        "out/evaluation",
+        "--manifest",
+        "out/manifest.parquet",
+        "--validation",
+        "out/validation.json",
+    ]
+    command = [sys.executable, "-m", "src.report.judge", *arguments]
+    environment = {**ENVIRONMENT, "PLAN": json.dumps(plan or {})}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return read_json(folder / "out/report/verdict.json", "")
+
+
+def commit_on_main(folder: Path, edit: Callable[[], object]) -> str:
+    git(folder, "stash", "--quiet", "--include-untracked")
+    git(folder, "checkout", "--quiet", "main")
+    edit()
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "main goes on")
+    sha = git(folder, "rev-parse", "HEAD")
+    git(folder, "checkout", "--quiet", "branch")
+    subprocess.run(["git", "stash", "pop", "--quiet"], cwd=folder, check=False)
+    return sha
+
+
+def lose_store(folder: Path) -> None:
+    shutil.rmtree(folder / ".dvc/cache")
+    commit_on_main(folder, lambda: shutil.rmtree(folder / "starter/files"))
+
+
+def test_the_same_model_is_no_worse_than_itself(fork: Path) -> None:
+    facts = compare(fork)
+    assert (facts["found"], facts["same_test_set"], facts["behind"], facts["moved_inputs"]) == (True, True, 0, [])
+    mine, theirs = (
+        pq.read_table(fork / name) for name in ("out/evaluation/predictions.parquet", f"{OUT}/predictions.parquet")
+    )
+    assert mine.column("prediction").to_pylist() == theirs.column("prediction").to_pylist()
+    metrics = read_json(fork / OUT / "metrics.json", "")
+    assert metrics["accuracy"] == read_json(fork / "metrics.json", "")["accuracy"]
+    timings = read_json(fork / OUT / "timings.json", "")
+    assert timings["candidate"]["p95"] > 0
+    assert len(timings["main"]["blocks"]) == len(timings["candidate"]["blocks"])
+    verdict = judge(fork, {"sha": "a" * 40, "number": 7, "run_url": "https://x/1"})
+    assert verdict["verdict"] == "pass"
+    told = read_json(fork / "manifest.json", "")
+    assert (told["commit"], told["pull_request"], told["training_seconds"]) == ("a" * 40, 7, 12.5)
+    assert told["outputs"]["model_sha256"] == sha256(fork / "out/model/model.onnx")
+    assert git(fork, "worktree", "list").count("\n") == 0
+
+
+def test_judging_again_changes_no_file(fork: Path) -> None:
+    compare(fork)
+    judge(fork, {"sha": "a" * 40, "number": 7})
+    before = (fork / "manifest.json").read_bytes()
+    judge(fork, {"sha": "b" * 40, "number": 7, "run_url": "https://x/2"})
+    assert (fork / "manifest.json").read_bytes() == before
+
+
+def test_main_that_moved_is_told_by_what_the_model_depends_on(fork: Path) -> None:
+    def edit() -> None:
+        (fork / "README.md").write_text("x")
+        (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
+        write_params(fork / "params.yaml", train__epochs=3, gates__min_accuracy=0.1)
+
+    sha = commit_on_main(fork, edit)
+    facts = compare(fork)
+    assert (facts["commit"], facts["behind"]) == (sha, 1)
+    assert facts["moved_inputs"] == ["src/model.py", "params.yaml: train"]
+    assert facts["judging_changed"] == []
+    verdict = judge(fork)
+    assert verdict["verdict"] == "investigate"
+    assert "main has since changed what the model depends on (src/model.py, params.yaml: train)" in verdict["reasons"][0]
+    git(fork, "checkout", "--quiet", "main", "--", "src/model.py", "params.yaml")
+    assert compare(fork)["moved_inputs"] == []
+
+
+def test_a_change_of_the_rules_is_told(fork: Path) -> None:
+    write_params(fork / "params.yaml", gates__max_accuracy_drop=0.9, evaluate__golden=8)
+    (fork / "src/metrics.py").write_text((fork / "src/metrics.py").read_text() + "\n# x\n")
+    changed = ["src/metrics.py", "params.yaml: evaluate", "params.yaml: gates"]
+    assert compare(fork)["judging_changed"] == changed
+    assert judge(fork)["verdict"] == "investigate"
+
+
+def test_another_image_size_is_prepared_for_mains_model(fork: Path) -> None:
+    write_params(fork / "params.yaml", prepare__size=6, prepare__channels=1)
+    require_success(python(fork, "src.stages.prepare", "data", "out/arrays", "out/manifest.parquet"))
+    facts = compare(fork)
+    assert facts["found"]
+    metrics = read_json(fork / OUT / "metrics.json", "")
+    assert metrics["accuracy"] == read_json(fork / "metrics.json", "")["accuracy"]
+
+
+def test_another_set_of_classes_and_test_images_is_asked_of_both(fork: Path) -> None:
+    """The branch drops a digit and renames another: main's model answers the new test set, and is wrong on the new name."""
+    table = pq.read_table(fork / "data/digits.parquet")
+    names = ["nine" if label == 9 else str(label) for label in table.column("label").to_pylist()]
+    renamed = pa.table({"image": table.column("image"), "label": names})
+    (fork / "data/digits.parquet").unlink()
+    pq.write_table(renamed.filter(pc.not_equal(renamed.column("label"), "8")), fork / "data/digits.parquet")
+    require_success(python(fork, "src.stages.prepare", "data", "out/arrays", "out/manifest.parquet"))
+    facts = compare(fork)
+    assert (facts["found"], facts["same_test_set"]) == (True, False)
+    metrics = read_json(fork / OUT / "metrics.json", "")
+    assert metrics["per_class"]["nine"]["recall"] == 0
+    assert metrics["per_class"]["3"]["recall"] > 0.9
+    rows = pq.read_table(fork / OUT / "predictions.parquet")
+    assert "8" not in rows.column("label").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda fork: git(fork, "branch", "--delete", "--force", "main"), "there is no branch main here"),
+        (lambda fork: commit_on_main(fork, (fork / "dvc.lock").unlink), "main has no dvc.lock yet"),
+        (lose_store, "could not be pulled"),
+    ],
+)
+def test_without_a_model_of_main_the_reason_is_told_and_floors_decide(fork: Path, damage: Any, words: str) -> None:
+    damage(fork)
+    facts = compare(fork)
+    assert not facts["found"]
+    assert words in facts["why"]
+    verdict = judge(fork)
+    assert (verdict["verdict"], verdict["baseline"]) == ("pass", False)
+
+
+def test_a_model_that_is_not_the_one_of_mains_lineage_is_not_compared_with(fork: Path) -> None:
+    compare(fork)
+    judge(fork)
+    told = read_json(fork / "manifest.json", "")
+    told["outputs"]["model_sha256"] = "0" * 64
+    (fork / "manifest.json").unlink()
+    commit_on_main(fork, lambda: (fork / "manifest.json").write_text(json.dumps(told)))
+    facts = compare(fork)
+    assert not facts["found"]
+    assert "is not the one that main's manifest.json names" in facts["why"]
+
+
+def test_a_crash_is_judged_without_the_results_of_an_earlier_run(fork: Path) -> None:
+    compare(fork)
+    (fork / "out/run.json").write_text(json.dumps({"failed": "train", "said": "boom"}))
+    verdict = judge(fork)
+    assert (verdict["verdict"], verdict["gates"][0]["name"]) == ("fail", "pipeline")
+    assert not (fork / "manifest.json").exists()
+
+
+def test_a_params_file_that_cannot_be_read_is_a_verdict(fork: Path) -> None:
+    compare(fork)
+    (fork / "params.yaml").write_text("train: [")
+    verdict = judge(fork)
+    assert verdict["verdict"] == "fail"
+    assert "params.yaml is not valid YAML" in verdict["reasons"][0]
+
+
+def test_an_override_is_kept_for_the_model_it_was_given_to(fork: Path) -> None:
+    write_params(fork / "params.yaml", gates__min_accuracy=1.0)
+    compare(fork)
+    given = {"by": "alice", "at": "2026-11-24T00:00:00Z", "label": "model-gate: override"}
+    stale = judge(fork, {"override": {**given, "fresh": False}})
+    assert stale["override"] is None
+    assert "was given to another model: remove it and add it again" in stale["reasons"][-1]
+    assert judge(fork, {"override": {**given, "fresh": True}})["override"]["by"] == "alice"
+    assert read_json(fork / "manifest.json", "")["verdict"]["override"]["by"] == "alice"
+    assert judge(fork, {"override": {**given, "fresh": False}})["override"]["by"] == "alice"
+    assert judge(fork, {"override": {**given, "by": "bob", "fresh": False}})["override"] is None
+
+
+def test_a_small_budget_is_a_preview_without_lineage(fork: Path) -> None:
+    compare(fork)
+    told = {"failed": None, "budget": {"epochs": 3, "asked": 50}, "lane": {"name": "hosted CPU", "comparable": False}}
+    (fork / "out/run.json").write_text(json.dumps(told))
+    assert judge(fork)["verdict"] == "investigate"
+    assert not (fork / "manifest.json").exists()
+
+
+def test_lineage_finds_a_model_by_file_digest_and_commit(fork: Path) -> None:
+    compare(fork)
+    judge(fork, {"sha": git(fork, "rev-parse", "HEAD"), "number": 12})
+    git(fork, "add", "manifest.json")
+    git(fork, "commit", "--quiet", "--message", "reviewed")
+    digest, commit = sha256(fork / "out/model/model.onnx"), git(fork, "rev-parse", "HEAD")
+    git(fork, "checkout", "--quiet", "main")
+    for name in ("out/model/model.onnx", digest, digest[:10], commit, "branch"):
+        said = require_success(python(fork, "src.report.trace", name))
+        assert digest in said
+        assert "#12" in said
+    for name in ("out/none.onnx", "0" * 64, "no-such-branch"):
+        refused = python(fork, "src.report.trace", name)
+        assert refused.returncode == 1
+        assert "Traceback" not in refused.stderr
+        assert refused.stderr.startswith("lineage: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The digests
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_input_digest_follows_what_makes_a_model_and_nothing_else(fork: Path) -> None:
+    before = lineage.inputs(fork)["digest"]
+    (fork / "README.md").write_text("x")
+    (fork / "src/gates.py").write_text("# x")
+    assert lineage.inputs(fork)["digest"] == before
+    (fork / "requirements/torch.txt").write_text("torch==9")
+    assert lineage.inputs(fork)["digest"] != before
+
+
+def test_what_differs_from_the_lock_is_named(fork: Path) -> None:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    require_success(python(fork, "dvc", "commit", "--force", "--quiet"))
+    assert lineage.stale(fork) == []
+    (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
+    write_params(fork / "params.yaml", train__epochs=3, gates__min_accuracy=0.1)
+    assert lineage.stale(fork) == ["params.yaml: train", "src/model.py"]
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], cwd=fork, env=environment, capture_output=True, text=True
+    )
+    told = json.loads(status.stdout)
+    assert set(told) == {"train", "evaluate"}  # DVC's own answer: both depend on the network
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": 1}'])
+def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        lineage.read_manifest(tmp_path / "manifest.json")
+    assert lineage.read_manifest(ROOT / "no-such-manifest.json") is None

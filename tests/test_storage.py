@@ -1,0 +1,171 @@
+"""Where CI keeps data and models: python -m pytest tests/test_storage.py"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+from standin import GitHub
+
+from src.storage import artifact_name
+
+pytestmark = pytest.mark.slow
+READ = {"contents": "read", "actions": "read", "metadata": "read"}
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def github(tmp_path: Path) -> Iterator[GitHub]:
+    with GitHub(tmp_path) as github:
+        yield github
+
+
+@pytest.fixture
+def command(github: GitHub, tmp_path: Path) -> Command:
+    """Run a Python module in a folder, as a job does."""
+
+    def go(folder: Path, module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        told = {
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
+            "GITHUB_API_URL": github.url,
+            "GITHUB_ENV": str(folder / "github-env"),
+            "GITHUB_REPOSITORY": "team/models",
+            "GITHUB_TOKEN": github.token(READ),
+            "LOCAL_DVC_REMOTE": "",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            **variables,
+        }
+        line = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(line, cwd=folder, env={**os.environ, **told}, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        return done
+
+    return go
+
+
+@pytest.fixture
+def repository(tmp_path: Path, command: Command) -> Path:
+    """A repository whose one stage has run: its output is different each time that it is made."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for line in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(line, cwd=folder, check=True, capture_output=True)
+    stage = "import uuid; open('model', 'w').write(str(uuid.uuid4()))"
+    (folder / "stage.py").write_text(stage)
+    with (folder / "dvc.yaml").open("w") as file:
+        YAML().dump({"stages": {"train": {"cmd": "python stage.py", "deps": ["stage.py"], "outs": ["model"]}}}, file)
+    assert command(folder, "dvc", "repro").returncode == 0
+    return folder
+
+
+def fresh(repository: Path, tmp_path: Path) -> Path:
+    """Copy what Git would hold into an empty folder."""
+    folder = tmp_path / "fresh"
+    folder.mkdir()
+    for line in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(line, cwd=folder, check=True, capture_output=True)
+    for name in ("dvc.yaml", "dvc.lock", "stage.py", "manifest.json"):
+        if (repository / name).exists():
+            (folder / name).write_bytes((repository / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("variable", ["DVC_REMOTE_URL", "LOCAL_DVC_REMOTE"])
+def test_what_one_run_pushes_the_next_does_not_make_again(
+    repository: Path, tmp_path: Path, command: Command, variable: str
+) -> None:
+    store = {variable: str(tmp_path / "remote")}
+    for action in ("connect", "push"):
+        assert command(repository, "src.storage", action, **store).returncode == 0
+    assert (tmp_path / "remote/runs").is_dir()  # the run cache too
+    next_run = fresh(repository, tmp_path)
+    assert command(next_run, "src.storage", "connect", **store).returncode == 0
+    done = command(next_run, "dvc", "repro", "--pull", **store)
+    assert "Running stage" not in done.stdout
+    assert (next_run / "model").read_text() == (repository / "model").read_text()
+
+
+def test_without_any_store_the_artifacts_of_runs_are_one(
+    repository: Path, tmp_path: Path, command: Command, github: GitHub
+) -> None:
+    for action in ("connect", "push"):
+        done = command(repository, "src.storage", action)
+        assert done.returncode == 0, done.stderr
+    name = (repository / "github-env").read_text().strip().removeprefix("STORE_NAME=")
+    digest = "a" * 64
+    assert name.startswith("dvc-store-")
+    manifest = {"inputs": {"digest": digest}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    github.add_run(5)
+    github.upload_artifact(5, artifact_name(digest), repository / "out/store")
+    next_run = fresh(repository, tmp_path)
+    assert command(next_run, "src.storage", "connect").returncode == 0
+    done = command(next_run, "dvc", "repro", "--pull")
+    assert "Running stage" not in done.stdout, done.stdout
+    assert (next_run / "model").read_text() == (repository / "model").read_text()
+
+
+def test_an_artifact_that_a_forks_run_left_is_not_taken(
+    repository: Path, tmp_path: Path, command: Command, github: GitHub
+) -> None:
+    digest = "a" * 64
+    manifest = {"inputs": {"digest": digest}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    github.fork("stranger/models")
+    github.add_run(6, head_repository="stranger/models")
+    github.upload_artifact(6, artifact_name(digest), repository)
+    next_run = fresh(repository, tmp_path)
+    assert command(next_run, "src.storage", "connect").returncode == 0
+    assert not (next_run / "out/earlier/0").exists()
+
+
+def test_credentials_go_into_the_file_that_git_ignores(repository: Path, command: Command) -> None:
+    told: dict[str, Any] = {"DVC_REMOTE_URL": "s3://bucket/path", "DVC_REMOTE_CONFIG": "access_key_id = me\nregion=eu\n\n"}
+    done = command(repository, "src.storage", "connect", **told)
+    assert done.returncode == 0, done.stderr
+    local = (repository / ".dvc/config.local").read_text()
+    assert "access_key_id = me" in local
+    assert "region = eu" in local
+    assert "verify = true" in local
+    ignored = subprocess.run(["git", "check-ignore", ".dvc/config.local"], cwd=repository, capture_output=True)
+    assert ignored.returncode == 0
+    assert "me" not in done.stdout.split()
+
+
+def test_an_address_shows_no_password(repository: Path, command: Command) -> None:
+    done = command(repository, "src.storage", "connect", DVC_REMOTE_URL="ssh://user:secret@host/path")
+    assert "secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"DVC_REMOTE_URL": "/x", "DVC_REMOTE_CONFIG": "nonsense"}, "a line that is not `name = value`"),
+        (
+            {"DVC_REMOTE_URL": "/x", "DVC_REMOTE_CONFIG": "no_such_option = 1"},
+            "could not be given the option no_such_option",
+        ),
+        ({"DVC_REMOTE_URL": "gopher://x"}, "could not be"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(repository: Path, command: Command, variables: dict[str, str], words: str) -> None:
+    done = command(repository, "src.storage", "connect", **variables)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert done.stderr.count("storage: ") == 1
+
+
+def test_a_store_that_cannot_be_reached_fails_with_its_reason(repository: Path, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert command(repository, "src.storage", "connect", DVC_REMOTE_URL=str(tmp_path / "file/remote")).returncode == 0
+    done = command(repository, "src.storage", "push", STORAGE_PAUSE="0")
+    assert done.returncode == 1
+    assert "could not be pushed" in done.stderr
