@@ -1,6 +1,8 @@
 """What the tests share: small images drawn on the spot, parameters to vary, a tiny data set that has been prepared."""
 
 import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 torch.set_num_threads(1)  # every network here is tiny
+# the tools of the lock (act, gh, zizmor, ...) are found also where the environment is not activated
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.fixture(autouse=True)

@@ -174,7 +174,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHub]:
     with GitHub(folder) as started:
         git = clone(started, folder / "clone")
         commit(git, folder / "clone", "main", a_md="one\n", params_yaml="a: 1\n")
-        push_to_fork(started, folder, {"b.md": "two\n"})
+        push_to_fork(started, folder, {"src/model.py": "two\n"})
         started.open_pull_request("change", fork="stranger/models")
         yield started
 
@@ -428,6 +428,21 @@ def test_the_gate_is_left_pending_and_an_earlier_status_stands(github: GitHub, p
     poster(packed(report(commit=sha)))
     assert [one["state"] for one in github.statuses(sha, "model-gate")] == ["pending"]
     assert len(github.statuses(sha)[0]["description"]) <= 140
+
+
+def test_a_fork_that_leaves_the_model_alone_passes_by_githubs_own_list_of_files(
+    github: GitHub, poster: Callable[..., str], tmp_path: Path
+) -> None:
+    before = github.head(1)
+    try:
+        sha = push_to_fork(github, tmp_path, {"docs/@team.md": "words\n"})
+        poster(None)
+        assert [one["state"] for one in github.statuses(sha, "model-gate")] == ["success"]
+        assert "Nothing was trained" in the_comment(github)
+        assert "@team" not in the_comment(github)
+    finally:
+        subprocess.run(["git", "update-ref", "refs/heads/change", before], cwd=github.fork("stranger/models"), check=True)
+        github.refresh()
 
 
 def test_a_token_that_may_not_set_statuses_still_posts(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from src.command import UserError, run
-from src.github import comment, fork_words, numbers
+from src.github import changes, comment, fork_words, numbers
 from src.github.api import ApiError, GitHub, TooLargeError
 from src.github.numbers import Numbers, NumbersError
 from src.github.status import CONTEXT, set_status
@@ -227,6 +227,9 @@ def main() -> None:
     number = find_pull_request(api, finished)
     if number is None:
         return _nothing(f"no single open pull request is at {finished.sha} any more; the run of a newer push posts")
+    changed = changes.of_pull_request(api, number)
+    if changed and not changes.relevant(changed) and finished.conclusion not in _SILENT:
+        return _leave_alone(api, finished, number, changed)
     text = report(api, finished, number)
     if text is None:
         return _nothing("the run did nothing")
@@ -234,6 +237,14 @@ def main() -> None:
     print(comment.describe(comment.post(api, number, text)))
     leave_pending(api, finished)
     return None
+
+
+def _leave_alone(api: GitHub, finished: Run, number: int, changed: Sequence[str]) -> None:
+    """Pass the gate for a fork that leaves the model alone: by GitHub's own list of files, and main's lineage."""
+    text = fork_words.unchanged(changed, fork_words.Place(number, finished.sha, finished.url))
+    summarise(text)
+    print(comment.describe(comment.post(api, number, text)))
+    set_status(api, finished.sha, "success", "nothing that the model depends on changed: nothing was trained")
 
 
 def _nothing(why: str) -> None:

@@ -14,7 +14,8 @@ from src.github.numbers import Numbers
 # What decides how models are made, judged or reported: a fork's change to it deserves a look before its numbers do.
 PROTECTED = re.compile(
     r"(?s)(?:\.github|\.dvc|runner|requirements|src/github|src/report)/"
-    r"|(?:src/(?:gates|metrics|stages/evaluate)\.py|(?:params|dvc)\.yaml|dvc\.lock|(?:manifest|metrics)\.json|.+\.dvc)\Z"
+    r"|src/(?:gates|inference|lineage|metrics|reproduce|results|significance|slices|stages/evaluate|storage)\.py\Z"
+    r"|(?:(?:params|dvc)\.yaml|dvc\.lock|(?:manifest|metrics)\.json|.+\.dvc)\Z"
 )
 _SHOWN = 50
 _SHOWN_CLASSES = 20
@@ -46,6 +47,18 @@ def render(found: Numbers | str, place: Place, changes: Changes) -> str:
     blocks = [*head, f"[The run]({place.url}) has the log and its summary.", *_warning(changes), *_command(place)]
     if isinstance(found, Numbers):
         blocks += [*_metrics(found), *_gates(found), *_classes(found), *_checks(found)]
+    return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
+
+
+def unchanged(files: Sequence[str], place: Place) -> str:
+    """Return the comment on a pull request that changes nothing the model depends on."""
+    rest = len(files) - _SHOWN_CLASSES
+    names = ", ".join(shown(name[:120]) for name in files[:_SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
+    blocks = [
+        "## ✅ pass: nothing that the model depends on changed",
+        f"Nothing was trained at `{place.sha}`; the model of main stays as it is. Changed: {names}.",
+        f"[The run]({place.url})",
+    ]
     return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
 
 
