@@ -153,8 +153,17 @@ def _severity(gate: Gate) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+_STOPPED = {
+    "data": "the data could not be fetched",
+    "params": "params.yaml cannot be used",
+    "pipeline": "the pipeline did not start",
+    "review": "the merge asks for another model than the one that was reviewed",
+}
+
+
 def _pipeline(facts: Facts) -> _Finding:
-    return _Finding("fail", f"the pipeline stopped in stage {facts.failed}: there is no new model to judge", {})
+    stopped = _STOPPED.get(facts.failed or "", f"the pipeline stopped in stage {facts.failed}")
+    return _Finding("fail", f"{stopped}: there is no new model to judge", {})
 
 
 def _skipped(why: str) -> _Finding:

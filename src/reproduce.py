@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from src import hardware
+from src import hardware, lineage
 from src.command import UserError, run, table
 from src.files import read_json, write_json
 from src.params import load
@@ -86,6 +86,7 @@ def reproduce(pull: bool, epochs: int | None, minutes: float | None, journal_pat
     told["hardware"] = hardware.describe()
     journal = Journal()
     try:
+        _require_reviewed(told)
         _pull(told)
         told["budget"] = _cut(epochs, told)
         before = _LOCK.read_bytes() if _LOCK.exists() else b""
@@ -112,6 +113,19 @@ def lane() -> dict[str, Any]:
     if os.environ.get("TRAIN_RUNNER"):
         return {"comparable": True, "name": "self-hosted"}
     return {"comparable": False, "name": "hosted CPU"}
+
+
+def _require_reviewed(told: dict[str, Any]) -> None:
+    """In a merge queue nothing is trained: what it made could not be pushed, and would be nobody's reviewed model."""
+    if os.environ.get("GITHUB_EVENT_NAME") != "merge_group":
+        return
+    differs = lineage.stale(Path())
+    if differs:
+        told["failed"] = "review"
+        raise UserError(
+            f"this merge asks for another model than the one that was reviewed ({', '.join(differs[:8])} differ from "
+            "dvc.lock): merge main into the pull request's branch, push, and queue it again when it has been judged"
+        )
 
 
 def _pull(told: dict[str, Any]) -> None:

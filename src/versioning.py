@@ -10,10 +10,14 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from src.command import UserError
+
+_PATIENCE = 20.0  # seconds a stage may take to end by itself
 
 
 def dvc(*arguments: str, capture: bool = False, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -71,14 +75,24 @@ def _read(source: int) -> bytes:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    for sign, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 30)):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, sign)
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+    """Ask DVC and its stage to stop; end whatever of the two is still there after its time for a checkpoint."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until and (process.poll() is None or _lives(process.pid)):
+        time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _environment() -> dict[str, str]:

@@ -316,8 +316,8 @@ def read_log(run_id: int, code: int, printed: str) -> Result:
             result.jobs[job] = record["jobResult"]
         if record.get("command") == "summary":
             result.summaries[job] = result.summaries.get(job, "") + record["content"]
-        if record.get("raw_output"):
-            result.logs[job] = result.logs.get(job, "") + record["msg"]
+        if record.get("raw_output") or record.get("command") in ("notice", "warning", "error"):
+            result.logs[job] = result.logs.get(job, "") + record["msg"].rstrip("\n") + "\n"
         if "stepResult" in record and record.get("stage") == "Main" and len(record["stepID"]) == 1:
             result.steps.setdefault(job, {})[record["step"]] = record["stepResult"]
     return result

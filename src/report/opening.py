@@ -27,6 +27,8 @@ _REASONS = 12
 _STOPPED = {
     "data": "the data could not be fetched",
     "params": "params.yaml cannot be used",
+    "pipeline": "the pipeline did not start",
+    "review": "the merge asks for another model than the one that was reviewed",
     "prepare": "the data could not be prepared",
     "validate": "the checks of the data stopped",
     "train": "training stopped, there is no new model",
