@@ -64,8 +64,8 @@ data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CI
 bench-data: setup ## measure the data path against a plain DataLoader
 	@$(RUN) -m src.benchmarks.data_path
 
-starter: reproduce ## put data and outputs of the last run into starter/ (for the template itself, not for forks)
-	@rm -rf starter/files && $(RUN) -m dvc push --quiet && git add --force starter dvc.lock metrics.json data.dvc
+starter: reproduce report ## put data, outputs and lineage of the last run into starter/ (for the template itself, not for forks)
+	@rm -rf starter/files && $(RUN) -m dvc push --quiet && git add --force starter dvc.lock metrics.json manifest.json data.dvc
 
 lock: ## resolve requirements/direct.txt into the hashed lock (needs uv)
 	@command -v uv >/dev/null || { echo "lock: uv is not installed: pip install uv, then run make lock again" >&2; exit 1; }
