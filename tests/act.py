@@ -88,7 +88,7 @@ def run_workflow(
     `labels` are those some runner has; `environment` goes to every step, as settings of the machine would.
     """
     place = locate(github, event, payload)
-    run_id = 7_000 + len(github.runs)
+    run_id = github.next_run()
     file = github.repository.git("show", f"{place.sha}:.github/workflows/{workflow}")
     content = YAML(typ="safe").load(file)
     if not is_triggered(content["on"], event, payload, place.ref):

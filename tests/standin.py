@@ -101,6 +101,11 @@ class Repository:
                 continue
         return None
 
+    def branches(self) -> dict[str, str]:
+        """Return the commit of each branch."""
+        listed = self.git("for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads")
+        return dict(line.rsplit(" ", 1) for line in listed.splitlines())
+
     def shown(self) -> dict[str, Any]:
         return {
             "id": self.id,
@@ -129,6 +134,7 @@ class Pull:
     title: str = "A change"
     draft: bool = False
     state: str = "open"
+    merged_at: tuple[str | None, ...] = ()  # base and head that its merge ref was made of
     labels: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -154,6 +160,7 @@ class GitHub:
         self._artifacts: dict[int, tuple[dict[str, Any], bytes]] = {}
         self._faults: list[tuple[str, int]] = []
         self._ids = iter(range(1_000, 10**9))
+        self._runs = iter(range(7_000, 10**9))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"github": self}))
         self._server.daemon_threads = True
         self.url = self.server_url = f"http://127.0.0.1:{self._server.server_port}"
@@ -197,12 +204,11 @@ class GitHub:
         """Open a pull request of a branch that has been pushed; makes refs/pull/N/head and refs/pull/N/merge."""
         if fork:
             self.fork(fork)
-        pull = Pull(max(self.pulls, default=0) + 1, base, branch, self.repositories[fork or self.repository.full_name])
-        pull.author = author
-        for name, value in more.items():
-            setattr(pull, name, value)
-        assert pull.head.sha(branch), f"{pull.head.full_name} has no branch {branch}: push it first"
-        self.pulls[pull.number] = pull
+        home = self.repositories[fork or self.repository.full_name]
+        assert home.sha(branch), f"{home.full_name} has no branch {branch}: push it first"
+        with self.lock:
+            pull = Pull(max(self.pulls, default=0) + 1, base, branch, home, author=author, **more)
+            self.pulls[pull.number] = pull
         for label in labels:
             self.add_label(pull.number, label)
         self.refresh()
@@ -257,6 +263,10 @@ class GitHub:
         """Return the commit of refs/pull/N/merge; None when the branches conflict."""
         self.refresh()
         return self.repository.sha(f"refs/pull/{number}/merge")
+
+    def next_run(self) -> int:
+        """Return the number of the next workflow run."""
+        return next(self._runs)
 
     def add_run(self, run_id: int, **fields: Any) -> dict[str, Any]:
         """Record a workflow run: head_sha, head_branch, event, conclusion, name, path, head_repository (a full name)."""
@@ -407,19 +417,16 @@ class GitHub:
     def refresh(self) -> None:
         """Bring refs/pull/N/head and refs/pull/N/merge up to date, as GitHub does after a push."""
         with self.lock:
+            refs = {repository.full_name: repository.branches() for repository in self.repositories.values()}
             for pull in self.pulls.values():
-                if pull.state == "open":
-                    self._refresh(pull)
+                now_at = refs[self.repository.full_name].get(pull.base), refs[pull.head.full_name].get(pull.branch)
+                if pull.state == "open" and all(now_at) and pull.merged_at != now_at:
+                    self._refresh(pull, *now_at)
+                    pull.merged_at = now_at
 
-    def _refresh(self, pull: Pull) -> None:
+    def _refresh(self, pull: Pull, base: str, head: str) -> None:
         repository, ref = self.repository, f"refs/pull/{pull.number}"
-        head, base = pull.head.sha(pull.branch), repository.sha(pull.base)
-        if head is None or base is None:
-            return
-        if repository.sha(f"{ref}/head") != head:
-            repository.git("fetch", "--quiet", "--no-tags", str(pull.head.path), f"+refs/heads/{pull.branch}:{ref}/head")
-        if (repository.sha(f"{ref}/merge^1"), repository.sha(f"{ref}/merge^2")) == (base, head):
-            return
+        repository.git("fetch", "--quiet", "--no-tags", str(pull.head.path), f"+refs/heads/{pull.branch}:{ref}/head")
         try:
             tree = repository.git("merge-tree", "--write-tree", base, head).split("\n")[0]
         except RefusedError:  # they conflict: GitHub keeps no merge ref that fits

@@ -186,7 +186,8 @@ def _push_reviewed(folder: Path, plan: Mapping[str, Any], remote: Remote, outcom
         tree = with_files(here, sha, {name: folder / name for name in REVIEWED})
         if tree == git(here, "rev-parse", f"{sha}^{{tree}}"):
             return ""
-        message = f"Reviewed model: {outcome.description[:60]}\n\nTrained and judged at {sha} by {run_url()}\n"
+        subject = f"Reviewed model: {outcome.description.partition(':')[0]}"
+        message = f"{subject}\n\n{outcome.description}\n\nTrained and judged at {sha} by {run_url()}\n"
         commit = git(here, "commit-tree", tree, "-p", sha, text=message)
         remote.run(here, "push", "--quiet", remote.url, f"{commit}:refs/heads/{plan['branch']}")
     except GitError as error:
