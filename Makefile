@@ -42,10 +42,10 @@ test: setup ## lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@$(RUN) -m pytest -m "not slow"
+	@$(RUN) -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: setup ## the slow tests of the pipeline: trains, clones, fills disks
-	@$(RUN) -m pytest -m "slow and not act"
+	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist worksteal
 
 workflows: setup ## run the GitHub workflows with act against a stand-in for GitHub
 	@$(RUN) -m pytest -m act
