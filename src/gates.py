@@ -257,7 +257,7 @@ def _no_worse(facts: Facts, params: Gates) -> _Finding:
     p = significance.mcnemar(mine, theirs)["p"]
     said = (
         f"accuracy {_percent(mine.mean())} against {_percent(theirs.mean())} of main: {_points(difference)} "
-        f"({params.confidence:.0%} interval {low * 100:+.2f} to {high * 100:+.2f}, McNemar p {p:.2g})"
+        f"({params.confidence:.0%} interval {low * 100:+.2f} to {high * 100:+.2f}, McNemar {_p(p)})"
     )
     numbers = {
         "value": float(mine.mean()),
@@ -320,21 +320,33 @@ def _worst(
     parts = [_part(name, mask, facts, params) for name, mask in masks.items() if mask.sum() >= params.min_slice_images]
     if not parts:
         return _skipped(f"no {kind} has {params.min_slice_images} test images")
-    outcomes: list[tuple[Outcome, str]] = []
-    for part, p in zip(parts, significance.holm([part.p for part in parts]), strict=True):
-        if part.value < floor:
-            told = f"{kind} {part.name}: {measure} {_percent(part.value)} of {part.images} images, floor {_percent(floor)}"
-            outcomes.append(("fail" if part.highest < floor else "investigate", told))
-        if part.main is not None and part.main - part.value > drop:
-            sure = p < 1 - params.fail_confidence
-            told = f"{kind} {part.name}: {measure} fell from {_percent(part.main)} to {_percent(part.value)}"
-            outcomes.append(("fail" if sure else "investigate", f"{told} ({part.images} images, p {p:.2g})"))
+    found = [
+        _part_outcome(kind, measure, part, floor, drop, p < 1 - params.fail_confidence)
+        for part, p in zip(parts, significance.holm([part.p for part in parts]), strict=True)
+    ]
     worst = min(parts, key=lambda part: part.value)
     numbers = {"value": worst.value, "limit": floor, "main": worst.main}
-    if not outcomes:
+    outcome: Outcome = max((outcome for outcome, _, _ in found), key=VERDICTS.index)
+    if outcome == "pass":
         return _Finding("pass", f"worst {kind} {worst.name}: {measure} {_percent(worst.value)}", numbers)
-    outcomes.sort(key=lambda pair: VERDICTS.index(pair[0]), reverse=True)
-    return _Finding(outcomes[0][0], _listed([told for _, told in outcomes], 5, "; "), numbers)
+    told = [said for this, _, said in sorted(found, key=lambda one: (-VERDICTS.index(one[0]), one[1])) if this != "pass"]
+    return _Finding(outcome, _listed(told, 3, "; "), numbers)
+
+
+def _part_outcome(
+    kind: str, measure: str, part: "_Part", floor: float, drop: float, sure: bool
+) -> tuple[Outcome, float, str]:
+    """Return the outcome of one part, its value to sort by, and a sentence."""
+    outcomes: list[Outcome] = ["pass"]
+    said = f"{kind} {part.name}: {measure} {_percent(part.value)}"
+    said += f", {_percent(part.main)} of main" if part.main is not None else ""
+    if part.value < floor:
+        outcomes.append("fail" if part.highest < floor else "investigate")
+        said += f", floor {_percent(floor)}"
+    if part.main is not None and part.main - part.value > drop:
+        outcomes.append("fail" if sure else "investigate")
+        said += f", at most {_points(-drop)} asked for"
+    return max(outcomes, key=VERDICTS.index), part.value, f"{said} ({part.images} images)"
 
 
 def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates) -> _Part:
@@ -446,6 +458,10 @@ _CHECKS: dict[str, Check] = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Words
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _p(value: float) -> str:
+    return f"p {value:.2g}" if value >= 0.0001 else "p < 0.0001"
 
 
 def _percent(share: float) -> str:

@@ -83,7 +83,7 @@ def test_a_worse_model_fails_and_names_gate_numbers_and_classes(judge: Callable[
     said = "; ".join(verdict.reasons)
     assert "85.00% against 99.00% of main: -14.00 points" in said
     assert "worse than main by more than the margin of -1.00 points" in said
-    assert "class c3: recall fell from 98.75% to 25.00%" in said
+    assert "class c3: recall 25.00%, 98.75% of main, floor 70.00%, at most -10.00 points asked for (80 images)" in said
 
 
 def test_equal_models_pass_with_an_interval_of_nothing(judge: Callable[..., Verdict]) -> None:

@@ -198,3 +198,10 @@ def test_another_label_overrides_nothing(push: Any, decide: Any, github: Standin
     push("wider", **{"params.yaml": "x: 1"})
     number = github.open_pull_request("wider", labels=["bug"])
     assert decide("pull_request", number=number, action="labeled", label="bug").override is None
+
+
+def test_a_permission_that_github_does_not_tell_is_githubs_own_rule(labelled: Any, decide: Any, github: Standin) -> None:
+    github.answer("GET /repos/team/models/collaborators/alice/permission", 404, {"message": "Not Found"})
+    made = decide("pull_request", number=labelled("alice"), action="labeled", label=LABEL, sender="alice")
+    assert made.override is not None
+    assert made.override["by"] == "alice"
