@@ -10,6 +10,7 @@ workflow's artifact store, through the folder out/store, which the workflow uplo
 
 import argparse
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def connect() -> None:
     Raises:
         UserError: the remote's address or configuration is refused by DVC.
     """
-    url = os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
+    url = None if _is_forks_code() else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
     others = _remotes()
     if url:
         print(f"data and models are kept in {_without_password(url)}")
@@ -78,6 +79,11 @@ def push() -> None:
 def artifact_name(input_digest: str) -> str:
     """Return the name under which the artifact store keeps the outputs of these inputs."""
     return f"dvc-store-{input_digest[:24]}"
+
+
+def _is_forks_code() -> bool:
+    """A fork's commit, started by a maintainer, is kept away from the store that main's models come from."""
+    return bool(json.loads(os.environ.get("PLAN") or "{}").get("fork"))
 
 
 def _name_artifact(name: str) -> None:

@@ -155,6 +155,14 @@ def test_a_crash_or_a_preview_commits_nothing(world: World, gate: dict[str, str]
     assert world.status(world.sha) == "failure"
 
 
+def test_a_model_that_was_judged_and_not_stored_is_no_pass(world: World) -> None:
+    world.report()
+    world.publish(world.plan(), TRAINED="failure")
+    assert world.github.head(world.number) == world.sha
+    assert world.status(world.sha) == "failure"
+    assert "data and model may not be stored" in world.github.comments(world.number)[0]["body"]
+
+
 def test_nothing_to_train_is_a_success_that_says_so(world: World) -> None:
     world.publish(world.plan(lane="unchanged", changed=["README.md", "a`b@c.md"], relevant=[]))
     assert world.status(world.sha) == "success"

@@ -127,6 +127,19 @@ def test_an_artifact_that_a_forks_run_left_is_not_taken(
     assert not (next_run / "out/earlier/0").exists()
 
 
+def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Path, command: Command) -> None:
+    told = {
+        "DVC_REMOTE_URL": str(tmp_path / "remote"),
+        "LOCAL_DVC_REMOTE": str(tmp_path / "local"),
+        "PLAN": '{"fork": true}',
+    }
+    for action in ("connect", "push"):
+        assert command(repository, "src.storage", action, **told).returncode == 0
+    assert not (tmp_path / "remote").exists()
+    assert not (tmp_path / "local").exists()
+    assert (repository / "out/store/files").is_dir()
+
+
 def test_credentials_go_into_the_file_that_git_ignores(repository: Path, command: Command) -> None:
     told: dict[str, Any] = {"DVC_REMOTE_URL": "s3://bucket/path", "DVC_REMOTE_CONFIG": "access_key_id = me\nregion=eu\n\n"}
     done = command(repository, "src.storage", "connect", **told)

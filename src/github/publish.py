@@ -73,6 +73,8 @@ def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
     try:
         verdict = json.loads((folder / "out/report/verdict.json").read_text())
         markdown = (folder / "out/report/report.md").read_text()
+        if trained != "success" and _has_model(verdict):
+            return _unstored(verdict, markdown, trained)
         return _judged(verdict, markdown, plan, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "there is no report" if isinstance(error, OSError) else "the report cannot be read"
@@ -90,6 +92,15 @@ def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], 
         description = f"investigate: {reasons} (a reviewer may add the label)"
     reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in REVIEWED) and _has_model(verdict)
     return Outcome(state, description, _with_hints(markdown, word, override, plan), reviewed)
+
+
+def _unstored(verdict: Mapping[str, Any], markdown: str, trained: str) -> Outcome:
+    """Judged, but the job failed after that: what was reviewed may lie nowhere, so that nothing could be deployed."""
+    said = f"judged {verdict['verdict']}, but the job ended with {trained or 'nothing'}: data and model may not be stored"
+    advice = (
+        f"**{said[0].upper()}{said[1:]}.** See [the run]({run_url()}), mend the store (`DVC_REMOTE_URL`), run it again.\n"
+    )
+    return Outcome("failure", said, f"{markdown}\n> [!CAUTION]\n> {advice}")
 
 
 def _has_model(verdict: Mapping[str, Any]) -> bool:
