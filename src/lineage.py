@@ -84,6 +84,21 @@ def _digest_now(root: Path, path: str, made: Mapping[str, str]) -> str | None:
     return None
 
 
+def is_as_recorded(root: Path, folder: str) -> bool:
+    """True when every file of an output folder has the MD5 that dvc.lock records, read anew.
+
+    DVC itself trusts a read-only file of its cache without reading it. A folder's digest is that of its sorted list.
+    """
+    files = sorted(path for path in (root / folder).rglob("*") if path.is_file())
+    listed = [
+        {"md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(), "relpath": name}
+        for name, path in sorted((path.relative_to(root / folder).as_posix(), path) for path in files)
+    ]
+    found = hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    stages = _yaml(root / "dvc.lock").get("stages", {}).values()
+    return found in {out["md5"] for stage in stages for out in stage.get("outs", []) if out["path"] == folder}
+
+
 def model_inputs(root: Path) -> set[str]:
     """Return the files of the repository that the model depends on; data by the name of its .dvc file."""
     stages = _yaml(root / "dvc.yaml")["stages"].values()

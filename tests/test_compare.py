@@ -1,5 +1,6 @@
 """Main's model beside the one under review, the verdict and the lineage: python -m pytest tests/test_compare.py"""
 
+import hashlib
 import json
 import os
 import shutil
@@ -193,7 +194,7 @@ def test_without_a_model_of_main_the_reason_is_told_and_floors_decide(fork: Path
     assert (verdict["verdict"], verdict["baseline"]) == ("pass", False)
 
 
-def test_a_model_that_is_not_the_one_of_mains_lineage_is_not_compared_with(fork: Path) -> None:
+def test_a_lineage_of_an_earlier_model_does_not_hide_mains_model(fork: Path) -> None:
     compare(fork)
     judge(fork)
     told = read_json(fork / "manifest.json", "")
@@ -201,8 +202,21 @@ def test_a_model_that_is_not_the_one_of_mains_lineage_is_not_compared_with(fork:
     (fork / "manifest.json").unlink()
     commit_on_main(fork, lambda: (fork / "manifest.json").write_text(json.dumps(told)))
     facts = compare(fork)
+    assert (facts["found"], facts["main_run"]) == (True, None)
+
+
+def test_a_model_that_somebody_changed_in_the_store_is_not_compared_with(fork: Path) -> None:
+    """The same size and read-only: DVC takes it without a look."""
+    digest = hashlib.md5((fork / "out/model/model.onnx").read_bytes()).hexdigest()
+    stored = fork / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.chmod(0o644)
+    stored.write_bytes(content)
+    stored.chmod(0o444)
+    facts = compare(fork)
     assert not facts["found"]
-    assert "is not the one that main's manifest.json names" in facts["why"]
+    assert "somebody changed it there" in facts["why"]
 
 
 def test_a_crash_is_judged_without_the_results_of_an_earlier_run(fork: Path) -> None:
