@@ -169,7 +169,7 @@ def _download(name: str, folder: Path) -> bool:
             artifact
             for artifact in github.pages("actions/artifacts", name=name)
             # a fork's run can choose any name, and what it stored is not to be trusted
-            if not artifact["expired"] and artifact["workflow_run"]["head_repository_id"] == own
+            if not artifact.get("expired") and (artifact.get("workflow_run") or {}).get("head_repository_id") == own
         ]
         if not artifacts:
             return False

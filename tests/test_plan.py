@@ -92,6 +92,21 @@ def test_a_list_that_github_cut_may_hide_anything(
     assert decide("pull_request", number=github.open_pull_request("words")).lane == "train"
 
 
+def test_where_github_lists_no_files_the_merge_commit_tells(
+    push: Any, decide: Any, github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push("words", **{"docs__a.md": "a"})
+    number = github.open_pull_request("words")
+    github.answer(f"GET /repos/team/models/pulls/{number}/files", 404, {"message": "Not Found"})
+    assert decide("pull_request", number=number).lane == "train"  # nobody can tell
+    place = tmp_path / "checkout"
+    clone(github, place)("fetch", "--quiet", "origin", f"refs/pull/{number}/merge")
+    monkeypatch.setattr(changes, "Path", lambda: place)
+    monkeypatch.setenv("GITHUB_SHA", str(github.merge_commit(number)))
+    made = decide("pull_request", number=number)
+    assert (made.lane, made.changed) == ("unchanged", ["docs/a.md"])
+
+
 def test_a_fork_is_a_fork_also_when_it_is_gone(push: Any, decide: Any, github: Standin, tmp_path: Path) -> None:
     push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
     number = github.open_pull_request("mine", fork="stranger/models")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from src.github.api import ApiError, GitHub
+from src.github.git import GitError, git
 
 MOST_OF_A_PULL_REQUEST = 3000  # files; GitHub lists no more, and then anything may have changed
 _MOST_OF_A_COMPARISON = 300
@@ -24,13 +25,23 @@ _ALWAYS = (
 _WITHOUT_LINEAGE = (r"src/(?!github/).*",)
 
 
-def of_pull_request(github: GitHub, number: int) -> list[str]:
-    """Return the paths that a pull request changes, both names of a renamed file; where GitHub cannot say, dvc.yaml too."""
+def of_pull_request(github: GitHub, number: int, merge_commit: str = "") -> list[str]:
+    """Return the paths that a pull request changes, both names of a renamed file.
+
+    Where GitHub does not answer: those of its merge commit, if the caller has that checked out, else as if dvc.yaml changed.
+    """
     try:
         return _names(github.pages(f"pulls/{number}/files"), MOST_OF_A_PULL_REQUEST)
     except ApiError as error:
-        print(f"the changed files could not be listed ({error}): everything is taken as changed")
-        return [_ANYTHING]
+        print(f"::warning::the changed files could not be listed ({error}): they are taken from the checkout")
+        return (_of_merge_commit(merge_commit) if merge_commit else []) or [_ANYTHING]
+
+
+def _of_merge_commit(commit: str) -> list[str]:
+    try:
+        return git(Path(), "diff", "--name-only", f"{commit}^1", commit, "--").splitlines()
+    except GitError:
+        return []
 
 
 def between(github: GitHub, base: str, head: str) -> list[str]:

@@ -63,7 +63,7 @@ def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
 def _pull_request(event: Mapping[str, Any], github: GitHub) -> Plan:
     request = event["pull_request"]
     made = _of(request, "fork" if _is_fork(request) else "train")
-    made.changed = changes.of_pull_request(github, request["number"])
+    made.changed = changes.of_pull_request(github, request["number"], os.environ.get("GITHUB_SHA", ""))
     if not made.fork:
         made.override = _override(event, github)
     return made
@@ -78,8 +78,8 @@ def _of(request: Mapping[str, Any], lane: str) -> Plan:
 
 def _is_fork(request: Mapping[str, Any]) -> bool:
     """True too where the fork is gone: then nobody can say whose code it is."""
-    head = request["head"].get("repo")
-    return head is None or head["id"] != request["base"]["repo"]["id"]
+    head, base = request["head"].get("repo"), request["base"]["repo"]
+    return head is None or any(head.get(key) != base.get(key) for key in ("id", "full_name"))
 
 
 def _merge_group(event: Mapping[str, Any], github: GitHub) -> Plan:
@@ -134,7 +134,9 @@ def _override(event: Mapping[str, Any], github: GitHub) -> dict[str, Any] | None
     if LABEL not in {label["name"] for label in request.get("labels", [])}:
         return None
     fresh = event.get("action") == "labeled" and event.get("label", {}).get("name") == LABEL
-    given = {"by": event["sender"]["login"], "at": request["updated_at"]} if fresh else _giver(github, request["number"])
+    given = (
+        {"by": event["sender"]["login"], "at": request.get("updated_at", "")} if fresh else _giver(github, request["number"])
+    )
     if given is None or not _may_write(github, given["by"]):
         return None
     return {**given, "fresh": fresh, "label": LABEL}
