@@ -155,7 +155,7 @@ def photographs(root: Path, random: np.random.Generator) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("seed", [2, 4, 6])
 def test_other_seeds_learn_the_digits_too(tmp_path: Path, seed: int) -> None:
     folder = copy_repository(tmp_path / "fork")
     write_params(folder / "params.yaml", train__seed=seed)
