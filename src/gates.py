@@ -181,20 +181,36 @@ def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "C
         value, least = facts.metrics[key], getattr(params, limit)
         main = None if facts.main_metrics is None else facts.main_metrics[key]
         numbers = {"value": value, "limit": least, "main": main}
+        outcome, note = _held(value, least, main)
         if value < least:
-            return _Finding("fail", f"{name} {spell(value)} is under the floor of {spell(least)} (gates.{limit})", numbers)
+            return _Finding(
+                outcome, f"{name} {spell(value)} is under the floor of {spell(least)} (gates.{limit}){note}", numbers
+            )
         return _Finding("pass", f"{name} {spell(value)}, floor {spell(least)}", numbers)
 
     return check
+
+
+def _held(value: float, least: float, main: float | None) -> tuple[Outcome, str]:
+    """Judge a value against a floor. One that main breaks too does not keep a better model out, nor fail an equal one."""
+    if value >= least:
+        return "pass", ""
+    if main is None or main >= least:
+        return "fail", ""
+    if value > main + 1e-9:
+        return "pass", ", but nearer to it than main"
+    return "investigate", ", as is main"
 
 
 def _baseline_margin(facts: Facts, params: Gates) -> _Finding:
     if facts.metrics is None or "baseline" not in facts.metrics:
         return _skipped(_NO_RESULTS)
     margin, least = facts.metrics["baseline"]["margin"], params.min_baseline_margin
-    simple = _percent(facts.metrics["baseline"]["accuracy"])
-    said = f"{_points(margin)} over the logistic regression ({simple}), at least {_points(least)} asked for"
-    return _Finding("fail" if margin < least else "pass", said, {"value": margin, "limit": least})
+    simple = facts.metrics["baseline"]["accuracy"]
+    main = None if facts.main_metrics is None else facts.main_metrics["accuracy"] - simple
+    outcome, note = _held(margin, least, main)
+    said = f"{_points(margin)} over the logistic regression ({_percent(simple)}), at least {_points(least)} asked for{note}"
+    return _Finding(outcome, said, {"value": margin, "limit": least, "main": main})
 
 
 def _model_size(facts: Facts, params: Gates) -> _Finding:
@@ -204,7 +220,8 @@ def _model_size(facts: Facts, params: Gates) -> _Finding:
     main = None if facts.main_metrics is None else facts.main_metrics["model_bytes"] / 2**20
     numbers = {"value": size, "limit": params.max_model_mb, "main": main}
     said = f"model.onnx has {size:.1f} MiB, limit {params.max_model_mb:g}"
-    return _Finding("fail" if size > params.max_model_mb else "pass", said, numbers)
+    outcome, note = _held(-size, -params.max_model_mb, None if main is None else -main)
+    return _Finding(outcome, said + note, numbers)
 
 
 def _data_checks(facts: Facts, _params: Gates) -> _Finding:
@@ -341,8 +358,9 @@ def _part_outcome(
     said = f"{kind} {part.name}: {measure} {_percent(part.value)}"
     said += f", {_percent(part.main)} of main" if part.main is not None else ""
     if part.value < floor:
-        outcomes.append("fail" if part.highest < floor else "investigate")
-        said += f", floor {_percent(floor)}"
+        outcome, note = _held(part.value, floor, part.main)
+        outcomes.append("investigate" if outcome == "fail" and part.highest >= floor else outcome)
+        said += f", floor {_percent(floor)}{note}"
     if part.main is not None and part.main - part.value > drop:
         outcomes.append("fail" if sure else "investigate")
         said += f", at most {_points(-drop)} asked for"
@@ -417,7 +435,9 @@ def _latency(facts: Facts, params: Gates) -> _Finding:
     said = f"latency p95 {p95:.2f} ms, limit {limit:g} ms"
     outcome: Outcome = "pass"
     if p95 > limit:
-        outcome = "fail" if facts.comparable else "investigate"
+        outcome, note = _held(-p95, -limit, None if main is None else -main)
+        outcome = "investigate" if outcome == "fail" and not facts.comparable else outcome
+        said += note
         said += "" if facts.comparable else " (measured on a hosted machine: not comparable with the one that serves)"
     if facts.main_latency:
         ratios = np.array(facts.latency["blocks"]) / np.maximum(facts.main_latency["blocks"], 1e-9)

@@ -124,7 +124,7 @@ def test_a_true_drop_is_found_nearly_always(params: Callable[..., Params]) -> No
     ("changes", "name", "outcome"),
     [
         ({"metrics": {**results(wrong([])), "accuracy": 0.75}}, "accuracy", "fail"),
-        ({"metrics": results(wrong([]), margin=-0.02)}, "baseline_margin", "fail"),
+        ({"metrics": {**results(wrong([])), "baseline": {"accuracy": 0.95, "margin": -0.05}}}, "baseline_margin", "fail"),
         ({"metrics": results(wrong([]), size=200 * 2**20)}, "model_size", "fail"),
         ({"latency": {"p95": 80.0, "blocks": [80.0] * 9}}, "latency", "fail"),
         ({"latency": {"p95": 80.0, "blocks": [5.0] * 9}, "comparable": False}, "latency", "investigate"),
@@ -148,6 +148,20 @@ def test_each_gate_decides(judge: Callable[..., Verdict], changes: dict[str, Any
     assert verdict.verdict == outcome
     others = [found for found in verdict.gates if found.name != name and found.level == "enforce"]
     assert all(found.outcome in ("pass", "skipped") for found in others)
+
+
+def test_a_floor_that_main_breaks_too_keeps_no_better_model_out_and_fails_no_equal_one(
+    judge: Callable[..., Verdict],
+) -> None:
+    weak, weaker = wrong(range(120)), wrong(range(160))
+    better = judge(facts(weak, weaker, metrics=results(weak, margin=-0.2)), max_class_drop=1, max_slice_drop=1)
+    assert better.verdict == "pass"
+    assert "under the floor of 80.00% (gates.min_accuracy), but nearer to it than main" in gate(better, "accuracy").sentence
+    assert gate(better, "baseline_margin").outcome == "pass"
+    equal = judge(facts(weak, weak, metrics=results(weak, margin=-0.2)))
+    assert equal.verdict == "investigate"
+    assert judge(facts(weak, wrong([]), metrics=results(weak, margin=-0.2))).verdict == "fail"
+    assert judge(facts(weak, metrics=results(weak, margin=-0.2))).verdict == "fail"
 
 
 def test_calibration_is_judged_by_its_interval(judge: Callable[..., Verdict]) -> None:
