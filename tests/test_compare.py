@@ -227,6 +227,15 @@ def test_a_crash_is_judged_without_the_results_of_an_earlier_run(fork: Path) -> 
     assert not (fork / "manifest.json").exists()
 
 
+def test_without_a_run_there_is_nothing_to_judge(fork: Path) -> None:
+    compare(fork)
+    (fork / "out/run.json").unlink()
+    done = python(fork, "src.report.judge", OUT, "out/run.json", "out/v.json", "manifest.json", "--metrics", "metrics.json",
+                  "--evaluation", "out/evaluation", "--manifest", "out/m", "--validation", "out/v")  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "judge: out/run.json is missing: run make reproduce first, then make report again\n"
+
+
 def test_a_params_file_that_cannot_be_read_is_a_verdict(fork: Path) -> None:
     compare(fork)
     (fork / "params.yaml").write_text("train: [")

@@ -16,7 +16,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import ROOT
 from standin import BOT, LONGEST_BODY, clone, commit
 from standin import GitHub as StandIn
 
@@ -308,20 +307,6 @@ def test_the_permission_that_github_names_is_passed_on_and_else_it_is_known_by_t
     assert "`checks: read`" in refused("", "commits/abc/check-runs?per_page=100")
     assert "`actions: read`" in refused("", "actions/runs/7/artifacts")
     assert "`contents: read`" in refused("")
-
-
-def test_the_command_posts_and_says_by_what(github: StandIn, api: GitHub, tmp_path: Path) -> None:
-    (tmp_path / "report.md").write_text("the report\n")
-    environment = {**os.environ, "GITHUB_TOKEN": api.token, "GITHUB_API_URL": github.url}
-    command = [sys.executable, "-S", "-m", "src.github.post_comment", "1", str(tmp_path / "report.md")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "#issuecomment-" in done.stdout
-    assert "posted by GitHub's API, not by CML: CML is not on PATH" in done.stdout
-    assert api.token not in done.stdout + done.stderr
-    done = subprocess.run([*command[:-1], "gone.md"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "gone.md" in done.stderr
 
 
 # -- CML from its source ------------------------------------------------------------------------------------------------

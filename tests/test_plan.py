@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from standin import GitHub as Standin
 from standin import clone, commit
 
 from src.command import UserError
 from src.github import changes
 from src.github.api import GitHub
+from src.github.fork_words import PROTECTED
 from src.github.plan import LABEL, Plan, plan
+from src.report.compare import JUDGING
 
 
 @pytest.fixture
@@ -82,6 +85,13 @@ def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> No
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
     assert changes.relevant([path], manifest) == [path]
+
+
+@pytest.mark.parametrize("path", JUDGING)
+def test_what_judges_is_named_to_reviewers_of_a_fork_and_starts_a_report(path: str) -> None:
+    assert (ROOT / path).is_file()
+    assert PROTECTED.match(path)
+    assert changes.relevant([path], ROOT / "manifest.json") == [path]
 
 
 def test_a_list_that_github_cut_may_hide_anything(

@@ -1,8 +1,7 @@
 """The one comment of a pull request: made once, updated after that, never a second one, never somebody else's.
 
 Our comment is known by its first line and by its author. CML posts it (src/github/cml.py) where CML would touch the right
-comment; else, and when CML is missing, fails or hangs, GitHub's API posts the same text, and the result says why. By hand:
-`python3 -m src.github.post_comment`.
+comment; else, and when CML is missing, fails or hangs, GitHub's API posts the same text, and the result says why.
 """
 
 import os
@@ -16,10 +15,10 @@ from typing import Any, Literal
 from src.command import UserError
 from src.github import cml
 from src.github.api import ApiError, GitHub
+from src.github.git import BOT
 from src.github.status import run_url
 
 MARKER = "<!-- model-report -->"
-AUTHOR = "github-actions[bot]"  # whose name a workflow's token writes under
 LARGEST = 65_536  # characters of a comment
 
 _SPARE = 1_000  # for the sentence that says that it was cut, and for what must be closed
@@ -96,7 +95,7 @@ def _first_line(text: str | None) -> str:
 
 
 def _is_ours(comment: Comment) -> bool:
-    return _first_line(comment.get("body")) == MARKER and (comment.get("user") or {}).get("login") == AUTHOR
+    return _first_line(comment.get("body")) == MARKER and (comment.get("user") or {}).get("login") == BOT
 
 
 def _keep_first(api: GitHub, ours: Sequence[Comment]) -> Comment | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.command import UserError
 
-BOT = "github-actions[bot]"
+BOT = "github-actions[bot]"  # whose name a workflow's token writes under
 _MAIL = "41898282+github-actions[bot]@users.noreply.github.com"
 _SECONDS = 300
 

@@ -43,7 +43,9 @@ def judge(
         UserError: a file is damaged, or PLAN is no JSON.
     """
     given = plan.read()
-    told = read_json(run_path, made_by="evaluate") if run_path.is_file() else {}
+    if not run_path.is_file():
+        raise UserError(f"{run_path} is missing: run make reproduce first, then make report again")
+    told = read_json(run_path, made_by="evaluate")
     try:
         params = load(params_path)
     except UserError as error:
