@@ -1,10 +1,13 @@
 """Run the ONNX file that is served, through ONNX Runtime: uint8 images in, probabilities out. No torch here."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 builds for Linux send facts to their maker: read at import
 import onnxruntime as ort
 from numpy.typing import NDArray
 

@@ -19,6 +19,18 @@ from src.files import read_json, sha256
 MODEL = "out/model/model.onnx"
 EVALUATION = "metrics.json"
 ENVIRONMENT = ("requirements/lock.txt", "requirements/torch.txt")
+JUDGING = (  # what decides how models are judged
+    "src/gates.py",
+    "src/inference.py",
+    "src/lineage.py",
+    "src/metrics.py",
+    "src/report/compare.py",
+    "src/report/judge.py",
+    "src/results.py",
+    "src/significance.py",
+    "src/slices.py",
+    "src/stages/evaluate.py",
+)
 _KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")
 
 
@@ -72,6 +84,24 @@ def stale(root: Path) -> list[str]:
     return sorted(differs)
 
 
+def moved(reviewed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two `inputs`: paths, `params.yaml: section`, `stage: command`."""
+    differs = _unequal(reviewed["environment"], now["environment"])
+    nothing: dict[str, Any] = {"cmd": "", "deps": {}, "params": {}}
+    for name in {*reviewed["stages"], *now["stages"]}:
+        one, other = reviewed["stages"].get(name, nothing), now["stages"].get(name, nothing)
+        differs |= {f"{name}: command"} if one["cmd"].split() != other["cmd"].split() else set()
+        differs |= _unequal(one["deps"], other["deps"])
+        for file in {*one["params"], *other["params"]}:
+            sections = _unequal(one["params"].get(file, {}), other["params"].get(file, {}))
+            differs |= {f"{file}: {section}" for section in sections}
+    return sorted(differs)
+
+
+def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    return {key for key in {*one, *other} if one.get(key) != other.get(key)}
+
+
 def _digest_now(root: Path, path: str, made: Mapping[str, str]) -> str | None:
     """Return the MD5 that DVC would record: an output's recorded one, tracked data's from the .dvc file, a file's own."""
     if path in made:
@@ -80,23 +110,38 @@ def _digest_now(root: Path, path: str, made: Mapping[str, str]) -> str | None:
         found: str = _yaml(root / f"{path}.dvc")["outs"][0]["md5"]
         return found
     if (root / path).is_file():
-        return hashlib.md5((root / path).read_bytes(), usedforsecurity=False).hexdigest()
+        return _md5(root / path)
     return None
 
 
-def is_as_recorded(root: Path, folder: str) -> bool:
-    """True when every file of an output folder has the MD5 that dvc.lock records, read anew.
+def is_as_recorded(root: Path, output: str) -> bool:
+    """True when an output, a file or every file of a folder, has the MD5 that dvc.lock records, read anew.
 
     DVC itself trusts a read-only file of its cache without reading it. A folder's digest is that of its sorted list.
     """
-    files = sorted(path for path in (root / folder).rglob("*") if path.is_file())
-    listed = [
-        {"md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(), "relpath": name}
-        for name, path in sorted((path.relative_to(root / folder).as_posix(), path) for path in files)
-    ]
-    found = hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return md5(root / output) == recorded(root).get(output)
+
+
+def md5(output: Path) -> str:
+    """Return the digest that DVC gives a file or a folder."""
+    return _md5(output) if output.is_file() else _md5_of_folder(output)
+
+
+def recorded(root: Path) -> dict[str, str]:
+    """Return the MD5 of each output as dvc.lock records it."""
     stages = _yaml(root / "dvc.lock").get("stages", {}).values()
-    return found in {out["md5"] for stage in stages for out in stage.get("outs", []) if out["path"] == folder}
+    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+
+
+def _md5_of_folder(folder: Path) -> str:
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    listed = [{"md5": _md5(path), "relpath": name} for name, path in files]
+    return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def model_inputs(root: Path) -> set[str]:

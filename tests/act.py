@@ -5,7 +5,8 @@ result = run_workflow(github, "report.yml", "pull_request", github.payload("pull
 What act leaves out is done here: the filters under `on:`, which version of the workflow file counts, read-only tokens
 and empty variables for forks, the record of the run and its checks. act takes one GITHUB_TOKEN for all jobs, so it gets
 a copy of the workflow in which `github.token` of each job is a token of its own, with just that job's `permissions:`.
-Not done: `concurrency`, `environment` rules, the time limits of jobs.
+Not done: `concurrency` (act even refuses a workflow with `queue`, so the copy has none), `environment` rules, the time
+limits of jobs.
 """
 
 import json
@@ -27,7 +28,7 @@ from standin import GitHub
 
 ROOT = Path(__file__).parent.parent
 ACTIONS = Path(__file__).parent / "actions"
-LABELS = ("ubuntu-24.04", "self-hosted", "gpu")
+LABELS = ("ubuntu-24.04", "self-hosted", "gpu", "deploy")
 TYPES = {
     "pull_request": ["opened", "synchronize", "reopened"],
     "merge_group": ["checks_requested"],
@@ -95,6 +96,7 @@ def run_workflow(
         return Result(run_id)
     variables, secrets = ({}, {}) if place.is_fork else (dict(variables or {}), dict(secrets or {}))
     assert not any(TOKEN.search(text) for text in strings({**content, "jobs": {}})), "a token outside of a job"
+    content.pop("concurrency", None)
     for name, job in content["jobs"].items():
         secrets[secret_of(name)] = github.token(permissions(content, job, place.is_fork))
         content["jobs"][name] = with_own_token(name, job)
@@ -179,6 +181,8 @@ def with_own_token(name: str, job: Any) -> Any:
             step["env"] = {**step.get("env", {}), "STANDIN_RUNTIME_TOKEN": "${{ secrets.STANDIN_RUNTIME_TOKEN }}"}
         if step.get("uses", "").startswith("actions/checkout@"):
             step["with"] = {"token": f"${{{{ secrets.{secret_of(name)} }}}}", **step.get("with", {})}
+        if step.get("uses", "").startswith("actions/attest@"):
+            step["with"] = {"github-token": f"${{{{ secrets.{secret_of(name)} }}}}", **step.get("with", {})}
     return job
 
 
@@ -327,5 +331,7 @@ def has_runner(job: Mapping[str, Any], variables: Mapping[str, str], labels: tup
     """Tell whether a job that never ran was skipped by a condition, or found no runner (act says nothing of either)."""
     wanted = job["runs-on"]
     if isinstance(wanted, str) and "${{" in wanted:
-        wanted = json.loads(variables["TRAIN_RUNNER"]) if variables.get("TRAIN_RUNNER") else ["ubuntu-24.04"]
+        named = [variables[name] for name in re.findall(r"vars\.(\w+_RUNNER)", wanted) if variables.get(name)]
+        elsewhere = "!vars.DVC_REMOTE_URL" in wanted and variables.get("DVC_REMOTE_URL")
+        wanted = json.loads(named[0]) if named and not elsewhere else ["ubuntu-24.04"]
     return bool(set([wanted] if isinstance(wanted, str) else wanted) & set(labels))

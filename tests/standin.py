@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 BOT = "github-actions[bot]"
 LONGEST_BODY = 65_536
 LONGEST_DESCRIPTION = 140
+LONGEST_TITLE = 256
 NOBODY = "0" * 40
 IDENTITY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"} | {
     f"GIT_{who}_{what}": value
@@ -113,6 +114,7 @@ class Repository:
             "full_name": self.full_name,
             "owner": user(self.owner),
             "private": True,
+            "visibility": "private",
             "fork": self.parent is not None,
             "default_branch": "main",
             "html_url": f"{self.url}/{self.full_name}",
@@ -157,6 +159,11 @@ class GitHub:
         self._comments: dict[int, list[dict[str, Any]]] = {}
         self._statuses: list[dict[str, Any]] = []
         self._checks: list[dict[str, Any]] = []
+        self.issues: dict[int, dict[str, Any]] = {}
+        self.has_issues = True
+        self.deployments: dict[int, dict[str, Any]] = {}
+        self.attestations: list[dict[str, Any]] = []
+        self.private = True
         self._artifacts: dict[int, tuple[dict[str, Any], bytes]] = {}
         self._faults: list[tuple[str, int]] = []
         self._ids = iter(range(1_000, 10**9))
@@ -207,12 +214,30 @@ class GitHub:
         home = self.repositories[fork or self.repository.full_name]
         assert home.sha(branch), f"{home.full_name} has no branch {branch}: push it first"
         with self.lock:
-            pull = Pull(max(self.pulls, default=0) + 1, base, branch, home, author=author, **more)
+            pull = Pull(self.next_number(), base, branch, home, author=author, **more)
             self.pulls[pull.number] = pull
         for label in labels:
             self.add_label(pull.number, label)
         self.refresh()
         return pull.number
+
+    def next_number(self) -> int:
+        """Return the next number: pull requests and issues share one row of them."""
+        return max([*self.pulls, *self.issues], default=0) + 1
+
+    def open_issue(self, title: str, body: str = "", login: str = "someone") -> int:
+        """Open an issue; returns its number."""
+        with self.lock:
+            number = self.next_number()
+            address = f"{self.repository.full_name}/issues/{number}"
+            issue = {"number": number, "title": title, "body": body, "user": user(login), "state": "open", "labels": []}
+            issue |= {"url": f"{self.url}/repos/{address}", "html_url": f"{self.server_url}/{address}", "created_at": now()}
+            self.issues[number] = issue | {"state_reason": None}
+        return number
+
+    def deployed(self, environment: str) -> list[dict[str, Any]]:
+        """Return the deployments of an environment, newest first, each with its statuses, newest first."""
+        return [one for one in reversed(self.deployments.values()) if one["environment"] == environment]
 
     def add_label(self, number: int, label: str, by: str = "maintainer") -> None:
         self._label(number, label, by, "labeled")
@@ -355,7 +380,8 @@ class GitHub:
         merge_group: number; workflow_run: run_id, action="completed".
         """
         sender = user(options.get("sender", "author"))
-        common = {"repository": self.repository.shown(), "sender": sender}
+        shown = self.repository.shown() | {"private": self.private, "visibility": "private" if self.private else "public"}
+        common = {"repository": shown, "sender": sender}
         return {**getattr(self, f"_{event}_payload")(**options), **common}
 
     def _pull_request_payload(
@@ -446,6 +472,11 @@ class GitHub:
             raise RefusedError(404, "Not Found")
         return self.pulls[number]
 
+    def require_thread(self, number: int) -> None:
+        """Refuse the number of what is neither a pull request nor an issue."""
+        if number not in self.issues:
+            self.pull(number)
+
     def show_pull(self, pull: Pull) -> dict[str, Any]:
         repository, head, base = self.repository, pull.head.sha(pull.branch), self.repository.sha(pull.base)
         merge = repository.sha(f"refs/pull/{pull.number}/merge")
@@ -527,13 +558,13 @@ def show_repository(github: GitHub, call: Call) -> Answer:
 
 @route("GET", "/issues/{number}/comments", *TALK)
 def list_comments(github: GitHub, call: Call, number: str) -> Answer:
-    github.pull(int(number))
+    github.require_thread(int(number))
     return 200, github.comments(int(number))
 
 
 @route("POST", "/issues/{number}/comments", *TALK)
 def create_comment(github: GitHub, call: Call, number: str) -> Answer:
-    github.pull(int(number))
+    github.require_thread(int(number))
     made = github.add_comment(int(number), checked_body(call), call.login)
     return 201, find_comment(github, str(made))[1]
 
@@ -558,7 +589,7 @@ def delete_comment(github: GitHub, call: Call, comment: str) -> Answer:
 
 
 def find_comment(github: GitHub, comment: str) -> tuple[int, dict[str, Any]]:
-    for number in github.pulls:
+    for number in [*github.pulls, *github.issues]:
         for one in github.comments(number):
             if str(one["id"]) == comment:
                 return number, one
@@ -580,8 +611,53 @@ def invalid(resource: str, name: str, message: str) -> RefusedError:
     )
 
 
+@route("GET", "/issues", "issues")
+def list_issues(github: GitHub, call: Call) -> Answer:
+    require_issues(github)
+    state, creator = call.query.get("state", "open"), call.query.get("creator")
+    requests = [{**github.show_pull(pull), "pull_request": {}} for pull in github.pulls.values()]
+    known = sorted([*github.issues.values(), *requests], key=lambda one: one["number"])
+    kept = [one for one in known if state in ("all", one["state"]) and creator in (None, one["user"]["login"])]
+    return 200, kept if call.query.get("direction") == "asc" else kept[::-1]
+
+
+@route("POST", "/issues", "issues")
+def create_issue(github: GitHub, call: Call) -> Answer:
+    require_issues(github)
+    number = github.open_issue(checked_title(call), call.body.get("body") or "", call.login)
+    return 201, github.issues[number]
+
+
+@route("PATCH", "/issues/{number}", "issues")
+def update_issue(github: GitHub, call: Call, number: str) -> Answer:
+    if int(number) not in github.issues:
+        raise RefusedError(404, "Not Found")
+    if call.body.get("state", "open") not in ("open", "closed"):
+        raise invalid("Issue", "state", "state is not included in the list")
+    if "title" in call.body:
+        checked_title(call)
+    github.issues[int(number)] |= call.body
+    return 200, github.issues[int(number)]
+
+
+def require_issues(github: GitHub) -> None:
+    if not github.has_issues:
+        raise RefusedError(410, "Issues has been disabled in this repository.")
+
+
+def checked_title(call: Call) -> str:
+    title, body = call.body.get("title"), call.body.get("body") or ""
+    if not isinstance(title, str) or not title.strip() or len(title) > LONGEST_TITLE:
+        raise invalid("Issue", "title", f"title is missing or too long (maximum is {LONGEST_TITLE} characters)")
+    if len(body) > LONGEST_BODY:
+        raise invalid("Issue", "body", f"body is too long (maximum is {LONGEST_BODY} characters)")
+    return title
+
+
 @route("GET", "/issues/{number}", *TALK)
 def show_issue(github: GitHub, call: Call, number: str) -> Answer:
+    if int(number) in github.issues:
+        return 200, github.issues[int(number)]
     shown = github.show_pull(github.pull(int(number)))
     keys = ("number", "state", "title", "body", "user", "labels", "html_url")
     return 200, {**{key: shown[key] for key in keys}, "pull_request": {"url": shown["url"]}}
@@ -726,6 +802,74 @@ def combined_status(github: GitHub, call: Call, ref: str) -> Answer:
     states = {status["state"] for status in latest.values()}
     state = "failure" if states & {"failure", "error"} else "pending" if states != {"success"} else "success"
     return 200, {"sha": sha, "state": state, "total_count": len(latest), "statuses": list(latest.values())}
+
+
+@route("GET", "/deployments", "deployments")
+def list_deployments(github: GitHub, call: Call) -> Answer:
+    asked = {key: call.query[key] for key in ("environment", "sha", "ref", "task") if key in call.query}
+    found = [one for one in reversed(github.deployments.values()) if all(one[key] == value for key, value in asked.items())]
+    return 200, [{key: value for key, value in one.items() if key != "statuses"} for one in found]
+
+
+@route("POST", "/deployments", "deployments")
+def create_deployment(github: GitHub, call: Call) -> Answer:
+    given = call.body
+    sha = github.repository.sha(given["ref"])
+    if sha is None:
+        raise RefusedError(422, f"No ref found for: {given['ref']}")
+    checks = {check["name"]: check["conclusion"] for check in github.checks(sha)}
+    required = given.get("required_contexts", list(checks))  # without a list, all that is known of the commit
+    if any(checks.get(name) != "success" for name in required):
+        raise RefusedError(409, "Conflict: Commit status checks failed for " + given["ref"])
+    if len(given.get("description") or "") > LONGEST_DESCRIPTION:
+        raise invalid("Deployment", "description", "description is too long")
+    usual = {"task": "deploy", "environment": "production", "payload": {}, "description": None}
+    made = {key: given.get(key, value) for key, value in usual.items()}
+    switches = {"production_environment": made["environment"] == "production", "transient_environment": False}
+    made |= {key: given.get(key, value) for key, value in switches.items()}
+    made |= {"id": next(github._ids), "sha": sha, "ref": given["ref"], "creator": user(call.login), "created_at": now()}
+    github.deployments[made["id"]] = {**made, "statuses": []}
+    return 201, made
+
+
+@route("GET", "/deployments/{number}/statuses", "deployments")
+def list_deployment_statuses(github: GitHub, call: Call, number: str) -> Answer:
+    return 200, find_deployment(github, number)["statuses"]
+
+
+@route("POST", "/deployments/{number}/statuses", "deployments")
+def create_deployment_status(github: GitHub, call: Call, number: str) -> Answer:
+    given, deployment = call.body, find_deployment(github, number)
+    if given.get("state") not in ("error", "failure", "inactive", "in_progress", "queued", "pending", "success"):
+        raise invalid("DeploymentStatus", "state", "state is not included in the list")
+    if len(given.get("description") or "") > LONGEST_DESCRIPTION:
+        raise invalid("DeploymentStatus", "description", "description is too long (maximum is 140 characters)")
+    for key in ("log_url", "environment_url"):
+        if given.get(key) and not re.match(r"https?://", given[key]):
+            raise invalid("DeploymentStatus", key, f"{key} must use http(s) scheme")
+    status = {"id": next(github._ids), "creator": user(call.login), "created_at": now(), **given}
+    deployment["statuses"].insert(0, status)
+    if given["state"] == "success" and given.get("auto_inactive", True):
+        for other in github.deployed(deployment["environment"]):  # GitHub spares those of production environments
+            if other is not deployment and not other["production_environment"] and states_of(other)[:1] == ["success"]:
+                other["statuses"].insert(0, {**status, "id": next(github._ids), "state": "inactive"})
+    return 201, status
+
+
+def find_deployment(github: GitHub, number: str) -> dict[str, Any]:
+    if not number.isdecimal() or int(number) not in github.deployments:
+        raise RefusedError(404, "Not Found")
+    return github.deployments[int(number)]
+
+
+def states_of(deployment: Mapping[str, Any]) -> list[str]:
+    return [status["state"] for status in deployment["statuses"]]
+
+
+@route("POST", "/attestations", "attestations")
+def create_attestation(github: GitHub, call: Call) -> Answer:
+    github.attestations.append(call.body["bundle"])
+    return 201, {"id": next(github._ids)}
 
 
 @route("POST", "/check-runs", "checks")
@@ -1052,7 +1196,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, blob[1], {"Content-Type": "application/zip"}) if blob else self._send(404)
         if token != github.runtime_token:
             return self._send(401)
-        run, name = int(parts[0]), parts[1]
+        run, name = int(parts[0]), parts[1] if len(parts) > 1 else ""
+        if self.command == "GET" and not name:
+            return self._send(200, json.dumps(list(github.artifacts(run))).encode())
         held = [number for number, (one, _) in github._artifacts.items() if is_of(one, run, name)]
         if self.command == "GET":
             return self._send(200, github._artifacts[held[-1]][1]) if held else self._send(404)

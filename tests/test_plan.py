@@ -15,7 +15,7 @@ from src.github import changes
 from src.github.api import GitHub
 from src.github.fork_words import PROTECTED
 from src.github.plan import LABEL, Plan, plan
-from src.report.compare import JUDGING
+from src.lineage import JUDGING
 
 
 @pytest.fixture

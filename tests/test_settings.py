@@ -59,6 +59,7 @@ class Site:
         self.policies: list[dict[str, Any]] = []
         self.labels: dict[str, Any] = {"bug": {"name": "bug"}}
         self.environments: dict[str, dict[str, Any]] = {}
+        self.branches: dict[str, list[dict[str, Any]]] = {}
         self.variables: dict[str, str] = {}
         self.runners: list[Any] = []
         self.workflows = {path.name: "active" for path in (ROOT / ".github" / "workflows").glob("*.yml")}
@@ -148,6 +149,8 @@ class Site:
         return (200, self.labels[name]) if method == "GET" and name in self.labels else (404, {"message": "Not Found"})
 
     def environment(self, method: str, name: str, body: Any) -> tuple[int, Any]:
+        if name.endswith("/deployment-branch-policies"):
+            return self.branch_policies(method, name.partition("/")[0], body)
         if method == "PUT":  # replaces all that protects it
             rules: list[Any] = []
             if body.get("wait_timer"):
@@ -160,6 +163,16 @@ class Site:
         if name.endswith("/secrets") and method == "GET":
             return 200, {"total_count": 0, "secrets": []}
         return (200, self.environments[name]) if name in self.environments else (404, {"message": "Not Found"})
+
+    def branch_policies(self, method: str, name: str, body: Any) -> tuple[int, Any]:
+        policy = self.environments.get(name, {}).get("deployment_branch_policy") or {}
+        if not policy.get("custom_branch_policies"):
+            return 404, {"message": "Not Found"}
+        branches = self.branches.setdefault(name, [])
+        if method == "POST":
+            branches.append(body)
+            return 200, body
+        return 200, {"total_count": len(branches), "branch_policies": branches}
 
     @staticmethod
     def page(items: list[Any], query: dict[str, list[str]]) -> list[Any]:
@@ -306,6 +319,10 @@ def test_settings_make_everything_right_once_and_the_doctor_only_looks(site: Sit
         ("POST", "labels"),
         ("PUT", "environments/fork-training"),
         ("PUT", "actions/permissions"),
+        ("PUT", "environments/production"),
+        ("POST", "environments/production/deployment-branch-policies"),
+        ("PUT", "environments/staging"),
+        ("POST", "environments/staging/deployment-branch-policies"),
         ("PUT", "environments/training"),
         ("POST", "actions/policies"),
     ]
@@ -585,11 +602,46 @@ def test_the_files_name_what_the_workflows_use() -> None:
     text = "\n".join(path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml"))
     variables = json.loads((SETTINGS / "variables.json").read_text())
     assert {variable["name"] for variable in variables} == set(re.findall(r"vars\.(\w+)", text))
-    assert set(re.findall(r"secrets\.(\w+)", text)) == {"DVC_REMOTE_CONFIG"}
+    mlflow = {f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN")}
+    secrets = set(re.findall(r"secrets\.(\w+)", text))
+    assert secrets == {"DVC_REMOTE_CONFIG", "REGISTRY_TOKEN", *mlflow}
+    document = (ROOT / "docs" / "settings.md").read_text()
+    assert all(f"`{secret}`" in document for secret in secrets)
     assert json.loads((SETTINGS / "label-override.json").read_text())["name"] in text
     for variable in variables:
         assert re.fullmatch(variable["pattern"], variable["example"]), variable["name"]
         assert not re.fullmatch(variable["pattern"], "https://me:pw@host/x"), variable["name"]
+
+
+def test_both_workflows_hand_on_every_variable_that_a_deployment_reads() -> None:
+    read = set(re.findall(r'"((?:DEPLOY|CANARY)_[A-Z_]+|MODEL_NAME)"', (ROOT / "src/release/settings.py").read_text()))
+    assert len(read) > 10
+    for name in ("deploy.yml", "rollback.yml"):
+        content = YAML(typ="safe").load((ROOT / ".github" / "workflows" / name).read_text())
+        handed = {key: value for key, value in content["env"].items() if value == f"${{{{ vars.{key} }}}}"}
+        assert read - {"DEPLOY_ENVIRONMENT"} <= set(handed), name
+
+
+@pytest.mark.slow
+@needs_gh
+def test_production_is_for_main_alone_and_keeps_its_reviewers(site: Site, command: Run) -> None:
+    reviewer = {"type": "User", "reviewer": {"id": 9}}
+    site.environments["production"] = {
+        "protection_rules": [{"type": "required_reviewers", "reviewers": [reviewer]}],
+        "deployment_branch_policy": None,
+    }
+    site.environments["staging"] = {
+        "protection_rules": [],
+        "deployment_branch_policy": {"protected_branches": True, "custom_branch_policies": False},
+    }
+    assert "the environment production takes jobs of any branch" in command("doctor").stdout
+    assert command("settings", "--yes").returncode == 0
+    assert site.environments["production"]["protection_rules"][0]["reviewers"] == [reviewer]
+    assert site.branches == {"production": [{"name": "main"}]}
+    assert site.environments["staging"]["deployment_branch_policy"]["protected_branches"]
+    site.requests.clear()
+    assert command("settings", "--yes").returncode == 0
+    assert site.writes() == []
 
 
 def test_every_setting_has_its_place_in_the_document() -> None:

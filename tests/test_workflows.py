@@ -1,6 +1,6 @@
 """The workflow files keep their rules, and each rule catches what it is for: python -m pytest tests/test_workflows.py
 
-They are run for real by tests/test_workflow_runs.py.
+They are run for real by tests/test_workflow_runs.py and tests/test_deploy_runs.py.
 """
 
 import re
@@ -19,14 +19,19 @@ from ruamel.yaml import YAML
 FOLDER = ROOT / ".github" / "workflows"
 FILES = sorted(FOLDER.glob("*.y*ml"))
 HOSTED = re.compile(r"(ubuntu|windows|macos)-[\w.]+")
-ACTIONS = {"actions/checkout", "actions/upload-artifact", "actions/download-artifact"}
+ACTIONS = {"actions/attest", "actions/checkout", "actions/upload-artifact", "actions/download-artifact"}
 TRIGGERS = {"pull_request", "merge_group", "push", "workflow_dispatch", "workflow_run"}
 IGNORES = {("report-comment.yml", "dangerous-triggers")}
 WRITES = {
+    ("deploy.yml", "attest"): {"attestations", "id-token"},
+    ("deploy.yml", "build"): {"packages"},
+    ("deploy.yml", "record"): {"deployments", "issues"},
     ("report-comment.yml", "comment"): {"pull-requests", "statuses"},
     ("report.yml", "plan"): {"statuses"},
     ("report.yml", "publish"): {"actions", "contents", "pull-requests", "statuses"},
+    ("rollback.yml", "record"): {"deployments", "issues"},
 }
+RELEASES = ("deploy.yml", "rollback.yml")
 
 
 def read(text: str) -> Any:
@@ -148,7 +153,7 @@ def shared_dvc(text: str) -> Iterator[str]:
     """A job that runs DVC keeps its site cache to itself: the default is a folder that everyone may write pickles to."""
     for name, job in jobs(read(text)):
         runs = "\n".join(str(step.get("run", "")) for step in job.get("steps", []))
-        if re.search(r"dvc|src\.(reproduce|storage|report)|make (report|reproduce)", runs):
+        if re.search(r"dvc|src\.(reproduce|storage|report|release\.verify)|make (report|reproduce)", runs):
             where = str(job.get("env", {}).get("DVC_SITE_CACHE_DIR", ""))
             if not where.startswith(("${{ github.workspace }}/", "${{ runner.temp }}/")):
                 yield name
@@ -361,6 +366,13 @@ BAD = [
     (shared_dvc, "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n", "      A: b\n"),
     (shared_dvc, "${{ github.workspace }}/site", "/var/tmp/dvc"),
     (shared_dvc, "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n", "      A: b\n", "dvc repro", "make report"),
+    (
+        shared_dvc,
+        "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n",
+        "      A: b\n",
+        "dvc repro",
+        "python -m src.release.verify out/release",
+    ),
     (forgotten_jobs, "if: always()", "if: success()"),
     (forgotten_jobs, "needs: [one]", "needs: []"),
     (unexplained_ignores, "pull_request:", "pull_request: # zizmor: ignore[dangerous-triggers]"),
@@ -390,10 +402,18 @@ def test_a_rule_catches_what_it_is_for(case: tuple[Any, ...]) -> None:
     assert list(rule(text))
 
 
-def test_the_gpu_lane_may_be_self_hosted_and_a_fork_does_not_reach_it() -> None:
+OWN_MACHINES = {
+    "report.yml": {"train"},
+    "deploy.yml": {"verify", "register", "staging", "deploy"},
+    "rollback.yml": {"rollback"},
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_listed_jobs_may_be_self_hosted_and_no_others(file: Path) -> None:
     """The rule about forks would hold as well if nothing could ever run on one's own machine."""
-    content = read((FOLDER / "report.yml").read_text())
-    assert {name for name, job in jobs(content) if may_be_self_hosted(job)} == {"train"}
+    content = read(file.read_text())
+    assert {name for name, job in jobs(content) if may_be_self_hosted(job)} == OWN_MACHINES.get(file.name, set())
 
 
 def test_only_the_listed_jobs_may_write_and_only_what_is_listed() -> None:
@@ -414,10 +434,45 @@ def test_only_one_workflow_starts_after_another_and_has_all_its_names_right() ->
 
 
 def test_jobs_that_hold_a_write_token_run_no_installed_code() -> None:
-    """They use the standard library of whatever python3 there is: no environment, no packages, no model."""
-    for name, job in WRITES:
+    """They use the standard library of whatever python3 there is: no environment, no packages, no model.
+
+    The one that builds an image cannot, and may write nothing else than images.
+    """
+    for (name, job), writes in WRITES.items():
+        if writes == {"packages"}:
+            continue
         for step in read((FOLDER / name).read_text())["jobs"][job]["steps"]:
             assert re.match(r"python3 -m src\.github\.\w+|curl ", step.get("run", "curl ")), step["run"]
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_what_changes_production_waits_for_its_turn_and_is_never_cancelled(name: str) -> None:
+    content = read((FOLDER / name).read_text())
+    assert content["concurrency"] == {"group": "deploy-production", "cancel-in-progress": False, "queue": "max"}
+    assert triggers(content) <= {"push", "workflow_dispatch"}
+    first = next(iter(content["jobs"].values()))
+    assert "github.ref == format('refs/heads/{0}', github.event.repository.default_branch)" in first["if"]
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_never_trains_and_restores_no_cache(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    assert not re.search(r"make (reproduce|report)|src\.reproduce|dvc repro|actions/cache|cache:", text)
+
+
+def test_an_image_is_verified_before_it_runs_and_no_code_of_ours_meets_the_signing_token() -> None:
+    content = read((FOLDER / "deploy.yml").read_text())
+    assert not [step for step in content["jobs"]["attest"]["steps"] if "run" in step or "checkout" in step.get("uses", "")]
+    deploying = [name for name, step in steps(content) if "src.release.deploy" in step.get("run", "")]
+    assert deploying == ["staging", "deploy"]
+    for name in deploying:
+        job = content["jobs"][name]
+        runs = [step.get("run", "") for step in job["steps"]]
+        assert runs.index(".venv/bin/python -m src.github.attested out/release") < runs.index(
+            ".venv/bin/python -m src.release.deploy out/release"
+        )
+        assert "attest" in job["needs"]
+        assert "needs.attest.result == 'success' || needs.attest.result == 'skipped'" in job["if"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -312,14 +312,21 @@ def _environment(file: str, repository: Repository) -> Iterator[Finding]:
     have = _there(repository.gh, f"environments/{quote(name, safe='')}")
     rules = {rule["type"]: rule for rule in (have or {}).get("protection_rules", [])}
     asked = rules.get("required_reviewers", {}).get("reviewers", [])
-    if have and (asked or not guarded):
+    policy = (have or {}).get("deployment_branch_policy")
+    bounded = policy is not None or want["deployment_branch_policy"] is None
+    if have and (asked or not guarded) and bounded:
         yield Finding("ok", required, f"the environment {name} exists" + (" and asks a reviewer" if asked else ""))
+        yield from _environment_branch(name, policy or {}, repository)
         return
-    body = want | _part(have or {}, ["deployment_branch_policy"])
+    body = want | ({"deployment_branch_policy": policy} if policy else {})
     if "wait_timer" in rules:
         body["wait_timer"] = rules["wait_timer"]["wait_timer"]
     sentence = f"the environment {name} does not exist yet; the first run would make it"
-    if guarded:
+    if have and not bounded:
+        sentence = f"the environment {name} takes jobs of any branch, which could use what it holds"
+    if asked:
+        body["reviewers"] = [{"type": who["type"], "id": who["reviewer"]["id"]} for who in asked]
+    elif guarded:
         login, number = repository.owner
         body["reviewers"] = [
             {**person, "id": number} if person["id"] == "@owner" else person for person in want["reviewers"]
@@ -328,6 +335,21 @@ def _environment(file: str, repository: Repository) -> Iterator[Finding]:
     yield Finding(
         "differs" if have else "missing", required, sentence, *repository.change("PUT", f"environments/{name}", body, file)
     )
+    yield from _environment_branch(name, body["deployment_branch_policy"] or {}, repository)
+
+
+def _environment_branch(name: str, policy: dict[str, bool], repository: Repository) -> Iterator[Finding]:
+    """Where an environment lists its branches, the default branch must be one of them."""
+    if not policy.get("custom_branch_policies"):
+        return
+    path = f"environments/{quote(name, safe='')}/deployment-branch-policies"
+    listed = (_there(repository.gh, f"{path}?per_page=100") or {}).get("branch_policies", [])
+    if any(one["name"] == repository.branch for one in listed):
+        yield Finding("ok", False, f"the environment {name} takes jobs of {repository.branch}")
+        return
+    body = {"name": repository.branch}
+    sentence = f"the environment {name} takes no job of {repository.branch}"
+    yield Finding("missing", False, sentence, *repository.change("POST", path, body, "deployment-branch.json"))
 
 
 @cache
@@ -365,13 +387,18 @@ def _secret(repository: Repository) -> Iterator[Finding]:
 
 
 def _runners(repository: Repository) -> Iterator[Finding]:
-    labels = _labels(_values(repository).get("TRAIN_RUNNER", ""))
+    for name in ("TRAIN_RUNNER", "DEPLOY_RUNNER"):
+        yield from _runner(name, repository)
+
+
+def _runner(name: str, repository: Repository) -> Iterator[Finding]:
+    labels = _labels(_values(repository).get(name, ""))
     if not labels or all(re.match(r"(ubuntu|windows|macos)-", label) for label in labels):
         return
     if repository.public:
         mend = ("repo", "edit", repository.name, "--visibility", "private", "--accept-visibility-change-consequences")
         sentence = (
-            "this repository is PUBLIC and TRAIN_RUNNER names a machine of yours, which GitHub advises against: a pull "
+            f"this repository is PUBLIC and {name} names a machine of yours, which GitHub advises against: a pull "
             "request may rewrite a workflow, and only the hook on the machine keeps strangers out. See docs/runner.md"
         )
         yield Finding("warning", False, sentence, repository.gh.command(*mend))

@@ -12,9 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +29,8 @@ from src.files import check_outputs, replacing, sha256, write_json
 from src.inference import Model
 from src.params import Evaluate, load
 from src.versioning import dvc
+from src.worktree import checked_out, git, share_dvc
 
-JUDGING = (
-    "src/gates.py",
-    "src/inference.py",
-    "src/metrics.py",
-    "src/report/compare.py",
-    "src/report/judge.py",
-    "src/results.py",
-    "src/significance.py",
-    "src/slices.py",
-    "src/stages/evaluate.py",
-)
 _BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
 _FETCHED = ("out/model", "out/manifest.parquet")
 _DECIDING = ("prepare", "validate", "train", "evaluate")
@@ -75,7 +63,8 @@ def compare(base: str, out: Path, paths: Paths) -> None:
         try:
             if not facts["commit"]:
                 raise NoModelError(facts["why"])
-            with _tree_of(facts["commit"]) as tree:
+            with checked_out(facts["commit"]) as tree:
+                share_dvc(tree)
                 facts |= _fetch(tree, fresh)
                 facts |= _answer(fresh, paths)
                 facts["found"] = True
@@ -100,7 +89,7 @@ def _tell(facts: dict[str, Any]) -> str:
 
 def _history(base: str, params: Path) -> dict[str, Any]:
     names = [base, base.removeprefix("origin/")]  # a repository without a remote has its own main
-    commit = next(filter(None, (_git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") for name in names)), "")
+    commit = next(filter(None, (git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") for name in names)), "")
     facts: dict[str, Any] = {
         "behind": 0,
         "commit": commit,
@@ -113,11 +102,11 @@ def _history(base: str, params: Path) -> dict[str, Any]:
         "same_test_set": False,
         "why": "" if commit else f"there is no branch {base} here: fetch it, or name another with BASE=",
     }
-    fork_point = _git("merge-base", "HEAD", commit) if commit else ""
+    fork_point = git("merge-base", "HEAD", commit) if commit else ""
     if not fork_point:
         return facts
     facts["merge_base"] = fork_point
-    facts["behind"] = int(_git("rev-list", "--count", f"HEAD..{commit}"))
+    facts["behind"] = int(git("rev-list", "--count", f"HEAD..{commit}"))
     with suppress(UserError):  # a dvc.yaml that cannot be read has failed the pipeline already
         facts["moved_inputs"] = _moved(fork_point, commit, params)
     facts["judging_changed"] = _judging_changed(fork_point, params)
@@ -126,8 +115,8 @@ def _history(base: str, params: Path) -> dict[str, Any]:
 
 def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
     """Return what the model depends on and main has changed since, where this working tree has not the same already."""
-    changed = set(_git("diff", "--name-only", fork_point, commit).splitlines()) & lineage.model_inputs(Path())
-    moved = sorted(path for path in changed - {str(params)} if _git("show", f"{commit}:{path}") != _text(Path(path)))
+    changed = set(git("diff", "--name-only", fork_point, commit).splitlines()) & lineage.model_inputs(Path())
+    moved = sorted(path for path in changed - {str(params)} if git("show", f"{commit}:{path}") != _text(Path(path)))
     if str(params) in changed:
         then, now, here = _sections(fork_point, params), _sections(commit, params), _sections("", params)
         names = [name for name in _DECIDING if then.get(name) != now.get(name) != here.get(name)]
@@ -137,7 +126,7 @@ def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
 
 def _judging_changed(fork_point: str, params: Path) -> list[str]:
     """Return what decides how models are judged and this working tree has changed."""
-    changed = set(_git("diff", "--name-only", fork_point).splitlines()) & set(JUDGING)
+    changed = set(git("diff", "--name-only", fork_point).splitlines()) & set(lineage.JUDGING)
     then, here = _sections(fork_point, params), _sections("", params)
     # where main had no such section, there is nothing that could have been weakened
     sections = [name for name in ("evaluate", "gates") if name in then and then[name] != here.get(name)]
@@ -146,7 +135,7 @@ def _judging_changed(fork_point: str, params: Path) -> list[str]:
 
 def _sections(commit: str, params: Path) -> dict[str, Any]:
     """Read params.yaml of a commit, or of the working tree for an empty name; {} where there is none to read."""
-    text = _git("show", f"{commit}:{params}") if commit else _text(params)
+    text = git("show", f"{commit}:{params}") if commit else _text(params)
     try:
         content = YAML(typ="safe", pure=True).load(text)
     except Exception:  # an earlier commit may hold anything
@@ -156,41 +145,6 @@ def _sections(commit: str, params: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     return path.read_text(errors="replace").strip() if path.is_file() else ""
-
-
-def _git(*arguments: str) -> str:
-    """Return what git prints, stripped; empty when it fails."""
-    asked = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=False)
-    return asked.stdout.strip() if asked.returncode == 0 else ""
-
-
-@contextmanager
-def _tree_of(commit: str) -> Iterator[Path]:
-    """Yield a folder that holds main's commit, with this repository's DVC cache and remotes."""
-    holder = Path(tempfile.mkdtemp(prefix="main-"))
-    tree = holder / "tree"
-    try:
-        made = subprocess.run(
-            ["git", "worktree", "add", "--quiet", "--detach", str(tree), commit], capture_output=True, text=True, check=False
-        )
-        if made.returncode:
-            raise UserError(
-                f"git worktree add failed ({made.stderr.strip()[-200:]}): free the disk, or run git worktree prune"
-            )
-        _share_dvc(tree)
-        yield tree
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
-        _git("worktree", "prune")
-
-
-def _share_dvc(tree: Path) -> None:
-    own = Path(".dvc/config.local")
-    if (tree / ".dvc").is_dir():
-        if own.is_file():
-            shutil.copy(own, tree / ".dvc" / "config.local")
-        cache = dvc("cache", "dir", capture=True).stdout.strip()
-        dvc("cache", "dir", "--local", "--quiet", str(Path(cache).resolve()), folder=tree, capture=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

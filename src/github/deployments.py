@@ -1,0 +1,83 @@
+"""Deployments on GitHub: what is where since when, by whose hand, with the whole record as payload.
+
+GitHub makes a deployment of its own for each job that names an environment; ours are those with a record.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from src.github.api import GitHub
+from src.github.git import BOT
+from src.github.outcomes import checked
+from src.github.status import run_url
+
+_LOOKED_AT = 50  # deployments, the newest first
+_LONGEST = 140  # characters of a description
+
+
+def add(github: GitHub, record: Mapping[str, Any], ok: bool, sentence: str, url: str = "") -> None:
+    """Make a deployment of a record, and say how it ended; success makes the one before it inactive.
+
+    Raises:
+        ApiError: GitHub refuses, or does not answer.
+    """
+    environment = record["environment"]
+    before = _live(github, environment) if ok else None
+    made = github.post(
+        "deployments",
+        {
+            "ref": record["commit"],
+            "task": record["what"],
+            "environment": environment,
+            "payload": dict(record),
+            "description": _cut(f"version {record['version']}"),
+            "auto_merge": False,
+            "required_contexts": [],  # the release verified the commit itself
+            "production_environment": environment == "production",
+            "transient_environment": False,
+        },
+    )
+    status = {"state": "success" if ok else "failure", "description": _cut(sentence), "log_url": run_url()}
+    if url.startswith(("http://", "https://")):
+        status["environment_url"] = url
+    github.post(f"deployments/{made['id']}/statuses", status)
+    if before:  # GitHub does that by itself for all environments but production ones
+        github.post(f"deployments/{before[0]}/statuses", {"state": "inactive", "log_url": run_url()})
+
+
+def live(github: GitHub, environment: str = "production") -> dict[str, Any] | None:
+    """Return the record of what an environment runs; None where no deployment of ours is active.
+
+    Raises:
+        ApiError: GitHub refuses, or does not answer.
+    """
+    found = _live(github, environment)
+    return found[1] if found else None
+
+
+def _live(github: GitHub, environment: str) -> tuple[int, dict[str, Any]] | None:
+    for number, record in _ours(github, environment):
+        if _states(github, number)[:1] == ["success"]:
+            return number, record
+    return None
+
+
+def _ours(github: GitHub, environment: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for deployment in islice(github.pages("deployments", environment=environment), _LOOKED_AT):
+        if (deployment.get("creator") or {}).get("login") != BOT:
+            continue
+        try:
+            payload = deployment["payload"]
+            yield deployment["id"], checked(json.loads(payload) if isinstance(payload, str) else payload)
+        except (ValueError, KeyError, TypeError):
+            continue  # one that GitHub made itself, or somebody else's
+
+
+def _states(github: GitHub, number: int) -> list[str]:
+    return [str(status["state"]) for status in github.pages(f"deployments/{number}/statuses")]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -1,0 +1,1 @@
+"""From a merged commit to production and back: verify, register, build, deploy, rollback, status."""

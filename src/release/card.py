@@ -1,0 +1,142 @@
+"""The model card: what a registered version is, how good, where weak, and where it came from, as Markdown for MLflow.
+
+Its sections follow "Model Cards for Model Reporting" (Mitchell et al., 2019), as far as the reviewed numbers can fill them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from src.release.reviewed import Release
+
+LARGEST = 5000  # characters; the column of MLflow's database
+_SHOWN = 20  # classes that are named
+_FEW = 20  # test images of a class or slice under which its number says little
+
+Row = Mapping[str, Any]
+
+
+def write(release: Release, card: Row, metrics: Row, manifest: Row) -> str:
+    """Return the model card in at most LARGEST characters; `card` is card.json, `metrics` metrics.json."""
+    sections = (
+        _opening(release, card),
+        ["## Numbers", *_numbers(card, metrics)],
+        ["## Limits of use", *_limits(card, metrics)],
+        ["## Verdict", *_verdict(release, manifest)],
+        ["## Data and training", *_making(card, metrics, manifest)],
+        ["## Lineage", *_lineage(release)],
+    )
+    return _fitting(["\n".join(section) for section in sections])
+
+
+def _fitting(sections: list[str]) -> str:
+    """Join the sections; lines that do not fit are left out from the end."""
+    text = "\n\n".join(sections) + "\n"
+    if len(text) <= LARGEST:
+        return text
+    note = "\n\nMore is in the report of the run.\n"
+    return text[: LARGEST - len(note)].rpartition("\n")[0] + note
+
+
+def _opening(release: Release, card: Row) -> Iterator[str]:
+    height, width = card["size"]
+    parameters = f", {card['parameters']:,} parameters" if "parameters" in card else ""
+    yield f"Tells {len(release.classes)} classes of images apart: {_named(release.classes)}."
+    yield ""
+    yield f"Network {escape(card['network'])}{parameters}; takes uint8 images of {height} x {width} x {card['channels']},"
+    yield "scales them itself, returns one probability a class. Format: ONNX."
+
+
+def _numbers(card: Row, metrics: Row) -> Iterator[str]:
+    low, high = metrics.get("accuracy_low"), metrics.get("accuracy_high")
+    interval = f" ({_percent(low)} to {_percent(high)})" if low is not None and high is not None else ""
+    rows = [("accuracy", _percent(metrics["accuracy"]) + interval)]
+    rows += [
+        (words, f"{metrics[key]:.4f}")
+        for key, words in (("macro_f1", "macro F1"), ("log_loss", "log loss"))
+        if key in metrics
+    ]
+    if "ece" in metrics:
+        rows.append(("calibration error", _percent(metrics["ece"])))
+    for words, found in (("worst class", _worst_class(metrics)), ("worst slice", _worst_slice(metrics))):
+        if found:
+            rows.append((words, found))
+    if "baseline" in metrics:
+        rows.append(("logistic regression, for comparison", _percent(metrics["baseline"]["accuracy"])))
+    if "validation" in card:
+        rows.append(("accuracy on validation images", _percent(card["validation"]["accuracy"])))
+    yield f"On {metrics['images']:,} test images that training never saw:"
+    yield ""
+    yield "| measure | value |"
+    yield "| --- | --- |"
+    yield from (f"| {name} | {value} |" for name, value in rows)
+
+
+def _limits(card: Row, metrics: Row) -> Iterator[str]:
+    height, width = card["size"]
+    yield "- An image of anything else also gets one of these classes: refuse what is answered with a low probability."
+    yield f"- It sees {height} x {width} pixels ({escape(str(card.get('fit', 'fitted')))}); finer detail is lost."
+    if found := _worst_class(metrics):
+        yield f"- Weakest class: {found}."
+    if found := _worst_slice(metrics):
+        yield f"- Weakest slice: {found}."
+    few = [name for name, row in metrics.get("per_class", {}).items() if row["images"] < _FEW]
+    if few:
+        yield f"- Under {_FEW} test images, so hardly measured: {_named(few)}."
+    if "ece" in metrics:
+        yield f"- A probability is off by {_percent(metrics['ece'])} on average."
+
+
+def _verdict(release: Release, manifest: Row) -> Iterator[str]:
+    override = release.override or {}
+    by = f", overridden by {escape(str(override.get('by')))} at {override.get('at')}" if override else ""
+    yield f"{release.verdict}{by}"
+    yield from (f"- {escape(str(reason), 300)}" for reason in manifest["verdict"].get("reasons", []))
+
+
+def _making(card: Row, metrics: Row, manifest: Row) -> Iterator[str]:
+    hardware, seconds = manifest.get("hardware") or {}, manifest.get("training_seconds")
+    machine = hardware.get("accelerator") or hardware.get("processor") or "an unknown machine"
+    took = f" in {seconds:.0f} s" if seconds else ""
+    yield f"- data: {manifest['data']['digest'] or 'not tracked'}, {metrics['images']:,} test images"
+    if "epochs" in card:
+        yield f"- {card['epochs']} epochs, the best was {card.get('epoch')}; seed {card.get('seed')}"
+    yield f"- trained on {escape(str(machine))}{took}"
+
+
+def _lineage(release: Release) -> Iterator[str]:
+    yield f"- manifest {release.manifest}"
+    yield f"- SHA-256 of model.onnx {release.model_sha256}"
+    yield f"- deployed commit {release.commit}, trained at {release.trained_commit}"
+    yield f"- inputs {release.inputs}"
+    yield f"- pull request {f'#{release.pull_request}' if release.pull_request else 'none'}"
+
+
+def _worst_class(metrics: Row) -> str | None:
+    rows = metrics.get("per_class") or {}
+    if not rows:
+        return None
+    name = min(rows, key=lambda name: (rows[name]["recall"], name))
+    return f"{escape(name)}, recall {_percent(rows[name]['recall'])} of {rows[name]['images']} images"
+
+
+def _worst_slice(metrics: Row) -> str | None:
+    rows = metrics.get("slices") or {}
+    if not rows:
+        return None
+    name = min(rows, key=lambda name: (rows[name]["accuracy"], name))
+    return f"{escape(name)}, accuracy {_percent(rows[name]['accuracy'])} of {rows[name]['images']} images"
+
+
+def _named(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(escape(name) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def escape(text: str, longest: int = 60) -> str:
+    """Return text cut to `longest` characters, as Markdown shows it as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#~&!])", r"\\\1", " ".join(text.split())[:longest])

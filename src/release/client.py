@@ -1,0 +1,149 @@
+"""A client that asks one version of the service, or the proxy, over HTTP. It never raises for what the other side does.
+
+Every request has a connection of its own: no answer comes over one that was opened before a switch. Standard library only,
+because a rollback has five seconds in all and loads this first.
+"""
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+_LARGEST = 16 * 2**20  # bytes of an answer that are read; more is none of ours
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request. A body of several parts goes out chunked, unless the headers give its length."""
+
+    method: str
+    path: str
+    body: bytes | Iterable[bytes] = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. `reason` is why nothing came (`status` is 0 then), or what an error says of itself."""
+
+    status: int
+    milliseconds: float
+    body: dict[str, Any] = field(default_factory=dict)  # empty where it is no JSON object
+    version: str | None = None  # header X-Model-Version
+    manifest: str | None = None  # header X-Manifest
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """Return it for a sentence: `status 500 (out of memory)`."""
+        told = f" ({self.reason})" if self.reason else ""
+        return f"status {self.status}{told}" if self.status else f"no answer{told}"
+
+
+class Client:
+    """Asks the service at `url`; `timeout` is the longest silence in seconds."""
+
+    def __init__(self, url: str, timeout: float = 5.0) -> None:
+        place = urlsplit(url)
+        self._host, self._port = place.hostname or "127.0.0.1", place.port or 80
+        self._timeout = timeout
+
+    def ready(self, timeout: float | None = None) -> bool:
+        """Return whether it takes requests."""
+        return self.send(Request("GET", "/readyz"), timeout).status == 200
+
+    def alive(self, timeout: float | None = None) -> bool:
+        """Return whether the process answers at all."""
+        return self.send(Request("GET", "/livez"), timeout).status == 200
+
+    def model(self) -> dict[str, Any]:
+        """Return what it says of its model; empty when it says nothing."""
+        return self.send(Request("GET", "/model")).body
+
+    def predict(self, content: bytes, top: int | None = None) -> Answer:
+        """Ask for the prediction of one image file, sent as it is."""
+        return self.send(Request("POST", f"/predict{_query(top)}", content, {"Content-Type": media_type(content)}))
+
+    def predict_form(self, content: bytes, top: int | None = None) -> Answer:
+        """Ask for the prediction of one image file, uploaded as by a form."""
+        return self.send(form(f"/predict{_query(top)}", [("image", "image", content)]))
+
+    def predict_batch(self, contents: Sequence[bytes], top: int | None = None) -> Answer:
+        """Ask for the predictions of several image files."""
+        files = [("images", f"{number}", content) for number, content in enumerate(contents)]
+        return self.send(form(f"/predict_batch{_query(top)}", files))
+
+    def send(self, request: Request, timeout: float | None = None) -> Answer:
+        """Send a request and read its answer."""
+        wait = timeout or self._timeout
+        connection = HTTPConnection(self._host, self._port, timeout=wait)
+        started = perf_counter()
+        try:
+            response = _talk(connection, request)
+            content = response.read(_LARGEST)
+        except (OSError, HTTPException) as error:
+            return Answer(0, _since(started), reason=why(error, wait))
+        finally:
+            connection.close()
+        body = _object(content)
+        reason = str(body.get("detail") or body.get("title") or "")[:200] if response.status >= 400 else ""
+        headers = response.headers
+        return Answer(response.status, _since(started), body, headers["X-Model-Version"], headers["X-Manifest"], reason)
+
+
+def _talk(connection: HTTPConnection, request: Request) -> HTTPResponse:
+    chunked = not isinstance(request.body, bytes) and "Content-Length" not in request.headers
+    headers = {**request.headers, **({"Transfer-Encoding": "chunked"} if chunked else {})}
+    try:
+        connection.request(request.method, request.path, request.body, headers, encode_chunked=chunked)
+    except (BrokenPipeError, ConnectionResetError):  # it was refused before all of it was sent: the answer may be there
+        if connection.sock is None:
+            raise
+    return connection.getresponse()
+
+
+def form(path: str, files: Iterable[tuple[str, str | None, bytes]]) -> Request:
+    """Return an upload (RFC 7578) of (field, file name, content); without a file name a part is plain text."""
+    boundary = uuid.uuid4().hex
+    parts = []
+    for name, filename, content in files:
+        of_file = f'; filename="{filename}"\r\nContent-Type: {media_type(content)}' if filename is not None else ""
+        parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{of_file}\r\n\r\n'.encode())
+        parts += [content, b"\r\n"]
+    body = b"".join([*parts, f"--{boundary}--\r\n".encode()])
+    return Request("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+
+
+def media_type(content: bytes) -> str:
+    """Return the media type to send an image as; the service itself goes by the content."""
+    return "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+
+
+def why(error: Exception, timeout: float) -> str:
+    """Return in words why no answer came."""
+    if isinstance(error, TimeoutError):
+        return f"nothing within {timeout:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, ConnectionError):  # RemoteDisconnected is one
+        return "the connection was closed before an answer came"
+    return str(error) or type(error).__name__
+
+
+def _query(top: int | None) -> str:
+    return f"?top={top}" if top is not None else ""
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _since(started: float) -> float:
+    return (perf_counter() - started) * 1000

@@ -1,0 +1,85 @@
+"""The folder out/release: the reviewed model with all that releasing it needs, as verify made it and later steps trust it.
+
+release.json   what it is, and the SHA-256 of every other file of the folder
+manifest.json  the lineage that was reviewed
+model/         model.onnx, card.json, history.csv
+golden/        images with the probabilities that the reviewed model gave: golden.json
+evaluation/    pictures and tables of the test split
+report/        report.md, report.html, pictures/ of the verdict given again
+metrics.json, params.yaml
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from src.command import UserError
+from src.files import read_json, sha256, write_json
+
+RELEASE = "release.json"
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is released. `manifest` is the digest that names it everywhere (`src.lineage.digest` of manifest.json)."""
+
+    manifest: str
+    model_sha256: str
+    commit: str  # that is deployed
+    trained_commit: str  # where the model was trained and reviewed
+    pull_request: int | None
+    data: str | None  # DVC's digest of the data
+    inputs: str  # the input digest
+    verdict: str
+    override: dict[str, Any] | None
+    metrics: dict[str, float]
+    classes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        return asdict(self)
+
+
+def write(folder: Path, release: Release) -> None:
+    """Write release.json over the files that lie in the folder."""
+    write_json(folder / RELEASE, {**release.to_dict(), "files": _digests(folder)})
+
+
+def read(folder: Path) -> Release:
+    """Read release.json and compare every file with it.
+
+    Raises:
+        UserError: there is none, or a file was changed, added or lost since verify wrote it.
+    """
+    release, known = _load(folder)
+    found = _digests(folder)
+    changed = sorted(path for path in {*found, *known} if found.get(path) != known.get(path))
+    if changed:
+        raise UserError(
+            f"{folder} is not as verify left it ({', '.join(changed[:5])}): run make deploy again, which verifies anew"
+        )
+    return release
+
+
+def load(folder: Path) -> Release:
+    """Read release.json of a folder that a host keeps, where only what a rollback needs is left.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    return _load(folder)[0]
+
+
+def _load(folder: Path) -> tuple[Release, dict[str, str]]:
+    names = [field.name for field in fields(Release)]
+    if not (folder / RELEASE).is_file():
+        raise UserError(f"{folder / RELEASE} is missing: run python -m src.release.verify {folder}, which makes it")
+    content = read_json(folder / RELEASE, made_by="evaluate", keys=[*names, "files"])
+    return Release(**{name: content[name] for name in names}), content["files"]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Digest what verify wrote; later steps add files of their own."""
+    later = {RELEASE, "registered.json", "image.json", "identity.json", "sbom.json"}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {name: sha256(path) for path in files if (name := path.relative_to(folder).as_posix()) not in later}

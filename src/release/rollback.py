@@ -1,0 +1,163 @@
+"""Bring an earlier version back: traffic first, then the aliases. Seconds where its container is still there.
+
+    python -m src.release.rollback --reason "wrong labels for dark images" [--version 4]
+
+Without --version it is the one that served before. Nothing is tried that takes time: the version was live already.
+"""
+
+import argparse
+import json
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from src.command import UserError, run
+from src.release import journal, probes, reviewed
+from src.release import settings as all_settings
+from src.release.guarding import guarded
+from src.release.journal import Journal, Running
+from src.release.outcome import RefusedError, telling
+from src.release.probes import FaultError
+from src.release.site import Site
+
+
+def rollback(version: str | None, reason: str, record: dict[str, Any]) -> None:
+    """Bring the version back, and write into `record` what became of it.
+
+    Raises:
+        RefusedError: there is nothing to go back to, or it does not come up; what was live stays so.
+        UserError: traffic is back, but the registry does not answer.
+    """
+    started = time.monotonic()
+    settings = all_settings.read()
+    with journal.locked(settings, "rollback") as (notes, lock):
+        site = Site(settings, notes)
+        opening = threading.Thread(target=partial(_open_registry, site), daemon=True)
+        opening.start()  # importing MLflow takes as long as the container takes to start
+        if notes.state.intent:
+            site.recover()
+        live, target = notes.state.live, _target(notes, version)
+        record |= _record(settings, target, live, reason)
+        if live and (live.version, live.digest) == (target.version, target.digest):
+            site.heal()
+            return _end(notes, record, "unchanged", f"version {live.version} is live already", started)
+        with guarded(settings.home, lock):
+            _bring_back(site, target, live)
+            seconds = time.monotonic() - started
+            notes.note("switched", target, f"version {target.version} answers again, after {seconds:.1f} s")
+            opening.join()
+            _promote(site, target, live, reason)
+        instead = f" instead of version {live.version}" if live else ""
+        return _end(notes, record, "rolled back", f"version {target.version} is live{instead}: {reason}", started)
+
+
+def _open_registry(site: Site) -> None:
+    try:
+        if site.settings.environment == "production":
+            site.registry()
+    except UserError:
+        return  # promote asks again, and then it is told
+
+
+def _target(notes: Journal, version: str | None) -> Running:
+    state = notes.state
+    known = [running for running in (state.previous, state.live) if running]
+    if version is None:
+        if state.previous is None:
+            said = "there is no previous version on this host"
+            raise RefusedError("missing", said, f"name one of {_offer(notes)} with VERSION=")
+        return state.previous
+    for running in known:
+        if running.version == version:
+            return running
+    return _kept(notes, version)
+
+
+def _kept(notes: Journal, version: str) -> Running:
+    """Return an older version that this host has released; it starts from its image."""
+    for line in reversed(_lines(notes)):
+        record, running = line.get("record") or {}, line.get("running")
+        if running and record.get("result") == "deployed" and running["version"] == version:
+            return Running(**running)
+    raise RefusedError("missing", f"version {version} was never live on this host", f"name one of {_offer(notes)}")
+
+
+def _offer(notes: Journal) -> str:
+    found = {line["running"]["version"] for line in _lines(notes) if line.get("running")}
+    return ", ".join(sorted(found, key=lambda number: (len(number), number))) or "none: deploy first"
+
+
+def _lines(notes: Journal) -> list[dict[str, Any]]:
+    path = notes.home / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _bring_back(site: Site, target: Running, live: Running | None) -> None:
+    """Start it and give it the traffic; when that fails, all stays as it was."""
+    site.journal.intend("rollback", "starting", target, live)
+    try:
+        site.start(target, quickly=True)
+        golden = Path(target.folder) / "golden"
+        probes.quick(site.client(target), golden, target.version, site.settings.tolerance)
+        site.journal.intend("rollback", "switching", target, live)
+        site.switch(target)
+    except BaseException as error:
+        site.undo(target, live)
+        if isinstance(error, FaultError):
+            said = f"version {target.version} does not come back: {error}"
+            raise RefusedError("fault", said, "what was live stays so; name another with VERSION=") from None
+        raise
+
+
+def _promote(site: Site, target: Running, live: Running | None, reason: str) -> None:
+    """Let the aliases follow. A registry that does not answer takes no traffic away from the version that was asked for."""
+    try:
+        site.promote("rollback", target, live, reason)
+    except UserError as error:
+        said = f"traffic is back at version {target.version}, but the aliases could not follow ({error})"
+        raise RefusedError(
+            "registry", said, "start the registry, then run make rollback or make deploy, which ends it"
+        ) from None
+    site.clean(wait=False)
+
+
+def _record(settings: all_settings.Settings, target: Running, live: Running | None, reason: str) -> dict[str, Any]:
+    release = reviewed.load(Path(target.folder))
+    return {
+        "what": "rollback",
+        "environment": settings.environment,
+        "version": target.version,
+        "manifest": target.manifest,
+        "image_digest": target.digest,
+        "model_sha256": release.model_sha256,
+        "commit": release.commit,
+        "pull_request": release.pull_request,
+        "verdict": release.verdict,
+        "override": release.override,
+        "who": journal.who(),
+        "when": journal.now(),
+        "from": live.short() if live else None,
+        "strategy": "rollback",
+        "reason": reason,
+    }
+
+
+def _end(notes: Journal, record: dict[str, Any], result: str, said: str, started: float) -> None:
+    record |= {"result": result, "why": said, "seconds": round(time.monotonic() - started, 1)}
+    notes.note(result, said=said, record=record)
+
+
+def main() -> None:
+    """Parse the command line and roll back."""
+    parser = argparse.ArgumentParser(description="Bring an earlier version back into production.")
+    parser.add_argument("--version", help="number of the registered version; without it the one before")
+    parser.add_argument("--reason", default="", help="why; it is kept with the record")
+    args = parser.parse_args()
+    with telling("rollback", Path("out/release")) as record:
+        rollback(args.version or None, args.reason.strip() or "no reason given", record)
+
+
+if __name__ == "__main__":
+    run("rollback", main)

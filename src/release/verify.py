@@ -1,0 +1,375 @@
+"""Is the model of a commit the one that was reviewed, and may it ship? Nothing is trained, nothing of DVC's is run again.
+
+    python -m src.release.verify out/release [--commit HEAD] [--before SHA]
+
+Checks the commit, not the working tree: its inputs against manifest.json, the pulled bytes against dvc.lock and the SHA-256
+of the review; then main's rules from before this model judge it once more. Writes the folder that `src/release/reviewed.py`
+describes, or refuses and leaves none.
+"""
+
+import argparse
+import filecmp
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from src import lineage
+from src.command import UserError, run
+from src.files import check_outputs, read_json, replacing, sha256
+from src.release import judging, modelcheck, overriding, reviewed
+from src.release.judging import CannotJudgeError, Rules
+from src.release.outcome import RefusedError, telling
+from src.release.reviewed import RELEASE, Release
+from src.versioning import dvc
+from src.worktree import cache, checked_out, git, share_dvc
+
+_PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")
+_TRACKED = ("manifest.json", "dvc.lock", "dvc.yaml", "params.yaml", "metrics.json")
+_NUMBERS = ("accuracy", "macro_f1", "log_loss", "ece")
+_WITHIN = {"accuracy": 0.002, "log_loss": 0.01}  # of the reviewed numbers, on another processor
+_TRIES = 3
+_RETRAIN = (
+    "git switch -c retrain && make reproduce report && git commit --all --message 'Train on what main is now' && "
+    "git push --set-upstream origin retrain && gh pr create --fill"
+)
+
+
+def verify(folder: Path, commit_name: str, before_name: str) -> None:
+    """Write the folder.
+
+    Raises:
+        RefusedError: the commit's model is not the reviewed one (moved, tampered, missing), or does not pass (gates).
+    """
+    _remove(folder)
+    commit = _commit(commit_name)
+    _tell_uncommitted()
+    with checked_out(commit) as tree, _without_its_path(tree), TemporaryDirectory(prefix="judged-") as judged:
+        manifest = _reviewed_inputs(tree, commit)
+        share_dvc(tree)
+        _pull(tree)
+        _reviewed_bytes(tree, manifest)
+        _own_outputs(tree)
+        _judge_again(tree, commit, before_name, manifest, Path(judged))
+        _write(folder, tree, commit, manifest, Path(judged))
+    print(f"verified: {folder} holds what is released")
+
+
+def _remove(folder: Path) -> None:
+    """Take away an earlier release: what is refused now must not be found there."""
+    check_outputs([], folders=[folder])
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RELEASE).is_file():
+        raise UserError(f"{folder} holds something that verify did not make: name another folder, or move it away")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _commit(name: str) -> str:
+    found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if not found:
+        raise UserError(f"there is no commit {name} here: name another with --commit, or run from a Git repository")
+    print(f"commit {found[:12]}: {git('show', '--no-patch', '--format=%s', found)}")
+    return found
+
+
+def _tell_uncommitted() -> None:
+    changed = [line.split(maxsplit=1)[1] for line in git("status", "--porcelain").splitlines()]
+    if changed:
+        rest = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        print(f"uncommitted changes are not deployed: {', '.join(changed[:5])}{rest}")
+
+
+@contextmanager
+def _without_its_path(tree: Path) -> Iterator[None]:
+    """A person does not know the temporary folder that a message names."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except UserError as error:
+        raise UserError(str(error).replace(f"{tree}/", "")) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reviewed one
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
+    """Return the manifest of the commit, whose inputs are still those that the model was made of."""
+    missing = [name for name in _TRACKED if not (tree / name).is_file()]
+    if missing:
+        raise RefusedError(
+            "missing",
+            f"commit {commit[:12]} has no {', '.join(missing)}: no model of it was reviewed",
+            "run make reproduce report, commit what they wrote and open a pull request",
+        )
+    manifest = lineage.parse_manifest((tree / "manifest.json").read_text(errors="replace"), "manifest.json")
+    try:
+        now = lineage.inputs(tree)
+        differs = lineage.moved(manifest["inputs"], now) or (["dvc.lock"] if manifest["inputs"] != now else [])
+        verdict = manifest["verdict"]["verdict"]
+        override = manifest["verdict"].get("override")
+        by = override["by"] if override else None
+        _ = manifest["outputs"]["model_sha256"], manifest["data"]["digest"], manifest["commit"]
+    except (KeyError, TypeError, AttributeError):
+        raise RefusedError(
+            "tampered", "manifest.json is damaged", "restore it with git checkout, or let a pull request's report write it"
+        ) from None
+    differs = sorted({*differs, *lineage.stale(tree)})
+    if differs:
+        rest = f" and {len(differs) - 5} more" if len(differs) > 5 else ""
+        raise RefusedError(
+            "moved",
+            "main has moved: it asks for another model than the one that was reviewed "
+            f"({', '.join(differs[:5])}{rest} changed since)",
+            f"let it be trained and reviewed: {_RETRAIN}",
+        )
+    if verdict != "pass" and not by:
+        raise RefusedError(
+            "gates",
+            f"the verdict of the review is {verdict}, and nobody has overridden it",
+            f"open a pull request that makes it pass, or on which a person puts the label {overriding.LABEL}",
+        )
+    print(f"inputs are those of the review, {manifest['inputs']['digest'][:12]}")
+    return manifest
+
+
+def _pull(tree: Path) -> None:
+    """Bring what is judged and shipped, from the cache or a remote."""
+    for attempt in range(1, _TRIES + 1):
+        pulled = dvc("pull", "--quiet", *_PULLED, folder=tree, capture=True)
+        absent = [name for name in _PULLED if not (tree / name).exists()]
+        if not pulled.returncode and not absent:
+            return
+        time.sleep(0 if attempt == _TRIES else attempt)
+    reason = (pulled.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
+    raise RefusedError(
+        "missing",
+        f"the reviewed model could not be pulled ({reason[:200].replace(f'{tree}/', '')})",
+        "check the DVC remote and its credentials; where it has lost the model, make reproduce, dvc push and a pull request "
+        "bring one that is reviewed",
+    )
+
+
+def _reviewed_bytes(tree: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare what was pulled with dvc.lock and with the manifest, byte by byte."""
+    changed = [name for name in _PULLED if not lineage.is_as_recorded(tree, name)]
+    model = sha256(tree / lineage.MODEL)
+    reviewed_one = model == manifest["outputs"]["model_sha256"]
+    if changed:
+        names = ", ".join([name for name in changed if name != "out/model"] + ([] if reviewed_one else [lineage.MODEL]))
+        raise RefusedError(
+            "tampered",
+            f"{names or 'out/model'} is not what was reviewed: somebody changed it in the store",
+            "remove that object from the DVC cache (dvc cache dir) and run again; if the remote holds it, restore it there",
+        )
+    if not reviewed_one:
+        raise RefusedError(
+            "tampered",
+            "manifest.json is the review of another model than the one that dvc.lock records",
+            f"restore both with git checkout from one reviewed commit, or let it be reviewed: {_RETRAIN}",
+        )
+    facts = lineage.manifest(tree, {}, None)
+    differs = [name for name in ("outputs", "data", "metrics", "network") if facts[name] != manifest.get(name)]
+    if differs:
+        raise RefusedError(
+            "tampered",
+            f"manifest.json does not fit metrics.json, data.dvc and the model of this commit ({', '.join(differs)} differ)",
+            "restore them with git checkout from the commit that was reviewed, or let a new report write them",
+        )
+    fault = modelcheck.unsafe(tree / lineage.MODEL)
+    if fault:
+        raise RefusedError("tampered", f"{lineage.MODEL} {fault}", "export it with src/export.py and have it reviewed")
+    print(f"model is the reviewed one, SHA-256 {model[:12]}")
+
+
+def _own_outputs(tree: Path) -> None:
+    """Look at this working tree's own outputs: a changed file is a warning sign, another run is one that nobody reviewed."""
+    if not Path("dvc.lock").is_file():
+        return
+    try:
+        here, there = lineage.recorded(Path()), lineage.recorded(tree)
+    except (UserError, KeyError, TypeError):
+        return  # it is not what is deployed
+    if any(here.get(name) != there[name] for name in _PULLED):
+        print(
+            "dvc.lock here is of another run than this commit's: the commit's own model is deployed. To have the new one "
+            "reviewed: make report, commit dvc.lock, metrics.json and manifest.json, and open a pull request"
+        )
+        return
+    changed = [name for name in _PULLED if Path(name).exists() and not lineage.is_as_recorded(Path(), name)]
+    for name in changed:
+        if _is_another_run(Path(name)):  # as after git pull without dvc checkout
+            print(f"{name} here is of another run: the commit's own is deployed")
+        else:
+            raise RefusedError(
+                "tampered",
+                f"{_first_difference(Path(name), tree / name)} was changed after it was recorded in dvc.lock",
+                f"bring back the recorded one with .venv/bin/dvc checkout --force {name}, then make deploy",
+            )
+
+
+def _is_another_run(output: Path) -> bool:
+    """True when DVC once recorded just these bytes."""
+    digest = lineage.md5(output)
+    return (cache() / "files/md5" / digest[:2] / digest[2:]).is_file()
+
+
+def _first_difference(mine: Path, theirs: Path) -> Path:
+    """Return the file that differs, of two files or two folders that do."""
+    if mine.is_file() or theirs.is_file():
+        return mine
+    names = sorted({path.relative_to(root) for root in (mine, theirs) for path in root.rglob("*") if path.is_file()})
+    for name in names:
+        with suppress(OSError):
+            if filecmp.cmp(mine / name, theirs / name, shallow=False):
+                continue
+        return mine / name
+    return mine
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# May it ship?
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _judge_again(tree: Path, commit: str, before_name: str, manifest: Mapping[str, Any], out: Path) -> None:
+    """Let the rules of main from before this model judge it, and write the report; a person's override goes above them."""
+    override = manifest["verdict"].get("override")
+    confirmed = False
+    with judging.rules(tree, judging.before(commit, before_name)) as rules:
+        try:
+            verdict = judging.judge(tree, commit, manifest, rules, out)
+        except CannotJudgeError as error:
+            _refuse_unjudged(str(error), rules, override)
+            overriding.confirm(manifest, commit)
+            confirmed = True
+            print(f"the rules of {rules.name} cannot judge it ({error}): by the override of {override['by']} its own do")
+            verdict = _judge_by_its_own(tree, commit, manifest, out)
+    _same_answers(tree, out)
+    passed = verdict["verdict"] == "pass"
+    if override and not (passed and manifest["verdict"]["verdict"] == "pass"):
+        if not confirmed:
+            overriding.confirm(manifest, commit)
+        verdict["override"] = override
+        print(f"accepted by {override['by']} ({override.get('at', 'when is not known')}) against the gates")
+    _report(tree, manifest, verdict, out)
+    if not passed and not verdict["override"]:
+        raise RefusedError(
+            "gates",
+            f"the verdict by the rules of {rules.name} is {verdict['verdict']}: {'; '.join(verdict['reasons'])}",
+            f"revert the merge, or open a pull request on which a person puts the label {overriding.LABEL}",
+        )
+    print(f"verdict by the rules of {rules.name}: {verdict['verdict']}; " + "; ".join(verdict["reasons"]))
+
+
+def _refuse_unjudged(reason: str, rules: Rules, override: Mapping[str, Any] | None) -> None:
+    """Go on only where a person has overridden rules that are not the commit's own."""
+    said = f"the rules of {rules.name} cannot judge this model ({reason})"
+    if rules.before is None:
+        raise RefusedError("gates", said, "mend what judges in a pull request")
+    if not override:
+        raise RefusedError(
+            "gates",
+            f"{said}: judging was changed incompatibly",
+            f"a person's label {overriding.LABEL} on a pull request lets the commit's own rules decide",
+        )
+
+
+def _judge_by_its_own(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    with judging.rules(tree, None) as own:
+        try:
+            return judging.judge(tree, commit, manifest, own, out)
+        except CannotJudgeError as error:
+            raise RefusedError(
+                "gates", f"the model cannot be judged ({error})", "mend what judges in a pull request"
+            ) from None
+
+
+def _report(tree: Path, manifest: Mapping[str, Any], verdict: Mapping[str, Any], out: Path) -> None:
+    try:
+        judging.report(tree, manifest, verdict, out)
+    except CannotJudgeError as error:
+        raise RefusedError("other", f"the report cannot be written ({error})", "mend src/report in a pull request") from None
+
+
+def _same_answers(tree: Path, out: Path) -> None:
+    """Compare with the numbers and golden answers of the review.
+
+    Raises:
+        RefusedError: the same model gives others here; the review was of something else, or this machine computes wrongly.
+    """
+    told, found = (
+        read_json(path, made_by="evaluate", keys=_NUMBERS) for path in (tree / lineage.EVALUATION, out / "metrics.json")
+    )
+    image = 1.5 / max(1, told["images"])  # where one image is worth more than the tolerance, one may differ
+    differs = [
+        f"{name} {found[name]:.4f}, reviewed {told[name]:.4f}"
+        for name, within in _WITHIN.items()
+        if abs(found[name] - told[name]) > max(within, image if name == "accuracy" else 0)
+    ]
+    difference, limit = modelcheck.golden_difference(tree / "out/model", tree / "out/evaluation/golden")
+    if difference > limit:
+        differs.append(f"probabilities of the golden images differ by {difference:.2g}, allowed are {limit:g}")
+    if found["images"] != told["images"]:
+        differs.append(f"{found['images']} test images, reviewed {told['images']}")
+    if differs:
+        raise RefusedError(
+            "tampered",
+            f"the reviewed model answers otherwise than reviewed ({'; '.join(differs)})",
+            "restore metrics.json and out/evaluation from the reviewed commit, or let a new report be reviewed",
+        )
+    print(f"answers are those of the review (golden images within {difference:.1g})")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, tree: Path, commit: str, manifest: Mapping[str, Any], judged: Path) -> None:
+    metrics = read_json(tree / lineage.EVALUATION, made_by="evaluate", keys=_NUMBERS)
+    card = read_json(tree / "out/model/card.json", made_by="train", keys=("classes",))
+    release = Release(
+        manifest=lineage.digest(manifest),
+        model_sha256=manifest["outputs"]["model_sha256"],
+        commit=commit,
+        trained_commit=manifest["commit"],
+        pull_request=manifest.get("pull_request"),
+        data=manifest["data"]["digest"],
+        inputs=manifest["inputs"]["digest"],
+        verdict=manifest["verdict"]["verdict"],
+        override=manifest["verdict"].get("override"),
+        metrics={name: metrics[name] for name in _NUMBERS},
+        classes=card["classes"],
+    )
+    with replacing(folder) as fresh:
+        fresh.mkdir()
+        for name in ("manifest.json", "metrics.json", "params.yaml"):
+            shutil.copyfile(tree / name, fresh / name)
+        (fresh / "model").mkdir()
+        for name in ("model.onnx", "card.json", "history.csv"):
+            shutil.copyfile(tree / "out/model" / name, fresh / "model" / name)
+        shutil.copytree(tree / "out/evaluation/golden", fresh / "golden", copy_function=shutil.copyfile)
+        whole = shutil.ignore_patterns("golden")
+        shutil.copytree(tree / "out/evaluation", fresh / "evaluation", ignore=whole, copy_function=shutil.copyfile)
+        shutil.copytree(judged / "report", fresh / "report", copy_function=shutil.copyfile)
+        reviewed.write(fresh, release)
+
+
+def main() -> None:
+    """Parse the command line and verify."""
+    parser = argparse.ArgumentParser(description="Check that a commit's model is the reviewed one, and judge it again.")
+    parser.add_argument("folder", type=Path, help="folder to write, such as out/release")
+    parser.add_argument("--commit", default="HEAD", help="what to release")
+    parser.add_argument("--before", default="", help="a commit of main whose rules judge; else the one before this model")
+    args = parser.parse_args()
+    with telling("verify", args.folder):
+        verify(args.folder, args.commit, args.before)
+
+
+if __name__ == "__main__":
+    run("verify", main)

@@ -1,0 +1,1 @@
+"""The service: one BentoML service on ONNX Runtime, without torch and without training code."""

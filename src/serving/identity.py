@@ -1,0 +1,72 @@
+"""Which model this is: what the release wrote into out/release/identity.json, or else what manifest.json says."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.command import UserError
+from src.files import read_json, sha256
+
+UNREGISTERED = "unregistered"
+_log = logging.getLogger("bentoml.image_classifier")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What /model tells of the model that answers."""
+
+    card: dict[str, Any]  # out/model/card.json
+    version: str  # in the registry
+    manifest: str | None  # digest of manifest.json
+    release: dict[str, Any]  # identity.json, or nothing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        about = {key: self.card[key] for key in ("classes", "size", "channels", "network", "model_sha256")}
+        fields = ("name", "commit", "pull_request", "data", "verdict", "metrics")
+        named = {key: self.release.get(key) for key in fields}
+        return {**named, "version": self.version, "manifest": self.manifest, **about}
+
+
+def read(folder: Path, root: Path) -> Identity:
+    """Read the card of the model in `folder`, and the identity under `root` if it is this very model's.
+
+    Raises:
+        UserError: the card is missing or damaged, or model.onnx is not the file that it describes.
+    """
+    keys = ("classes", "size", "channels", "fit", "network", "model_sha256")
+    card = read_json(folder / "card.json", made_by="train", keys=keys)
+    path = folder / "model.onnx"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run make reproduce, which makes it, or dvc pull")
+    if sha256(path) != card["model_sha256"]:
+        raise UserError(f"{path} is not the model that card.json beside it describes: run dvc checkout, or deploy again")
+    release = _release(root / "out" / "release" / "identity.json", card["model_sha256"])
+    manifest = release.get("manifest") if release else _manifest(root / "manifest.json", card["model_sha256"])
+    return Identity(card, str(release.get("version", UNREGISTERED)), manifest, release)
+
+
+def _release(path: Path, model: str) -> dict[str, Any]:
+    """Return what the release says, unless it speaks of another model: then this one is not released."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = read_json(path, made_by="evaluate", keys=("version", "manifest", "model_sha256"))
+    if found["model_sha256"] != model:
+        _log.warning("%s speaks of another model than the one that is served: it is not used", path.name)
+        return {}
+    return found
+
+
+def _manifest(path: Path, model: str) -> str | None:
+    content = read_json(path, made_by="evaluate") if path.is_file() else {}
+    return digest(content) if content.get("outputs", {}).get("model_sha256") == model else None
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of canonical JSON, as `src.lineage.digest`, which needs packages that the image has not."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,53 @@
+"""Serve the current model on this machine, without a container: `make serve`.
+
+Reads out/model, which the pipeline made; writes nothing. http://127.0.0.1:3000 shows what can be asked.
+
+python -m src.serving.serve [--port 3000] [--host 127.0.0.1] [--model out/model]
+"""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from src.command import UserError, run
+from src.serving import identity, settings
+from src.serving.settings import ROOT
+
+SERVICE = "src.serving.service:ImageClassifier"
+
+
+def main() -> None:
+    """Look whether the model can be served, then become the server."""
+    parser = argparse.ArgumentParser(prog="serve", description="Serve a model over HTTP")
+    parser.add_argument("--port", type=int, default=3000)
+    parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine only; 0.0.0.0: whoever reaches it")
+    parser.add_argument("--model", type=Path, default=settings.read().model, help="folder with model.onnx and card.json")
+    given = parser.parse_args()
+    folder = given.model.absolute()
+    found = identity.read(folder, ROOT)
+    _check_port(given.host, given.port)
+    host = "127.0.0.1" if given.host in ("0.0.0.0", "::") else given.host  # noqa: S104 - to show, not to listen
+    print(
+        f"serve: {found.card['network']}, version {found.version}: http://{host}:{given.port} (Ctrl-C stops it)", flush=True
+    )
+    os.environ |= {"SERVE_MODEL": str(folder), "BENTOML_DO_NOT_TRACK": "true", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
+    os.chdir(ROOT)
+    os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that cannot be had, which BentoML would tell by a traceback."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {port} of {host} cannot be used ({error}): name another with --port") from None
+
+
+if __name__ == "__main__":
+    run("serve", main)

@@ -1,0 +1,557 @@
+"""Versions run, drain, stop and come back, in containers and as processes: python -m pytest tests/test_hosting.py
+
+Processes are a small server in place of `bentoml serve`; containers are of an image made here, in a real engine.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.command import UserError
+from src.release import containers, processes, settings
+from src.release.containers import Containers
+from src.release.hosting import open_host
+from src.release.processes import Processes
+from src.release.settings import Settings
+from src.release.workload import ABSENT, Workload
+
+SERVER = """
+import http.server, os, signal, subprocess, sys, threading, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/slow":
+            time.sleep(1)
+        if self.path == "/leak":
+            hog.append(b"x" * 200_000_000)
+        if self.path == "/child":
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        body = ("\\n".join(f"{name}={value}" for name, value in os.environ.items()) + f"\\nUID={os.getuid()}").encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+hog = []
+server = http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
+server.daemon_threads = False
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+print("serving", flush=True)
+server.serve_forever()
+server.server_close()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(port: int, path: str = "/") -> str:
+    """Return the answer, as soon as there is one."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+                return str(response.read().decode())
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.05)
+    return holds()
+
+
+def read(home: Path, **given: str) -> Settings:
+    return settings.read({"DEPLOY_HOME": str(home), "DEPLOY_DRAIN_SECONDS": "4", "MODEL_NAME": "test-hosting", **given})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class SmallProcesses(Processes):
+    """Processes with a small server in place of BentoML; nothing is to be installed."""
+
+    def _command(self, bento: Path, port: int) -> list[str]:
+        return [sys.executable, str(bento / "server.py"), "127.0.0.1", str(port)]
+
+
+@pytest.fixture
+def bento(tmp_path: Path) -> Path:
+    folder = tmp_path / "bento"
+    folder.mkdir()
+    (folder / "server.py").write_text(SERVER)
+    (folder / "bento.yaml").write_text("envs: [{name: DECLARED, value: '1'}, {name: BENTOML_HOME, value: /tmp/bentoml}]\n")
+    return folder
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[SmallProcesses]:
+    host = SmallProcesses(read(tmp_path))
+    yield host
+    for name in host.names():
+        host.remove(name)
+
+
+def workload(bento: Path, name: str = "a", **environment: str) -> Workload:
+    image = {"image": "test:1", "id": None, "engine": "none", "bento": str(bento)}
+    return Workload(name, image, free_port(), environment)
+
+
+def test_a_process_starts_answers_is_known_and_goes(host: SmallProcesses, bento: Path) -> None:
+    given = workload(bento, SERVE_WORD="hello")
+    assert host.state("a") == ABSENT
+    host.start(given)
+    answer = get(given.port)
+    assert {"SERVE_WORD=hello", "DECLARED=1"} <= set(answer.splitlines())
+    assert f"BENTOML_HOME={host._scratch('a')}" in answer
+    state = host.state("a")
+    assert state.exists
+    assert state.running
+    assert state.memory
+    assert 2e6 < state.memory < 1e9
+    assert Processes(host._settings).names() == ["a"]
+    assert "serving" in host.logs("a")
+    assert host.logs("nobody") == ""
+    host.remove("a")
+    assert host.state("a") == ABSENT
+    assert host.names() == []
+
+
+def test_a_process_inherits_neither_the_jobs_mark_nor_its_secrets(
+    host: SmallProcesses, bento: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNNER_TRACKING_ID", "github_0001")
+    monkeypatch.setenv("GITHUB_TOKEN", "hush-hush")
+    given = workload(bento)
+    host.start(given)
+    assert "github_0001" not in (answer := get(given.port))
+    assert "hush-hush" not in answer
+
+
+def test_what_holds_a_services_environment_is_for_this_account_only(host: SmallProcesses, bento: Path) -> None:
+    host.start(workload(bento, SERVE_KEY="hush-hush"))
+    assert stat.S_IMODE((host._records / "a.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_requests_in_flight_are_answered_before_a_process_stops(host: SmallProcesses, bento: Path, wait: bool) -> None:
+    given = workload(bento)
+    host.start(given)
+    get(given.port)
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(get, given.port, "/slow")
+        time.sleep(0.2)
+        started = time.monotonic()
+        host.stop("a", wait=wait)
+        took = time.monotonic() - started
+        assert "UID=" in answer.result()
+    assert (took > 0.5) is wait
+    assert eventually(lambda: not host.state("a").running)
+    assert host.state("a").exists
+    host.stop("a")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_process_that_will_not_stop_is_ended_with_all_its_children(tmp_path: Path, bento: Path, wait: bool) -> None:
+    host = SmallProcesses(read(tmp_path, DEPLOY_DRAIN_SECONDS="1"))
+    (bento / "server.py").write_text(SERVER.replace("threading.Thread(target=server.shutdown).start()", "None"))
+    given = workload(bento)
+    host.start(given)
+    get(given.port, "/child")
+    record = host._read("a")
+    assert record
+    assert len(processes.family(record["mark"])) == 2
+    host.stop("a", wait=wait)
+    assert eventually(lambda: processes.family(record["mark"]) == [])
+
+
+def test_a_stopped_process_comes_back_as_it_was(host: SmallProcesses, bento: Path) -> None:
+    given = workload(bento, SERVE_WORD="again")
+    host.start(given)
+    get(given.port)
+    host.resume("a")  # it runs: nothing to do
+    before = host._read("a")
+    host.stop("a")
+    host.resume("a")
+    assert "SERVE_WORD=again" in get(given.port)
+    after = host._read("a")
+    assert before
+    assert after
+    assert before["pid"] != after["pid"]
+    with pytest.raises(UserError, match="there is no process nobody on this host: run make deploy"):
+        host.resume("nobody")
+
+
+def test_a_killed_process_is_not_running_and_its_orphans_go_at_the_next_start(host: SmallProcesses, bento: Path) -> None:
+    given = workload(bento)
+    host.start(given)
+    get(given.port, "/child")
+    record = host._read("a")
+    assert record
+    os.kill(record["pid"], signal.SIGKILL)
+    assert eventually(lambda: not host.state("a").running)
+    assert len(processes.family(record["mark"])) == 1
+    host.start(given)
+    assert processes.family(record["mark"]) == []
+    assert "UID=" in get(given.port)
+
+
+def test_a_process_id_used_anew_is_never_taken_for_ours(host: SmallProcesses, bento: Path) -> None:
+    host.start(workload(bento))
+    record = host._read("a")
+    assert record
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            host.stop("a")
+            host._write("a", {**record, "pid": stranger.pid})
+            assert not host.state("a").running
+            host.stop("a")
+            host.remove("a")
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def test_a_port_that_is_taken_is_named(host: SmallProcesses, bento: Path) -> None:
+    given = workload(bento)
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", given.port))
+        stranger.listen()
+        with pytest.raises(UserError, match=f"port {given.port} of 127.0.0.1 is taken.*DEPLOY_PORT"):
+            host.start(given)
+
+
+def test_a_large_log_starts_anew(host: SmallProcesses, bento: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = workload(bento)
+    host.start(given)
+    get(given.port)
+    monkeypatch.setattr(processes, "_LARGEST_LOG", 10)
+    host.state("a")
+    assert host.logs("a") == ""
+    get(given.port)
+    assert eventually(lambda: "GET" in host.logs("a"))
+    assert "\0" not in host.logs("a")  # the process writes at the new end
+
+
+def test_without_a_bento_the_message_says_what_to_do(tmp_path: Path) -> None:
+    host = Processes(read(tmp_path))
+    image: dict[str, Any] = {"image": "x@sha256:1", "engine": "docker", "bento": None}
+    with pytest.raises(UserError, match="there is no bento of x@sha256:1, only an image"):
+        host.pull(image)
+    with pytest.raises(UserError, match="is not there any more: run make deploy again"):
+        host.pull({**image, "bento": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="is no bento"):
+        host.pull({**image, "bento": str(tmp_path)})
+
+
+def test_the_line_without_a_hash_that_bentoml_adds_is_left_out(tmp_path: Path) -> None:
+    listed = tmp_path / "env" / "python" / "requirements.txt"
+    listed.parent.mkdir(parents=True)
+    locked = "bentoml==1.4.39 \\\n    --hash=sha256:aa\nnumpy==2.0 \\\n    --hash=sha256:bb\n"
+    listed.write_text(f"{locked}bentoml==1.4.39")
+    assert processes.requirements(tmp_path) == locked
+
+
+@pytest.mark.slow
+def test_packages_are_installed_by_hash_once_and_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
+    listed = tmp_path / "bento" / "env" / "python" / "requirements.txt"
+    listed.parent.mkdir(parents=True)
+    (tmp_path / "small-1-py3-none-any.whl").touch()
+    listed.write_text(f"{tmp_path / 'small-1-py3-none-any.whl'}\n")
+    host = Processes(read(tmp_path))
+    image = {"image": "x", "engine": "none", "bento": str(tmp_path / "bento")}
+    with pytest.raises(UserError, match=r"the packages of .*bento cannot be installed \(.*hash"):
+        host.pull(image)
+    (half_made,) = (host._settings.home / "venvs").iterdir()
+    assert not (half_made / "whole").exists()
+    listed.write_text("bentoml==1.4.39")  # nothing is left to be fetched
+    python = host._python(tmp_path / "bento")
+    assert subprocess.run([python, "-c", ""], check=False).returncode == 0
+    made = python.parent.parent / "whole"
+    before = made.stat().st_mtime_ns
+    host.pull(image)
+    assert made.stat().st_mtime_ns == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which host
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pretend(folder: Path, engine: str, status: int) -> None:
+    """Put a command of this name there that says why it fails, or nothing."""
+    folder.mkdir(exist_ok=True)
+    path = folder / engine
+    path.write_text(f"#!/bin/sh\n[ {status} = 0 ] || echo 'no daemon here' >&2\nexit {status}\n")
+    path.chmod(0o755)
+
+
+def test_the_first_engine_that_answers_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = tmp_path / "tools"
+    monkeypatch.setenv("PATH", str(tools))
+    given = read(tmp_path)
+    assert open_host(given).kind == "processes"
+    pretend(tools, "podman", 0)
+    assert open_host(given).kind == "podman"
+    pretend(tools, "docker", 1)
+    assert open_host(given).kind == "podman"
+    pretend(tools, "docker", 0)
+    assert open_host(given).kind == "docker"
+    assert not given.home.exists()
+
+
+def test_an_engine_that_is_named_and_silent_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = tmp_path / "tools"
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(UserError, match=r"docker does not answer \(there is no such command\), and DEPLOY_ENGINE wants it"):
+        open_host(read(tmp_path, DEPLOY_ENGINE="docker"))
+    pretend(tools, "docker", 1)
+    with pytest.raises(UserError, match=r"docker does not answer \(no daemon here\)"):
+        open_host(read(tmp_path, DEPLOY_ENGINE="docker"))
+    assert open_host(read(tmp_path, DEPLOY_ENGINE="processes")).kind == "processes"
+
+
+def test_a_host_does_not_move_to_another_engine_because_its_own_is_down(
+    tmp_path: Path, bento: Path, host: SmallProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "tools"
+    host.start(workload(bento))
+    monkeypatch.setenv("PATH", str(tools))
+    pretend(tools, "docker", 0)
+    assert open_host(read(tmp_path)).kind == "processes"
+    (host._settings.home / "engine").write_text("docker\n")
+    pretend(tools, "docker", 1)
+    with pytest.raises(UserError, match="the versions of this host run in it"):
+        open_host(read(tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Containers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "usage", "cache"),
+    [
+        ("4:cpu,memory:/docker/{id}", "memory/docker/{id}", "memory.usage_in_bytes", "total_inactive_file"),
+        ("0::/system.slice/docker-{id}.scope", "system.slice/docker-{id}.scope", "memory.current", "inactive_file"),
+    ],
+)
+def test_memory_is_read_from_control_groups_of_both_versions(
+    tmp_path: Path, line: str, folder: str, usage: str, cache: str
+) -> None:
+    place = tmp_path / "sys" / "fs" / "cgroup" / folder.format(id="abc")
+    place.mkdir(parents=True)
+    (place / usage).write_text("5000\n")
+    (place / "memory.stat").write_text(f"anon 3\n{cache} 1200\n")
+    (tmp_path / "proc" / "7").mkdir(parents=True)
+    (tmp_path / "proc" / "7" / "cgroup").write_text(f"9:pids:/x\n{line.format(id='abc')}\n")
+    assert containers.memory_of("abc", 7, tmp_path) == 3800
+    assert containers.memory_of("other", 7, tmp_path) is None
+    assert containers.memory_of("abc", 8, tmp_path) is None
+
+
+def test_an_engine_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docker").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(containers, "_PATIENCE", 0.2)
+    with pytest.raises(UserError, match=r"docker ps did not end within 0.2 s: .*systemctl restart docker"):
+        Containers(read(tmp_path), "docker").names()
+
+
+def _docker_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, timeout=20).returncode == 0
+
+
+IMAGE = "test-hosting-small"
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    if not _docker_answers():
+        pytest.skip("no Docker engine answers: .ci/docker starts one")
+    folder = tmp_path_factory.mktemp("image")
+    (folder / "server.py").write_text(SERVER)
+    (folder / "Dockerfile").write_text(
+        'FROM python:3.11-slim\nCOPY server.py /server.py\nUSER 1034\nCMD ["python", "/server.py", "0.0.0.0", "3000"]\n'
+    )
+    build = ["docker", "build", "--quiet", "--tag", IMAGE, str(folder)]
+    environment = {**os.environ, "DOCKER_BUILDKIT": "0"}  # there need not be a buildx
+    subprocess.run(build, check=True, capture_output=True, env=environment, timeout=300)
+    identity = subprocess.run(
+        ["docker", "image", "inspect", "--format", "{{.Id}}", IMAGE], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    yield {"image": IMAGE, "id": identity, "digest": identity, "engine": "docker", "bento": None}
+    subprocess.run(["docker", "rmi", "--force", IMAGE], check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture
+def docker(tmp_path: Path, image: dict[str, Any]) -> Iterator[Containers]:
+    name = f"test-hosting-{os.getpid()}"
+    host = open_host(read(tmp_path, MODEL_NAME=name, DEPLOY_ENGINE="docker", DEPLOY_MEMORY_MB="128"))
+    assert isinstance(host, Containers)
+    yield host
+    for container in host.names():
+        host.remove(container)
+
+
+def contained(image: dict[str, Any], **environment: str) -> Workload:
+    return Workload(f"test-hosting-{os.getpid()}-a", image, free_port(), environment)
+
+
+@pytest.mark.slow
+def test_a_container_starts_answers_is_known_and_goes(docker: Containers, image: dict[str, Any]) -> None:
+    given = contained(image, SERVE_WORD="a b")
+    assert docker.state(given.name) == ABSENT
+    docker.pull(image)
+    docker.start(given)
+    answer = get(given.port)
+    assert {"SERVE_WORD=a b", "UID=1034"} <= set(answer.splitlines())
+    state = docker.state(given.name)
+    assert (state.exists, state.running, state.restarts, state.oom, state.exit_code) == (True, True, 0, False, None)
+    assert state.memory
+    told = docker.ask_memory(given.name)
+    assert told
+    assert abs(told - state.memory) < 4e6
+    assert docker.names() == [given.name]
+    assert "serving" in docker.logs(given.name)
+    docker.start(given)  # what is there gives way
+    assert "UID=" in get(given.port)
+    docker.remove(given.name)
+    assert docker.state(given.name) == ABSENT
+    assert (docker.names(), docker.logs(given.name)) == ([], "")
+    docker.stop(given.name)
+    docker.remove(given.name)
+
+
+@pytest.mark.slow
+def test_a_container_has_no_rights_and_no_disk_and_is_on_loopback_only(docker: Containers, image: dict[str, Any]) -> None:
+    given = contained(image)
+    docker.start(given)
+
+    def inside(script: str) -> int:
+        return subprocess.run(["docker", "exec", given.name, "sh", "-c", script], capture_output=True).returncode
+
+    assert inside("touch /x") != 0
+    assert inside("touch /tmp/x") == 0
+    assert inside("grep -q '^CapEff:\t0*$' /proc/self/status") == 0
+    assert inside("grep -q '^NoNewPrivs:\t1$' /proc/self/status") == 0
+    shown = subprocess.run(["docker", "port", given.name], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["3000/tcp", "->", f"127.0.0.1:{given.port}"]
+    policy = subprocess.run(
+        ["docker", "inspect", "--format", "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.Memory}}", given.name],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert policy.split() == ["unless-stopped", str(128 * 2**20)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [True, False])
+def test_requests_in_flight_are_answered_before_a_container_stops_and_it_comes_back(
+    docker: Containers, image: dict[str, Any], wait: bool
+) -> None:
+    given = contained(image)
+    docker.start(given)
+    get(given.port)
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(get, given.port, "/slow")
+        time.sleep(0.3)
+        started = time.monotonic()
+        docker.stop(given.name, wait=wait)
+        took = time.monotonic() - started
+        assert "UID=" in answer.result()
+    assert (took > 0.4) is wait
+    assert eventually(lambda: not docker.state(given.name).running)
+    state = docker.state(given.name)
+    assert (state.exists, state.exit_code, state.memory) == (True, 0, None)
+    docker.resume(given.name)
+    docker.resume(given.name)
+    assert "UID=" in get(given.port)
+
+
+@pytest.mark.slow
+def test_too_much_memory_and_restarts_are_seen(docker: Containers, image: dict[str, Any]) -> None:
+    given = contained(image)
+    docker.start(given)
+    get(given.port)
+    with pytest.raises(OSError, match=r"."):
+        urllib.request.urlopen(f"http://127.0.0.1:{given.port}/leak", timeout=10)
+    assert eventually(lambda: docker.state(given.name).restarts > 0)
+
+
+@pytest.mark.slow
+def test_a_paused_container_is_not_running(docker: Containers, image: dict[str, Any]) -> None:
+    given = contained(image)
+    docker.start(given)
+    get(given.port)
+    assert docker.state(given.name).running
+    pause = ["docker", "pause", given.name]  # on a busy machine the kernel may be unable to freeze at the first try
+    assert eventually(lambda: bool(subprocess.run(pause, capture_output=True)) and not docker.state(given.name).running)
+    docker.remove(given.name)
+    assert docker.state(given.name) == ABSENT
+
+
+@pytest.mark.slow
+def test_what_a_container_cannot_have_is_named(docker: Containers, image: dict[str, Any], tmp_path: Path) -> None:
+    given = contained(image)
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", given.port))
+        stranger.listen()
+        with pytest.raises(UserError, match=f"port {given.port} of 127.0.0.1 is taken by another program"):
+            docker.start(given)
+    assert docker.state(given.name) == ABSENT
+    with pytest.raises(UserError, match=r"test-hosting-none .* is not on this machine: run make deploy again"):
+        docker.pull({**image, "image": "test-hosting-none", "id": None})
+    remote = f"127.0.0.1:{free_port()}/x@sha256:{'0' * 64}"
+    with pytest.raises(UserError, match=r"cannot be pulled .*connection refused.*check that the registry answers"):
+        docker.pull({**image, "image": remote, "id": None})
+    with pytest.raises(UserError, match="built without a container engine"):
+        docker.start(Workload("x", {"image": "x", "engine": "none"}, 1, {}))
+    with pytest.raises(UserError, match="there is no container nobody-here on this host"):
+        docker.resume("nobody-here")
+
+
+@pytest.mark.slow
+def test_a_local_image_that_was_tagged_anew_is_not_taken(docker: Containers, image: dict[str, Any]) -> None:
+    subprocess.run(["docker", "tag", "python:3.11-slim", f"{IMAGE}:moved"], check=True, capture_output=True)
+    try:
+        given = contained({**image, "image": f"{IMAGE}:moved"})
+        docker.start(given)
+        assert "UID=1034" in get(given.port)
+    finally:
+        subprocess.run(["docker", "rmi", f"{IMAGE}:moved"], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_an_engine_that_stops_answering_is_one_sentence(
+    docker: Containers, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+        for call in (lambda: docker.state("x"), docker.names, lambda: docker.stop("x"), lambda: docker.remove("x")):
+            with pytest.raises(UserError, match="docker could not .*Cannot connect.*systemctl restart docker"):
+                call()

@@ -1,0 +1,571 @@
+"""Is it the reviewed model, and may it ship? python -m pytest tests/test_verify.py"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT, write_params
+from ruamel.yaml import YAML
+from standin import GitHub
+from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
+
+from src import lineage
+from src.files import read_json, sha256
+from src.github.plan import LABEL
+from src.release import judging, modelcheck, overriding, reviewed
+from src.release import verify as verifying
+
+MODEL = "out/model/model.onnx"
+OUT = "out/release"
+TOLD = ("dvc.lock", "manifest.json", "metrics.json")
+Change = Callable[[Path], object]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit(folder: Path, message: str) -> str:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
+    return git(folder, "rev-parse", "HEAD")
+
+
+def judge(folder: Path, verdict: dict[str, Any], number: int) -> None:
+    """Write manifest.json as a report does; the verdict is the test's."""
+    text = json.dumps({"commit": "a" * 40, "pull_request": number, "verdict": verdict, "training_seconds": 1.0})
+    script = (
+        "import json, sys; from pathlib import Path; from src import lineage; from src.files import write_json; "
+        "write_json(Path('manifest.json'), lineage.manifest(Path(), json.loads(sys.argv[1]), None))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, text], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    require_success(done)
+
+
+PASS = {"verdict": "pass", "reasons": ["good"], "override": None}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with branches: `empty` has no model, `main` the starter's on top of it, `bad` a model of one epoch."""
+    folder = copy_repository(tmp_path_factory.mktemp("verify") / "fork")
+    shutil.copytree(ROOT / "src", folder / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    git(folder, "branch", "--move", "main")
+    require_success(python(folder, "dvc", "pull"))
+    stages = YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"]
+    require_success(python(folder, "dvc", "commit", "--force", "--quiet"))
+    kept = {name: (folder / name).read_bytes() for name in TOLD}
+    for name in TOLD:
+        (folder / name).unlink()
+    commit(folder, "code")
+    git(folder, "branch", "empty")
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    judge(folder, PASS, 1)
+    commit(folder, "the first model (#1)")
+    git(folder, "checkout", "--quiet", "-b", "bad")
+    write_params(folder / "params.yaml", train__epochs=1, train__warmup_epochs=0)
+    for stage in ("train", "evaluate"):
+        require_success(python(folder, *stages[stage]["cmd"].split()[2:]))
+    require_success(python(folder, "dvc", "commit", "--force", "--quiet"))
+    judge(folder, PASS, 2)
+    commit(folder, "a bad model (#2)")
+    git(folder, "checkout", "--quiet", "main")
+    require_success(python(folder, "dvc", "checkout", "--quiet"))
+    return folder
+
+
+@pytest.fixture
+def fork(template: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change, on main."""
+    shutil.copytree(template, tmp_path / "fork", symlinks=True)
+    return tmp_path / "fork"
+
+
+def verify(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("GITHUB_")}
+    command = [sys.executable, "-m", "src.release.verify", OUT, *arguments]
+    done = subprocess.run(command, cwd=folder, env={**clean, **variables}, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert git(folder, "worktree", "list").count("\n") == 0
+    return done
+
+
+def refuse(folder: Path, kind: str, *arguments: str, **variables: str) -> str:
+    """Expect a refusal of that kind; nothing is left that could be deployed. Return what was said."""
+    (folder / OUT).mkdir(parents=True, exist_ok=True)
+    (folder / OUT / "release.json").write_text("{}")  # of an earlier commit
+    done = verify(folder, *arguments, **variables)
+    assert done.returncode == 1, done.stdout
+    told = read_json(folder / "out/release.outcome.json", "")
+    assert (told["ok"], told["kind"]) == (False, kind), told
+    assert told["next"]
+    assert not (folder / OUT).exists()
+    assert "/tree/" not in done.stderr
+    return done.stderr
+
+
+def accept(folder: Path, *arguments: str, **variables: str) -> reviewed.Release:
+    require_success(verify(folder, *arguments, **variables))
+    assert read_json(folder / "out/release.outcome.json", "")["ok"]
+    return reviewed.read(folder / OUT)
+
+
+def flip(path: Path) -> None:
+    """Change one byte; size, mode and time stay."""
+    state = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(state.st_mode)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def stored(folder: Path, name: str) -> Path:
+    digest = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    return folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+
+
+@pytest.mark.slow
+def test_the_reviewed_model_is_written_whole(fork: Path) -> None:
+    release = accept(fork)
+    manifest = read_json(fork / "manifest.json", "")
+    assert release.manifest == lineage.digest(manifest)
+    assert release.model_sha256 == sha256(fork / OUT / "model/model.onnx") == sha256(fork / MODEL)
+    assert (release.pull_request, release.verdict, release.override) == (1, "pass", None)
+    assert release.commit == git(fork, "rev-parse", "HEAD")
+    names = {path.relative_to(fork / OUT).as_posix() for path in (fork / OUT).rglob("*") if path.is_file()}
+    wanted = {"manifest.json", "metrics.json", "params.yaml", "model/card.json", "model/history.csv", "golden/golden.json"}
+    assert wanted | {"evaluation/confusion.png", "report/report.md", "report/report.html", "report/verdict.json"} <= names
+    assert "model/weights.safetensors" not in names
+    assert not git(fork, "status", "--porcelain")
+
+
+@pytest.mark.slow
+def test_neither_documents_on_top_nor_a_forged_run_cache_change_what_ships(fork: Path, template: Path) -> None:
+    bad = git(fork, "show", "bad:dvc.lock")
+    model = YAML(typ="safe").load(git(fork, "show", "main:dvc.lock"))["stages"]["train"]["outs"][0]["md5"]
+    for entry in (fork / ".dvc/cache/runs").rglob("*"):
+        if entry.is_file():  # every run that DVC remembers now gave the bad model
+            forged = YAML(typ="safe").load(bad)["stages"]["train"]["outs"][0]["md5"]
+            entry.write_text(entry.read_text().replace(model, forged))
+    (fork / "README.md").write_text("words")
+    commit(fork, "words")
+    release = accept(fork)
+    assert release.model_sha256 == read_json(template / "manifest.json", "")["outputs"]["model_sha256"]
+    assert release.commit == git(fork, "rev-parse", "HEAD")
+    assert release.pull_request == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changed after the review
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def change_working_tree(fork: Path) -> str:
+    flip(fork / MODEL)
+    return "out/model/model.onnx was changed after it was recorded in dvc.lock"
+
+
+def change_cache(fork: Path) -> str:
+    flip(stored(fork, MODEL))
+    return "out/model/model.onnx is not what was reviewed: somebody changed it in the store"
+
+
+def change_remote(fork: Path) -> str:
+    """DVC's own default: a read-only object of a local remote is taken as it is."""
+    require_success(python(fork, "dvc", "remote", "add", "--local", "--default", "store", str(fork.parent / "store")))
+    require_success(python(fork, "dvc", "push"))
+    object_of_model = stored(fork, MODEL)
+    there = fork.parent / "store" / object_of_model.relative_to(fork / ".dvc/cache")
+    there.chmod(0o444)
+    flip(there)
+    shutil.rmtree(fork / ".dvc/cache")
+    return "out/model/model.onnx is not what was reviewed"
+
+
+def change_golden_in_cache(fork: Path) -> str:
+    flip(stored(fork, "out/evaluation/golden/golden.json"))
+    return "out/evaluation is not what was reviewed"
+
+
+def change_metrics(fork: Path) -> str:
+    told = read_json(fork / "metrics.json", "")
+    (fork / "metrics.json").write_text(json.dumps({**told, "accuracy": 0.9999}))
+    commit(fork, "better")
+    return "manifest.json does not fit metrics.json"
+
+
+def change_model_in_manifest(fork: Path) -> str:
+    told = read_json(fork / "manifest.json", "")
+    told["outputs"]["model_sha256"] = "0" * 64
+    (fork / "manifest.json").write_text(json.dumps(told))
+    commit(fork, "another")
+    return "manifest.json is the review of another model than the one that dvc.lock records"
+
+
+def change_manifest(fork: Path) -> str:
+    told = read_json(fork / "manifest.json", "")
+    (fork / "manifest.json").write_text(json.dumps({**told, "metrics": {**told["metrics"], "accuracy": 0.9999}}))
+    commit(fork, "better")
+    return "metrics differ"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_working_tree,
+        change_cache,
+        change_remote,
+        change_golden_in_cache,
+        change_metrics,
+        change_manifest,
+        change_model_in_manifest,
+    ],
+)
+def test_one_changed_byte_is_refused_by_name(fork: Path, change: Callable[[Path], str]) -> None:
+    assert change(fork) in refuse(fork, "tampered")
+
+
+@pytest.mark.slow
+def test_numbers_forged_in_all_files_at_once_are_refused(fork: Path) -> None:
+    told = read_json(fork / "metrics.json", "")
+    (fork / "metrics.json").write_text(json.dumps({**told, "accuracy": 0.9999, "log_loss": 0.001}))
+    judge(fork, PASS, 1)
+    commit(fork, "better")
+    assert "log_loss 0.0161, reviewed 0.0010" in refuse(fork, "tampered")
+
+
+def lock_of_another_commit(fork: Path) -> None:
+    git(fork, "checkout", "bad", "--", "dvc.lock")
+
+
+def manifest_of_another_commit(fork: Path) -> None:
+    git(fork, "checkout", "bad", "--", "manifest.json")
+
+
+def code_changed_since(fork: Path) -> None:
+    (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
+
+
+def packages_changed_since(fork: Path) -> None:
+    (fork / "requirements/torch.txt").write_text("torch==9")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lock_of_another_commit, "params.yaml: train"),
+        (manifest_of_another_commit, "params.yaml: train"),
+        (code_changed_since, "src/model.py"),
+        (packages_changed_since, "requirements/torch.txt"),
+    ],
+)
+def test_a_model_of_other_inputs_is_not_the_reviewed_one(fork: Path, change: Change, named: str) -> None:
+    change(fork)
+    commit(fork, "main goes on")
+    said = refuse(fork, "moved")
+    assert named in said
+    assert "make reproduce report" in said
+
+
+@pytest.mark.slow
+def test_what_was_never_reviewed_or_is_lost_is_missing(fork: Path) -> None:
+    assert "has no manifest.json, dvc.lock, metrics.json" in refuse(fork, "missing", "--commit", "empty")
+    shutil.rmtree(fork / ".dvc/cache")
+    shutil.rmtree(fork / "out")
+    assert "could not be pulled" in refuse(fork, "missing", "--commit", "bad")
+
+
+@pytest.mark.slow
+def test_a_verdict_that_nobody_overrode_is_refused(fork: Path) -> None:
+    judge(fork, {**PASS, "verdict": "investigate"}, 1)
+    commit(fork, "merged by force")
+    assert "the verdict of the review is investigate, and nobody has overridden it" in refuse(fork, "gates")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_no_release_is_not_removed(fork: Path) -> None:
+    (fork / OUT).mkdir(parents=True)
+    (fork / OUT / "thesis.tex").write_text("x")
+    done = verify(fork)
+    assert (done.returncode, "did not make" in done.stderr) == (1, True)
+    assert (fork / OUT / "thesis.tex").exists()
+    assert "there is no commit nowhere here" in refuse_other(fork)
+
+
+def refuse_other(fork: Path) -> str:
+    shutil.rmtree(fork / OUT)
+    return verify(fork, "--commit", "nowhere").stderr
+
+
+@pytest.mark.slow
+def test_outputs_of_another_run_in_the_working_tree_are_no_fault(
+    fork: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git(fork, "checkout", "--quiet", "bad")  # as a pull does, without dvc checkout
+    monkeypatch.chdir(fork)
+    verifying._own_outputs(fork)
+    assert "out/model here is of another run: the commit's own is deployed" in capsys.readouterr().out
+    git(fork, "checkout", "--quiet", "main", "--", "dvc.lock")
+    tree = fork.parent / "tree"
+    tree.mkdir()
+    (tree / "dvc.lock").write_text(git(fork, "show", "bad:dvc.lock"))
+    verifying._own_outputs(tree)
+    assert "dvc.lock here is of another run than this commit's" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judged again
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def weaken_params(fork: Path) -> None:
+    write_params(
+        fork / "params.yaml", train__epochs=1, train__warmup_epochs=0, gates__max_accuracy_drop=0.99,
+        gates__max_log_loss_rise=9.0, gates__max_class_drop=1.0, gates__max_slice_drop=0.99, gates__min_accuracy=0.0,
+        gates__min_macro_f1=0.0, gates__min_class_recall=0.0, gates__min_slice_accuracy=0.0, gates__min_baseline_margin=-1.0,
+    )  # fmt: skip
+
+
+def weaken_code(fork: Path) -> None:
+    code = fork / "src/gates.py"
+    code.write_text(code.read_text().replace("        verdict=worst,", '        verdict="pass",'))
+    assert 'verdict="pass",' in code.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weaken", [weaken_params, weaken_code])
+def test_a_gate_weakened_in_the_merge_does_not_judge_it(fork: Path, weaken: Change) -> None:
+    git(fork, "checkout", "--quiet", "bad")
+    weaken(fork)
+    git(fork, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    said = refuse(fork, "gates")
+    assert "the verdict by the rules of main before this model" in said
+    assert "is fail" in said
+
+
+@pytest.fixture
+def github(tmp_path: Path) -> Iterator[GitHub]:
+    with GitHub(tmp_path) as github:
+        github.collaborators |= {"alice": "write", "carol": "triage", "robot[bot]": "write"}
+        yield github
+
+
+def ci(github: GitHub) -> dict[str, str]:
+    token = github.token({"contents": "read", "pull-requests": "read", "metadata": "read"})
+    return {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_TOKEN": token,
+        "GITHUB_API_URL": github.url,
+        "GITHUB_REPOSITORY": "team/models",
+    }
+
+
+def override(by: str = "alice") -> dict[str, Any]:
+    return {"verdict": "fail", "reasons": ["worse"], "override": {"by": by, "at": "2026-11-24T00:00:00Z", "label": LABEL}}
+
+
+@pytest.mark.slow
+def test_a_person_may_accept_what_earlier_rules_refuse_or_cannot_judge(fork: Path, github: GitHub) -> None:
+    """Main's evaluation from before cannot run on this model; by the label its own does, and the person is recorded."""
+    git(fork, "checkout", "--quiet", "main")
+    (fork / "src/stages/evaluate.py").write_text("raise SystemExit('evaluate: this needs another model')\n")
+    earlier = commit(fork, "another way of judging")
+    git(fork, "checkout", "--quiet", "bad")
+    assert "another model" in refuse(fork, "gates", "--before", earlier)
+    told = read_json(fork / "manifest.json", "")
+    (fork / "manifest.json").write_text(json.dumps({**told, "pull_request": 1, "verdict": override()}))
+    commit(fork, "accepted")
+    git(fork, "push", "--quiet", str(github.git), "main", "bad")
+    refuse(fork, "gates", "--before", earlier, **ci(github))
+    github.open_pull_request("bad")
+    github.add_label(1, LABEL, by="alice")
+    release = accept(fork, "--before", earlier, **ci(github))
+    assert (release.verdict, release.override["by"]) == ("fail", "alice")
+    verdict = read_json(fork / OUT / "report/verdict.json", "")
+    assert (verdict["verdict"], verdict["override"]["by"]) == ("fail", "alice")
+
+
+def manifest_of(by: str, number: int | None = 1) -> dict[str, Any]:
+    return {"pull_request": number, "verdict": override(by)}
+
+
+@pytest.fixture
+def confirm(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Push a manifest that claims an override, with a pull request, and return why GitHub does not confirm it, or ""."""
+    folder = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(github.git), str(folder))
+    git(folder, "checkout", "--quiet", "-b", "branch")
+    monkeypatch.chdir(folder)
+    for name, value in ci(github).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("src.github.api._PAUSE", 0.01)
+
+    def go(by: str, label: Change, number: int | None = 1, claimed: dict[str, Any] | None = None) -> str:
+        (folder / "manifest.json").write_text(json.dumps(manifest_of(by, number)))
+        sha = commit(folder, "reviewed")
+        git(folder, "push", "--quiet", "origin", "branch")
+        git(folder, "push", "--quiet", "origin", "branch:main")
+        github.open_pull_request("branch")
+        label(folder)
+        try:
+            overriding.confirm(claimed or manifest_of(by, number), sha)
+        except overriding.RefusedError as error:
+            return f"{error.kind}: {error.sentence}"
+        return ""
+
+    return go
+
+
+def test_an_override_counts_where_that_person_gave_the_label(confirm: Any, github: GitHub) -> None:
+    assert confirm("alice", lambda _: github.add_label(1, LABEL, by="alice")) == ""
+
+
+def test_an_override_counts_in_the_pull_request_that_brought_this_manifest(confirm: Any, github: GitHub) -> None:
+    """A model that was judged anew, as after a revert, names the pull request that it was trained in."""
+    assert confirm("alice", lambda _: github.add_label(1, LABEL, by="alice"), number=None) == ""
+
+
+@pytest.mark.parametrize(
+    ("by", "label", "claimed", "why"),
+    [
+        ("alice", lambda _: None, None, "#1 has no label"),
+        ("alice", lambda g: g.add_label(1, LABEL, by="bob"), None, "was given by bob"),
+        ("alice", lambda g: (g.add_label(1, LABEL, by="alice"), g.remove_label(1, LABEL)), None, "#1 has no label"),
+        ("carol", lambda g: g.add_label(1, LABEL, by="carol"), None, "carol may not write"),
+        ("robot[bot]", lambda g: g.add_label(1, LABEL, by="robot[bot]"), None, "is no person"),
+        ("alice", lambda g: g.add_label(1, LABEL, by="alice"), {**manifest_of("alice"), "x": 1}, "reviewed another model"),
+        ("alice", lambda g: g.fail_next("GET /repos/team/models/pulls/1", 500, 9), None, "could not be asked"),
+    ],
+)
+def test_an_override_that_github_does_not_confirm_is_refused(
+    confirm: Any, github: GitHub, by: str, label: Any, claimed: Any, why: str
+) -> None:
+    said = confirm(by, lambda _: label(github), claimed=claimed)
+    assert f"gates: manifest.json says that {by} overrode the gates" in said
+    assert why in said
+
+
+def test_outside_of_ci_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    overriding.confirm(manifest_of("alice"), "HEAD")
+
+
+def test_the_label_is_the_one_that_the_report_takes() -> None:
+    assert overriding.LABEL == LABEL
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whose rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Return a function that commits a model by that name, or something else on top for an empty one."""
+    git(tmp_path, "init", "--quiet", "repository")
+    folder = tmp_path / "repository"
+    monkeypatch.chdir(folder)
+
+    def go(model: str) -> str:
+        if model:
+            stages = {"train": {"cmd": "x", "outs": [{"path": "out/model", "md5": model}]}}
+            with (folder / "dvc.lock").open("w") as file:
+                YAML().dump({"stages": stages}, file)
+        return commit(folder, model or "words")
+
+    return go
+
+
+def test_the_commit_before_the_model_came_judges_it_however_much_lies_on_top(history: Callable[[str], str]) -> None:
+    first = history("one")
+    words = history("")
+    second = history("two")
+    assert judging.before(second, "") == words
+    on_top = history("")
+    for given in ("", second, on_top, "0" * 40, "nowhere"):
+        assert judging.before(on_top, given) == words
+    assert judging.before(on_top, first) == first
+    assert judging.before(words, "") is None
+    assert judging.before(first, "") is None
+
+
+def test_a_clone_without_history_is_refused_not_trusted(
+    history: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history("one")
+    history("two")
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{tmp_path}/repository", str(shallow))
+    monkeypatch.chdir(shallow)
+    with pytest.raises(judging.RefusedError, match="fetch-depth: 0"):
+        judging.before(git(shallow, "rev-parse", "HEAD"), "")
+
+
+def test_rules_are_of_the_earlier_commit_and_the_rest_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(tmp_path, "init", "--quiet", "repository")
+    folder = tmp_path / "repository"
+    for name in ("src/gates.py", "src/model.py", "src/report/judge.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("earlier")
+    (folder / "params.yaml").write_text("gates: {a: 1}\nevaluate: {b: 1}\ntrain: {c: 1}\n")
+    earlier = commit(folder, "earlier")
+    for name in ("src/gates.py", "src/model.py", "src/report/judge.py", "src/metrics.py"):
+        (folder / name).write_text("now")
+    (folder / "params.yaml").write_text("gates: {a: 2}\nevaluate: {b: 2}\ntrain: {c: 2}\n")
+    monkeypatch.chdir(folder)
+    with judging.rules(folder, earlier) as rules:
+        code = {name: (rules.measuring / name).read_text() for name in ("src/gates.py", "src/model.py", "src/metrics.py")}
+        assert code == {"src/gates.py": "earlier", "src/model.py": "now", "src/metrics.py": "now"}
+        assert (rules.judging / "src/gates.py").read_text() == "earlier"
+        params = YAML(typ="safe").load(rules.params.read_text())
+        assert params == {"gates": {"a": 1}, "evaluate": {"b": 1}, "train": {"c": 2}}
+        assert YAML(typ="safe").load(rules.gates.read_text())["gates"] == {"a": 1}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def onnx_model(**options: Any) -> onnx.ModelProto:
+    weight = onnx.numpy_helper.from_array(np.ones(4, np.float32), "w")
+    inside = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["c"], value=weight)], "inside", [], [])
+    node = onnx.helper.make_node("If", ["x"], [], then_branch=inside, else_branch=inside)
+    graph = onnx.helper.make_graph([node], "graph", [], [], [weight])
+    return onnx.helper.make_model(graph, **options)
+
+
+def test_weights_in_other_files_are_found_wherever_they_hide(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    whole = onnx_model()
+    path.write_bytes(whole.SerializeToString())
+    assert modelcheck.unsafe(path) is None
+    for tensor in (whole.graph.initializer[0], whole.graph.node[0].attribute[0].g.node[0].attribute[0].t):
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        path.write_bytes(whole.SerializeToString())
+        assert modelcheck.unsafe(path) == "reads its weights from other files"
+        tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+def test_operators_of_others_and_what_is_no_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_model(opset_imports=[onnx.helper.make_opsetid("com.evil", 1)]).SerializeToString())
+    assert modelcheck.unsafe(path) == "uses operators that are not ONNX's own (com.evil)"
+    path.write_bytes(b"\xff" * 64)
+    assert modelcheck.unsafe(path) == "is no ONNX file"
