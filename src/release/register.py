@@ -25,6 +25,7 @@ from src.inference import Model
 from src.mlflow_client import RegistryError, answering
 from src.registry import Registry, Version
 from src.release import card, recording, reviewed, settings
+from src.release.journal import registry_uri
 from src.release.outcome import RefusedError, telling
 from src.release.reviewed import Release
 
@@ -234,7 +235,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     with telling("register", folder):
         try:
-            register(folder, Registry.connect(name=settings.read().name))
+            told = settings.read()
+            register(folder, Registry.connect(registry_uri(told), name=told.name))
         except RegistryError as error:
             raise RefusedError("registry", error.sentence, error.then) from None
 
