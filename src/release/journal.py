@@ -175,6 +175,7 @@ def registry_uri(settings: Settings, environment: Mapping[str, str] = os.environ
     if known and not _is_gone(known):
         return known
     if not named and environment.get("GITHUB_ACTIONS") == "true":
+        settings.home.parent.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{settings.home.parent / 'mlflow.db'}"
     return named or None
 
