@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a version inherits nothing from who starts it
 
-from test_probes import Service
+from small_service import Service
 
 from src.release import reviewed
 

@@ -22,13 +22,15 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, encode
+from deploying import SmallProcesses
 
 from src import lineage
 from src.files import write_json
 from src.registry import Registry
-from src.release import reviewed
+from src.release import reviewed, settings
 from src.release.client import Client
 from src.release.journal import now
+from src.release.proxy import Proxy
 from src.release.reviewed import Release
 
 CLASSES = ["cat", "dog", "fox"]
@@ -144,11 +146,6 @@ class World:
         subprocess.run(["flock", str(self.home / "lock"), "true"], check=True, timeout=60)
 
     def end(self) -> None:
-        from deploying import SmallProcesses
-
-        from src.release import settings
-        from src.release.proxy import Proxy
-
         told = settings.read(self.environment)
         for name in SmallProcesses(told).names():
             SmallProcesses(told).remove(name)
@@ -173,6 +170,17 @@ def is_free(port: int) -> bool:
 @pytest.fixture
 def world(tmp_path: Path, registered: Path) -> Iterator[World]:
     world = World(tmp_path, registered)
+    yield world
+    world.end()
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory, registered: Path) -> Iterator[World]:
+    """A host on which versions 1 and 2 have been live, in one order or the other."""
+    world = World(tmp_path_factory.mktemp("used"), registered)
+    for version in (1, 2):
+        code, printed = world.deploy(version)
+        assert code == 0, printed
     yield world
     world.end()
 
@@ -311,30 +319,28 @@ def test_a_version_that_fails_after_the_switch_is_taken_back(world: World, fault
 
 
 @pytest.mark.parametrize("line", range(1, STEPS + 1))
-def test_a_deploy_that_is_killed_leaves_one_version_serving_and_ends_whole_when_run_again(world: World, line: int) -> None:
-    world.deploy(1)
-    folder = world.release(2)
+def test_a_deploy_that_is_killed_leaves_one_version_serving_and_ends_whole_when_run_again(used: World, line: int) -> None:
+    old = used.serving()
+    new = "1" if old == "2" else "2"
     seen: list[str] = []
-    with watching(world, seen):
-        code, printed = world.run("deploy", str(folder), KILL_AT=str(line))
+    with watching(used, seen):
+        code, printed = used.deploy(int(new), KILL_AT=str(line))
         assert code == -9, printed
-        world.await_guard()
-        assert world.serving() == world.alias("champion")
-        code, printed = world.run("deploy", str(folder))
+        used.await_guard()
+        assert used.serving() == used.alias("champion")
+        code, printed = used.deploy(int(new))
         assert code == 0, printed
     assert "" not in seen
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("2", "2", "1")
-    code, printed = world.run("status")
-    assert code == 0, printed
-    running = [json.loads(path.read_text())["pid"] for path in (world.home / "processes").glob("*.json")]
-    assert sum(Path(f"/proc/{pid}/cmdline").exists() for pid in running) == 1
+    assert (used.serving(), used.alias("champion"), used.alias("previous")) == (new, new, old)
+    host = SmallProcesses(settings.read(used.environment))
+    assert sum(host.state(name).running for name in host.names()) == 1
+    assert json.loads((used.home / "state.json").read_text())["intent"] is None
 
 
-def test_the_number_of_steps_that_can_be_killed_is_known(world: World) -> None:
-    world.deploy(1)
-    before = len(world.lines())
-    world.deploy(2)
-    assert len(world.lines()) - before == STEPS
+def test_the_number_of_steps_that_can_be_killed_is_known(used: World) -> None:
+    before = len(used.lines())
+    used.deploy(1 if used.serving() == "2" else 2)
+    assert len(used.lines()) - before == STEPS
 
 
 @contextmanager

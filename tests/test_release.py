@@ -129,7 +129,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         variables = {
             **GPU, "DEPLOY_RUNNER": '["self-hosted","deploy"]', "IMAGE_REGISTRY": f"{registry}/models", "MODEL_NAME": NAME,
             "DEPLOY_HOME": str(home), "DEPLOY_PORT": str(free_ports()), "DEPLOY_WATCH_SECONDS": "5", "DEPLOY_STAGING": "off",
-            "DEPLOY_READY_SECONDS": "90", "DEPLOY_LATENCY_MS": "1000",
+            "DEPLOY_READY_SECONDS": "90", "DEPLOY_LATENCY_MS": "1000", "ATTEST": "off",
         }  # fmt: skip
         buffer = folder / "image.png"
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer)
