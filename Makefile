@@ -59,8 +59,8 @@ test: setup ## lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m mypy
 	@$(RUN) -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
-test-slow: setup ## the slow tests of the pipeline: trains, clones, fills disks
-	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist worksteal
+test-slow: setup ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
+	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist loadgroup
 
 workflows: setup ## run the GitHub workflows with act against a stand-in for GitHub
 	@$(RUN) -m pytest -m act
