@@ -470,6 +470,17 @@ def test_a_canary_without_traffic_leaves_the_old_version(world: World) -> None:
     assert world.serving() == "1"
 
 
+def test_a_port_that_a_stranger_has_is_named_and_nothing_is_left_behind(world: World) -> None:
+    with socket.create_server(("127.0.0.1", world.port)):
+        code, printed = world.deploy(1)
+    assert code == 1
+    assert str(world.port) in printed
+    assert "DEPLOY_PORT" in printed
+    assert list((world.home / "processes").glob("*.json")) == []
+    code, printed = world.deploy(1)
+    assert code == 0, printed
+
+
 def test_a_damaged_state_is_one_sentence_and_takes_nothing_down(world: World) -> None:
     world.deploy(1)
     (world.home / "state.json").write_text("{")

@@ -71,6 +71,7 @@ class Deployment:
     def _start(self) -> None:
         if self.settings.environment == "production":
             self.site.registry()  # one that does not answer is found out before anything has changed
+        self.site.proxy.ensure()  # likewise a port that is taken
         self._say("start", f"starting version {self.new.version} beside {_named(self.old)}")
         seconds = self.site.start(self.new)
         self._say("ready", f"ready after {seconds:.1f} s")
@@ -92,7 +93,6 @@ class Deployment:
         share = 1.0 if mirror else settings.canary_share
         log = self.site.proxy.log
         offset = log.stat().st_size if log.is_file() else 0
-        self.site.proxy.ensure()
         self.site.proxy.point(
             Route(
                 old.port,

@@ -179,10 +179,10 @@ class Site:
     def undo(self, new: Running, old: Running | None) -> None:
         """Give the traffic back to the old version, then remove the new one."""
         if old:
-            with suppress(FaultError):  # even an unwell old version is the only one there is
+            with suppress(FaultError, UserError):  # even an unwell old version is the only one there is
                 self.start(old, quickly=True)
             self.switch(old)
-        elif self.proxy.route():
+        elif self.proxy.running():
             self.proxy.point(Route(None, ""))
         was = self.journal.state.previous
         if was is None or was.name != new.name:
