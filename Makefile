@@ -60,7 +60,7 @@ test: setup ## lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: setup ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
-	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist loadgroup
+	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
 
 workflows: setup ## run the GitHub workflows with act against a stand-in for GitHub
 	@$(RUN) -m pytest -m act

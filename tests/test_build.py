@@ -29,8 +29,6 @@ from src.release.containerize import Engine, EngineError, Image, choose
 from src.release.outcome import RefusedError
 from src.release.reviewed import Release
 
-pytestmark = pytest.mark.xdist_group("build")  # one worker: what its fixtures make is shared
-
 NAME = "test-build"
 CLASSES = ["red", "green", "blue"]
 Command = Callable[..., subprocess.CompletedProcess[str]]

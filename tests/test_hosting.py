@@ -30,8 +30,6 @@ from src.release.workload import ABSENT, Workload
 SERVER = """
 import http.server, os, signal, subprocess, sys, threading, time
 
-pytestmark = pytest.mark.xdist_group("hosting")  # one worker: what its fixtures make is shared
-
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/slow":

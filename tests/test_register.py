@@ -36,8 +36,6 @@ from src.release.outcome import RefusedError
 from src.release.register import register
 from src.release.reviewed import Release
 
-pytestmark = pytest.mark.xdist_group("register")  # one worker: what its fixtures make is shared
-
 ROOT = Path(__file__).parent.parent
 CLASSES = ["cat", "dog", "emu"]
 SIZE = (4, 5)

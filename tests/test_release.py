@@ -33,7 +33,6 @@ from src.release.proxy import Proxy
 NAME = "test-release"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("release"),  # one story for all
     needs_engine,
     needs_registry,
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed: .ci/docker installs it"),

@@ -39,8 +39,6 @@ from src.serving.front import Front
 from src.serving.metrics import Metrics
 from src.serving.problems import ProblemError
 
-pytestmark = pytest.mark.xdist_group("serving")  # one worker: what its fixtures make is shared
-
 CLASSES = ["red", "grün/green", "blue"]
 
 

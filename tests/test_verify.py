@@ -24,8 +24,6 @@ from src.github.plan import LABEL
 from src.release import judging, modelcheck, overriding, reviewed
 from src.release import verify as verifying
 
-pytestmark = pytest.mark.xdist_group("verify")  # one worker: what its fixtures make is shared
-
 MODEL = "out/model/model.onnx"
 OUT = "out/release"
 TOLD = ("dvc.lock", "manifest.json", "metrics.json")
