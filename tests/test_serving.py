@@ -147,7 +147,7 @@ def is_problem(answer: httpx.Response) -> bool:
     """Say whether an answer is problem details, and tells nothing of what lies behind."""
     content = answer.json()
     known = {"type", "title", "status", "detail", "request_id"} <= set(content)
-    leaks = re.search(r"Traceback|File \"|/tmp/|/work/|site-packages|0x[0-9a-f]{6}", answer.text)
+    leaks = re.search(r"Traceback|File \"|/tmp/|/home/|site-packages|0x[0-9a-f]{6}", answer.text)
     told = answer.headers["content-type"] == "application/problem+json" and answer.headers["x-request-id"]
     return known and not leaks and told == content["request_id"] and content["status"] == answer.status_code
 
