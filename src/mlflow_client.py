@@ -6,12 +6,10 @@ A database file keeps its artifacts beside it, in mlartifacts/. A server is aske
 MLflow's client would wait for minutes. Importing MLflow takes two seconds: it is done in `connect`.
 """
 
-import fcntl
 import logging
 import os
 import re
 import sqlite3
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from src import locks
 from src.command import UserError
 from src.tracking import DEFAULT_URI
 
 _PATIENCE = 5.0  # seconds until a server or a locked database counts as dead
-_LONGEST_WAIT = 600.0  # seconds, for another process that registers
 
 
 class RegistryError(UserError):
@@ -203,27 +201,10 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Hold a database alone among the processes of this project; MLflow itself does not know this lock."""
-    path = database.with_name(f"{database.name}.lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _wait(descriptor, path)
+    """Hold a database alone among the processes of this project; MLflow itself does not know this lock.
+
+    Raises:
+        UserError: another process did not let go within an hour.
+    """
+    with locks.locked(database.with_name(f"{database.name}.lock"), lambda: "waiting for another process that registers"):
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _wait(descriptor: int, path: Path) -> None:
-    until, told = time.monotonic() + _LONGEST_WAIT, False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise RegistryError(f"another process still holds {path}", "end it, then run again") from None
-            if not told:
-                print("waiting for another process that registers", flush=True)
-                told = True
-            time.sleep(0.1)
-        else:
-            return

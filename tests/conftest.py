@@ -30,6 +30,16 @@ def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, whose making takes seconds."""
+    from src.mlflow_client import connect  # MLflow takes seconds to import, and few tests need it
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
 def random() -> np.random.Generator:
     return np.random.default_rng(7)

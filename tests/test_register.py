@@ -28,7 +28,7 @@ from src.command import UserError
 from src.files import sha256, write_json
 from src.inference import Model
 from src.lineage import digest
-from src.mlflow_client import RegistryError, connect
+from src.mlflow_client import RegistryError
 from src.params import load
 from src.registry import Registry
 from src.release import card, recording, reviewed
@@ -117,14 +117,6 @@ def make_release(folder: Path, content: bytes | None = None, pull_request: int |
 
 def history() -> list[dict[str, float]]:
     return [{"epoch": i, "train_loss": round(1 / i, 6), "validation_loss": round(1.5 / i, 6)} for i in range(1, EPOCHS + 1)]
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, whose making takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

@@ -58,7 +58,10 @@ def _numbers(card: Row, metrics: Row) -> Iterator[str]:
     ]
     if "ece" in metrics:
         rows.append(("calibration error", _percent(metrics["ece"])))
-    for words, found in (("worst class", _worst_class(metrics)), ("worst slice", _worst_slice(metrics))):
+    for words, found in (
+        ("worst class", _worst(metrics.get("per_class"), "recall")),
+        ("worst slice", _worst(metrics.get("slices"), "accuracy")),
+    ):
         if found:
             rows.append((words, found))
     if "baseline" in metrics:
@@ -76,9 +79,9 @@ def _limits(card: Row, metrics: Row) -> Iterator[str]:
     height, width = card["size"]
     yield "- An image of anything else also gets one of these classes: refuse what is answered with a low probability."
     yield f"- It sees {height} x {width} pixels ({escape(str(card.get('fit', 'fitted')))}); finer detail is lost."
-    if found := _worst_class(metrics):
+    if found := _worst(metrics.get("per_class"), "recall"):
         yield f"- Weakest class: {found}."
-    if found := _worst_slice(metrics):
+    if found := _worst(metrics.get("slices"), "accuracy"):
         yield f"- Weakest slice: {found}."
     few = [name for name, row in metrics.get("per_class", {}).items() if row["images"] < _FEW]
     if few:
@@ -112,20 +115,12 @@ def _lineage(release: Release) -> Iterator[str]:
     yield f"- pull request {f'#{release.pull_request}' if release.pull_request else 'none'}"
 
 
-def _worst_class(metrics: Row) -> str | None:
-    rows = metrics.get("per_class") or {}
+def _worst(rows: Row | None, number: str) -> str | None:
+    """Name the row whose number is lowest; None without rows."""
     if not rows:
         return None
-    name = min(rows, key=lambda name: (rows[name]["recall"], name))
-    return f"{escape(name)}, recall {_percent(rows[name]['recall'])} of {rows[name]['images']} images"
-
-
-def _worst_slice(metrics: Row) -> str | None:
-    rows = metrics.get("slices") or {}
-    if not rows:
-        return None
-    name = min(rows, key=lambda name: (rows[name]["accuracy"], name))
-    return f"{escape(name)}, accuracy {_percent(rows[name]['accuracy'])} of {rows[name]['images']} images"
+    name = min(rows, key=lambda name: (rows[name][number], name))
+    return f"{escape(name)}, {number} {_percent(rows[name][number])} of {rows[name]['images']} images"
 
 
 def _named(names: list[str]) -> str:

@@ -174,10 +174,10 @@ def deploy(folder: Path, record: dict[str, Any], *, again: bool) -> None:
         site = Site(settings, notes)
         healthy = site.recover()
         old = notes.state.live
-        record |= _record(settings, release, image, old)
+        record |= journal.begin("deploy", settings, release, _target(release, image), old) | {"strategy": settings.strategy}
         if healthy and old and (old.digest, old.version) == (image["digest"], image["version"]):
             _keep_in_step(site, record)
-            return _end(notes, record, "unchanged", f"version {old.version} is live already", started)
+            return notes.end(record, "unchanged", f"version {old.version} is live already", started)
         _refuse_rolled_back(notes, image, again=again)
         new = _new(site, folder, release, image, record)
         notes.save(registry=registered["uri"])
@@ -185,12 +185,12 @@ def deploy(folder: Path, record: dict[str, Any], *, again: bool) -> None:
             with guarded(settings.home, lock):
                 Deployment(site, release, new).run()
         except UserError as error:
-            _end(notes, record, "returned", str(error), started)
+            notes.end(record, "returned", str(error), started)
             raise
         _keep_in_step(site, record)
         site.prune()
         said = f"version {new.version} is live at {settings.url}" + (f"; before it was version {old.version}" if old else "")
-        return _end(notes, record, "deployed", said, started, running=asdict(new))
+        return notes.end(record, "deployed", said, started, running=asdict(new))
 
 
 def _read(folder: Path) -> tuple[Release, dict[str, Any], dict[str, Any]]:
@@ -241,23 +241,8 @@ def _refuse_rolled_back(notes: Journal, image: dict[str, Any], *, again: bool) -
         )
 
 
-def _record(settings: all_settings.Settings, release: Release, image: dict[str, Any], old: Running | None) -> dict[str, Any]:
-    return {
-        "what": "deploy",
-        "environment": settings.environment,
-        "version": image["version"],
-        "manifest": release.manifest,
-        "image_digest": image["digest"],
-        "model_sha256": release.model_sha256,
-        "commit": release.commit,
-        "pull_request": release.pull_request,
-        "verdict": release.verdict,
-        "override": release.override,
-        "who": journal.who(),
-        "when": journal.now(),
-        "from": old.short() if old else None,
-        "strategy": settings.strategy,
-    }
+def _target(release: Release, image: dict[str, Any]) -> dict[str, str]:
+    return {"version": image["version"], "manifest": release.manifest, "image_digest": image["digest"]}
 
 
 def _keep_in_step(site: Site, record: dict[str, Any]) -> None:
@@ -265,11 +250,6 @@ def _keep_in_step(site: Site, record: dict[str, Any]) -> None:
     if site.settings.environment == "production":
         site.check_aliases()
         site.registry().tag(record["version"], image_digest=record["image_digest"])
-
-
-def _end(notes: Journal, record: dict[str, Any], result: str, said: str, started: float, **facts: Any) -> None:
-    record |= {"result": result, "why": said, "seconds": round(time.monotonic() - started, 1)}
-    notes.note(result, said="" if result == "returned" else said, record=record, **facts)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ state.json is replaced in one step and says what is live, what was live before, 
 intent: what is to become live, and how far it has come. Whatever a killed process leaves, the intent tells how to end it.
 """
 
-import fcntl
 import getpass
 import json
 import os
@@ -16,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from src import locks
 from src.command import UserError
 from src.files import write_json
+from src.release.reviewed import Release
 from src.release.settings import Settings
-
-_LONGEST_WAIT = 3600.0  # seconds for another deployment to end
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,12 @@ class Journal:
         self.save(intent=Intent(what, step, new, old))
         self.note(step, new)
 
+    def end(self, record: dict[str, Any], result: str, said: str, started: float, **facts: Any) -> None:
+        """Complete the record of a change, with the seconds since `started`, and write it down."""
+        record |= {"result": result, "why": said, "seconds": round(time.monotonic() - started, 1)}
+        # what was taken back is told by the error that follows
+        self.note(result, said="" if result == "returned" else said, record=record, **facts)
+
     def note(self, step: str, about: Running | None = None, said: str = "", **facts: Any) -> None:
         """Write one line of the journal, and show the sentence."""
         line: dict[str, Any] = {"at": now("milliseconds"), "step": step, "by": who(), **facts}
@@ -136,33 +141,11 @@ def locked(settings: Settings, what: str) -> Iterator[tuple[Journal, int]]:
     Raises:
         UserError: the other one did not end within an hour.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
     path = settings.home / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _wait(descriptor, path)
+    with locks.locked(path, lambda: f"waiting for another one to end: {path.read_text() or 'just begun'}") as descriptor:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{what} by {who()}, process {os.getpid()}, since {now()}".encode(), 0)
         yield Journal(settings), descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _wait(descriptor: int, path: Path) -> None:
-    until, told = time.monotonic() + _LONGEST_WAIT, False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = path.read_text() or "another deployment"
-            if time.monotonic() > until:
-                raise UserError(f"{holder} still holds {path}: look at that process, end it, then run again") from None
-            if not told:
-                print(f"waiting for another one to end: {holder}", flush=True)
-                told = True
-            time.sleep(0.1)
-        else:
-            return
 
 
 def registry_uri(settings: Settings, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -183,6 +166,23 @@ def registry_uri(settings: Settings, environment: Mapping[str, str] = os.environ
 def _is_gone(uri: str) -> bool:
     """A file of a clone that was removed since."""
     return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
+
+
+def begin(what: str, settings: Settings, release: Release, target: Mapping[str, str], old: Running | None) -> dict[str, Any]:
+    """Return the record of a change as it begins; `target` is what `Running.short` gives of the version that comes."""
+    return {
+        "what": what,
+        "environment": settings.environment,
+        **target,
+        "model_sha256": release.model_sha256,
+        "commit": release.commit,
+        "pull_request": release.pull_request,
+        "verdict": release.verdict,
+        "override": release.override,
+        "who": who(),
+        "when": now(),
+        "from": old.short() if old else None,
+    }
 
 
 def now(parts: str = "seconds") -> str:

@@ -39,10 +39,12 @@ def rollback(version: str | None, reason: str, record: dict[str, Any]) -> None:
         if notes.state.intent:
             site.recover()
         live, target = notes.state.live, _target(notes, version)
-        record |= _record(settings, target, live, reason)
+        release = reviewed.load(Path(target.folder))
+        record |= journal.begin("rollback", settings, release, target.short(), live)
+        record |= {"strategy": "rollback", "reason": reason}
         if live and (live.version, live.digest) == (target.version, target.digest):
             site.heal()
-            return _end(notes, record, "unchanged", f"version {live.version} is live already", started)
+            return notes.end(record, "unchanged", f"version {live.version} is live already", started)
         with guarded(settings.home, lock):
             _bring_back(site, target, live)
             seconds = time.monotonic() - started
@@ -50,7 +52,7 @@ def rollback(version: str | None, reason: str, record: dict[str, Any]) -> None:
             opening.join()
             _promote(site, target, live, reason)
         instead = f" instead of version {live.version}" if live else ""
-        return _end(notes, record, "rolled back", f"version {target.version} is live{instead}: {reason}", started)
+        return notes.end(record, "rolled back", f"version {target.version} is live{instead}: {reason}", started)
 
 
 def _open_registry(site: Site) -> None:
@@ -121,32 +123,6 @@ def _promote(site: Site, target: Running, live: Running | None, reason: str) -> 
             "registry", said, "start the registry, then run make rollback or make deploy, which ends it"
         ) from None
     site.clean(wait=False)
-
-
-def _record(settings: all_settings.Settings, target: Running, live: Running | None, reason: str) -> dict[str, Any]:
-    release = reviewed.load(Path(target.folder))
-    return {
-        "what": "rollback",
-        "environment": settings.environment,
-        "version": target.version,
-        "manifest": target.manifest,
-        "image_digest": target.digest,
-        "model_sha256": release.model_sha256,
-        "commit": release.commit,
-        "pull_request": release.pull_request,
-        "verdict": release.verdict,
-        "override": release.override,
-        "who": journal.who(),
-        "when": journal.now(),
-        "from": live.short() if live else None,
-        "strategy": "rollback",
-        "reason": reason,
-    }
-
-
-def _end(notes: Journal, record: dict[str, Any], result: str, said: str, started: float) -> None:
-    record |= {"result": result, "why": said, "seconds": round(time.monotonic() - started, 1)}
-    notes.note(result, said=said, record=record)
 
 
 def main() -> None:

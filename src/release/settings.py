@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.command import UserError
+from src.variables import filled, number, word
 
 STRATEGIES = ("bluegreen", "canary", "shadow")
 ENGINES = ("docker", "podman", "processes")
@@ -56,8 +57,8 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         UserError: one of them is no number, or none of the words it may be.
     """
-    given = {name: value.strip() for name, value in environment.items() if value.strip()}
-    stage = _word(given, "DEPLOY_ENVIRONMENT", ENVIRONMENTS) or "production"
+    given = filled(environment)
+    stage = word(given, "DEPLOY_ENVIRONMENT", ENVIRONMENTS) or "production"
     name = given.get("MODEL_NAME", "image-classifier")
     if not re.fullmatch(r"[a-z0-9](?:[a-z0-9._-]{0,60}[a-z0-9])?", name):
         raise UserError(f"MODEL_NAME is {name!r}: use small letters, digits, dots and hyphens, as an image name has them")
@@ -66,20 +67,20 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         environment=stage,
         name=name,
         home=_home(given, name) / ("staging" if staging else "production"),
-        port=int(_number(given, "DEPLOY_PORT", 8080, 1, 65500)) + (20 if staging else 0),
+        port=int(number(given, "DEPLOY_PORT", 8080, 1, 65500)) + (20 if staging else 0),
         address=given.get("DEPLOY_ADDRESS", "127.0.0.1"),
-        engine=_word(given, "DEPLOY_ENGINE", ENGINES),
-        strategy=_word(given, "DEPLOY_STRATEGY", STRATEGIES) or "bluegreen",
-        ready=_number(given, "DEPLOY_READY_SECONDS", 45, 1, 3600),
-        watch=_number(given, "DEPLOY_WATCH_SECONDS", 20, 0, 86400),
-        latency_ms=_number(given, "DEPLOY_LATENCY_MS", 250, 0.001, 1e6),
-        tolerance=_number(given, "DEPLOY_TOLERANCE", 0.001, 0, 1),
-        memory=int(_number(given, "DEPLOY_MEMORY_MB", 768, 64, 1e6)) * 2**20,
-        cpus=_number(given, "DEPLOY_CPUS", 0, 0, 1024) or None,
-        drain=_number(given, "DEPLOY_DRAIN_SECONDS", 30, 0, 3600),
-        canary_share=_number(given, "CANARY_SHARE", 0.1, 0.001, 0.9),
-        canary_requests=int(_number(given, "CANARY_REQUESTS", 200, 1, 1e9)),
-        canary_seconds=_number(given, "CANARY_SECONDS", 600, 1, 86400),
+        engine=word(given, "DEPLOY_ENGINE", ENGINES),
+        strategy=word(given, "DEPLOY_STRATEGY", STRATEGIES) or "bluegreen",
+        ready=number(given, "DEPLOY_READY_SECONDS", 45, 1, 3600),
+        watch=number(given, "DEPLOY_WATCH_SECONDS", 20, 0, 86400),
+        latency_ms=number(given, "DEPLOY_LATENCY_MS", 250, 0.001, 1e6),
+        tolerance=number(given, "DEPLOY_TOLERANCE", 0.001, 0, 1),
+        memory=int(number(given, "DEPLOY_MEMORY_MB", 768, 64, 1e6)) * 2**20,
+        cpus=number(given, "DEPLOY_CPUS", 0, 0, 1024) or None,
+        drain=number(given, "DEPLOY_DRAIN_SECONDS", 30, 0, 3600),
+        canary_share=number(given, "CANARY_SHARE", 0.1, 0.001, 0.9),
+        canary_requests=int(number(given, "CANARY_REQUESTS", 200, 1, 1e9)),
+        canary_seconds=number(given, "CANARY_SECONDS", 600, 1, 86400),
     )
 
 
@@ -96,23 +97,3 @@ def _home(given: Mapping[str, str], name: str) -> Path:
     except KeyError:  # a container's user without an entry
         account = Path.home()
     return Path(given.get("XDG_STATE_HOME", account / ".local" / "state")) / name
-
-
-def _word(given: Mapping[str, str], name: str, words: tuple[str, ...]) -> str | None:
-    value = given.get(name)
-    if value is not None and value not in words:
-        raise UserError(f"{name} is {value!r}: use one of {', '.join(words)}, or leave it unset")
-    return value
-
-
-def _number(given: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
-    text = given.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise UserError(f"{name} is {text!r}: use a number from {low:g} to {high:g}, or leave it unset")
-    return value

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.command import UserError, cores
+from src.command import cores
+from src.variables import filled, number
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, or src/ of a bento
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -33,32 +34,19 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     Raises:
         UserError: one of them is no number, or out of range.
     """
-    given = {name: value.strip() for name, value in environment.items() if value.strip()}
-    workers = int(_number(given, "SERVE_WORKERS", 1, 1, 256))
+    given = filled(environment)
+    workers = int(number(given, "SERVE_WORKERS", 1, 1, 256))
     fair = max(1, round(processors() / workers))
     return Settings(
         model=Path(given.get("SERVE_MODEL", ROOT / "out" / "model")),
         workers=workers,
-        threads=int(_number(given, "SERVE_THREADS", fair, 1, 1024)),
-        concurrency=int(_number(given, "SERVE_CONCURRENCY", 64, 1, 100_000)),
-        timeout=_number(given, "SERVE_TIMEOUT", 5, 0.01, 3600),
-        max_body=int(_number(given, "SERVE_MAX_BODY_MB", 10, 0.001, 4096) * 1e6),
-        max_pixels=int(_number(given, "SERVE_MAX_MEGAPIXELS", 12.5, 0.0001, 1000) * 1e6),
-        max_batch=int(_number(given, "SERVE_MAX_BATCH", 64, 1, 10_000)),
+        threads=int(number(given, "SERVE_THREADS", fair, 1, 1024)),
+        concurrency=int(number(given, "SERVE_CONCURRENCY", 64, 1, 100_000)),
+        timeout=number(given, "SERVE_TIMEOUT", 5, 0.01, 3600),
+        max_body=int(number(given, "SERVE_MAX_BODY_MB", 10, 0.001, 4096) * 1e6),
+        max_pixels=int(number(given, "SERVE_MAX_MEGAPIXELS", 12.5, 0.0001, 1000) * 1e6),
+        max_batch=int(number(given, "SERVE_MAX_BATCH", 64, 1, 10_000)),
     )
-
-
-def _number(given: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
-    text = given.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise UserError(f"{name} is {text!r}: use a number from {low:g} to {high:g}, or leave it unset")
-    return value
 
 
 def processors(cgroups: Path = _CGROUPS, membership: Path = _SELF) -> float:
