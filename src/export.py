@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from src.command import UserError
 from src.model import Classifier, Served
@@ -35,6 +36,16 @@ def to_onnx(classifier: Classifier, size: tuple[int, int], channels: int, classe
             f"the network of src/model.py cannot be exported to ONNX ({reason}); rewrite that operation"
         ) from None
     return _without_traces(program.model_proto, classes)
+
+
+def flops(classifier: Classifier, size: tuple[int, int], channels: int) -> int:
+    """Count the floating-point operations of one image, a multiplication and an addition as two, as PyTorch counts them.
+
+    The service decides by it how many processes and threads it takes.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        Served(classifier).cpu().eval()(torch.zeros(1, *size, channels, dtype=torch.uint8))
+    return int(counter.get_total_flops())
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:

@@ -1,7 +1,9 @@
 """From the bytes of a file to what the model sees. Training and serving both come through here, so they cannot differ."""
 
 import io
+import struct
 import warnings
+import zlib
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -14,9 +16,22 @@ Pixels = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
+# of https://www.w3.org/TR/png-3/: signature and first chunk; bit depth, colour type, compression, filter, interlace
+_PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_HEADER = 33
+_PNG_SHAPE = struct.Struct(">IIBBBBB")
+_PNG_CHUNK = struct.Struct(">I4s")
+_PNG_MODES = {(8, 2, 0, 0, 0): "RGB", (8, 0, 0, 0, 0): "L"}
+_PNG_CHUNKS = 256  # programs write pixels in pieces of 8 kB or more
+_PNG_PLAIN = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"tIME", b"bKGD", b"sBIT"}
+
 
 class UndecodableError(Exception):
-    """An image that cannot become pixels; the text says why, without a path."""
+    """An image that cannot become pixels; the text says why, without a path. `area`: the pixels of one that is too large."""
+
+    def __init__(self, reason: str, area: int | None = None) -> None:
+        super().__init__(reason)
+        self.area = area
 
 
 class Decoded(NamedTuple):
@@ -39,6 +54,9 @@ def decode(content: bytes, max_pixels: int) -> Decoded:
     quick = _decode_plain_jpeg(content, max_pixels)
     if quick is not None:
         return quick
+    plain = _open_plain_png(content, max_pixels)
+    if plain is not None:
+        return Decoded(np.asarray(_to_rgb(plain)), plain.mode, "PNG")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters here is whether pixels come out
@@ -65,13 +83,57 @@ def _decode_plain_jpeg(content: bytes, max_pixels: int) -> Decoded | None:
         return None
 
 
+def _open_plain_png(content: bytes, max_pixels: int) -> Image.Image | None:
+    """Decode a PNG of 8-bit RGB or grey by Pillow's own decoder without Pillow's reader, in less than half the time.
+
+    The reader looks for animation, metadata and whatever else a PNG may hold, which takes longer than the pixels of a small
+    picture. Only what holds nothing but pixels is decoded here, so both are equal; a test holds them so, bit for bit. None:
+    leave it to Pillow.
+    """
+    if content[:16] != _PNG_BEGIN or len(content) < _PNG_HEADER:
+        return None
+    width, height, *how = _PNG_SHAPE.unpack_from(content, 16)
+    mode = _PNG_MODES.get(tuple(how))
+    if mode is None or not 0 < width * height <= max_pixels:
+        return None
+    pixels = _png_pixels(content)
+    if pixels is None:
+        return None
+    image = Image.new(mode, (width, height), None)
+    decoder = Image._getdecoder(mode, "zip", (mode, 0))  # noqa: SLF001 - pinned, and tested
+    decoder.setimage(image.im, (0, 0, width, height))
+    done, fault = decoder.decode(pixels)
+    return image if done < 0 <= fault else None  # else it waits for more, or found a fault
+
+
+def _png_pixels(content: bytes) -> bytes | None:
+    """Return the compressed pixels of a PNG; None if it is damaged or holds any chunk that may change what is seen."""
+    pieces: list[bytes] = []
+    position, end = 8, len(content)
+    for _ in range(_PNG_CHUNKS):
+        if position + 12 > end:
+            return None
+        length, kind = _PNG_CHUNK.unpack_from(content, position)
+        after = position + 12 + length
+        if after > end or kind not in _PNG_PLAIN:
+            return None
+        if kind == b"IEND":
+            return b"".join(pieces)
+        if zlib.crc32(content[position + 4 : after - 4]) != int.from_bytes(content[after - 4 : after]):
+            return None
+        if kind == b"IDAT":
+            pieces.append(content[position + 8 : after - 4])
+        position = after
+    return None
+
+
 def _decode_any(content: bytes, max_pixels: int) -> Decoded:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the check below is stricter and has our message
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise UndecodableError(_too_large(width, height, max_pixels))
+                raise UndecodableError(_too_large(width, height, max_pixels), width * height)
             image.load()
             kind, mode = image.format or "", image.mode
             upright = _upright(image)
@@ -141,10 +203,38 @@ def fit(pixels: Pixels, size: tuple[int, int], channels: int, how: str) -> Pixel
     Resampling is Pillow's bilinear, which averages all pixels under it when it shrinks. `how`: `crop` keeps the aspect
     and cuts the centre, `pad` keeps all of it between black bars, `stretch` keeps neither.
     """
-    height, width = size
     if pixels.shape[:2] == size and channels == 3:
         return pixels
-    image = Image.fromarray(pixels)
+    return _fit(Image.fromarray(pixels), size, channels, how)
+
+
+def load(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, how: str) -> tuple[Pixels, int]:
+    """Do both, `decode` and `fit`; return what the model sees and how many pixels the file has.
+
+    Raises:
+        UndecodableError: as `decode`.
+    """
+    plain = load_plain(content, max_pixels, size, channels, how)
+    if plain is not None:
+        return plain
+    pixels = decode(content, max_pixels).pixels
+    return fit(pixels, size, channels, how), pixels.shape[0] * pixels.shape[1]
+
+
+def load_plain(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, how: str) -> tuple[Pixels, int] | None:
+    """Do what `load` does, for a PNG or JPEG that holds nothing but pixels; None: it is not that, or too large."""
+    image = _open_plain_png(content, max_pixels)
+    if image is not None:  # without the way from Pillow to numpy and back, which takes a small picture as long as decoding
+        return _fit(_to_rgb(image), size, channels, how), image.width * image.height
+    found = _decode_plain_jpeg(content, max_pixels)
+    if found is None:
+        return None
+    height, width, _ = found.pixels.shape
+    return fit(found.pixels, size, channels, how), height * width
+
+
+def _fit(image: Image.Image, size: tuple[int, int], channels: int, how: str) -> Pixels:
+    height, width = size
     if image.size != (width, height):
         image = _resize(image, (width, height), how)
     if channels == 1:
@@ -153,6 +243,8 @@ def fit(pixels: Pixels, size: tuple[int, int], channels: int, how: str) -> Pixel
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
+    if image.width * size[1] == image.height * size[0]:  # nothing to crop or pad
+        return image.resize(size, Image.Resampling.BILINEAR)
     if how == "crop":
         return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     if how == "pad":

@@ -389,6 +389,7 @@ def _card(classifier: Classifier, best: dict[str, Any], data: Arrays, folder: Pa
         "epoch": best["epoch"],
         "epochs": params.epochs,
         "fit": data.fit,
+        "flops": export.flops(classifier, data.size, data.channels),
         "input": {"name": export.INPUT, "dtype": "uint8", "shape": ["batch", *data.size, data.channels]},
         "manifest_sha256": data.manifest_sha256,
         "model_sha256": sha256(folder / "model.onnx"),
