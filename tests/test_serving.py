@@ -22,7 +22,6 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
-import prometheus_client
 import psutil
 import pytest
 import uvicorn
@@ -33,10 +32,9 @@ from PIL import Image
 from src import images, lineage
 from src.command import UserError, cores
 from src.files import read_json, sha256, write_json
-from src.serving import identity, multipart, settings
+from src.serving import identity, layout, multipart, settings
 from src.serving.engine import Engine
-from src.serving.front import Front
-from src.serving.metrics import Metrics
+from src.serving.http import protocol
 from src.serving.problems import ProblemError
 
 CLASSES = ["red", "grün/green", "blue"]
@@ -92,7 +90,7 @@ async def rest(scope: Any, receive: Any, send: Any) -> None:
 @contextlib.contextmanager
 def serving(engine: Engine) -> Iterator[str]:
     """Run the front on a free port of this machine."""
-    config = uvicorn.Config(Front(rest, engine), port=0, lifespan="off", ws="none", log_config=None, server_header=False)
+    config = uvicorn.Config(rest, port=0, lifespan="off", http=protocol(engine), log_config=None, server_header=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -115,7 +113,6 @@ def make_engine(folder: Path, *, load: bool = True, **changes: Any) -> Engine:
         "threads": 2,
     }
     engine = Engine(replace(settings.read({}), model=folder, **{**limits, **changes}))
-    engine.metrics = Metrics(prometheus_client.CollectorRegistry())
     if load:
         engine.load()
     return engine
@@ -365,10 +362,10 @@ def test_with_all_places_taken_a_request_is_told_when_to_come_again(model: Path)
 
 
 def test_large_bodies_together_take_only_so_much_memory(model: Path) -> None:
-    engine = make_engine(model, max_body=10_000)
-    content = picture(kind="BMP", side=50)  # 7,554 bytes
+    engine = make_engine(model, max_body=200_000)
+    content = picture(kind="BMP", side=250)  # 187,554 bytes, of which 65,536 are not counted
     with serving(engine) as url, httpx.Client(base_url=url) as client:
-        engine.hold(4 * 10_000 - len(content) + 1)
+        engine.hold(4 * 200_000 - (len(content) - 65_536) + 1)
         full = client.post("/predict", content=content, headers=PNG)
         assert (full.status_code, full.headers["retry-after"]) == (429, "1")
         assert client.post("/predict", content=picture(), headers=PNG).status_code == 200  # a small one still fits
@@ -382,9 +379,10 @@ def test_work_for_which_nobody_waits_is_not_done(model: Path) -> None:
     engine = make_engine(model, threads=1, timeout=0.4)
     assert engine._predictor
     hold = threading.Event()
-    engine._predictor.threads.submit(hold.wait, 20)
+    for _ in range(2):
+        engine._predictor._decoder._threads.submit(hold.wait, 20)
     with serving(engine) as url, httpx.Client(base_url=url, timeout=20) as client:
-        late = client.post("/predict", files={"image": ("a.png", picture())})
+        late = client.post("/predict", files={"image": ("a.webp", picture(kind="WEBP"))})
         hold.set()
         assert late.status_code == 504
         assert is_problem(late)
@@ -408,8 +406,9 @@ def test_a_model_that_gives_no_numbers_is_a_fault_of_the_service_that_tells_noth
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(model)
+    assert engine._predictor
     nothing = np.full((1, 3), math.nan, np.float32)
-    monkeypatch.setattr(engine._predictor._model, "probabilities", lambda images: nothing)
+    monkeypatch.setattr(engine._predictor._batcher, "_compute", lambda images: nothing)
     with serving(engine) as url, httpx.Client(base_url=url) as client:
         answer = client.post("/predict", files={"image": ("a.png", picture())})
     assert answer.status_code == 500
@@ -464,12 +463,12 @@ def test_a_large_image_is_taken_one_at_a_time_and_within_the_limit(client: httpx
     assert client.post("/predict", files={"image": ("a.png", large)}).json()["label"] == "red"
     over = client.post("/predict", files={"image": ("a.png", encode(Image.new("L", (2001, 2000))))})
     assert over.status_code == 413
-    assert over.json()["detail"] == "too large: 2001x2000 pixels is over the limit in megapixels, 4"
+    assert over.json()["detail"] == "too large: 4.002 megapixels, the limit is 4"
 
 
 def test_the_openapi_document_names_every_route_and_every_reference_leads_somewhere(client: httpx.Client) -> None:
     document = client.get("/docs.json").json()
-    assert {"/predict", "/predict_batch", "/model", "/livez", "/readyz", "/metrics"} == set(document["paths"])
+    assert {"/predict", "/predict_batch", "/explain", "/model", "/livez", "/readyz", "/metrics"} <= set(document["paths"])
     for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]
     assert document["paths"]["/predict"]["post"]["parameters"][0]["schema"]["maximum"] == 3
@@ -543,7 +542,8 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_sentence(model: Path, 
 
 def test_every_setting_has_a_default_and_a_variable() -> None:
     found = settings.read({})
-    assert (found.workers, found.concurrency, found.timeout, found.max_batch) == (1, 64, 5, 64)
+    assert (found.concurrency, found.timeout, found.max_batch, found.queue) == (128, 5, 64, 256)
+    assert (found.keys, found.device, found.precision, found.demo) == (None, "cpu", "auto", True)
     given = settings.read(
         {"SERVE_MAX_BODY_MB": "1.5", "SERVE_MAX_MEGAPIXELS": "2", "SERVE_THREADS": "3", "SERVE_MODEL": "/x"}
     )
@@ -577,7 +577,45 @@ def test_the_processors_are_what_the_control_group_grants(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     (tmp_path / "membership").write_text(membership)
-    assert settings.processors(tmp_path, tmp_path / "membership") == (cores() if share is None else share)
+    assert layout.processors(tmp_path, tmp_path / "membership") == (cores() if share is None else share)
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "granted"),
+    [
+        ({"memory.max": "805306368\n"}, "0::/\n", 805306368),
+        ({"memory.max": "max\n"}, "0::/\n", None),
+        ({"a/memory.max": "max", "memory.max": "100"}, "0::/a\n", 100),
+        ({"memory/d/memory.limit_in_bytes": "5000"}, "7:memory:/d\n", 5000),
+        ({"memory/memory.limit_in_bytes": str(2**63 - 4096)}, "7:memory:/\n", None),
+        ({}, "", None),
+    ],
+)
+def test_the_memory_is_what_the_control_group_grants(
+    tmp_path: Path, files: dict[str, str], membership: str, granted: int | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "membership").write_text(membership)
+    assert layout.memory(tmp_path, tmp_path / "membership") == granted
+
+
+def test_a_light_network_gets_a_process_a_processor_and_a_heavy_one_a_single_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "processors", lambda: 4.0)
+    monkeypatch.setattr(layout, "memory", lambda: None)
+    (tmp_path / "model.onnx").write_bytes(b"small")
+    found = {}
+    for name, card in {"light": {"flops": 10**6}, "heavy": {"flops": 10**9}, "untold": {}}.items():
+        write_json(tmp_path / "card.json", card)
+        told = settings.read({"SERVE_MODEL": str(tmp_path)})
+        found[name] = (told.workers, told.threads)
+    assert found == {"light": (4, 1), "heavy": (1, 4), "untold": (4, 1)}
+    assert settings.read({"SERVE_MODEL": str(tmp_path), "SERVE_DEVICE": "cuda"}).workers == 1
+    monkeypatch.setattr(layout, "memory", lambda: 768 * 2**20)
+    assert settings.read({"SERVE_MODEL": str(tmp_path)}).workers == 2, "four processes do not fit into the memory"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -762,7 +800,7 @@ def test_a_model_that_the_runtime_cannot_open_never_gets_ready_and_says_why_once
     (folder / "model.onnx").write_bytes(b"no model")
     card = read_json(folder / "card.json", made_by="train")
     write_json(folder / "card.json", {**card, "model_sha256": sha256(folder / "model.onnx")})
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder)) as (process, url):
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="1") as (process, url):
         deadline = time.monotonic() + 60
         status = 0
         while time.monotonic() < deadline and status != 200:

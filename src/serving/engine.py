@@ -1,29 +1,35 @@
 """What answers requests: it loads the model beside the server, tells when it is ready, and limits how much it takes on."""
 
-import asyncio
+import atexit
 import ctypes
+import gc
+import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.command import UserError
-from src.serving import identity
+from src.serving import identity, logs
+from src.serving.keys import Keys
 from src.serving.problems import ProblemError
 from src.serving.settings import ROOT, Settings
 
 if TYPE_CHECKING:  # imported by the process that computes only; the one that watches over it stays small
+    from collections.abc import Sequence
+
     from src.serving.identity import Identity
     from src.serving.metrics import Metrics
-    from src.serving.predictor import Predictions, Predictor
+    from src.serving.predictor import Explanation, Predictions, Predictor
 
 _BODIES = 4  # of the largest size, in memory at once; smaller ones as many as fit into that
+_SHARED = "SERVE_SHARED"  # names the folder in which the processes of one service count together
 
 log = logging.getLogger("bentoml.image_classifier")  # below BentoML's own, whose handlers print it
 
@@ -38,16 +44,20 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _place_metrics(workers: int) -> None:
-    """Say where metrics live, before their library is imported: in memory, or for several processes in files.
+def share(workers: int) -> None:
+    """Make the folder in which several workers count together, and remove it when this process ends.
 
-    BentoML names a folder for them, which is on the read-only root in a hardened container; there /tmp is private.
+    It is in /tmp, which is private in a container whose root is read-only. Without space for it each worker counts alone.
     """
-    given = os.environ.pop("PROMETHEUS_MULTIPROC_DIR", "")
-    if workers > 1:
-        shared = Path(given if os.access(given, os.W_OK) else f"{tempfile.gettempdir()}/serving-metrics-{os.getppid()}")
-        shared.mkdir(mode=0o700, exist_ok=True)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared)
+    if workers < 2:
+        return
+    try:
+        folder = tempfile.mkdtemp(prefix="image-classifier-")
+    except OSError as error:
+        log.warning("the workers cannot count together: /metrics tells of one only (%s)", error.strerror)
+        return
+    os.environ[_SHARED] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 class Engine:
@@ -55,11 +65,18 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.keys = Keys.read(settings.keys)
         self.identity: Identity | None = None
         self.metrics: Metrics | None = None
+        self.served: dict[str, str] = {}  # which file, and by which arithmetic
+        self.written: dict[str, str] = {}  # each label as JSON has it
+        self.signature = b"}"  # how the answer to a prediction ends, in JSON
+        self.headers: list[tuple[bytes, bytes]] = []  # of every answer to a prediction
         self._predictor: Predictor | None = None
+        self._shared = Path(os.environ[_SHARED]) if _SHARED in os.environ else None
         self._active = 0
         self._held = 0
+        self._explaining = False
 
     @property
     def ready(self) -> bool:
@@ -74,30 +91,56 @@ class Engine:
         """
         identity.read(self.settings.model, ROOT)
 
-    def start(self) -> None:
-        """Begin to load the model, in a thread: meanwhile /livez says that the process lives and /readyz that it waits."""
+    def start(self, worker: int = 1) -> None:
+        """Load the model before this worker takes connections: those that come meanwhile go to the others, or wait.
+
+        Args:
+            worker: number of this process among those of the service; one that takes its place counts on.
+        """
         _end_with_parent()
-        _place_metrics(self.settings.workers)
-        from src.serving.metrics import Metrics
+        loading = threading.Thread(target=self.load, args=(worker,), name="load")  # the event loop of here runs already
+        loading.start()
+        loading.join()
 
-        self.metrics = Metrics()
-        threading.Thread(target=self.load, name="load", daemon=True).start()
-
-    def load(self) -> None:
+    def load(self, worker: int = 1) -> None:
         """Load the model and warm it up; a fault is logged in one sentence, and the service stays unready."""
         began = time.monotonic()
         try:
             from src.serving.predictor import Predictor
 
             found = identity.read(self.settings.model, ROOT)
-            predictor = Predictor(found, self.settings)
+            self.metrics = self._count(found, worker)
+            predictor = Predictor(found, self.settings, self.metrics, self._shared)
         except UserError as error:
             log.error("the model cannot be served: %s", error)  # noqa: TRY400 - a user's mistake has no trace
             return
-        if self.metrics:
-            self.metrics.introduce(found)
+        self.metrics.introduce(found, predictor.precision)
+        gc.collect()
+        gc.freeze()  # what lives now lives on: the collector need not look at it again
+        gc.set_threshold(20_000, 20, 50)  # a request makes few cycles, and a collection takes longer than it
+        self.served = {"precision": predictor.precision, "served_sha256": predictor.sha256}
+        self._sign(found)
         self.identity, self._predictor = found, predictor
-        log.info("version %s ready after %.2f s, %d threads", found.version, time.monotonic() - began, self.settings.threads)
+        log.info("version %s ready after %.2f s: %s", found.version, time.monotonic() - began, predictor.layout)
+
+    def _sign(self, found: "Identity") -> None:
+        """Write once what every answer repeats."""
+        self.written = {label: json.dumps(label, ensure_ascii=False) for label in found.card["classes"]}
+        signature = {"model_version": found.version, "manifest": found.manifest}
+        self.signature = b"," + json.dumps(signature, separators=(",", ":"), ensure_ascii=False).encode()[1:]
+        self.headers = [(b"x-model-version", found.version.encode())]
+        self.headers += [(b"x-manifest", found.manifest.encode())] if found.manifest else []
+
+    def _count(self, found: "Identity", worker: int) -> "Metrics":
+        from src.serving.metrics import Metrics
+
+        classes = found.card["classes"]
+        if self._shared:
+            try:
+                return Metrics(classes, self._shared / f"{worker}.board")
+            except OSError as error:
+                log.warning("this worker counts alone: /metrics tells only of the one it asks (%s)", error.strerror)
+        return Metrics(classes)
 
     def admit(self) -> None:
         """Take a request in.
@@ -105,7 +148,7 @@ class Engine:
         Raises:
             ProblemError: the model is not loaded yet (503), or too many requests are here already (429).
         """
-        if not self.ready:
+        if self._predictor is None:
             raise ProblemError(503, "the model is being loaded: try again in a second", {"Retry-After": "1"})
         if self._active >= self.settings.concurrency:
             sentence = f"all {self.settings.concurrency} places are taken: try again in a second"
@@ -126,20 +169,37 @@ class Engine:
             raise ProblemError(429, "many large requests are here already: try again in a second", {"Retry-After": "1"})
         self._held += size
 
-    async def predict(self, contents: Sequence[bytes], top: int, deadline: float) -> "Predictions":
-        """Compute in a thread what `Predictor.predict` says, and count it.
+    async def predict(self, contents: "Sequence[bytes] | bytes", top: int, deadline: float) -> "Predictions":
+        """Return for each image the `top` most probable labels, as `Predictor.predict` says.
+
+        Args:
+            contents: image files, or the pixels of images one after the other.
+            top: how many labels.
+            deadline: `time.monotonic()` after which nobody waits for the answer.
 
         Raises:
-            ProblemError: see there; and 504 when the deadline passes while the request waits for a thread.
+            ProblemError: see there.
         """
         assert self._predictor
-        work = self._predictor.threads.submit(self._predictor.predict, contents, top, deadline)
-        waiting = asyncio.wrap_future(work)
-        done, _ = await asyncio.wait([waiting], timeout=deadline - time.monotonic() + 0.05)
-        if not done:
-            waiting.cancel()  # and with it the work, if no thread has begun it
-            raise ProblemError(504, "not computed in time: the service is busy", {"Retry-After": "1"})
-        predictions = waiting.result()
+        return await self._predictor.predict(contents, top, deadline)
+
+    async def explain(self, content: bytes, label: str | None, deadline: float) -> "Explanation":
+        """Return where the model looked, as `Predictor.explain` says: one at a time, for it costs as much as many images.
+
+        Raises:
+            ProblemError: another one is on its way (429); and see there.
+        """
+        assert self._predictor
+        if self._explaining:
+            raise ProblemError(429, "another picture is being explained: try again in a second", {"Retry-After": "1"})
+        self._explaining = True
+        try:
+            return await self._predictor.explain(content, label, deadline)
+        finally:
+            self._explaining = False
+
+    def refused(self, problem: ProblemError, request: str) -> None:
+        """Count what never became a request with a route, and tell the log."""
         if self.metrics:
-            self.metrics.predicted(predictions)
-        return predictions
+            self.metrics.answered("other", problem.status, 0.0)
+        logs.access("", "other", problem.status, 0.0, request, "", "", problem.detail)

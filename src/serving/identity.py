@@ -23,6 +23,7 @@ class Identity:
     version: str  # in the registry
     manifest: str | None  # digest of manifest.json
     release: dict[str, Any]  # identity.json, or nothing
+    since: float  # seconds since 1970: the time of the released commit, or else of the file
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
@@ -36,8 +37,16 @@ def read(folder: Path, root: Path) -> Identity:
     """Read the card of the model in `folder`, and the identity under `root` if it is this very model's.
 
     Raises:
-        UserError: the card is missing or damaged, or model.onnx is not the file that it describes.
+        UserError: the card is missing, unreadable or damaged, or model.onnx is not the file that it describes.
     """
+    try:
+        return _read(folder, root)
+    except OSError as error:
+        advice = "let the user that runs the service read it (chmod, chown)"
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): {advice}") from None
+
+
+def _read(folder: Path, root: Path) -> Identity:
     keys = ("classes", "size", "channels", "fit", "network", "model_sha256")
     card = read_json(folder / "card.json", made_by="train", keys=keys)
     path = folder / "model.onnx"
@@ -47,7 +56,8 @@ def read(folder: Path, root: Path) -> Identity:
         raise UserError(f"{path} is not the model that card.json beside it describes: run dvc checkout, or deploy again")
     release = _release(root / "out" / "release" / "identity.json", card["model_sha256"])
     manifest = release.get("manifest") if release else _manifest(root / "manifest.json", card["model_sha256"])
-    return Identity(card, str(release.get("version", UNREGISTERED)), manifest, release)
+    since = float(release.get("committed") or path.stat().st_mtime)
+    return Identity(card, str(release.get("version", UNREGISTERED)), manifest, release, since)
 
 
 def _release(path: Path, model: str) -> dict[str, Any]:

@@ -1,134 +1,170 @@
-"""From the bytes of image files to probabilities, through the very code that made the training images."""
+"""The model of one process: from image files or pixels to labels with probabilities, and to where it looked."""
 
-import gc
+import asyncio
 import io
-import threading
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import images
-from src.images import UndecodableError
+from src import images, statistics
 from src.inference import Model
+from src.serving import batching
+from src.serving.batching import Batcher, Observed
+from src.serving.decoding import Decoder
 from src.serving.identity import Identity
-from src.serving.problems import ProblemError
+from src.serving.metrics import Metrics
+from src.serving.occlusion import occlusion
+from src.serving.problems import ProblemError, check_time
 from src.serving.settings import Settings
 
 Predictions = list[list[tuple[str, float]]]
 
-# pixels; a transparent one was measured to take 33 bytes while it is laid on white
-_SMALL_TOGETHER = 2_000_000  # of all threads at once: 66 MB
-_SMALL = 500_000  # so large each may be in any case: larger ones would wait for each other where there are many cores
+_INLINE = 0.002  # seconds of one image: less than that is computed right where requests are, for a thread costs time too
+_INLINE_BATCH = 0.005  # seconds that requests may have to wait for a batch there
+_LARGEST = 64  # images of a batch: larger ones gain nothing more
+_MEASURED = 0.2  # seconds between two batches whose input is measured
+
+
+class Explanation(NamedTuple):
+    """Where the model looked: `heat` is float32 of shape (rows, columns) in 0..1."""
+
+    label: str
+    probability: float
+    heat: NDArray[np.float32]
 
 
 class Predictor:
-    """The model, and the threads that decode and compute. Each request is computed by one thread on one core."""
+    """The model with its queue and decoder."""
 
-    def __init__(self, identity: Identity, settings: Settings) -> None:
-        """Open the model and warm it up.
+    def __init__(self, identity: Identity, settings: Settings, metrics: Metrics, folder: Path | None) -> None:
+        """Open the model, measure it, and warm everything up.
+
+        Args:
+            identity: says which precision the release has chosen.
+            settings: of the service.
+            metrics: told of every prediction.
+            folder: shared with other processes of this service.
 
         Raises:
             UserError: ONNX Runtime cannot open it, or it has other classes than its card.
         """
-        self._model = Model(settings.model, threads=1)  # more threads would only take cores from other requests
-        self._fit = str(identity.card["fit"])
-        self._max_pixels = settings.max_pixels
-        self._small = min(max(_SMALL, _SMALL_TOGETHER // settings.threads), settings.max_pixels)
-        self._one_large_at_a_time = threading.Lock()
-        self.threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="predict")
-        self._warm_up(settings.threads)
+        released = str(identity.release.get("precision", "fp32"))
+        self.precision = released if settings.precision == "auto" else settings.precision
+        model = Model(settings.model, settings.threads, settings.device, self.precision)
+        self.sha256, self.classes = model.sha256, model.classes
+        self._compute, self._metrics = model.probabilities, metrics
+        self._shape = (*model.size, model.channels)
+        self._max_batch, self._next_measured = settings.max_batch, 0.0
+        self._decoder = Decoder(
+            model.size,
+            model.channels,
+            str(identity.card["fit"]),
+            settings.max_pixels,
+            max(2, settings.threads),
+            folder,
+            metrics.seen,
+        )
+        self._helper = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        example = np.zeros((1, *self._shape), dtype=np.uint8)
+        size, single = batching.fitting(self._compute, example, settings.batch_seconds, _LARGEST)
+        inline = single < _INLINE and settings.device == "cpu"
+        if inline:
+            size = max(1, min(size, int(_INLINE_BATCH / single)))
+        thread = None if inline else ThreadPoolExecutor(1, thread_name_prefix="infer")
+        self._batcher = Batcher(self._compute, size, settings.queue, thread, self._observe)
+        self.layout = (
+            f"{settings.workers} x {settings.threads} threads on {settings.device}, {self.precision}, "
+            f"batches up to {size}, {single * 1000:.2f} ms an image"
+        )
+        asyncio.run(self._warm_up())
 
-    def _warm_up(self, threads: int) -> None:
+    async def _warm_up(self) -> None:
         """Let decoders, memory pools and threads come into being before the first request does."""
-        picture = Image.new("RGB", (self._model.size[1], self._model.size[0]))
+        picture = Image.new("RGB", (self._shape[1], self._shape[0]))
         files = [io.BytesIO() for _ in images.FORMATS]
         for file, kind in zip(files, images.FORMATS, strict=True):
             picture.save(file, kind)
         contents = [file.getvalue() for file in files]
-        for _ in range(2):
-            list(self.threads.map(lambda _: self.predict(contents, 1, time.monotonic() + 60), range(threads)))
-        gc.collect()
-        gc.freeze()  # what lives now lives on: the collector need not look at it again
+        for chosen in (contents, contents[:1], contents):
+            await self._decoder.decode(chosen, time.monotonic() + 60)
 
-    def predict(self, contents: Sequence[bytes], top: int, deadline: float) -> Predictions:
-        """Return for each image file the `top` most probable labels with their probabilities, falling.
+    async def predict(self, contents: Sequence[bytes] | bytes, top: int, deadline: float) -> Predictions:
+        """Return for each image the `top` most probable labels with their probabilities, falling.
 
         Args:
-            contents: the files' bytes.
+            contents: image files; or as one object the pixels of images, uint8 of shape (n, height, width, channels).
             top: how many labels, 1 to the number of classes.
             deadline: `time.monotonic()` after which nobody waits for the answer.
 
         Raises:
-            ProblemError: a file is no usable image (400; 413 where it is alone and too large), or time is over (504).
+            ProblemError: see `Decoder.decode`, `Batcher.submit`; and pixels that are no whole number of images (400).
         """
-        batch = np.stack(self._decode_all(contents, deadline))
-        check_time(deadline)
-        probabilities = self._model.probabilities(batch)
-        if not np.isfinite(probabilities).all():
+        if isinstance(contents, bytes):
+            pixels = self._array(contents)
+        else:
+            began = time.monotonic()
+            pixels = await self._decoder.decode(contents, deadline)
+            self._metrics.took("decode", time.monotonic() - began)
+        probabilities = await self._batcher.submit(pixels, deadline)
+        return [self._ranked(row, top) for row in probabilities]
+
+    def _array(self, content: bytes) -> NDArray[np.uint8]:
+        size = int(np.prod(self._shape))
+        number, rest = divmod(len(content), size)
+        if rest or not 1 <= number <= self._max_batch:
+            shape = "x".join(map(str, self._shape))
+            sentence = (
+                f"{len(content)} bytes are not 1 to {self._max_batch} images of {shape} uint8 (height, width, channels)"
+            )
+            raise ProblemError(400, f"{sentence}, {size} bytes each: send pixels of that shape")
+        return np.frombuffer(content, dtype=np.uint8).reshape(number, *self._shape)
+
+    def _ranked(self, row: NDArray[np.float32], top: int) -> list[tuple[str, float]]:
+        values, order = row.tolist(), np.argsort(-row, kind="stable")[:top].tolist()
+        if not math.isfinite(sum(values)):
             raise ValueError("the model gave a probability that is no number")
-        return [self._top(row, top) for row in probabilities]
+        self._metrics.predicted(order[0], values[order[0]])
+        return [(self.classes[i], round(values[i], 6)) for i in order]
 
-    def _top(self, row: NDArray[np.float32], top: int) -> list[tuple[str, float]]:
-        order = np.argsort(-row, kind="stable")[:top]
-        return [(self._model.classes[i], round(float(row[i]), 6)) for i in order]
+    def _observe(self, observed: Observed) -> None:
+        metrics = self._metrics
+        metrics.batch(len(observed.images), self._batcher.waiting)
+        metrics.took("inference", observed.seconds)
+        for seconds in observed.waited:
+            metrics.took("queue", seconds)
+        now = time.monotonic()
+        if now >= self._next_measured:  # a sample: to measure a picture takes as long as to classify a small one
+            self._next_measured = now + _MEASURED
+            metrics.measured(statistics.measure(observed.images[:1]))
 
-    def _decode_all(self, contents: Sequence[bytes], deadline: float) -> list[images.Pixels]:
-        faults: dict[int, str] = {}
-        decoded = []
-        for index, content in enumerate(contents):
+    async def explain(self, content: bytes, label: str | None, deadline: float) -> Explanation:
+        """Return how much each place of a picture spoke for a label; without one, for the most probable.
+
+        Args:
+            content: an image file.
+            label: one of the classes.
+            deadline: `time.monotonic()` after which nobody waits for the answer.
+
+        Raises:
+            ProblemError: there is no such label (400); else as `predict`.
+        """
+        if label is not None and label not in self.classes:
+            raise ProblemError(400, f"there is no label {label[:40]!r}: GET /model lists them under classes")
+        pixels = await self._decoder.decode([content], deadline)
+        probabilities = (await self._batcher.submit(pixels, deadline))[0]
+        number = int(probabilities.argmax()) if label is None else self.classes.index(label)
+
+        def compute(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
             check_time(deadline)
-            try:
-                decoded.append(self._decode(content, deadline))
-            except UndecodableError as error:
-                faults[index] = _reason(error)
-        if not faults:
-            return decoded
-        if len(contents) == 1:
-            raise ProblemError(413 if faults[0].startswith("too large") else 400, faults[0])
-        listed = "; ".join(f"{index}: {reason}" for index, reason in list(faults.items())[:10])
-        sentence = f"{len(faults)} of {len(contents)} images cannot be used (counted from 0): {listed}"
-        raise ProblemError(400, sentence, indices=list(faults))
+            return self._compute(batch)
 
-    def _decode(self, content: bytes, deadline: float) -> images.Pixels:
-        """Decode one file; of large images only one at a time, so that memory stays within that of one."""
-        if not content:
-            raise UndecodableError("empty file: 0 bytes")
-        try:
-            return self._pixels(content, self._small)
-        except UndecodableError as error:
-            if self._max_pixels == self._small or not str(error).startswith("too large"):
-                raise
-        if not self._one_large_at_a_time.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _late()
-        try:
-            return self._pixels(content, self._max_pixels)
-        finally:
-            self._one_large_at_a_time.release()
-
-    def _pixels(self, content: bytes, max_pixels: int) -> images.Pixels:
-        return images.fit(images.decode(content, max_pixels).pixels, self._model.size, self._model.channels, self._fit)
-
-
-def check_time(deadline: float) -> None:
-    """Stop work for which nobody waits any more.
-
-    Raises:
-        ProblemError: the deadline has passed.
-    """
-    if time.monotonic() > deadline:
-        raise _late()
-
-
-def _late() -> ProblemError:
-    return ProblemError(
-        504, "not computed in time: the service is busy, or the images are many or large", {"Retry-After": "1"}
-    )
-
-
-def _reason(error: UndecodableError) -> str:
-    """Return the reason in a client's words: the parameter that limits training images is not what limits these."""
-    return str(error).replace("prepare.max_megapixels", "the limit in megapixels,")
+        work = self._helper.submit(occlusion, pixels[0], number, compute)
+        heat = await asyncio.wrap_future(work)
+        return Explanation(self.classes[number], round(float(probabilities[number]), 6), heat)

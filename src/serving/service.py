@@ -13,9 +13,8 @@ import bentoml
 from bentoml.images import Image
 
 from src.command import UserError
-from src.serving import settings
-from src.serving.engine import Engine
-from src.serving.front import Front
+from src.serving import logs, settings
+from src.serving.engine import Engine, share
 
 
 def _fail(error: UserError) -> NoReturn:
@@ -44,12 +43,12 @@ IMAGE = Image(
 # BentoML makes these at every start where they are not; made here, the root file system can be read-only
 IMAGE.run("mkdir -p -m 755 " + " ".join(f"/home/bentoml/{name}" for name in HOME_FOLDERS))
 
-# one thread of number libraries per request, few memory pools, no traces (they would go nowhere), half as many series
+# one thread of number libraries, few memory pools that give large pieces back, no traces (they would go nowhere)
 ENVIRONMENT = {
     "OTEL_SDK_DISABLED": "true",
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
-    "PROMETHEUS_DISABLE_CREATED_SERIES": "true",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
     "BENTOML_DO_NOT_TRACK": "true",
     "ORT_DISABLE_TELEMETRY": "1",  # since 1.29 the official Linux builds send session facts to their maker
 }
@@ -68,7 +67,7 @@ class ImageClassifier:
     """Classify images with the reviewed model."""
 
     def __init__(self) -> None:
-        ENGINE.start()
+        ENGINE.start(bentoml.server_context.worker_index)
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -78,10 +77,18 @@ class ImageClassifier:
             ENGINE.check()
         except UserError as error:
             _fail(error)
+        logs.configure(ENGINE.settings)
+        share(ENGINE.settings.workers)
 
     async def __is_ready__(self) -> bool:
         """Tell /readyz."""
         return ENGINE.ready
 
 
-ImageClassifier.add_asgi_middleware(Front, engine=ENGINE)  # type: ignore[attr-defined]
+if "uvicorn" in sys.modules:  # this is a worker; BentoML has no setting for the protocol of its server
+    from uvicorn.config import HTTP_PROTOCOLS
+
+    from src.serving.http import protocol
+
+    logs.configure(ENGINE.settings)
+    HTTP_PROTOCOLS["auto"] = protocol(ENGINE)  # type: ignore[assignment]

@@ -1,31 +1,36 @@
 """How the service is set: the variables SERVE_*, each with a default that fits the processor share that it really has."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.command import cores
-from src.variables import filled, number
+from src.serving import layout
+from src.variables import filled, number, word
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, or src/ of a bento
-_CGROUPS = Path("/sys/fs/cgroup")
-_SELF = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the variables say. The limits are those of one request."""
+    """What the variables say. The limits are those of one request, where nothing else is said."""
 
     model: Path  # folder with model.onnx and card.json
+    device: str  # cpu or cuda
+    precision: str  # auto (what the release says), fp32 or int8
     workers: int  # processes
-    threads: int  # requests that one process computes at once, each on one core
+    threads: int  # that compute one batch
+    batch_seconds: float  # that one batch may take to compute; it decides how many images are one
+    queue: int  # images of one process that may wait for the model; one more is answered with 429
     concurrency: int  # requests that one process accepts at once; one more is answered with 429
+    connections: int  # of one process; one more is closed
     timeout: float  # seconds from a request's first byte to its answer
     max_body: int  # bytes
     max_pixels: int  # of one image, before it is decoded
     max_batch: int  # images in one request
+    keys: Path | None  # file with API keys; None: whoever reaches the service may ask
+    access_log: float  # share of the good requests that leave a line in the log
+    demo: bool  # whether there is a page for trying, and where the model looked
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -35,54 +40,27 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         UserError: one of them is no number, or out of range.
     """
     given = filled(environment)
-    workers = int(number(given, "SERVE_WORKERS", 1, 1, 256))
-    fair = max(1, round(processors() / workers))
+    model = Path(given.get("SERVE_MODEL", ROOT / "out" / "model"))
+    device = word(given, "SERVE_DEVICE", ("cpu", "cuda")) or "cpu"
+    share = layout.processors()
+    side_by_side = 1 if device == "cuda" or layout.is_heavy(model) else layout.processes(share)
+    workers = int(number(given, "SERVE_WORKERS", side_by_side, 1, 256))
+    keys = given.get("SERVE_API_KEYS_FILE")
     return Settings(
-        model=Path(given.get("SERVE_MODEL", ROOT / "out" / "model")),
+        model=model,
+        device=device,
+        precision=word(given, "SERVE_PRECISION", ("auto", "fp32", "int8")) or "auto",
         workers=workers,
-        threads=int(number(given, "SERVE_THREADS", fair, 1, 1024)),
-        concurrency=int(number(given, "SERVE_CONCURRENCY", 64, 1, 100_000)),
+        threads=int(number(given, "SERVE_THREADS", max(1, round(share / workers)), 1, 1024)),
+        batch_seconds=number(given, "SERVE_BATCH_MS", 100, 0, 60_000) / 1000,
+        queue=int(number(given, "SERVE_QUEUE", 256, 1, 1_000_000)),
+        concurrency=int(number(given, "SERVE_CONCURRENCY", 128, 1, 100_000)),
+        connections=int(number(given, "SERVE_CONNECTIONS", 512, 1, 100_000)),
         timeout=number(given, "SERVE_TIMEOUT", 5, 0.01, 3600),
         max_body=int(number(given, "SERVE_MAX_BODY_MB", 10, 0.001, 4096) * 1e6),
         max_pixels=int(number(given, "SERVE_MAX_MEGAPIXELS", 12.5, 0.0001, 1000) * 1e6),
         max_batch=int(number(given, "SERVE_MAX_BATCH", 64, 1, 10_000)),
+        keys=Path(keys) if keys else None,
+        access_log=number(given, "SERVE_ACCESS_LOG", 0.01, 0, 1),
+        demo=word(given, "SERVE_DEMO", ("on", "off")) != "off",
     )
-
-
-def processors(cgroups: Path = _CGROUPS, membership: Path = _SELF) -> float:
-    """Return how many processors this process may keep busy: those it may run on, or fewer where a quota says so.
-
-    A quota (`docker run --cpus`) leaves all cores visible and throttles whoever uses them all. It stands in cpu.max of the
-    control group (version 2: "quota period" in microseconds, or "max period") or in cpu.cfs_quota_us (version 1: -1 for
-    none), and the tightest of all groups above binds: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
-    """
-    shares = [share for folder in _groups(cgroups, membership) if (share := _quota(folder)) is not None]
-    return min([float(cores()), *shares])
-
-
-def _groups(cgroups: Path, membership: Path) -> list[Path]:
-    """Return the folders of this process's control group and of all above it; in a container only the root is visible."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        lines = []
-    folders = [cgroups, cgroups / "cpu"]
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "" or "cpu" in controllers.split(","):
-            root = cgroups if controllers == "" else cgroups / "cpu"
-            inner = [part for part in path.split("/") if part not in ("", "..")]
-            folders += [root.joinpath(*inner[:depth]) for depth in range(1, len(inner) + 1)]
-    return folders
-
-
-def _quota(folder: Path) -> float | None:
-    try:
-        if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota, period = ((folder / f"cpu.cfs_{word}_us").read_text().strip() for word in ("quota", "period"))
-        share = int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
-        return None
-    return share if share > 0 and math.isfinite(share) else None
