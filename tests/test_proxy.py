@@ -47,6 +47,7 @@ class Version(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.name = name
         self.seen: list[dict[str, str]] = []
+        self.headers: dict[str, str] = {}  # of each answer, more than those that every version has
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -73,7 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(float(asked.get("wait", 0.001)))
         body = server.name.encode()
         self.send_response(int(asked.get("status", 200)))
-        for name, value in {"Content-Length": len(body), "X-Model-Version": server.name, "X-Prediction": "7"}.items():
+        told = {"Content-Length": len(body), "X-Model-Version": server.name, "X-Prediction": "7", **server.headers}
+        for name, value in told.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
@@ -179,6 +181,8 @@ def test_only_known_paths_reach_a_version(proxy: Proxy, versions: tuple[Version,
         "/",
         "/predict?top=3",
         "/predict_batch",
+        "/explain?label=a",
+        "/demo",
         "/model",
         "/docs.json",
         "/livez",
@@ -187,7 +191,18 @@ def test_only_known_paths_reach_a_version(proxy: Proxy, versions: tuple[Version,
     ):
         assert ask(proxy, path, "GET")[2] == "1", path
     count = len(versions[0].seen)
-    for path in ("/metrics", "/nope", "/predict/", "/.copy", "/.problem/503", "/static", "//metrics", "/predict/../metrics"):
+    admin = ("/healthz", "/schema.json", "/metrics/", "/metrics?x=/predict", "/%6detrics", "/static_content/../metrics")
+    for path in (
+        *admin,
+        "/metrics",
+        "/nope",
+        "/predict/",
+        "/.copy",
+        "/.problem/503",
+        "/static",
+        "//metrics",
+        "/predict/../metrics",
+    ):
         status, headers, body = ask(proxy, path, "GET")
         assert (status, headers["Content-Type"]) == (404, "application/problem+json"), path
         assert json.loads(body)["request_id"] == headers["X-Request-ID"]
@@ -199,18 +214,99 @@ def test_every_error_is_a_problem_in_json(proxy: Proxy, versions: tuple[Version,
     proxy.point(Route(versions[0].port, "1"))
     assert json.loads(ask(proxy, body=b"x" * 12_000_000)[2])["status"] == 413
     assert json.loads(ask(proxy, method="TRACE")[2])["status"] == 405
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
     for sent, status in (
         (b"GARBAGE\r\n\r\n", 400),
         (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX-A: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (head + b"X-A: a\r\n" * 9000 + b"\r\n", 431),
+        (head + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (head + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (head + b"Host: b\r\n\r\n", 400),
+        (head + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET / HTTP/3.0\r\n\r\n", 505),
     ):
-        found, head, problem = ask_raw(proxy, sent)
+        found, told, problem = ask_raw(proxy, sent)
         assert found == problem["status"] == status
-        assert "application/problem+json" in head
+        assert "application/problem+json" in told
+    assert versions[0].seen == []
     proxy.point(Route(free_port(), "1"))
     status, headers, body = ask(proxy)
     assert (status, json.loads(body)["title"]) == (502, "Bad Gateway")
     assert headers["Server"] == "nginx"
+
+
+@needs_nginx
+def test_no_other_site_may_ask_and_other_methods_are_refused(proxy: Proxy, versions: tuple[Version, Version]) -> None:
+    cors = [f"Access-Control-{name}" for name in ("Allow-Origin", "Allow-Credentials", "Allow-Methods", "Expose-Headers")]
+    versions[0].headers = dict.fromkeys(cors, "*")
+    proxy.point(Route(versions[0].port, "1"))
+    assert ask(proxy, Origin="https://elsewhere.example")[0] == 200
+    count = len(versions[0].seen)
+    for method in ("OPTIONS", "PUT", "DELETE", "PATCH", "PROPFIND", "BREW"):
+        status, headers, _ = ask(
+            proxy, "/predict", method, Origin="https://elsewhere.example", Access_Control_Request_Method="POST"
+        )
+        assert (status, headers["Allow"]) == (405, "GET, HEAD, POST"), method
+        assert not [name for name in (*headers, *ask(proxy)[1]) if name.startswith("Access-Control")]
+    assert len(versions[0].seen) == count + 6
+
+
+@needs_nginx
+def test_answers_say_how_browsers_treat_them_and_not_who_made_them(proxy: Proxy, versions: tuple[Version, Version]) -> None:
+    versions[0].headers = {
+        "Content-Security-Policy": "default-src 'self'",
+        "X-Frame-Options": "ALLOWALL",
+        "Server": "uvicorn 1",
+    }
+    proxy.point(Route(versions[0].port, "1"))
+    for path in ("/demo", "/metrics"):
+        headers = ask(proxy, path, "GET")[1]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Server"] == "nginx"
+        assert len(headers["X-Request-ID"]) == 32
+    assert ask(proxy, "/demo", "GET")[1]["Content-Security-Policy"] == "default-src 'self'"
+
+
+@needs_nginx
+def test_keys_go_through_and_into_no_log(proxy: Proxy, versions: tuple[Version, Version]) -> None:
+    old, new = versions
+    proxy.point(Route(old.port, "1", candidate=free_port(), candidate_version="2", share=0.5, backup=new.port))
+    for _ in range(20):
+        assert ask(proxy, Authorization="Bearer a-secret-key-1", X_API_Key="a-secret-key-2")[0] == 200
+    ask(proxy, body=b"x" * 12_000_000, Authorization="Bearer a-secret-key-1")
+    proxy.point(Route(free_port(), "3"))
+    assert ask(proxy, Authorization="Bearer a-secret-key-1")[0] == 502
+    assert {(seen["Authorization"], seen["X-API-Key"]) for seen in old.seen} == {("Bearer a-secret-key-1", "a-secret-key-2")}
+    assert "Connection refused" in (proxy.folder / "error.log").read_text()
+    assert [file for file in proxy.folder.rglob("*.*") if "a-secret" in file.read_text()] == []
+
+
+@needs_nginx
+def test_a_client_of_old_that_names_no_host_is_answered(proxy: Proxy, versions: tuple[Version, Version]) -> None:
+    proxy.point(Route(versions[0].port, "1"))
+    with socket.create_connection(("127.0.0.1", proxy.settings.port), timeout=10) as connection:
+        connection.sendall(b"GET /model HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    assert versions[0].seen[-1]["Host"] == "localhost"
+    ask(proxy, Host="shop.example:8443")
+    assert versions[0].seen[-1]["Host"] == "shop.example:8443"
+
+
+@needs_nginx
+def test_one_address_cannot_take_all_places(
+    proxy: Proxy, versions: tuple[Version, Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxies, "_CONNECTIONS", 1)
+    proxy.point(Route(versions[0].port, "1"))
+    with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=10)) as connection:
+        connection.request("POST", "/predict?wait=0.5", b"x")
+        proxies._wait(lambda: len(versions[0].seen) > 0, 5)
+        status, headers, body = ask(proxy)
+        assert (status, headers["Retry-After"], json.loads(body)["status"]) == (429, "1", 429)
+        assert connection.getresponse().status == 200
 
 
 @needs_nginx

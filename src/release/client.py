@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,10 +44,14 @@ class Answer:
         return f"status {self.status}{told}" if self.status else f"no answer{told}"
 
 
-class Client:
-    """Asks the service at `url`; `timeout` is the longest silence in seconds."""
+KEYS = "SERVE_API_KEYS_FILE"  # where the service asks for keys
 
-    def __init__(self, url: str, timeout: float = 5.0) -> None:
+
+class Client:
+    """Asks the service at `url`; `timeout` is the longest silence in seconds, `keys` the file of keys that it asks for."""
+
+    def __init__(self, url: str, timeout: float = 5.0, keys: str | None = None) -> None:
+        self._headers = {"Authorization": f"Bearer {_first(keys)}"} if keys else {}
         place = urlsplit(url)
         self._host, self._port = place.hostname or "127.0.0.1", place.port or 80
         self._timeout = timeout
@@ -82,7 +87,7 @@ class Client:
         connection = HTTPConnection(self._host, self._port, timeout=wait)
         started = perf_counter()
         try:
-            response = _talk(connection, request)
+            response = _talk(connection, request, self._headers)
             content = response.read(_LARGEST)
         except (OSError, HTTPException) as error:
             return Answer(0, _since(started), reason=why(error, wait))
@@ -94,9 +99,18 @@ class Client:
         return Answer(response.status, _since(started), body, headers["X-Model-Version"], headers["X-Manifest"], reason)
 
 
-def _talk(connection: HTTPConnection, request: Request) -> HTTPResponse:
+def _first(path: str) -> str:
+    """Return the first key of a file as src/serving/keys.py reads it; nothing of one that cannot be read."""
+    try:
+        lines = [line.partition("#")[0].strip() for line in Path(path).read_text("latin-1").splitlines()]
+    except OSError:
+        return ""
+    return next((line.rpartition(":")[2].strip() for line in lines if line), "")
+
+
+def _talk(connection: HTTPConnection, request: Request, more: Mapping[str, str]) -> HTTPResponse:
     chunked = not isinstance(request.body, bytes) and "Content-Length" not in request.headers
-    headers = {**request.headers, **({"Transfer-Encoding": "chunked"} if chunked else {})}
+    headers = {**more, **request.headers, **({"Transfer-Encoding": "chunked"} if chunked else {})}
     try:
         connection.request(request.method, request.path, request.body, headers, encode_chunked=chunked)
     except (BrokenPipeError, ConnectionResetError):  # it was refused before all of it was sent: the answer may be there

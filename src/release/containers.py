@@ -15,11 +15,14 @@ from typing import Any
 
 from src.command import UserError
 from src.files import write_bytes
+from src.release import device
+from src.release.client import KEYS
 from src.release.containerize import EngineError, choose, signed_in
 from src.release.settings import Settings
 from src.release.workload import ABSENT, State, Workload
 
 _PORT = 3000  # that BentoML listens on in the container
+_KEYS_INSIDE = "/run/secrets/api-keys"
 _PATIENCE = 30  # seconds an engine may take for one answer
 _PULL = 900  # seconds
 _SLOW = 5.0  # seconds between two questions that take the engine a second or two
@@ -68,9 +71,10 @@ class Containers:
         """
         self.remove(workload.name)
         write_bytes(self._settings.home / "engine", f"{self.kind}\n".encode())
-        names = [f"--env={name}" for name in workload.environment]  # values would show in the list of processes
-        command = [*self._options(workload), *names, _reference(workload.image)]
-        done = self._call("run", "--detach", *command, environment=workload.environment)
+        environment, mounts = _with_keys(workload.environment)
+        names = [f"--env={name}" for name in environment]  # values would show in the list of processes
+        command = [*self._options(workload), *mounts, *names, _reference(workload.image)]
+        done = self._call("run", "--detach", *command, environment=environment)
         if done.returncode == 0:
             return
         self.remove(workload.name)
@@ -97,6 +101,7 @@ class Containers:
             f"--memory={limits.memory}b",
             f"--memory-swap={limits.memory}b",  # no swap: a leak is to be seen
             "--no-healthcheck",  # deploy watches, and nothing else would act
+            *device.access(self.kind, workload.environment),
         ]
         if limits.cpus:
             options.append(f"--cpus={limits.cpus:g}")
@@ -215,6 +220,17 @@ class Containers:
 
 
 _PODMAN_LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=10000:10000")
+
+
+def _with_keys(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return what a container is told, with the file of API keys at its place in there, and the option that mounts it."""
+    keys = environment.get(KEYS)
+    if not keys:
+        return dict(environment), []
+    source = Path(keys).absolute()
+    if not source.is_file():
+        raise UserError(f"{KEYS} names {source}, which is no file: docs/service.md says how to make it")
+    return {**environment, KEYS: _KEYS_INSIDE}, [f"--mount=type=bind,source={source},target={_KEYS_INSIDE},readonly"]
 
 
 def _reference(image: Mapping[str, Any]) -> str:

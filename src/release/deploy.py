@@ -18,6 +18,7 @@ from src.command import UserError, run
 from src.files import read_json
 from src.release import canary, journal, probes, reviewed
 from src.release import settings as all_settings
+from src.release.client import KEYS
 from src.release.guarding import guarded
 from src.release.journal import Journal, Running
 from src.release.outcome import RefusedError, telling
@@ -125,7 +126,8 @@ class Deployment:
 
     def _watch(self) -> None:
         found = probes.watch(
-            Client(self.settings.url), self.site.client(self.new), self.golden, self.new.version, self.settings.tolerance,
+            Client(self.settings.url, keys=self.new.environment.get(KEYS)),
+            self.site.client(self.new), self.golden, self.new.version, self.settings.tolerance,
             self.settings.latency_ms, self.settings.watch, self.state, self.settings.memory,
         )  # fmt: skip
         self._say("watched", "no fault while it was watched", numbers=found)

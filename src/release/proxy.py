@@ -30,24 +30,29 @@ from src.command import UserError, cores
 from src.files import write_bytes
 from src.release.settings import Settings
 
-_PATHS = ("/", "/model", "/docs.json", "/livez", "/readyz")
-_PREDICTIONS = ("/predict", "/predict_batch")
+_PATHS = ("/", "/demo", "/explain", "/model", "/docs.json", "/livez", "/readyz")
+_PREDICTIONS = ("/predict", "/predict_batch")  # by which a candidate is judged
 _SWAGGER = "/static_content/"  # where BentoML keeps the files of its page
 _PLACES = ("/usr/sbin", "/usr/local/sbin")  # of nginx, beside PATH, which has them only for root
 _PATIENCE = 10.0  # seconds until a new route must serve
+_CONNECTIONS = 512  # of one address at once, with a request on each
+_METHODS = ("GET", "HEAD", "POST")
 _LARGEST_LOG = 10 * 2**20  # bytes; then it starts anew
 _PROBLEMS = {
     400: ("Bad Request", "this is no HTTP request that can be read"),
     404: ("Not Found", "there is nothing here: GET / shows what there is"),
-    405: ("Method Not Allowed", "this method is not known here"),
+    405: ("Method Not Allowed", f"this method is not known here: use {', '.join(_METHODS)}"),
     408: ("Request Timeout", "the request came too slowly"),
     413: ("Content Too Large", "the upload is too large: send smaller images, or fewer of them"),
     414: ("URI Too Long", "the address of the request is too long"),
+    429: ("Too Many Requests", "too many requests from one address: wait for the answers"),
     431: ("Request Header Fields Too Large", "the headers of the request are too large"),
     500: ("Internal Server Error", "the proxy failed: try again"),
+    501: ("Not Implemented", "this transfer coding is not known here: send the length of the body, or chunked"),
     502: ("Bad Gateway", "the model does not answer: try again"),
     503: ("Service Unavailable", "no version is deployed: make deploy"),
     504: ("Gateway Timeout", "the model did not answer in time: try again"),
+    505: ("HTTP Version Not Supported", "this version of HTTP is not spoken here: use HTTP/1.1"),
 }
 
 
@@ -338,7 +343,10 @@ def _http(settings: Settings, route: Route) -> str:
     keepalive_timeout 0;
     client_max_body_size 11m;  # the service refuses what is above 10 MB in its own words
     client_body_buffer_size 128k;
-    client_header_timeout 10s;
+    client_header_timeout 10s;  # for all headers
+    large_client_header_buffers 4 8k;
+    limit_conn_zone $binary_remote_addr zone=addresses:1m;
+    limit_conn_status 429;
     client_body_timeout 10s;
     send_timeout 10s;
     client_body_temp_path temp/body;
@@ -353,6 +361,7 @@ def _http(settings: Settings, route: Route) -> str:
         "~^[A-Za-z0-9._-]{{8,64}}$" $http_x_request_id;
         default $request_id;
     }}
+    map $http_host $asked_host {{ "" $host; default $http_host; }}
     map $request_uri $path {{ "~^(?<asked>[^?]*)" $asked; }}
     map $path $is_prediction {{ {" ".join(f"{path} 1;" for path in _PREDICTIONS)} default 0; }}
     map "$is_prediction:$upstream_status" $is_logged {{ "~^1:." 1; default 0; }}  # what reached a version
@@ -407,21 +416,21 @@ def _server(settings: Settings, route: Route) -> str:
     locations = "\n".join((*_locations(route), *_problems()))
     return f"""server {{
     {_indent(listen, 4)}
+    server_name localhost;  # what a version hears as Host where the client sends none
     {_indent(_HEADERS, 4)}
     {_indent(pages, 4)}
     error_page 494 =431 /.problem/431;  # how nginx calls it within
     {log}
+    limit_conn addresses {_CONNECTIONS};
+    if ($request_method !~ ^({"|".join(_METHODS)})$) {{ return 405; }}
 
     proxy_http_version 1.1;
     proxy_set_header Connection "";
-    proxy_set_header Host $http_host;
+    proxy_set_header Host $asked_host;
     proxy_set_header X-Request-ID $id;
     proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
     proxy_set_header X-Forwarded-Proto $scheme;
-    proxy_hide_header X-Request-ID;
-    proxy_hide_header X-Content-Type-Options;
-    proxy_hide_header X-Frame-Options;
-    proxy_hide_header Referrer-Policy;
+    {_indent(_hidden(), 4)}
     proxy_connect_timeout 2s;
     proxy_read_timeout 6s;  # the service itself gives up after 5 s, and says so
     proxy_next_upstream error timeout non_idempotent{own};  # a prediction may be asked for twice
@@ -435,6 +444,13 @@ _HEADERS = """add_header X-Request-ID $id always;
 add_header X-Content-Type-Options nosniff always;
 add_header X-Frame-Options DENY always;
 add_header Referrer-Policy no-referrer always;"""
+
+
+def _hidden() -> str:
+    """Return what a version may not say: what is said here for all, and who else than this site's own pages may ask."""
+    ours = [line.split()[1] for line in _HEADERS.splitlines()]
+    cors = [f"Access-Control-{name}" for name in ("Allow-Origin", "Allow-Credentials", "Allow-Methods", "Allow-Headers")]
+    return "\n".join(f"proxy_hide_header {name};" for name in (*ours, *cors, "Access-Control-Expose-Headers"))
 
 
 def _locations(route: Route) -> list[str]:
@@ -458,8 +474,9 @@ def _problems() -> list[str]:
     lines = []
     for status, (title, detail) in _PROBLEMS.items():
         problem = {"type": "about:blank", "title": title, "status": status, "detail": detail, "request_id": "$id"}
-        again = f"add_header Retry-After 5 always; {' '.join(_HEADERS.splitlines())} " if status == 503 else ""
-        lines.append(f"location = /.problem/{status} {{ internal; {again}return {status} '{json.dumps(problem)}'; }}")
+        more = {405: f'Allow "{", ".join(_METHODS)}"', 429: "Retry-After 1", 503: "Retry-After 5"}.get(status)
+        said = f"add_header {more} always; {' '.join(_HEADERS.splitlines())} " if more else ""
+        lines.append(f"location = /.problem/{status} {{ internal; {said}return {status} '{json.dumps(problem)}'; }}")
     return lines
 
 

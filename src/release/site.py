@@ -18,6 +18,7 @@ from src.command import UserError
 from src.registry import Registry
 from src.release import bento, containerize
 from src.release import journal as journals
+from src.release.client import KEYS
 from src.release.containerize import choose
 from src.release.hosting import Host, State, Workload, open_host
 from src.release.journal import Journal, Running
@@ -45,7 +46,7 @@ class Site:
 
     def client(self, running: Running) -> Client:
         """Return a client of this very version, beside the proxy."""
-        return Client(f"http://127.0.0.1:{running.port}")
+        return Client(f"http://127.0.0.1:{running.port}", keys=running.environment.get(KEYS))
 
     def state(self, running: Running) -> State:
         """Return what the engine says of it."""

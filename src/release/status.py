@@ -15,6 +15,7 @@ from src.command import UserError, run, table
 from src.registry import Registry
 from src.release import journal, reviewed
 from src.release import settings as all_settings
+from src.release.client import KEYS
 from src.release.journal import Journal, Running
 from src.release.probes import Client
 from src.release.settings import Settings
@@ -74,7 +75,7 @@ def _faults(site: Site, live: Running) -> list[str]:
         found.append("the proxy does not run: make deploy starts it")
     elif route is None or route.live != live.port:
         found.append(f"the proxy does not send its traffic to version {live.version}: make deploy mends it")
-    elif Client(site.settings.url).model().get("version") != live.version:
+    elif Client(site.settings.url, keys=live.environment.get(KEYS)).model().get("version") != live.version:
         found.append(f"the answers of {site.settings.url} are not of version {live.version}: make deploy mends it")
     return found
 
