@@ -24,11 +24,15 @@ JUDGING = (  # what decides how models are judged
     "src/inference.py",
     "src/lineage.py",
     "src/metrics.py",
+    "src/precision.py",
+    "src/quantization.py",
+    "src/release/quantize.py",
     "src/report/compare.py",
     "src/report/judge.py",
     "src/results.py",
     "src/significance.py",
     "src/slices.py",
+    "src/speed.py",
     "src/stages/evaluate.py",
 )
 _KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")

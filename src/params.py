@@ -172,6 +172,15 @@ class Gates(_Section):
     levels: GateLevels
 
 
+class Quantize(_Section):
+    """How the INT8 model is made, and what it must keep to before it may be served."""
+
+    release: bool
+    calibration_images: int = Field(ge=1, le=100_000)
+    max_accuracy_drop: float = Field(ge=0, le=1)
+    min_speedup: float = Field(gt=0, le=100)
+
+
 class Params(_Section):
     """All of params.yaml, one attribute a section."""
 
@@ -180,6 +189,7 @@ class Params(_Section):
     train: Train
     evaluate: Evaluate
     gates: Gates
+    quantize: Quantize
 
 
 def load(path: Path) -> Params:

@@ -64,6 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/model":
             release = server.release
             told = {"version": server.version, "manifest": release.manifest, "model_sha256": release.model_sha256}
+            told |= {"precision": release.precision, "served_sha256": release.served_sha256}
             other = {"classes": ["cat"]} if "other classes" in server.faults else {}
             return self.answer(200, {**told, "classes": CLASSES, **other})
         return self.problem(404)

@@ -139,6 +139,22 @@ def test_only_what_bentofile_names_is_assembled_from_the_commit(repository: Path
     assert (identity["version"], identity["manifest"], identity["pull_request"]) == ("3", "a" * 64, 7)
 
 
+def test_an_int8_model_gets_in_where_the_release_has_one(repository: Path, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "release"
+    shutil.copytree(folder, copy)
+    for name in ("model.int8.onnx", "quantization.json"):
+        (copy / "model" / name).write_text("{}")
+    told = {"sha256": "e" * 64, "accuracy_difference": 0.0, "accuracy_low": 0.0, "accuracy_high": 0.0, "speedup": 2.0}
+    reviewed.write(copy, replace(reviewed.load(copy), precision="int8", int8=told))
+    content = build.released(copy)
+    int8, plain = tmp_path / "int8", tmp_path / "plain"
+    assert assembled(repository, content, int8) != assembled(repository, build.released(folder), plain)
+    assert (int8 / "out/model/model.int8.onnx").exists() > (plain / "out/model/model.int8.onnx").exists()
+    identity = json.loads((int8 / bentos.IDENTITY).read_text())
+    assert (identity["precision"], identity["served_sha256"]) == ("int8", "e" * 64)
+    assert identity["model_sha256"] == content.identity["model_sha256"] != identity["served_sha256"]
+
+
 def test_a_file_that_bentofile_names_and_the_commit_lacks_is_named(
     repository: Path, content: Content, tmp_path: Path
 ) -> None:

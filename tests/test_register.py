@@ -152,7 +152,7 @@ def test_a_release_becomes_a_version_that_tells_where_it_came_from(registry: Reg
     assert version.run_id == registered["run_id"]
     wanted = {"commit": "d" * 40, "trained_commit": "c" * 40, "pull_request": "7", "data": f"{'ab' * 16}.dir"}
     wanted |= {"manifest": release.manifest, "verdict": "pass", "inputs": "e" * 64, "model_sha256": release.model_sha256}
-    assert version.tags == wanted
+    assert version.tags == wanted | {"precision": "fp32"}
     described = registry.client.get_model_version("image-classifier", "1").description
     assert "emu, recall 75.00% of 18 images" in described
     [move] = registry.history()

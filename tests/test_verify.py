@@ -470,6 +470,25 @@ def test_the_label_is_the_one_that_the_report_takes() -> None:
     assert overriding.LABEL == LABEL
 
 
+@pytest.mark.slow
+def test_int8_ships_by_the_margins_from_before_and_else_the_float_model_does(fork: Path) -> None:
+    git(fork, "checkout", "--quiet", "empty")
+    write_params(fork / "params.yaml", quantize__min_speedup=99.0)
+    strict = commit(fork, "strict")
+    write_params(fork / "params.yaml", quantize__min_speedup=0.01, quantize__max_accuracy_drop=0.5)
+    loose = commit(fork, "loose")
+    git(fork, "checkout", "--quiet", "main")
+    write_params(fork / "params.yaml", quantize__release=True, quantize__min_speedup=0.01)
+    commit(fork, "serve INT8")
+    release = accept(fork, "--before", strict)
+    assert (release.precision, (fork / OUT / "model/model.int8.onnx").exists()) == ("fp32", False)
+    assert read_json(fork / OUT / "report/quantization.json", "")["limits"]["min_speedup"] == 99
+    release = accept(fork, "--before", loose)
+    assert (release.precision, release.model_sha256) == ("int8", sha256(fork / OUT / "model/model.onnx"))
+    assert release.served_sha256 == sha256(fork / OUT / "model/model.int8.onnx")
+    assert (fork / OUT / "golden/golden.float.json").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Whose rules
 # ---------------------------------------------------------------------------------------------------------------------

@@ -199,6 +199,8 @@ def _labels(job: _Job) -> dict[str, str]:
         "ml.model.version": identity["version"],
         "ml.model.manifest": identity["manifest"],
         "ml.model.sha256": identity["model_sha256"],
+        "ml.model.precision": identity["precision"],
+        "ml.model.served.sha256": identity["served_sha256"],
         _KEY: job.key,
     }
     repository = os.environ.get("GITHUB_REPOSITORY")
@@ -390,8 +392,9 @@ def released(folder: Path) -> Content:
             said = f"{folder}/registered.json is of another release or model than {folder}/release.json"
             raise RefusedError("tampered", said, f"run python -m src.release.register {folder} again")
         version = str(noted["version"])
-    kept = ("manifest", "model_sha256", "commit", "pull_request", "data", "verdict", "metrics")
+    kept = ("manifest", "model_sha256", "precision", "served_sha256", "commit", "pull_request", "data", "verdict", "metrics")
     identity = {"name": name, "version": version, **{key: getattr(release, key) for key in kept}}
+    identity["committed"] = _committed(Path.cwd(), release.commit)
     return Content(release.commit, identity, folder / "model", folder / "manifest.json")
 
 
@@ -412,13 +415,24 @@ def current(tree: Path) -> Content:
         "version": UNREGISTERED,
         "manifest": lineage.digest(known) if known else None,
         "model_sha256": sha,
+        "precision": "fp32",
+        "served_sha256": sha,
         "commit": _commit(tree),
+        "committed": _committed(tree, "HEAD"),
         "pull_request": known.get("pull_request") if known else None,
         "data": known["data"]["digest"] if known else None,
         "verdict": known["verdict"]["verdict"] if known else None,
         "metrics": known["metrics"] if known else {},
     }
     return Content(None, identity, model.parent, tree / "manifest.json" if manifest else None)
+
+
+def _committed(tree: Path, commit: str) -> int | None:
+    """Return when a commit was made, in seconds since 1970, from which the service counts the model's age."""
+    try:
+        return int(git(tree, "show", "--no-patch", "--format=%ct", commit))
+    except (GitError, ValueError):  # no repository, or one without this commit
+        return None
 
 
 def _commit(tree: Path) -> str | None:

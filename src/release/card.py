@@ -45,6 +45,11 @@ def _opening(release: Release, card: Row) -> Iterator[str]:
     yield ""
     yield f"Network {escape(card['network'])}{parameters}; takes uint8 images of {height} x {width} x {card['channels']},"
     yield "scales them itself, returns one probability a class. Format: ONNX."
+    if int8 := release.int8:
+        yield ""
+        interval = f"{int8['accuracy_low']:+.2%} to {int8['accuracy_high']:+.2%}"
+        yield f"Served as INT8: accuracy {int8['accuracy_difference']:+.2%} ({interval}) against the numbers below, and"
+        yield f"{int8['speedup']:.2f} times as fast on the machine that deployed it."
 
 
 def _numbers(card: Row, metrics: Row) -> Iterator[str]:
@@ -110,6 +115,8 @@ def _making(card: Row, metrics: Row, manifest: Row) -> Iterator[str]:
 def _lineage(release: Release) -> Iterator[str]:
     yield f"- manifest {release.manifest}"
     yield f"- SHA-256 of model.onnx {release.model_sha256}"
+    if release.int8:
+        yield f"- SHA-256 of model.int8.onnx {release.served_sha256}"
     yield f"- deployed commit {release.commit}, trained at {release.trained_commit}"
     yield f"- inputs {release.inputs}"
     yield f"- pull request {f'#{release.pull_request}' if release.pull_request else 'none'}"

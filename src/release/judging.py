@@ -1,7 +1,7 @@
 """Judge a commit's model again, by the rules of main as it was before that model came. Used by verify.
 
-The rules are those of an earlier commit: its code that measures and judges (`src.lineage.JUDGING`) and the sections gates
-and evaluate of its params.yaml. So no change can weaken the gate that judges it.
+The rules are those of an earlier commit: its code that measures and judges (`src.lineage.JUDGING`) and the sections gates,
+evaluate and quantize of its params.yaml. So no change can weaken the gate that judges it.
 """
 
 import json
@@ -23,7 +23,8 @@ from src.files import read_json, write_json
 from src.release.outcome import RefusedError
 from src.worktree import checked_out, git
 
-_SECTIONS = ("gates", "evaluate")
+_SECTIONS = ("gates", "evaluate", "quantize")
+_WISH = ("quantize", "release")  # it weakens no gate, and is the commit's own
 _SECRETS = ("GITHUB_TOKEN", "GH_TOKEN")  # of this job: nothing that judges needs them
 
 
@@ -113,11 +114,21 @@ def _mix(own: Path, old: Path, target: Path) -> None:
     content = yaml.load(own.read_text())
     try:
         theirs = yaml.load(old.read_text()) if old.is_file() else {}
-        content |= {name: theirs[name] for name in _SECTIONS if name in theirs}
+        content |= _sections(content, theirs)
     except Exception:  # an earlier commit may hold anything; its sections are then not there
         theirs = {}
     with target.open("w") as file:
         yaml.dump(content, file)
+
+
+def _sections(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections that judge: earlier ones, but for the wish, and for INT8 what the earlier did not know yet."""
+    found = {name: theirs[name] for name in _SECTIONS if name in theirs}
+    section, key = _WISH
+    known = found.pop(section, {})
+    if section in own:
+        found[section] = {**own[section], **known, key: own[section][key]}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,6 +153,18 @@ def judge(tree: Path, commit: str, manifest: Mapping[str, Any], by: Rules, out: 
         print("only the latency gate does not pass: measuring once more")
         verdict = _verdict(tree, by, out, environment)
     return verdict
+
+
+def quantize(tree: Path, commit: str, manifest: Mapping[str, Any], by: Rules, out: Path) -> dict[str, Any]:
+    """Quantise the reviewed model in the pulled tree into the folder `out`; return the table with its verdict.
+
+    Raises:
+        CannotJudgeError: it cannot be quantised, or the rules are older than INT8.
+    """
+    made = ["out/arrays", "out/model", str(out), "--params", str(by.params)]
+    _run("src.release.quantize", made, by.measuring, tree, _environment(commit, manifest))
+    found: dict[str, Any] = read_json(out / "quantization.json", made_by="quantize", keys=("verdict", "reasons"))
+    return found
 
 
 def _environment(commit: str, manifest: Mapping[str, Any]) -> dict[str, str]:

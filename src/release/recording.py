@@ -20,7 +20,10 @@ from src.release.reviewed import Release
 
 _EXPERIMENT = "image-classifier"  # as src/tracking.py names it
 _FOLDERS = ("evaluation", "golden", "report")
-_FILES = ("manifest.json", "metrics.json", "params.yaml", "release.json", "model/card.json", "model/history.csv")
+_FILES = (
+    "manifest.json", "metrics.json", "params.yaml", "release.json", "model/card.json", "model/history.csv",
+    "model/model.int8.onnx", "model/quantization.json",
+)  # fmt: skip
 _BATCH = 100  # parameters and tags a request; MLflow takes no more
 _METRICS = 1000  # likewise
 
@@ -188,8 +191,20 @@ def tags_of(release: Release) -> dict[str, str]:
         "pull_request": release.pull_request,
         "trained_commit": release.trained_commit,
         "verdict": release.verdict,
+        **precision_tags(release),
     }
     return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def precision_tags(release: Release) -> dict[str, Any]:
+    """Return what a version is told apart by that was released as float one day and as INT8 another."""
+    int8 = release.int8 or {}
+    return {
+        "precision": release.precision,
+        "int8_sha256": int8.get("sha256"),
+        "int8_accuracy_difference": int8.get("accuracy_difference"),
+        "int8_speedup": int8.get("speedup"),
+    }
 
 
 def _train_params(folder: Path) -> list[tuple[str, Any]]:

@@ -73,6 +73,7 @@ def _register(folder: Path, registry: Registry, release: Release) -> dict[str, A
             print(f"version {version.number} of {registry.name} is registered in MLflow at {registry.shown}")
         else:
             _require_complete(registry, folder, release, version)
+            registry.tag(version.number, **recording.precision_tags(release))
             print(f"version {version.number} of {registry.name} was registered before, in MLflow at {registry.shown}")
         champion = registry.alias("champion")
         if champion is None or champion.number != version.number:

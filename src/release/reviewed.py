@@ -2,14 +2,15 @@
 
 release.json   what it is, and the SHA-256 of every other file of the folder
 manifest.json  the lineage that was reviewed
-model/         model.onnx, card.json, history.csv
-golden/        images with the probabilities that the reviewed model gave: golden.json
+model/         model.onnx, card.json, history.csv; where INT8 is released also model.int8.onnx, quantization.json
+golden/        images with the probabilities that the released model gives: golden.json; where that is INT8, those that the
+               reviewed model gave are in golden.float.json
 evaluation/    pictures and tables of the test split
-report/        report.md, report.html, pictures/ of the verdict given again
+report/        report.md, report.html, pictures/ of the verdict given again; quantization.json, .md where INT8 was tried
 metrics.json, params.yaml
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ class Release:
     override: dict[str, Any] | None
     metrics: dict[str, float]
     classes: list[str]
+    precision: str = "fp32"  # or int8; releases of earlier days do not say
+    int8: dict[str, Any] | None = None  # of INT8: sha256, accuracy_difference, its low and high, speedup
+
+    @property
+    def served_sha256(self) -> str:
+        """Return the SHA-256 of the file that answers."""
+        return str(self.int8["sha256"]) if self.int8 else self.model_sha256
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
@@ -71,11 +79,12 @@ def load(folder: Path) -> Release:
 
 
 def _load(folder: Path) -> tuple[Release, dict[str, str]]:
-    names = [field.name for field in fields(Release)]
+    names = [field.name for field in fields(Release) if field.default is MISSING]
     if not (folder / RELEASE).is_file():
         raise UserError(f"{folder / RELEASE} is missing: run python -m src.release.verify {folder}, which makes it")
     content = read_json(folder / RELEASE, made_by="evaluate", keys=[*names, "files"])
-    return Release(**{name: content[name] for name in names}), content["files"]
+    known = {field.name for field in fields(Release)}
+    return Release(**{name: value for name, value in content.items() if name in known}), content["files"]
 
 
 def _digests(folder: Path) -> dict[str, str]:

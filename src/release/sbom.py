@@ -43,7 +43,7 @@ def write(
     Args:
         inside: what src/release/inside.py printed; `packages` and `debian` are enough.
         locked: from `hashes`.
-        identity: of the service: name, version, model_sha256, metrics.
+        identity: of the service: name, version, model_sha256, metrics; precision and served_sha256 of the file that answers.
         key: of the image; it decides the serial number.
     """
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_OID, key))
@@ -64,7 +64,8 @@ def write(
 def _model(identity: Mapping[str, Any]) -> Component:
     metrics = identity.get("metrics") or {}
     told = {f"metric:{name}": value for name, value in metrics.items()}
-    told |= {name: identity[name] for name in ("manifest", "data", "commit") if identity.get(name)}
+    names = ("manifest", "data", "commit", "precision", "served_sha256")
+    told |= {name: identity[name] for name in names if identity.get(name)}
     return Component(
         name=f"{identity['name']}.onnx",
         version=str(identity["version"]),

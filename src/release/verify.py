@@ -20,7 +20,7 @@ from typing import Any
 from src import lineage
 from src.command import UserError, run
 from src.files import check_outputs, read_json, replacing, sha256
-from src.release import judging, modelcheck, overriding, reviewed
+from src.release import int8, judging, modelcheck, overriding, reviewed
 from src.release.judging import CannotJudgeError, Rules
 from src.release.outcome import RefusedError, telling
 from src.release.reviewed import RELEASE, Release
@@ -54,7 +54,8 @@ def verify(folder: Path, commit_name: str, before_name: str) -> None:
         _reviewed_bytes(tree, manifest)
         _own_outputs(tree)
         _judge_again(tree, commit, before_name, manifest, Path(judged))
-        _write(folder, tree, commit, manifest, Path(judged))
+        table = _quantize(tree, commit, before_name, manifest, Path(judged))
+        _write(folder, tree, commit, manifest, Path(judged), table)
     print(f"verified: {folder} holds what is released")
 
 
@@ -325,12 +326,38 @@ def _same_answers(tree: Path, out: Path) -> None:
     print(f"answers are those of the review (golden images within {difference:.1g})")
 
 
+def _quantize(tree: Path, commit: str, before_name: str, manifest: Mapping[str, Any], judged: Path) -> dict[str, Any] | None:
+    """Where the commit asks for it, let the same rules make and judge an INT8 model; return its table if it may serve.
+
+    A refused one is no failure: the float model was reviewed, and serves.
+    """
+    if not int8.is_wanted(tree / "params.yaml"):
+        return None
+    with judging.rules(tree, judging.before(commit, before_name)) as rules:
+        try:
+            table = judging.quantize(tree, commit, manifest, rules, judged / int8.FOLDER)
+        except CannotJudgeError as error:
+            print(f"the float model is released, because an INT8 one cannot be made by the rules of {rules.name} ({error})")
+            return None
+    passed = table["verdict"] == "pass"
+    said = "INT8 is released: " if passed else "the float model is released, because INT8 does not pass its gates: "
+    print(said + "; ".join(table["reasons"]))
+    return table if passed else None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The folder
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, tree: Path, commit: str, manifest: Mapping[str, Any], judged: Path) -> None:
+def _write(
+    folder: Path,
+    tree: Path,
+    commit: str,
+    manifest: Mapping[str, Any],
+    judged: Path,
+    table: Mapping[str, Any] | None,
+) -> None:
     metrics = read_json(tree / lineage.EVALUATION, made_by="evaluate", keys=_NUMBERS)
     card = read_json(tree / "out/model/card.json", made_by="train", keys=("classes",))
     release = Release(
@@ -345,6 +372,7 @@ def _write(folder: Path, tree: Path, commit: str, manifest: Mapping[str, Any], j
         override=manifest["verdict"].get("override"),
         metrics={name: metrics[name] for name in _NUMBERS},
         classes=card["classes"],
+        **int8.facts(table),
     )
     with replacing(folder) as fresh:
         fresh.mkdir()
@@ -357,6 +385,7 @@ def _write(folder: Path, tree: Path, commit: str, manifest: Mapping[str, Any], j
         whole = shutil.ignore_patterns("golden")
         shutil.copytree(tree / "out/evaluation", fresh / "evaluation", ignore=whole, copy_function=shutil.copyfile)
         shutil.copytree(judged / "report", fresh / "report", copy_function=shutil.copyfile)
+        int8.add(fresh, judged / int8.FOLDER, table)
         reviewed.write(fresh, release)
 
 

@@ -1,0 +1,72 @@
+"""How much faster one model answers than another on this machine: both in turns, so that a busy moment meets both."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.files import rounded
+from src.inference import Model
+from src.significance import interval
+
+_BLOCK = 0.03  # seconds of calls that count as one measurement
+_LEAST, _MOST = 9, 40  # rounds
+_BUDGET = 6.0  # seconds of one comparison, once the least rounds are done
+_WARM_UP = 2
+
+
+def side_by_side(slow: Model, fast: Model, images: NDArray[np.uint8], confidence: float, resamples: int) -> dict[str, float]:
+    """Time one batch on both models, in rounds.
+
+    Args:
+        slow: the one that is to be replaced.
+        fast: the other one.
+        images: one batch, of the models' size.
+        confidence: of the interval.
+        resamples: of the bootstrap.
+
+    Returns:
+        `slow` and `fast` in images a second, `ratio` (median over the rounds; above 1 means that `fast` is faster) with its
+        interval `low` to `high`, and `rounds`.
+    """
+    calls = [_calls(model, images) for model in (slow, fast)]
+    times: list[list[float]] = []
+    started = time.perf_counter()
+    while len(times) < _LEAST or (len(times) < _MOST and time.perf_counter() - started < _BUDGET):
+        order = (0, 1) if len(times) % 2 == 0 else (1, 0)
+        taken = {which: calls[which]() for which in order}
+        times.append([taken[0], taken[1]])
+    return _numbers(np.array(times), len(images), confidence, resamples)
+
+
+def _calls(model: Model, images: NDArray[np.uint8]) -> Callable[[], float]:
+    """Return a function that measures the seconds of one call, as the mean of a block."""
+    for _ in range(_WARM_UP):
+        model.probabilities(images)
+    started = time.perf_counter()
+    model.probabilities(images)
+    count = max(1, int(_BLOCK / (time.perf_counter() - started)))
+
+    def measure() -> float:
+        begun = time.perf_counter()
+        for _ in range(count):
+            model.probabilities(images)
+        return (time.perf_counter() - begun) / count
+
+    return measure
+
+
+def _numbers(times: NDArray[np.float64], batch: int, confidence: float, resamples: int) -> dict[str, Any]:
+    ratios = times[:, 0] / times[:, 1]
+    low, high = interval(lambda rows: float(np.median(ratios[rows])), len(ratios), confidence, resamples)
+    slow, fast = batch / np.median(times, axis=0)
+    return {
+        "slow": rounded(slow, 1),
+        "fast": rounded(fast, 1),
+        "ratio": rounded(float(np.median(ratios)), 3),
+        "low": rounded(low, 3),
+        "high": rounded(high, 3),
+        "rounds": len(ratios),
+    }
