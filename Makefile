@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 BASE ?= origin/main
-.PHONY: help setup reproduce report lineage serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 bench-data bench-deploy starter lock clean
+.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 bench-data bench-serve bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ report: setup ## compare the last run with main (BASE=origin/main), judge it, wr
 MODEL ?= out/model/model.onnx
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
 	@$(RUN) -m src.report.trace $(MODEL)
+
+quantize: setup ## make an INT8 model of the last one, and a table of what it costs and gains
+	@$(RUN) -m src.release.quantize out/arrays out/model out/quantized
 
 serve: setup ## serve the current model on port 3000, without Docker (ARGS=--port 3001)
 	@$(RUN) -m src.serving.serve $(ARGS)
@@ -79,16 +82,20 @@ data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CI
 bench-data: setup ## measure the data path against a plain DataLoader
 	@$(RUN) -m src.benchmarks.data_path
 
+bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS=--network resnet18 --input 224 --format jpeg)
+	@$(RUN) -m src.benchmarks.serve $(ARGS)
+
 bench-deploy: setup ## put constant load on what is deployed, and count what fails (URL=... IMAGE=a file)
 	@$(RUN) -m src.benchmarks.deploy_load $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)
 
 starter: reproduce report ## put data, outputs and lineage of the last run into starter/ (for the template itself, not for forks)
 	@rm -rf starter/files && $(RUN) -m dvc push --quiet && git add --force starter dvc.lock metrics.json manifest.json data.dvc
 
-lock: ## resolve requirements/direct.txt and serving.in into their hashed locks (needs uv)
+lock: ## resolve requirements/direct.txt, serving.in and serving-gpu.in into their hashed locks (needs uv)
 	@command -v uv >/dev/null || { echo "lock: uv is not installed: pip install uv, then run make lock again" >&2; exit 1; }
 	@uv pip compile requirements/direct.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/lock.txt
 	@uv pip compile requirements/serving.in --universal --python-version 3.11 --generate-hashes --no-header --quiet --constraints requirements/lock.txt --output-file requirements/serving.txt
+	@uv pip compile requirements/serving-gpu.in --python-platform x86_64-unknown-linux-gnu --python-version 3.11 --generate-hashes --no-header --quiet --constraints requirements/serving.txt --output-file requirements/serving-gpu.txt
 
 clean: ## remove what the pipeline made (data/ and the DVC cache stay)
 	@rm -rf out

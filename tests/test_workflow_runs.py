@@ -124,7 +124,8 @@ class World:
             "MPLCONFIGDIR": str(self.folder / "matplotlib"),  # its list of fonts takes seconds to make
             **options.pop("environment", {}),
         }
-        options = {"variables": GPU, "folder": self.folder, "environment": environment, **options}
+        variables = {"REPORT_BENCH": "off", **options.pop("variables", GPU)}  # it takes most of a minute: once is enough
+        options = {"variables": variables, "folder": self.folder, "environment": environment, **options}
         return run_workflow(self.github, workflow, event, payload, **options)
 
     def follow(self, number: int, result: Result) -> Seen:
@@ -235,7 +236,7 @@ def better_model(world: World) -> dict[str, Seen]:
     for i in range(40):
         github.add_comment(number, f"remark {i}", login="reviewer")
     github.add_check(github.head(number), "all-green", "success")
-    seen = {"opened": world.report(number, "opened")}
+    seen = {"opened": world.report(number, "opened", variables={**GPU, "REPORT_BENCH": ""})}
     world.branch("better", REMARK, start="better")
     github.add_comment(number, f"{MARKER}\nnot ours", login="stranger")
     seen["pushed"] = world.report(number)
@@ -334,8 +335,9 @@ def stranger(world: World) -> dict[str, Seen]:
 def integration(world: World) -> dict[str, Seen]:
     """ci.yml, with the work of its jobs replaced: they would run these very tests."""
     seen = {}
-    for broken in ("none", "test", "test-slow"):
-        targets = dict.fromkeys(("test", "test-slow", "workflows"), "true") | {broken: "false"}
+    for broken in ("none", "test", "test-slow", "bench-serve"):
+        made = {"bench-serve": "mkdir -p out/bench && echo {} > out/bench/serve.json"}
+        targets = {**dict.fromkeys(("test", "test-slow", "workflows"), "true"), **made, broken: "false"}
         makefile = "".join(f"{target}:\n\t{command}\n" for target, command in targets.items())
         number = world.propose(f"ci-{broken}", lambda folder, text=makefile: (folder / "Makefile").write_text(text))
         event = world.github.payload("pull_request", number=number, action="opened")
@@ -509,6 +511,11 @@ def test_the_summary_of_the_run_has_the_report(seen: Seen) -> None:
     for job in ("train", "publish"):
         assert "### Metrics" in seen.result.summaries[job]
     assert b"<html" in seen.files["out/report/report.html"][:500]
+
+
+@about(better_model)
+def test_the_service_is_measured_beside_mains_on_the_machine_that_trains(seen: Seen) -> None:
+    assert re.search(r"^\| times the requests of the textbook's: .*, 64 connections \| \d.* \| \d", seen.text, re.MULTILINE)
 
 
 @about(better_model)
@@ -716,7 +723,7 @@ def test_a_commit_that_is_not_the_head_is_not_trained(seen: Seen) -> None:
 
 
 @about(integration)
-@pytest.mark.parametrize("broken", ["none", "test", "test-slow"])
+@pytest.mark.parametrize("broken", ["none", "test", "test-slow", "bench-serve"])
 def test_all_green_is_red_as_soon_as_one_job_is(world: World, moments: dict[str, Seen], broken: str) -> None:
     wanted = "success" if broken == "none" else "failure"
     assert moments[broken].result.jobs["all-green"] == wanted, moments[broken].result.log[-8000:]

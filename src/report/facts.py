@@ -48,6 +48,7 @@ class Paths:
     verdict: Path
     lineage: Path
     params: Path
+    serving: Path = Path("out/bench/serve.json")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Facts:
     validation: Json
     lineage: Json
     test: Split | None  # the pixels of the test images
+    serving: Json  # how fast the service is, of src.benchmarks.serve
     at: Circumstances
 
     @property
@@ -128,6 +130,7 @@ def read(paths: Paths) -> Facts:
         validation=_json(paths.validation) if made["validate"] else {},
         lineage=lineage,
         test=_test(paths.arrays) if made["evaluate"] else None,
+        serving=_serving(paths.serving, this.card),
         at=_circumstances(lineage),
     )
 
@@ -174,6 +177,14 @@ def _lineage(path: Path, card: Json) -> Json:
     lineage = _json(path)
     found = (lineage.get("outputs") or {}).get("model_sha256")
     return lineage if found is not None and found == card.get("model_sha256") else {}
+
+
+def _serving(path: Path, card: Json) -> Json:
+    """How the service was measured with the model at hand; an earlier run may have left what it measured with another."""
+    found = _json(path)
+    model = found.get("model")
+    digest = model.get("sha256") if isinstance(model, dict) else None
+    return found if digest is not None and digest == card.get("model_sha256") else {}
 
 
 def _main(folder: Path, budget: Json | None, timings: Json) -> Side:

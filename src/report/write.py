@@ -3,7 +3,7 @@
     python -m src.report.write --metrics metrics.json --evaluation out/evaluation --model out/model \
         --manifest out/manifest.parquet --arrays out/arrays --validation out/validation.json --profile out/profile \
         --run out/run.json --main out/main --verdict out/report/verdict.json --lineage manifest.json \
-        --params params.yaml --out out/report
+        --params params.yaml --serving out/bench/serve.json --out out/report
 
 Only --run and --verdict must exist: a run that stopped early is reported with what there is. Where GITHUB_STEP_SUMMARY
 names a file, the report is added to it without its pictures.
@@ -11,12 +11,12 @@ names a file, the report is added to it without its pictures.
 
 import argparse
 import os
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from src.command import run
 from src.files import replacing, write_bytes, write_json
-from src.report import costs, drawing, inputs, markdown, moved, numbers, opening, page, results
+from src.report import costs, drawing, inputs, markdown, moved, numbers, opening, page, results, serving
 from src.report.document import Document, Section
 from src.report.drawing import Drawn
 from src.report.facts import Facts, Paths, read
@@ -35,6 +35,7 @@ _WHAT = {
     "verdict": "verdict.json that src.report.judge wrote",
     "lineage": "manifest.json, the lineage",
     "params": "params.yaml",
+    "serving": "serve.json that src.benchmarks.serve wrote",
 }
 
 
@@ -65,6 +66,7 @@ def compose(facts: Facts, drawn: Drawn) -> Document:
         *inputs.sections(facts),
         *moved.sections(facts, drawn),
         *results.later_sections(facts, drawn),
+        *serving.sections(facts),
         *costs.sections(facts),
     ]
     return Document(str(facts.verdict["verdict"]), opening.headline(facts), opening.head(facts), tuple(sections))
@@ -87,7 +89,8 @@ def main() -> None:
     """Read the command line and write the report."""
     parser = argparse.ArgumentParser(description="Write the report of a pull request.")
     for part in fields(Paths):
-        parser.add_argument(f"--{part.name}", type=Path, required=True, help=_WHAT[part.name])
+        known = {"required": True} if part.default is MISSING else {"default": part.default}
+        parser.add_argument(f"--{part.name}", type=Path, help=_WHAT[part.name], **known)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the report into")
     args = parser.parse_args()
     write(Paths(**{part.name: getattr(args, part.name) for part in fields(Paths)}), args.out)
