@@ -18,6 +18,7 @@ _BATCH = 256
 
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PRECISE = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # with ten bits of mantissa answers would leave the golden ones
 
 
 class Model:
@@ -87,9 +88,11 @@ def _open(path: Path, digest: str, card: dict[str, Any], options: ort.SessionOpt
         raise UserError(
             f"ONNX Runtime here has no {provider}: install requirements/serving-gpu.txt, or set SERVE_DEVICE=cpu"
         )
+    if device == "cuda":
+        ort.preload_dlls()  # the libraries of the nvidia-* wheels, which no loader looks for
     try:
         # from bytes: a path would let the file name others to read its tensors from
-        session = ort.InferenceSession(path.read_bytes(), options, providers=[provider])
+        session = ort.InferenceSession(path.read_bytes(), options, providers=[(provider, _PRECISE[device])])
     except Exception as error:  # ONNX Runtime raises classes of its own for a damaged file
         raise UserError(f"{path} cannot be opened ({str(error).splitlines()[0][:200]}): run `dvc repro -f train`") from None
     if provider not in session.get_providers():  # it is in the build, but its libraries or the GPU are not

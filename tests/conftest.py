@@ -24,6 +24,21 @@ torch.set_num_threads(1)  # every network here is tiny
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
+# files that take a minute or more, the longest first: begun last, one of them would be waited for by all
+LONGEST = ("release", "deploy", "verify", "register", "workflow_runs", "pipeline", "train", "build", "settings", "serving")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of `pytest_collection_modifyitems`; pytest-xdist would begin with the files that have most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(autouse=True)
 def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes into a tracking store unless it names one."""

@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, encode
-from deploying import SmallProcesses
+from deploying import Command, SmallProcesses
 
 from src import lineage
 from src.files import write_json
@@ -64,6 +63,7 @@ class World:
             **{name: value for name, value in os.environ.items() if not name.startswith(("GITHUB_", "DEPLOY_", "CANARY_"))},
             "DEPLOY_HOME": str(folder / "home"), "DEPLOY_PORT": str(self.port), "DEPLOY_WATCH_SECONDS": "1.5",
             "DEPLOY_ENGINE": "processes", "DEPLOY_DRAIN_SECONDS": "2", "MLFLOW_TRACKING_URI": self.uri,
+            "DEPLOY_LATENCY_MS": "5000",  # other tests run beside these
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         }  # fmt: skip
 
@@ -108,19 +108,15 @@ class World:
     def spoil(self, version: int, *faults: str) -> None:
         (self.folder / f"bento-{version}a" / "faults").write_text("\n".join(faults))
 
-    def start(self, command: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        code = [sys.executable, str(ROOT / "tests" / "deploying.py"), command, *arguments]
-        return subprocess.Popen(
-            code, env={**self.environment, **environment}, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
+    def start(self, command: str, *arguments: str, **environment: str) -> Command:
+        return Command(command, arguments, {**self.environment, **environment}, self.folder)
 
-    def run(self, command: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    def run(self, command: str, *arguments: str, **environment: str) -> tuple[int | None, str]:
         process = self.start(command, *arguments, **environment)
-        printed, _ = process.communicate(timeout=120)
+        printed = process.wait(120)
         return process.returncode, printed
 
-    def deploy(self, version: int, *faults: str, **environment: str) -> tuple[int, str]:
+    def deploy(self, version: int, *faults: str, **environment: str) -> tuple[int | None, str]:
         folder = self.folder / f"release-{version}a"
         return self.run("deploy", str(folder if folder.is_dir() else self.release(version, *faults)), **environment)
 
@@ -204,7 +200,7 @@ def load(world: World) -> Iterator[list[Asked]]:
 
     def ask() -> None:
         client = Client(f"http://127.0.0.1:{world.port}", 10)
-        while not over.is_set():
+        while not over.wait(0.01):  # the processor is left to the versions, whose latency counts
             at = now("milliseconds")
             answer = client.predict(image)
             # each version knows its own images only: another one refuses them, and says who it is
@@ -308,7 +304,7 @@ def test_a_version_that_fails_after_the_switch_is_taken_back(world: World, fault
     process = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="30")
     world.await_step("switched", 2)
     world.spoil(2, fault)
-    printed, _ = process.communicate(timeout=60)
+    printed = process.wait(60)
     assert process.returncode == 1, printed
     assert "version 2 was taken back after the switch" in printed
     assert AFTER[fault] in printed
@@ -367,7 +363,7 @@ def test_deploy_and_guard_both_killed_is_mended_by_the_next_one(world: World) ->
     mine = [pid for pid in guards if str(world.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()]
     process.kill()
     subprocess.run(["kill", "-9", *mine], check=False)
-    process.communicate()
+    process.wait(60)
     code, printed = world.run("status")
     assert code == 1
     assert "a deploy of version 2 is under way, or was cut off while switching" in printed
@@ -381,8 +377,8 @@ def test_of_two_deploys_at_once_one_waits(world: World) -> None:
     first = world.start("deploy", str(world.release(2)))
     world.await_step("starting", 2)
     second = world.start("deploy", str(world.release(3)))
-    said, _ = second.communicate(timeout=120)
-    first.communicate(timeout=120)
+    said = second.wait(120)
+    first.wait(120)
     assert (first.returncode, second.returncode) == (0, 0), said
     assert said.startswith("waiting for another one to end: deploy of version 2 by ")
     assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("3", "3", "2")
@@ -394,7 +390,7 @@ def test_without_its_registry_a_new_version_does_not_stay(world: World) -> None:
     world.await_step("switched", 2)
     world.database.rename(world.folder / "away.db")
     world.database.write_text("no database")
-    printed, _ = process.communicate(timeout=90)
+    printed = process.wait(90)
     assert process.returncode == 1
     assert str(world.database) in printed
     world.database.unlink()
@@ -450,7 +446,7 @@ def test_a_version_is_compared_on_a_share_or_a_copy_of_the_traffic_first(world: 
         process = world.start("deploy", str(folder), DEPLOY_STRATEGY=strategy, **CANARY)
         world.await_step("exposed")
         world.spoil(2, fault)
-        printed, _ = process.communicate(timeout=120)
+        printed = process.wait(120)
     assert {answer.status for answer in answers} == {200}
     assert (process.returncode, world.serving()) == ((1, "1") if fault else (0, "2")), printed
     if fault:

@@ -26,6 +26,7 @@ from src.command import UserError
 from src.files import replacing, sha256, write_json
 from src.github.git import git
 from src.lineage import digest
+from src.release import device
 from src.release.containerize import EngineError, bentoml_environment, call
 
 BENTOFILE = "bentofile.yaml"
@@ -71,7 +72,8 @@ def assemble(tree: Path, content: Content, folder: Path) -> None:
     Raises:
         UserError: bentofile.yaml is not readable, or a file that it names is nowhere.
     """
-    named = _named(_text(tree, content.commit))
+    text = device.bentofile(_text(tree, content.commit), device.read())
+    named = _named(text)
     given = _given(content)
     known = sorted({*_listed(tree, content.commit), *given})
     excluded = PathSpec.from_lines("gitignore", named.exclude)
@@ -86,6 +88,7 @@ def assemble(tree: Path, content: Content, folder: Path) -> None:
         paths |= {path for path in found if not excluded.match_file(path)}
     others = named.others
     _copy(tree, content.commit, [path for path in {*paths, *others} if path not in given], folder)
+    (folder / BENTOFILE).write_text(text)
     for path in sorted(paths):
         if path in given:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -8,20 +8,41 @@ Prints JSON: the user, the files of the service with their SHA-256, and every Py
 import hashlib
 import json
 import os
+import struct
 import sys
+from collections.abc import Iterable
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 _TRAINING = ("torch", "mlflow", "dvc", "sklearn", "pandas")  # the service needs none of them
 _PYTHON = ("/usr/lib", "/usr/local/lib", "/app/.venv/lib")
+# imported at every start; where the image holds no bytecode of them, and its disk is read-only, each start compiles them
+_STARTED = ("asyncio.base_events", "email.message", "json.decoder", "logging", "typing", "bentoml", "numpy", "onnxruntime")
 
 
 def files(root: Path) -> dict[str, str]:
     """Return the SHA-256 of every file under the folder of the service."""
     found = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def uncompiled(modules: Iterable[str] = _STARTED) -> list[str]:
+    """Return the modules whose bytecode the image does not hold, or holds of another source; a frozen one needs none."""
+    return [name for name in modules if (spec := find_spec(name)) is not None and spec.has_location and not _compiled(spec)]
+
+
+def _compiled(spec: ModuleSpec) -> bool:
+    """Compare the bytecode's header with its source: https://peps.python.org/pep-0552/."""
+    try:
+        header = Path(str(spec.cached)).read_bytes()[:16]
+    except OSError:
+        return False
+    flags, seconds, size = struct.unpack("<III", header[4:16])
+    state = Path(str(spec.origin)).stat()
+    return bool(flags) or (seconds, size) == (int(state.st_mtime) & 0xFFFFFFFF, state.st_size & 0xFFFFFFFF)
 
 
 def python_packages() -> list[dict[str, str]]:
@@ -68,6 +89,7 @@ def main() -> None:
         "uid": os.getuid(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "system": _system(),
+        "uncompiled": uncompiled(),
         "training": [name for name in _TRAINING if find_spec(name) is not None],
         "files": files(Path(os.environ.get("BENTO_PATH", "/home/bentoml/bento")) / "src"),
         "packages": python_packages(),

@@ -42,6 +42,11 @@ IMAGE = Image(
 )
 # BentoML makes these at every start where they are not; made here, the root file system can be read-only
 IMAGE.run("mkdir -p -m 755 " + " ".join(f"/home/bentoml/{name}" for name in HOME_FOLDERS))
+# the official image has no bytecode of Python's library, which nobody can write later: each start would compile it anew
+IMAGE.run(
+    """python -c "import compileall, re, sysconfig; compileall.compile_dir(sysconfig.get_path('stdlib'), quiet=2, """
+    """rx=re.compile('/(dist-packages|ensurepip|idlelib|lib2to3|pydoc_data|site-packages|test|tests|tkinter|turtledemo)/'))\""""
+)
 
 # one thread of number libraries, few memory pools that give large pieces back, no traces (they would go nowhere)
 ENVIRONMENT = {
