@@ -5,7 +5,6 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +36,23 @@ def batcher(
     compute: Callable[[Images], NDArray[np.float32]] = tag,
     limit: int = 8,
     capacity: int = 100,
-    thread: ThreadPoolExecutor | None = None,
+    lanes: int = 0,
+    wide: Callable[[Images], NDArray[np.float32]] | None = None,
 ) -> tuple[Batcher, list[int]]:
     sizes: list[int] = []
 
     def note(observed: Observed) -> None:
         sizes.append(len(observed.images))
 
-    return Batcher(compute, limit, capacity, thread, note), sizes
+    return Batcher(compute, limit, capacity, note, lanes, wide), sizes
 
 
-@pytest.mark.parametrize("threaded", [False, True])
-def test_everybody_gets_their_own_answer(threaded: bool) -> None:
+@pytest.mark.parametrize("lanes", [0, 1, 3])
+def test_everybody_gets_their_own_answer(lanes: int) -> None:
     async def ask() -> None:
         requests = [marked(*range(i, i + i % 20 + 1)) for i in range(60)]
-        with ThreadPoolExecutor(1) as pool:
-            queue, sizes = batcher(capacity=10_000, thread=pool if threaded else None)
-            answers = await asyncio.gather(*(queue.submit(images, soon()) for images in requests))
+        queue, sizes = batcher(capacity=10_000, lanes=lanes, wide=tag)
+        answers = await asyncio.gather(*(queue.submit(images, soon()) for images in requests))
         for images, answer in zip(requests, answers, strict=True):
             np.testing.assert_array_equal(answer, tag(images))
         assert max(sizes) <= 8
@@ -81,32 +80,54 @@ def test_what_comes_while_the_model_computes_is_its_next_batch() -> None:
         return tag(images)
 
     async def ask() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            queue, sizes = batcher(slow, thread=pool)
-            first = asyncio.create_task(queue.submit(marked(0), soon()))
-            await asyncio.sleep(0.05)
-            rest = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(1, 12)]
-            await asyncio.sleep(0.05)
-            held.set()
-            await asyncio.gather(first, *rest)
+        queue, sizes = batcher(slow, lanes=1)
+        first = asyncio.create_task(queue.submit(marked(0), soon()))
+        await asyncio.sleep(0.05)
+        rest = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(1, 12)]
+        await asyncio.sleep(0.05)
+        held.set()
+        await asyncio.gather(first, *rest)
         assert sizes == [1, 8, 3]
 
     asyncio.run(ask())
 
 
-@pytest.mark.parametrize("threaded", [False, True])
-def test_a_batch_that_fails_is_computed_one_by_one_so_that_only_the_guilty_fail(threaded: bool) -> None:
+def test_lanes_share_what_waits_and_only_what_is_alone_takes_all_of_them() -> None:
+    meet = threading.Barrier(3, timeout=20)
+    narrow, alone = [], []
+
+    def one_lane(images: Images) -> NDArray[np.float32]:
+        narrow.append(len(images))
+        meet.wait()  # passes only when all three lanes compute at once
+        return tag(images)
+
+    def all_lanes(images: Images) -> NDArray[np.float32]:
+        alone.append(len(images))
+        return tag(images)
+
+    async def ask() -> None:
+        queue, _ = batcher(one_lane, lanes=3, wide=all_lanes)
+        await queue.submit(marked(1), soon())
+        await asyncio.gather(*(queue.submit(marked(i), soon()) for i in range(9)))
+        await queue.submit(marked(1, 2), soon())
+
+    asyncio.run(ask())
+    assert narrow == [3, 3, 3]
+    assert alone == [1, 2]
+
+
+@pytest.mark.parametrize("lanes", [0, 1, 3])
+def test_a_batch_that_fails_is_computed_one_by_one_so_that_only_the_guilty_fail(lanes: int) -> None:
     def refuse_seven(images: Images) -> NDArray[np.float32]:
         if 7 in images:
             raise RuntimeError("seven")
         return tag(images)
 
     async def ask() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            queue, _ = batcher(refuse_seven, thread=pool if threaded else None)
-            answers = await asyncio.gather(*(queue.submit(marked(i), soon()) for i in range(16)), return_exceptions=True)
-            assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [7]
-            assert (await queue.submit(marked(3), soon())).item() == 3
+        queue, _ = batcher(refuse_seven, lanes=lanes)
+        answers = await asyncio.gather(*(queue.submit(marked(i), soon()) for i in range(16)), return_exceptions=True)
+        assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [7]
+        assert (await queue.submit(marked(3), soon())).item() == 3
 
     asyncio.run(ask())
 

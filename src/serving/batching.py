@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from src.serving.problems import ProblemError, late
 
 Images = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+Compute = Callable[[Images], Probabilities]
 
 
 class _Item(NamedTuple):
@@ -43,11 +44,12 @@ class Batcher:
 
     def __init__(
         self,
-        compute: Callable[[Images], Probabilities],
+        compute: Compute,
         limit: int,
         capacity: int,
-        thread: Executor | None,
         observe: Callable[[Observed], None],
+        lanes: int = 0,
+        wide: Compute | None = None,
     ) -> None:
         """Prepare an empty queue.
 
@@ -55,14 +57,18 @@ class Batcher:
             compute: gives probabilities, float32 (n, classes), for images, uint8 (n, height, width, channels).
             limit: images of one batch.
             capacity: images that may wait.
-            thread: where batches are computed, one at a time; None: right in the event loop, for a model that takes less
-                time than the way into a thread and back.
             observe: told of every batch.
+            lanes: batches that are computed at once, each in a thread; 0: one after the other, right in the event loop, for
+                a model that takes less time than the way into a thread and back.
+            wide: computes the same on the processors of all lanes: for a batch that is alone here. A lone image is answered
+                soonest so; many are when each lane has its own, for no thread waits for another then.
         """
-        self._compute, self._limit, self._capacity = compute, limit, capacity
-        self._thread, self._observe = thread, observe
+        self._compute, self._limit, self._capacity, self._observe = compute, limit, capacity, observe
+        self._lanes, self._wide = lanes, wide
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="infer") if lanes else None
         self._items: deque[_Item] = deque()
-        self._busy = False  # a batch is being computed, or is about to be
+        self._taken = 0  # lanes
+        self._scheduled = False
         self.waiting = 0  # images
 
     async def submit(self, images: Images, deadline: float) -> Probabilities:
@@ -88,33 +94,48 @@ class Batcher:
         answer: asyncio.Future[Probabilities] = loop.create_future()
         self._items.append(_Item(images, answer, time.monotonic(), deadline))
         self.waiting += len(images)
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._next, loop)  # after the requests that came in the same turn of the loop
+        self._schedule(loop)
         return answer
 
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._next, loop)  # after the requests that came in the same turn of the loop
+
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Compute the next batch, if there is one."""
-        batch = self._take()
-        if not batch:
-            self._busy = False
-        elif self._thread is None:
-            self._answer(batch, *self._run(batch))
-            loop.call_soon(self._next, loop)
-        else:
-            self._thread.submit(self._run, batch).add_done_callback(
-                lambda done: loop.call_soon_threadsafe(self._computed, loop, batch, done.result())
-            )
+        """Compute what waits, as far as there are lanes for it."""
+        self._scheduled = False
+        if self._threads is None:
+            if batch := self._take(self._limit):
+                self._answer(batch, *self._run(batch, self._compute))
+            if self._items:
+                self._schedule(loop)
+            return
+        while self._taken < self._lanes and (batch := self._take(self._share())):
+            self._begin(loop, batch, self._threads)
 
-    def _computed(self, loop: asyncio.AbstractEventLoop, batch: list[_Item], result: "_Result") -> None:
+    def _share(self) -> int:
+        """Return how many images a free lane takes, so that the others get some too."""
+        return min(self._limit, -(-self.waiting // (self._lanes - self._taken)))
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, batch: list[_Item], threads: ThreadPoolExecutor) -> None:
+        alone = self._wide is not None and self._taken == 0 and not self._items
+        compute, lanes = (self._wide, self._lanes) if alone and self._wide else (self._compute, 1)
+        self._taken += lanes
+        threads.submit(self._run, batch, compute).add_done_callback(
+            lambda done: loop.call_soon_threadsafe(self._computed, loop, batch, done.result(), lanes)
+        )
+
+    def _computed(self, loop: asyncio.AbstractEventLoop, batch: list[_Item], result: "_Result", lanes: int) -> None:
+        self._taken -= lanes
         self._answer(batch, *result)
-        self._next(loop)
+        self._schedule(loop)
 
-    def _take(self) -> list[_Item]:
-        """Take what fits into one batch out of the queue, without those for whose answer nobody waits any more."""
+    def _take(self, most: int) -> list[_Item]:
+        """Take a batch of so many images out of the queue, without those for whose answer nobody waits any more."""
         batch: list[_Item] = []
         size, now = 0, time.monotonic()
-        while self._items and size + len(self._items[0].images) <= self._limit:
+        while self._items and (not batch or size + len(self._items[0].images) <= most):
             item = self._items.popleft()
             self.waiting -= len(item.images)
             if item.answer.done():  # its client has gone
@@ -126,16 +147,16 @@ class Batcher:
             batch.append(item)
         return batch
 
-    def _run(self, batch: list[_Item]) -> "_Result":
+    def _run(self, batch: list[_Item], compute: Compute) -> "_Result":
         """Compute a batch; where that fails, each item by itself, so that none pays for another."""
         began = time.monotonic()
         images = batch[0].images if len(batch) == 1 else np.concatenate([item.images for item in batch])
         try:
-            probabilities = self._compute(images)
+            probabilities = compute(images)
         except Exception as error:  # whatever it is, who waits is told
             if len(batch) == 1:
                 return [error], None
-            return [self._run([item])[0][0] for item in batch], None
+            return [self._run([item], compute)[0][0] for item in batch], None
         observed = Observed(images, time.monotonic() - began, [began - item.since for item in batch])
         if len(batch) == 1:
             return [probabilities], observed
@@ -157,7 +178,7 @@ class Batcher:
 _Result = tuple[list[Probabilities | Exception], Observed | None]
 
 
-def fitting(compute: Callable[[Images], Probabilities], example: Images, seconds: float, most: int) -> tuple[int, float]:
+def fitting(compute: Compute, example: Images, seconds: float, most: int) -> tuple[int, float]:
     """Measure how many images fit into one batch of so many seconds; return that and the seconds of a single one.
 
     Args:
@@ -166,20 +187,22 @@ def fitting(compute: Callable[[Images], Probabilities], example: Images, seconds
         seconds: that a batch may take.
         most: images of the largest batch.
     """
-    compute(example)  # the first run of a size makes its memory
     single = _time(compute, example)
     size = 1
-    while size < most:
+    while size < most and seconds > 0:
         larger = min(2 * size, most)
-        images = np.repeat(example, larger, axis=0)
-        compute(images)
-        if _time(compute, images) > seconds:
+        if larger * single > 2 * seconds or _time(compute, np.repeat(example, larger, axis=0)) > seconds:
             break
         size = larger
     return size, single
 
 
-def _time(compute: Callable[[Images], Probabilities], images: Images) -> float:
-    began = time.perf_counter()
-    compute(images)
-    return time.perf_counter() - began
+def _time(compute: Compute, images: Images) -> float:
+    """Return the shortest of some runs, as many as a tenth of a second allows: others use the processor at the start too."""
+    compute(images)  # the first run of a size makes its memory
+    found: list[float] = []
+    while sum(found) < 0.1 and len(found) < 5:
+        began = time.perf_counter()
+        compute(images)
+        found.append(time.perf_counter() - began)
+    return min(found)

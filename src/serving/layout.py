@@ -27,6 +27,12 @@ def is_heavy(folder: Path) -> bool:
         return False
 
 
+def fits(size: int) -> bool:
+    """Tell whether so many bytes more fit into the memory that the control group grants beside the service."""
+    room = memory()
+    return room is None or size < room - _APART
+
+
 def _size(folder: Path) -> int:
     return (folder / "model.onnx").stat().st_size
 

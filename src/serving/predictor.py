@@ -15,7 +15,7 @@ from PIL import Image
 
 from src import images, statistics
 from src.inference import Model
-from src.serving import batching
+from src.serving import batching, layout
 from src.serving.batching import Batcher, Observed
 from src.serving.decoding import Decoder
 from src.serving.identity import Identity
@@ -40,6 +40,16 @@ class Explanation(NamedTuple):
     heat: NDArray[np.float32]
 
 
+def _wide(settings: Settings, precision: str, example: NDArray[np.uint8]) -> batching.Compute | None:
+    """Return the model computing on all threads, for an image that is alone; None where its weights do not fit twice."""
+    file = settings.model / ("model.onnx" if precision == "fp32" else "model.int8.onnx")
+    if not layout.fits(2 * file.stat().st_size):
+        return None
+    compute = Model(settings.model, settings.threads, settings.device, precision).probabilities
+    compute(example)
+    return compute
+
+
 class Predictor:
     """The model with its queue and decoder."""
 
@@ -57,7 +67,7 @@ class Predictor:
         """
         released = str(identity.release.get("precision", "fp32"))
         self.precision = released if settings.precision == "auto" else settings.precision
-        model = Model(settings.model, settings.threads, settings.device, self.precision)
+        model = Model(settings.model, 1 if settings.device == "cpu" else settings.threads, settings.device, self.precision)
         self.sha256, self.classes = model.sha256, model.classes
         self._compute, self._metrics = model.probabilities, metrics
         self._shape = (*model.size, model.channels)
@@ -77,8 +87,9 @@ class Predictor:
         inline = single < _INLINE and settings.device == "cpu"
         if inline:
             size = max(1, min(size, int(_INLINE_BATCH / single)))
-        thread = None if inline else ThreadPoolExecutor(1, thread_name_prefix="infer")
-        self._batcher = Batcher(self._compute, size, settings.queue, thread, self._observe)
+        lanes = 0 if inline else settings.threads if settings.device == "cpu" else 1
+        wide = _wide(settings, self.precision, example) if lanes > 1 else None
+        self._batcher = Batcher(self._compute, size, settings.queue, self._observe, lanes, wide)
         self.layout = (
             f"{settings.workers} x {settings.threads} threads on {settings.device}, {self.precision}, "
             f"batches up to {size}, {single * 1000:.2f} ms an image"

@@ -19,7 +19,7 @@ class Settings:
     device: str  # cpu or cuda
     precision: str  # auto (what the release says), fp32 or int8
     workers: int  # processes
-    threads: int  # that compute one batch
+    threads: int  # of one process, that compute a batch each; or one together, where it is alone
     batch_seconds: float  # that one batch may take to compute; it decides how many images are one
     queue: int  # images of one process that may wait for the model; one more is answered with 429
     concurrency: int  # requests that one process accepts at once; one more is answered with 429
