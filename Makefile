@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 BASE ?= origin/main
-.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 bench-data bench-serve bench-deploy starter lock clean
+.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 bench-data bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench-data: setup ## measure the data path against a plain DataLoader
 
 bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS=--network resnet18 --input 224 --format jpeg)
 	@$(RUN) -m src.benchmarks.serve $(ARGS)
+
+soak: setup ## ask the service 200,000 times beside 10,000 hostile requests, and see whether it stays as it was (SOAK="--requests 20000")
+	@$(RUN) -m src.benchmarks.soak --hostile 10000 $(SOAK)
 
 bench-deploy: setup ## put constant load on what is deployed, and count what fails (URL=... IMAGE=a file)
 	@$(RUN) -m src.benchmarks.deploy_load $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)

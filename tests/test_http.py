@@ -148,16 +148,40 @@ def test_a_client_that_does_not_read_is_cut_off(model: Path) -> None:
             insist(sock)
 
 
-def test_too_many_connections_are_turned_away_and_those_that_are_there_go_on(url: str) -> None:
+def test_too_many_connections_are_turned_away_and_those_that_are_there_go_on(model: Path) -> None:
     content = picture()
-    with connected(url) as first:
+    with serving(make_engine(model, connections=8)) as url, connected(url) as first:
         others = [socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) for _ in range(7)]
+        for sock in (first, *others):
+            sock.sendall(HEAD[:20])
+        time.sleep(0.1)
         with connected(url) as ninth:
             assert status(answer(ninth)) == 503
-        first.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(content) + content)
+        first.sendall(HEAD[20:] + b"content-length: %d\r\n\r\n" % len(content) + content)
         assert first.recv(4096).startswith(b"HTTP/1.1 200")
         for other in others:
             other.close()
+
+
+def test_a_new_connection_takes_the_place_of_the_one_that_is_idle_for_longest(model: Path) -> None:
+    content = picture()
+    one = HEAD + b"content-length: %d\r\n\r\n" % len(content) + content
+    with serving(make_engine(model, timeout=20.0, connections=3)) as url, connected(url) as busy:
+        busy.sendall(HEAD + b"content-length: 100\r\n\r\n")  # oldest, but asking
+        idle = []
+        for _ in range(2):
+            time.sleep(0.1)
+            idle.append(socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))))
+        time.sleep(0.1)
+        with connected(url) as late:
+            late.sendall(one)
+            assert late.recv(4096).startswith(b"HTTP/1.1 200")
+        idle[0].settimeout(10)
+        assert idle[0].recv(10) == b""
+        idle[1].sendall(one)
+        assert idle[1].recv(4096).startswith(b"HTTP/1.1 200")
+        for sock in idle:
+            sock.close()
 
 
 def test_an_answer_comes_in_one_piece(url: str) -> None:

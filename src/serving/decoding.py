@@ -154,6 +154,7 @@ class Decoder:
             try:
                 decoded.append(self._pixels(content, most))
             except UndecodableError as error:
+                error.__context__ = error.__traceback__ = None  # else it keeps this frame, and the file, for long
                 decoded.append(error)
         return decoded
 

@@ -117,7 +117,7 @@ class Engine:
         self.metrics.introduce(found, predictor.precision)
         gc.collect()
         gc.freeze()  # what lives now lives on: the collector need not look at it again
-        gc.set_threshold(20_000, 20, 50)  # a request makes few cycles, and a collection takes longer than it
+        gc.set_threshold(5_000, 20, 50)  # a request makes few cycles, and a collection takes longer than it
         self.served = {"precision": predictor.precision, "served_sha256": predictor.sha256}
         self._sign(found)
         self.identity, self._predictor = found, predictor

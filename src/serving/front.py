@@ -34,6 +34,12 @@ _BENTOML = ("/livez", "/readyz", "/healthz", _STATIC)  # answered by it
 _OPEN = (*_BENTOML, "/metrics", "/demo")  # without a key; metrics are not reached from outside, the page asks for one itself
 _FILE = re.compile(r"/static_content/[\w.-]+", re.ASCII)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_GOOD = (200, 206, 304)  # a whole file, a part of it, or none because the client has it
+_REFUSED = {  # by BentoML
+    404: "there is no such file",
+    416: "there is no such range of this file",
+    503: "the model is not loaded: the log of the service says why",
+}
 _DEFAULT_TOP = 5
 _SMALL_BODY = 65_536  # bytes of a body that always find a place: few large ones that come slowly do not keep them out
 _DRAIN = 2.0  # seconds, and this many times the body limit, for a client that sends on after its refusal
@@ -71,6 +77,7 @@ class Front:
         except _GoneError:
             return
         except ProblemError as problem:
+            problem.__context__ = problem.__traceback__ = None  # else it keeps the request and its body for long
             request.problem = problem
             answer = problem.answer(request.id)
         except Exception:
@@ -80,7 +87,7 @@ class Front:
             self._engine.hold(-request.counted)
         if answer is not None:
             await request.send(answer, self._headers(request, answer), send)
-        self._tell_log(request, answer.status if answer else 200, time.monotonic() - began)
+        self._tell_log(request, answer.status if answer else request.status, time.monotonic() - began)
 
     async def _pass(self, request: "_Request", send: Send) -> None:
         """Let BentoML answer, where that is good news.
@@ -89,18 +96,16 @@ class Front:
             ProblemError: it is not; what it says is not passed on, for it has another shape.
         """
         self._check_method(request)
-        status = 0
 
         async def good(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            if status < 300:
+            request.status = message.get("status", request.status)
+            if request.status in _GOOD:
                 await send(message)
 
         await self._app(request.scope, request.receive, good)
-        if status >= 300:
-            told = {404: "there is no such file", 503: "the model is being loaded: try again in a second"}
-            raise ProblemError(status if status in told else 500, told.get(status, "this cannot be told"))
+        if request.status not in _GOOD:
+            known = request.status if request.status in _REFUSED else 404
+            raise ProblemError(known, _REFUSED[known])
 
     def _tell_log(self, request: "_Request", status: int, seconds: float) -> None:
         if self._engine.metrics:
@@ -264,6 +269,7 @@ class _Request:
         self.id = given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
         self.key = ""  # the name of the key that it brings
         self.problem: ProblemError | None = None
+        self.status = 200  # that BentoML has answered with
 
     def raw(self, name: bytes) -> bytes:
         """Return a header as it came, or nothing."""

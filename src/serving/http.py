@@ -84,12 +84,26 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection in, for which a request has to come in time."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.since = self.loop.time()
         self.corked = _Corked(self.transport)
         self.transport = self.corked  # type: ignore[assignment]
-        if len(self.connections) > self.engine.settings.connections:
+        if len(self.connections) > self.engine.settings.connections and not self._make_room():
             self._refuse(ProblemError(503, "too many connections: try again in a second", {"Retry-After": "1"}))
         else:
             self._watch()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest; return whether there was one."""
+        idle = [other for other in self.connections if isinstance(other, Protocol) and other is not self and other.idle]
+        if not idle:
+            return False
+        min(idle, key=lambda other: other.since).transport.close()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has been asked that is not answered."""
+        return not (self._answering or self._in_body or self._head or self.transport.is_closing())
 
     def data_received(self, data: bytes) -> None:
         """Read on; refuse what is no HTTP request, or too much of one."""
@@ -238,6 +252,7 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Send an answer without body, too; then go on with the next request."""
         self.corked.flush()
+        self.since = self.loop.time()
         super().on_response_complete()
 
     def _stop(self, status: int, sentence: str) -> None:

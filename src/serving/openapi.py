@@ -213,6 +213,7 @@ def _model() -> Document:
         "classes": {"type": "array", "items": _TEXT},
         "size": {**numbers, "description": "height and width that images are brought to"},
         "channels": {"type": "integer"},
+        "fit": {"type": "string", "enum": ["crop", "pad", "stretch"], "description": "how images are brought to it"},
         "network": _TEXT,
         "model_sha256": _TEXT,
         "precision": {"type": "string", "enum": ["fp32", "int8"]},
