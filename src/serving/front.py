@@ -36,6 +36,7 @@ _FILE = re.compile(r"/static_content/[\w.-]+", re.ASCII)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _GOOD = (200, 206, 304)  # a whole file, a part of it, or none because the client has it
 _REFUSED = {  # by BentoML
+    400: "the range that is asked for cannot be read",
     404: "there is no such file",
     416: "there is no such range of this file",
     503: "the model is not loaded: the log of the service says why",

@@ -29,7 +29,7 @@ Predictions = list[list[tuple[str, float]]]
 _INLINE = 0.002  # seconds of one image: less than that is computed right where requests are, for a thread costs time too
 _INLINE_BATCH = 0.005  # seconds that requests may have to wait for a batch there
 _LARGEST = 64  # images of a batch: larger ones gain nothing more
-_MEASURED = 0.2  # seconds between two batches whose input is measured
+_MEASURED = 1.0  # seconds between two batches whose input is measured
 
 
 class Explanation(NamedTuple):
