@@ -5,22 +5,18 @@ model, fetches texts in file fields as addresses, and answers some bad input wit
 page come from BentoML.
 """
 
-import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
-from urllib.parse import parse_qs, quote
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import quote
 
 from src.serving import demo, logs, multipart, openapi
 from src.serving.engine import Engine, log
 from src.serving.metrics import OTHER, ROUTES
-from src.serving.problems import Answer, ProblemError, new_request_id
+from src.serving.problems import Answer, ProblemError
+from src.serving.request import GoneError, Message, Receive, Request, Send
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _STATIC = "/static_content"
@@ -33,7 +29,6 @@ _DEMO = ("/demo", "/explain")
 _BENTOML = ("/livez", "/readyz", "/healthz", _STATIC)  # answered by it
 _OPEN = (*_BENTOML, "/metrics", "/demo")  # without a key; metrics are not reached from outside, the page asks for one itself
 _FILE = re.compile(r"/static_content/[\w.-]+", re.ASCII)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _GOOD = (200, 206, 304)  # a whole file, a part of it, or none because the client has it
 _REFUSED = {  # by BentoML
     400: "the range that is asked for cannot be read",
@@ -42,17 +37,10 @@ _REFUSED = {  # by BentoML
     503: "the model is not loaded: the log of the service says why",
 }
 _DEFAULT_TOP = 5
-_SMALL_BODY = 65_536  # bytes of a body that always find a place: few large ones that come slowly do not keep them out
-_DRAIN = 2.0  # seconds, and this many times the body limit, for a client that sends on after its refusal
-_DRAIN_TIMES = 8
 _SAFE = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _PAGE = b"text/html; charset=utf-8"
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _ARRAY = "application/octet-stream"
-
-
-class _GoneError(Exception):
-    """The client has closed the connection."""
 
 
 class Front:
@@ -68,14 +56,14 @@ class Front:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        request = _Request(scope, receive, began + self._engine.settings.timeout)
+        request = Request(scope, receive, began + self._engine.settings.timeout, _route(scope["path"]))
         answer: Answer | None = None
         try:
             if request.route in _BENTOML:
                 await self._pass(request, send)
             else:
                 answer = await self._answer(request)
-        except _GoneError:
+        except GoneError:
             return
         except ProblemError as problem:
             problem.__context__ = problem.__traceback__ = None  # else it keeps the request and its body for long
@@ -90,7 +78,7 @@ class Front:
             await request.send(answer, self._headers(request, answer), send)
         self._tell_log(request, answer.status if answer else request.status, time.monotonic() - began)
 
-    async def _pass(self, request: "_Request", send: Send) -> None:
+    async def _pass(self, request: Request, send: Send) -> None:
         """Let BentoML answer, where that is good news.
 
         Raises:
@@ -108,7 +96,7 @@ class Front:
             known = request.status if request.status in _REFUSED else 404
             raise ProblemError(known, _REFUSED[known])
 
-    def _tell_log(self, request: "_Request", status: int, seconds: float) -> None:
+    def _tell_log(self, request: Request, status: int, seconds: float) -> None:
         if self._engine.metrics:
             self._engine.metrics.answered(request.route if request.route in ROUTES else OTHER, status, seconds)
         identity = self._engine.identity
@@ -116,11 +104,11 @@ class Front:
         detail = request.problem.detail if request.problem else ""
         logs.access(request.method, request.route, status, seconds, request.id, version, request.key, detail, request.held)
 
-    def _headers(self, request: "_Request", answer: Answer) -> list[tuple[bytes, bytes]]:
+    def _headers(self, request: Request, answer: Answer) -> list[tuple[bytes, bytes]]:
         signed = self._engine.headers if _METHODS.get(request.route) == "POST" else ()
         return [*about(answer, request.id), *signed, *answer.headers]
 
-    async def _answer(self, request: "_Request") -> Answer:
+    async def _answer(self, request: Request) -> Answer:
         if request.route not in _METHODS or (request.route in _DEMO and not self._engine.settings.demo):
             raise ProblemError(404, "there is no such address: GET / shows all that there are")
         self._identify(request)
@@ -133,13 +121,13 @@ class Front:
         finally:
             self._engine.release()
 
-    def _check_method(self, request: "_Request") -> None:
+    def _check_method(self, request: Request) -> None:
         allowed = _METHODS[request.route]
         if request.method != allowed and (request.method, allowed) != ("HEAD", "GET"):
             allow = "GET, HEAD" if allowed == "GET" else allowed
             raise ProblemError(405, f"{request.route} takes {allowed}", {"Allow": allow})
 
-    def _identify(self, request: "_Request") -> None:
+    def _identify(self, request: Request) -> None:
         """Find out whose key it is.
 
         Raises:
@@ -166,7 +154,7 @@ class Front:
             raise ProblemError(503, "the model is being loaded: try again in a second", {"Retry-After": "1"})
         return Answer(200, _JSON({**engine.identity.to_dict(), **engine.served}).encode())
 
-    async def _predict(self, request: "_Request") -> Answer:
+    async def _predict(self, request: Request) -> Answer:
         single = request.route == "/predict"
         top = self._top(request)
         contents = [await self._image(request)] if single else await self._images(request)
@@ -182,7 +170,7 @@ class Front:
         pairs = ",".join(f'{{"label":{label[name]},"probability":{probability!r}}}' for name, probability in ranked)
         return f'"label":{label[ranked[0][0]]},"probabilities":[{pairs}]'
 
-    async def _explain(self, request: "_Request") -> Answer:
+    async def _explain(self, request: Request) -> Answer:
         label = request.query("label")
         found = await self._engine.explain(await self._image(request), label, request.deadline)
         rows, columns = found.heat.shape
@@ -194,7 +182,7 @@ class Front:
         """Return an answer that says which model gave it; `content` is an object in JSON without its last brace."""
         return Answer(200, content.encode() + self._engine.signature, headers=headers)
 
-    def _top(self, request: "_Request") -> int:
+    def _top(self, request: Request) -> int:
         assert self._engine.identity
         classes = len(self._engine.identity.card["classes"])
         given = request.query("top")
@@ -204,7 +192,7 @@ class Front:
             raise ProblemError(400, f"top is {given[:20]!r}: use a whole number from 1 to {classes}")
         return int(given)
 
-    async def _image(self, request: "_Request") -> bytes:
+    async def _image(self, request: Request) -> bytes:
         """Return the bytes of the one image of a request: its body, or the file of a form."""
         kind = request.media()
         if kind.startswith("image/"):
@@ -214,14 +202,14 @@ class Front:
             return body
         return (await self._files(request, kind, "image", 1))[0]
 
-    async def _images(self, request: "_Request") -> Sequence[bytes] | bytes:
+    async def _images(self, request: Request) -> Sequence[bytes] | bytes:
         """Return the files of a form, or the bytes of an array of pixels."""
         kind = request.media()
         if kind == _ARRAY:
             return await request.body(self._engine)
         return await self._files(request, kind, "images", self._engine.settings.max_batch)
 
-    async def _files(self, request: "_Request", kind: str, field: str, most: int) -> list[bytes]:
+    async def _files(self, request: Request, kind: str, field: str, most: int) -> list[bytes]:
         """Return the files of a form, all in fields of one name."""
         if kind != "multipart/form-data":
             also = "an image as the body with Content-Type image/*" if field == "image" else f"pixels as {_ARRAY}"
@@ -248,114 +236,8 @@ def about(answer: Answer, request: str) -> list[tuple[bytes, bytes]]:
     return [*named, *_SAFE]
 
 
-def _too_large(limit: int) -> ProblemError:
-    return ProblemError(413, f"the body is over the limit of {limit / 1e6:g} MB: send fewer or smaller images")
-
-
-class _Request:
-    """One request while it is read. `route` is one of the known paths, or `other`."""
-
-    def __init__(self, scope: Message, receive: Receive, deadline: float) -> None:
-        self.scope = scope
-        self.receive = receive
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        self._unread = False
-        self.held = 0  # bytes of its body
-        self.counted = 0  # of them, those that the engine counts
-        self.deadline = deadline
-        self.method: str = scope["method"]
-        path = scope["path"]
-        self.route: str = path if path in _METHODS and path != _STATIC else _STATIC if _FILE.fullmatch(path) else OTHER
-        given = self.header(b"x-request-id")
-        self.id = given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
-        self.key = ""  # the name of the key that it brings
-        self.problem: ProblemError | None = None
-        self.status = 200  # that BentoML has answered with
-
-    def raw(self, name: bytes) -> bytes:
-        """Return a header as it came, or nothing."""
-        return self._headers.get(name, b"")
-
-    def header(self, name: bytes) -> str:
-        """Return a header, or nothing."""
-        return self._headers.get(name, b"").decode("latin-1")
-
-    def media(self) -> str:
-        """Return the media type of the body, without parameters.
-
-        Raises:
-            ProblemError: the body is compressed.
-        """
-        encoding = self.header(b"content-encoding").strip().lower()
-        if encoding not in ("", "identity"):
-            raise ProblemError(415, f"Content-Encoding {encoding[:20]!r} is not taken: images are compressed already")
-        return self.header(b"content-type").split(";")[0].strip().lower()
-
-    def query(self, name: str) -> str | None:
-        """Return a parameter of the address.
-
-        Raises:
-            ProblemError: it is given twice.
-        """
-        if not self.scope["query_string"]:
-            return None
-        text = self.scope["query_string"].decode("latin-1")
-        try:
-            values = parse_qs(text, keep_blank_values=True, max_num_fields=20).get(name, [])
-        except ValueError:
-            raise ProblemError(400, "too many parameters in the address") from None
-        if len(values) > 1:
-            raise ProblemError(400, f"{name} is given {len(values)} times: give it once")
-        return values[0] if values else None
-
-    async def body(self, engine: Engine) -> bytes:
-        """Read the whole body, at most as much of it as the settings say. How long it may take is the protocol's to limit.
-
-        Raises:
-            ProblemError: it is larger (413), or bodies fill the memory that they may (429).
-        """
-        limit = engine.settings.max_body
-        declared = self.header(b"content-length")
-        if declared.isdecimal() and int(declared) > limit:
-            self._unread = True
-            raise _too_large(limit)
-        pieces = []
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise _GoneError
-            piece = message.get("body", b"")
-            self._unread = message.get("more_body", False)
-            if self.held + len(piece) > engine.settings.max_body:
-                raise _too_large(engine.settings.max_body)
-            self.held += len(piece)
-            more = max(0, self.held - _SMALL_BODY) - self.counted
-            if more:
-                engine.hold(more)
-                self.counted += more
-            pieces.append(piece)
-            if not self._unread:
-                return b"".join(pieces)
-
-    async def send(self, answer: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
-        """Send the answer; where the body was not read to its end, close the connection, but let the client read first."""
-        if self._unread:
-            headers = [*headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body, "more_body": self._unread})
-        if self._unread:
-            await self._drain()
-            await send({"type": "http.response.body", "body": b""})
-
-    async def _drain(self) -> None:
-        """Read on for a while: to close on a client that is still sending would reset the connection under the answer."""
-        size, most = 0, _DRAIN_TIMES * 10_000_000
-        try:
-            async with asyncio.timeout(_DRAIN):
-                while size < most:
-                    message = await self.receive()
-                    size += len(message.get("body", b""))
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
+def _route(path: str) -> str:
+    """Return one of the known routes, which is all that is counted and logged of a path."""
+    if path in _METHODS and path != _STATIC:
+        return path
+    return _STATIC if _FILE.fullmatch(path) else OTHER
