@@ -774,7 +774,7 @@ def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_p
         workers = psutil.Process(process.pid).children(recursive=True)
         assert workers
         process.kill()
-        _, alive = psutil.wait_procs(workers, timeout=20)
+        _, alive = psutil.wait_procs(workers, timeout=90)
         assert not alive
 
 
