@@ -119,7 +119,7 @@ class Batcher:
         return min(self._limit, -(-self.waiting // (self._lanes - self._taken)))
 
     def _begin(self, loop: asyncio.AbstractEventLoop, batch: list[_Item], threads: ThreadPoolExecutor) -> None:
-        alone = self._wide is not None and self._taken == 0 and not self._items
+        alone = self._taken == 0 and not self._items
         compute, lanes = (self._wide, self._lanes) if alone and self._wide else (self._compute, 1)
         self._taken += lanes
         threads.submit(self._run, batch, compute).add_done_callback(

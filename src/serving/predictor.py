@@ -40,9 +40,8 @@ class Explanation(NamedTuple):
     heat: NDArray[np.float32]
 
 
-def _wide(settings: Settings, precision: str, example: NDArray[np.uint8]) -> batching.Compute | None:
+def _wide(settings: Settings, precision: str, file: Path, example: NDArray[np.uint8]) -> batching.Compute | None:
     """Return the model computing on all threads, for an image that is alone; None where its weights do not fit twice."""
-    file = settings.model / ("model.onnx" if precision == "fp32" else "model.int8.onnx")
     if not layout.fits(2 * file.stat().st_size):
         return None
     compute = Model(settings.model, settings.threads, settings.device, precision).probabilities
@@ -88,7 +87,7 @@ class Predictor:
         if inline:
             size = max(1, min(size, int(_INLINE_BATCH / single)))
         lanes = 0 if inline else settings.threads if settings.device == "cpu" else 1
-        wide = _wide(settings, self.precision, example) if lanes > 1 else None
+        wide = _wide(settings, self.precision, model.path, example) if lanes > 1 else None
         self._batcher = Batcher(self._compute, size, settings.queue, self._observe, lanes, wide)
         self.layout = (
             f"{settings.workers} x {settings.threads} threads on {settings.device}, {self.precision}, "
