@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,34 @@ from src.command import UserError
 from src.files import read_json
 
 
+class Rows:
+    """Some rows of a memory-mapped array: answers shape, length and indexing as the array would, and copies nothing."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, base: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        self.base, self.rows = base, rows
+        self.shape = (len(rows), *base.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.base[self.rows[key]]
+
+
 @dataclass(frozen=True)
 class Split:
     """`images`: uint8, shape (n, height, width, channels), memory-mapped. `labels`: int64, shape (n,)."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+
+    def subset(self, rows: NDArray[np.int64]) -> "Split":
+        """Return a split of some rows, in their order, that copies no pixel."""
+        images: Any = self.images
+        chosen: Any = Rows(images.base, images.rows[rows]) if isinstance(images, Rows) else Rows(images, rows)
+        return Split(chosen, self.labels[rows])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from src.files import write_bytes
 
 _SHARE_OF_TIME = 0.05  # that saving may cost
-_KEYS = {"epoch", "run", "best", "history", "weights", "optimizer", "generator", "random"}
+_KEYS = {"epoch", "run", "best", "history", "weights", "optimizer", "average"}
 
 
 class Checkpoint:

@@ -70,12 +70,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def progress(total: int, unit: str, title: str) -> "tqdm[Any]":
+def progress(total: int, unit: str, title: str, hidden: bool = False) -> "tqdm[Any]":
     """Open a progress bar on stderr; off a terminal it speaks every ten seconds instead of ten times a second."""
     from tqdm import tqdm  # here, so that src/github runs on a Python with nothing installed
 
     calm = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit=unit, desc=title, mininterval=calm, dynamic_ncols=True, leave=True, smoothing=0.1)
+    return tqdm(
+        total=total, unit=unit, desc=title, mininterval=calm, dynamic_ncols=True, leave=True, smoothing=0.1, disable=hidden
+    )
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

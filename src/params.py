@@ -5,7 +5,7 @@ params.train.epochs
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -89,6 +89,9 @@ class Augment(_Section):
     brightness: float = Field(ge=0, lt=1)
     contrast: float = Field(ge=0, lt=1)
     cutout: int = Field(ge=0, le=512)
+    erase: float = Field(ge=0, le=1)
+    mixup: float = Field(ge=0, le=10)
+    cutmix: float = Field(ge=0, le=10)
 
 
 class Train(_Section):
@@ -100,18 +103,34 @@ class Train(_Section):
     weights: str | None
     weights_sha256: str | None
     freeze: list[str]
+    freeze_until: str | None
+    layer_decay: float = Field(gt=0, le=1)
     epochs: int = Field(ge=1, le=100_000)
+    patience: int = Field(ge=0, le=100_000)
     batch_size: int = Field(ge=2, le=65_536)
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "muon"]
     learning_rate: float = Field(gt=0, le=100)
+    schedule: Literal["cosine", "linear"]
     weight_decay: float = Field(ge=0, le=10)
     warmup_epochs: float = Field(ge=0)
     label_smoothing: Share
     gradient_clip: float = Field(ge=0)
     class_weights: Literal["none", "balanced"]
+    ema: Share
+    tta: Literal["none", "flip", "flip_shift"]
     precision: Literal["auto", "bf16", "fp32"]
     device: Literal["auto", "cpu", "cuda"]
+    compile: Literal["auto", "on", "off"]
+    processes: int = Field(ge=1, le=1024)
+    folds: int = Field(ge=0, le=100)
+    repeats: int = Field(ge=1, le=100)
     augment: Augment
+
+    @model_validator(mode="after")
+    def _one_fold_is_none(self) -> "Train":
+        if self.folds == 1:
+            raise ValueError("folds must be 0 (off) or at least 2")
+        return self
 
 
 class Evaluate(_Section):
@@ -181,6 +200,20 @@ class Quantize(_Section):
     min_speedup: float = Field(gt=0, le=100)
 
 
+class Sweep(_Section):
+    """How `make sweep` searches, and over what."""
+
+    trials: int = Field(ge=1, le=100_000)
+    random: int = Field(ge=0, le=100_000)
+    space: dict[str, Any]
+
+
+class Energy(_Section):
+    """What energy costs."""
+
+    price: float | None = Field(ge=0)
+
+
 class Params(_Section):
     """All of params.yaml, one attribute a section."""
 
@@ -190,6 +223,8 @@ class Params(_Section):
     evaluate: Evaluate
     gates: Gates
     quantize: Quantize
+    sweep: Sweep
+    energy: Energy
 
 
 def load(path: Path) -> Params:

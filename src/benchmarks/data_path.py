@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from src.batches import Batches
 from src.command import cores, run, table
 from src.model import Shape, build
 from src.params import Augment
+from src.training.world import World
 
 _CLASSES = 10
 _SIDE = 32
 _BATCH = 128
 _STEPS = 40
-_AUGMENT = Augment(crop=4, flip=True, rotate=0, scale=0, brightness=0, contrast=0, cutout=0)
+_AUGMENT = Augment(crop=4, flip=True, rotate=0, scale=0, brightness=0, contrast=0, cutout=0, erase=0, mixup=0, cutmix=0)
 
 
 class PerSample(Dataset[tuple[Tensor, int]]):
@@ -112,9 +114,8 @@ def write_params(path: Path) -> None:
 
 def ours(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield our batches for ever."""
-    generator = torch.Generator().manual_seed(1)
-    while True:
-        yield from batches.epoch(_BATCH, generator)
+    for seed in count():
+        yield from batches.epoch(_BATCH, seed)
 
 
 def textbook(loader: "DataLoader[Any]") -> Iterator[tuple[Tensor, Tensor]]:
@@ -167,7 +168,7 @@ def measure(images: int, rounds: int) -> str:
         for _ in range(rounds):
             decode.append((images / plain_decode(folder), images / our_decode(folder, Path(name))))
         split = arrays.load(Path(name) / "arrays").split("train")
-        batches = Batches(split, torch.device("cpu"), _AUGMENT)
+        batches = Batches(split, torch.device("cpu"), _AUGMENT, _CLASSES, World())
         per_sample = PerSample(np.array(split.images), split.labels)
         loader = DataLoader(per_sample, _BATCH, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
         for _ in range(rounds):

@@ -1,0 +1,419 @@
+"""The loop: one network trained on one task, with the best weights kept, resumed where an earlier run was stopped."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from src import arrays, augment, batches, checkpoint, export, metrics, model, tracking
+from src.arrays import Split
+from src.batches import Batches
+from src.checkpoint import Checkpoint
+from src.command import UserError, progress
+from src.files import rounded
+from src.model import Classifier
+from src.params import Train
+from src.training import compiling, machine, optimizer, start
+from src.training.meter import Meter
+from src.training.task import Task
+from src.training.world import World
+
+_CHECK_EVERY = 200  # steps between looks at the loss
+_EVALUATION_BATCH = 512
+_CODE = [
+    Path(module.__file__)
+    for module in (arrays, augment, batches, compiling, machine, model, optimizer, start)
+    if module.__file__
+] + [Path(__file__)]
+
+Row = dict[str, float]
+
+
+class Halt(Exception):  # noqa: N818 - it is no error
+    """Raised by `on_epoch`: the run is to end here, without a model and without blame."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run came to.
+
+    `classifier` holds the best epoch's weights, on the CPU, in evaluation mode, with its temperature fitted; `best` is
+    that epoch's row of `history`; `throughput` has a row an epoch that this process trained, and `summary` its whole.
+    """
+
+    classifier: Classifier
+    best: dict[str, Any]
+    history: list[Row]
+    throughput: list[Row]
+    summary: dict[str, Any]
+
+
+@dataclass
+class Learner:
+    """The moving parts of a run: what `fit` hands to its steps."""
+
+    classifier: Classifier
+    forward: nn.Module  # the classifier as it is trained: compiled, or averaging over several processes
+    frozen: list[nn.Module]
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    weights: Tensor  # of the classes
+    device: torch.device
+    bf16: bool
+    world: World
+    params: Train
+    learning: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.learning = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
+
+    @property
+    def judged(self) -> Classifier:
+        """The weights that are validated and kept: the moving average where there is one."""
+        return self.average.module if self.average else self.classifier  # type: ignore[return-value]
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that steps compute in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def fit(
+    task: Task,
+    params: Train,
+    checkpoints: Path | None,
+    *,
+    world: World | None = None,
+    tags: Mapping[str, str] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+    exportable: bool = True,
+    quiet: bool = False,
+) -> Fitted:
+    """Train on a task, from the last checkpoint where there is one.
+
+    Args:
+        task: what to learn from and what to be held against.
+        params: the section `train`; its `folds`, `repeats` and `processes` are the caller's business.
+        checkpoints: a folder for the state of this run alone, or None for none.
+        world: the processes that train together.
+        tags: of the MLflow run; None tracks nothing.
+        on_epoch: called on rank 0 with the row of each epoch that has ended; may raise Halt.
+        exportable: try first whether the network can be exported to ONNX; one of many equal runs need not.
+        quiet: print nothing and draw no progress bar.
+
+    Raises:
+        UserError: params ask for what is not there, the network does not fit the data or ONNX, or the loss is not finite.
+    """
+    world = world or World()
+    quiet = quiet or not world.writes
+    say = (lambda _: None) if quiet else print
+    torch.manual_seed(params.seed)
+    classifier, frozen = start.start(task, params)
+    _require_fits(classifier, task)
+    if exportable:
+        export.to_onnx(classifier, task.size, task.channels, task.classes)
+    flops = 3 * export.flops(classifier, task.size, task.channels)  # backwards takes twice what forwards takes
+    learner, training, held_out = _prepare(classifier, frozen, task, params, world, say)
+    saved = _checkpoint(checkpoints, task, learner)
+    state = world.share(saved.load() if saved and world.writes else None) or _fresh_state()
+    if state["epoch"]:
+        _restore(state, learner)
+        say(f"going on after epoch {state['epoch']} of an earlier run that was stopped")
+    tracked = _tracked(task, params, tags, state) if world.writes and tags is not None else None
+    meter = Meter(learner.device, flops, learner.bf16, world)
+    with _reporting(tracked), progress(params.epochs, "epoch", "train", quiet) as bar:
+        bar.update(state["epoch"])
+        while state["epoch"] < params.epochs and not _stalled(state, params):
+            row = _one_epoch(learner, training, held_out, meter, state)
+            if saved and world.writes:
+                saved.save(_snapshot(state | {"run": tracked.id if tracked else None}, learner))
+            if tracked:
+                told = row | meter.rows[-1]
+                tracked.log(int(row["epoch"]), {name: value for name, value in told.items() if name != "epoch"})
+            if on_epoch and world.writes:
+                on_epoch(row)
+            bar.set_postfix_str(result(row), refresh=False)
+            bar.update()
+    if state["epoch"] < params.epochs:
+        say(f"stopped after epoch {state['epoch']}: the validation loss has not fallen for {params.patience} epochs")
+    fitted = _finish(learner, held_out, state, meter)
+    if saved and world.writes:
+        saved.finish()
+    return fitted
+
+
+def result(row: Mapping[str, Any]) -> str:
+    """Say in a few words how well an epoch did."""
+    return f"validation loss {row['validation_loss']:.4f}, accuracy {row['validation_accuracy']:.2%}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Setting up
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(
+    classifier: Classifier, frozen: list[nn.Module], task: Task, params: Train, world: World, say: Callable[[str], None]
+) -> tuple[Learner, Batches, Batches]:
+    """Build everything that a run moves, and say on what it runs."""
+    machine.keep_memory()
+    device = machine.device(params, world)
+    bf16 = machine.bf16(params, device)
+    classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    training, held_out = (
+        Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
+    )
+    images, labels = training.example(params.batch_size)
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else "CPU, " + machine.threads(classifier, images, bf16, params, world)
+    )
+    say(_headline(classifier, task, params, where, bf16))
+    steps = params.epochs * training.steps(params.batch_size)
+    forward, sentence = compiling.compiled(classifier, images, labels, bf16, steps, params)
+    say(f"{sentence}; training images {training.where}")
+    learner = Learner(
+        classifier,
+        world.wrap(forward),
+        frozen,
+        optimizer.build(classifier, params),
+        optimizer.averaged(classifier, params),
+        class_weights(task.training, len(task.classes), params).to(device),
+        device,
+        bf16,
+        world,
+        params,
+    )
+    return learner, training, held_out
+
+
+def _require_fits(classifier: Classifier, task: Task) -> None:
+    """Find out now rather than after the last epoch that a network does not fit the data."""
+    with torch.inference_mode():
+        shape = tuple(classifier.eval()(torch.zeros(2, task.channels, *task.size)).shape)
+    if shape != (2, len(task.classes)):
+        raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(task.classes))}")
+
+
+def _headline(classifier: Classifier, task: Task, params: Train, where: str, bf16: bool) -> str:
+    parameters = sum(parameter.numel() for parameter in classifier.parameters())
+    shape = "x".join(map(str, (*task.size, task.channels)))
+    precision = "bf16" if bf16 else "fp32"
+    return f"{params.network}, {parameters:,} parameters, {len(task.classes)} classes of {shape}; {precision} on {where}"
+
+
+def class_weights(split: Split, classes: int, params: Train) -> Tensor:
+    """Ones, or for `balanced` the inverse of each class's frequency, 1 on average over the images; float32 (classes,)."""
+    if params.class_weights == "none":
+        return torch.ones(classes)
+    counts = np.maximum(np.bincount(split.labels, minlength=classes), 1)
+    return torch.from_numpy(len(split.labels) / (classes * counts)).float()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One epoch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _one_epoch(learner: Learner, training: Batches, held_out: Batches, meter: Meter, state: dict[str, Any]) -> Row:
+    """Train and validate for an epoch; bring the state up to it and return its row."""
+    params, epoch = learner.params, state["epoch"] + 1
+    learner.classifier.train()
+    for module in learner.frozen:
+        module.eval()
+    steps = training.steps(params.batch_size)
+    loss = train_epoch(learner, training, meter, epoch)
+    row = {"epoch": epoch, "learning_rate": optimizer.learning_rate(epoch * steps - 1, steps, params), "train_loss": loss}
+    row |= _validate(learner, held_out)
+    state["history"].append({name: value if name == "epoch" else rounded(value) for name, value in row.items()})
+    if row["validation_loss"] <= state["best"].get("validation_loss", math.inf):
+        state["best"] = {**row, "weights": _copy(learner.judged)}
+    state["epoch"] = epoch
+    return row
+
+
+def train_epoch(learner: Learner, training: Batches, meter: Meter, epoch: int) -> float:
+    """Train for one epoch, counted from 1; return the mean loss. Nothing in it waits for the device before its end."""
+    params, world = learner.params, learner.world
+    steps, seed = training.steps(params.batch_size), epoch_seed(params.seed, epoch)
+    torch.manual_seed(seed + world.rank)  # for networks with dropout: a resumed epoch draws as an unbroken one
+    total, finite = torch.zeros((), device=learner.device), _Finite(epoch, params)
+    meter.begin()
+    for i, (images, targets) in enumerate(meter.timed(training.epoch(params.batch_size, seed))):
+        optimizer.set_rate(learner.optimizer, optimizer.learning_rate((epoch - 1) * steps + i, steps, params))
+        total += _step(learner, images, targets)
+        if (i + 1) % _CHECK_EVERY == 0 and world.size == 1:  # of several, all must stop at the same place: the end
+            finite.look(total, i + 1)
+    loss = world.sum(total).item() / (steps * world.size)
+    meter.end(epoch, len(training))
+    finite.require(loss, steps)
+    return loss
+
+
+def _step(learner: Learner, images: Tensor, targets: Tensor) -> Tensor:
+    """Take one step; return the loss, on the device."""
+    params = learner.params
+    with learner.autocast():
+        logits = learner.forward(images)
+    loss = F.cross_entropy(logits.float(), targets, learner.weights, label_smoothing=params.label_smoothing)
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if params.gradient_clip:
+        nn.utils.clip_grad_norm_(learner.learning, params.gradient_clip)
+    learner.optimizer.step()
+    if learner.average:
+        learner.average.update_parameters(learner.classifier)
+    return loss.detach()
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of one epoch's order and augmentation: no state has to be kept for a run to go on."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+class _Finite:
+    """Watches the loss without waiting for it: each look asks for the one before, which the device has long finished."""
+
+    def __init__(self, epoch: int, params: Train) -> None:
+        self._epoch, self._params = epoch, params
+        self._asked: tuple[Tensor, int, torch.cuda.Event | None] | None = None
+
+    def look(self, total: Tensor, step: int) -> None:
+        """Ask for the sum of losses, and judge the one asked for before."""
+        if self._asked is not None:
+            value, asked_at, event = self._asked
+            if event is not None:
+                event.synchronize()
+            self.require(value.item(), asked_at)
+        event = None
+        value = total.to("cpu", non_blocking=True, copy=True)
+        if total.is_cuda:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._asked = value, step, event
+
+    def require(self, loss: float, step: int) -> None:
+        """Stop the run for a loss that is not finite."""
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} in epoch {self._epoch}, by step {step}: lower train.learning_rate ("
+                f"{self._params.learning_rate:g}), raise train.warmup_epochs, set train.gradient_clip, or use precision fp32"
+            )
+
+
+def _validate(learner: Learner, held_out: Batches) -> Row:
+    """Measure loss and accuracy on the validation split; without one, the last epoch counts as the best."""
+    if not len(held_out):
+        return {"validation_loss": 0.0, "validation_accuracy": 0.0}
+    learner.judged.eval()
+    sums = torch.zeros(3, device=learner.device, dtype=torch.float64)
+    with torch.inference_mode(), learner.autocast():
+        for images, labels in held_out.in_order(_EVALUATION_BATCH):
+            logits = learner.judged(images).float()
+            # smoothed as in training: unsmoothed, it prefers the early epochs, whose probabilities happen to be bolder
+            losses = F.cross_entropy(logits, labels, label_smoothing=learner.params.label_smoothing, reduction="sum")
+            right = (logits.argmax(dim=1) == labels).sum()
+            sums += torch.stack([losses.double(), right.double(), torch.full_like(losses, len(labels)).double()])
+    loss, right, count = learner.world.sum(sums).tolist()
+    if not math.isfinite(loss):
+        raise UserError("the validation loss is not finite: lower train.learning_rate, or use train.precision fp32")
+    return {"validation_loss": loss / count, "validation_accuracy": right / count}
+
+
+def _stalled(state: dict[str, Any], params: Train) -> bool:
+    """Tell whether the validation loss has not fallen for as many epochs as `train.patience` allows."""
+    return bool(params.patience and state["best"] and state["epoch"] - state["best"]["epoch"] >= params.patience)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The end, and the state on the way there
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _finish(learner: Learner, held_out: Batches, state: dict[str, Any], meter: Meter) -> Fitted:
+    """Take the best epoch's weights and fit the temperature."""
+    classifier, best = learner.classifier, state["best"]
+    classifier.load_state_dict(best.pop("weights"))
+    _calibrate(learner, held_out)
+    return Fitted(classifier.cpu().eval(), best, state["history"], meter.rows, meter.summary())
+
+
+@torch.inference_mode()
+def _calibrate(learner: Learner, held_out: Batches) -> None:
+    """Fit the temperature on the validation split: label smoothing leaves a network less sure than it should be."""
+    if not len(held_out):
+        return
+    learner.classifier.eval()
+    with learner.autocast():
+        parts = [
+            (learner.classifier(images).float(), labels)
+            for images, labels in held_out.in_order(_EVALUATION_BATCH, whole=True)
+        ]
+    logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    learner.classifier.temperature.fill_(metrics.fitted_temperature(labels, logits))
+
+
+def _checkpoint(folder: Path | None, task: Task, learner: Learner) -> Checkpoint | None:
+    if folder is None:
+        return None
+    rows = hashlib.sha256(getattr(task.training.images, "rows", task.training.labels).tobytes()).hexdigest()
+    settings = [task.manifest_sha256, task.classes, task.size, task.channels, rows]
+    params = learner.params.model_dump(exclude={"folds", "repeats", "processes"})
+    return Checkpoint(folder, checkpoint.key([settings, params, learner.device.type], torch.__version__, *_CODE))
+
+
+def _fresh_state() -> dict[str, Any]:
+    return {"epoch": 0, "run": None, "best": {}, "history": []}
+
+
+def _snapshot(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
+    average = learner.average.state_dict() if learner.average else {}
+    return {
+        **state,
+        "weights": learner.classifier.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "average": average,
+    }
+
+
+def _restore(state: dict[str, Any], learner: Learner) -> None:
+    learner.classifier.load_state_dict(state.pop("weights"))
+    learner.optimizer.load_state_dict(state.pop("optimizer"))
+    average = state.pop("average")
+    if learner.average:
+        learner.average.load_state_dict(average)
+
+
+def _copy(classifier: Classifier) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in classifier.state_dict().items()}
+
+
+def _tracked(task: Task, params: Train, tags: Mapping[str, str], state: dict[str, Any]) -> tracking.Run | None:
+    return tracking.start(_flat(params), {"manifest_sha256": task.manifest_sha256, **tags}, state["run"])
+
+
+def _flat(params: Train) -> dict[str, Any]:
+    values = params.model_dump()
+    return {**values, **{f"augment.{name}": value for name, value in values.pop("augment").items()}}
+
+
+@contextmanager
+def _reporting(tracked: tracking.Run | None) -> Iterator[None]:
+    """Tell MLflow how the run ended."""
+    try:
+        yield
+    except BaseException as error:
+        if tracked:
+            tracked.finish("FAILED" if isinstance(error, Exception) and not isinstance(error, Halt) else "KILLED")
+        raise
+    if tracked:
+        tracked.finish("FINISHED")

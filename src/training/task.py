@@ -1,0 +1,34 @@
+"""What a run learns from, what it is held against, and what both are images of."""
+
+from dataclasses import dataclass
+
+from src.arrays import Arrays, Split
+from src.model import Shape
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training and validation split with the facts that travel with them; `dataclasses.replace` makes a variant."""
+
+    training: Split
+    validation: Split
+    classes: list[str]
+    size: tuple[int, int]
+    channels: int
+    fit: str
+    manifest_sha256: str
+
+    @property
+    def shape(self) -> Shape:
+        """What a network is built for."""
+        return Shape(self.size, self.channels, len(self.classes))
+
+
+def of(data: Arrays) -> Task:
+    """Return the task that the arrays of `prepare` set.
+
+    Raises:
+        UserError: a split's files are missing or damaged.
+    """
+    training, validation = data.split("train"), data.split("validation")
+    return Task(training, validation, data.classes, data.size, data.channels, data.fit, data.manifest_sha256)
