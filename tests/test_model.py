@@ -8,7 +8,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src import explain, export, model
@@ -86,34 +85,6 @@ def test_save_and_load_give_the_same_answers(tmp_path: Path) -> None:
         model.load(card, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="is missing"):
         model.load(card, tmp_path / "none.safetensors")
-
-
-@pytest.mark.parametrize("prefix", ["", "network."])
-def test_transfer_copies_what_fits_and_lists_the_rest(tmp_path: Path, prefix: str) -> None:
-    source = build("small_resnet", Shape((16, 16), 3, 9), 8, [0.0] * 3, [1.0] * 3).network
-    save_file({prefix + name: value.contiguous() for name, value in source.state_dict().items()}, tmp_path / "w")
-    target = classifier()
-    head = target.network.fc.weight.clone()
-    copied, fresh = model.start_from(target, model.read_weights(tmp_path / "w"))
-    assert len(copied) == len(source.state_dict()) - 2
-    assert fresh == [
-        "fc.weight (the file has (9, 32), the network (5, 32))",
-        "fc.bias (the file has (9,), the network (5,))",
-    ]
-    assert torch.equal(target.network.conv1.weight, source.conv1.weight)
-    assert torch.equal(target.network.fc.weight, head)
-
-
-def test_frozen_layers_do_not_learn_and_their_norms_are_named() -> None:
-    made = classifier()
-    modules = model.freeze(made, ["conv1", "bn1", "layer1"])
-    still = {name for name, parameter in made.network.named_parameters() if not parameter.requires_grad}
-    assert still == {name for name, _ in made.network.named_parameters() if name.startswith(("conv1", "bn1", "layer1"))}
-    assert made.network.bn1 in modules
-    with pytest.raises(UserError, match="'layer9', which is no layer"):
-        model.freeze(made, ["layer9"])
-    with pytest.raises(UserError, match="nothing to learn"):
-        model.freeze(made, [name for name, _ in made.network.named_children()])
 
 
 @pytest.mark.parametrize("name", model.NETWORKS)

@@ -60,7 +60,7 @@ def require_success(result: subprocess.CompletedProcess[str]) -> str:
 def lock_without_timings(folder: Path) -> Any:
     lock = YAML(typ="safe").load((folder / "dvc.lock").read_text())
     for stage in lock["stages"].values():
-        stage["outs"] = [out for out in stage["outs"] if out["path"] != "out/timings.json"]
+        stage["outs"] = [out for out in stage["outs"] if out["path"] not in ("out/timings.json", "out/history")]
     return lock
 
 
@@ -237,7 +237,7 @@ def test_bad_data_stop_with_one_sentence(tmp_path: Path, case: str) -> None:
     stages = [
         ("src.stages.prepare", "data", "arrays", "m.parquet"),
         ("src.stages.validate", "arrays", "m.parquet", "reference.json", "v.json", "profile"),
-        ("src.stages.train", "arrays", "v.json", "model", "--checkpoints", "ck"),
+        ("src.stages.train", "arrays", "v.json", "model", "history", "--checkpoints", "ck"),
     ]
     said, codes = "", []
     for module, *arguments in stages:

@@ -16,18 +16,21 @@ import pytest
 import torch
 from conftest import ROOT, draw_colours, write_params
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from src import arrays
 from src.arrays import Split
-from src.batches import Batches
 from src.checkpoint import Checkpoint
 from src.command import UserError
 from src.files import sha256
 from src.model import NETWORKS, small_resnet
 from src.params import Params
-from src.stages import train as stage
 from src.stages.prepare import prepare
 from src.stages.train import train
+from src.training import loop, optimizer
+from src.training.loop import fit
+from src.training.start import channel_statistics, start
+from src.training.task import Task, of
 
 QUICK = {"train__epochs": 2, "train__width": 8, "train__batch_size": 16, "prepare__size": 8, "train__warmup_epochs": 0.5}
 
@@ -53,8 +56,9 @@ def pass_validation(folder: Path) -> None:
 def run(tmp_path: Path, prepared: Path) -> Callable[..., Path]:
     def go(name: str = "model", **changes: Any) -> Path:
         params = write_params(tmp_path / "params.yaml", **(QUICK | changes))
-        train(prepared / "arrays", prepared / "validation.json", tmp_path / name, tmp_path / "ck", params.train)
-        return tmp_path / name
+        out, history = tmp_path / name, tmp_path / f"{name}-history"
+        train(prepared / "arrays", prepared / "validation.json", out, history, tmp_path / "ck", params.train)
+        return out
 
     return go
 
@@ -97,7 +101,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     whole = run("whole", train__epochs=6)
-    real, calls = stage._epoch, []
+    real, calls = loop.train_epoch, []
 
     def killed(*arguments: Any) -> float:
         calls.append(1)
@@ -105,7 +109,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(stage, "_epoch", killed)
+    monkeypatch.setattr(loop, "train_epoch", killed)
     monkeypatch.setattr(Checkpoint, "save", every_time)
     with pytest.raises(KeyboardInterrupt):
         run("broken", train__epochs=6)
@@ -148,6 +152,58 @@ def test_only_checkpoints_of_ours_are_cleared(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     Checkpoint(tmp_path, "1" * 32).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.pt"]
+
+
+@pytest.fixture
+def task(prepared: Path) -> Task:
+    return of(arrays.load(prepared / "arrays"))
+
+
+def test_a_stopped_run_with_a_moving_average_and_dropout_ends_as_an_unbroken_one(
+    task: Task, params: Callable[..., Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        NETWORKS, "forgetful", lambda shape, width: nn.Sequential(small_resnet(shape, width), nn.Dropout(0.3))
+    )
+    monkeypatch.setattr(Checkpoint, "save", every_time)
+    recipe = params(**(QUICK | {"train__epochs": 5, "train__ema": 0.9, "train__network": "forgetful"})).train
+    whole = fit(task, recipe, None, quiet=True)
+
+    def halt(row: dict) -> None:
+        if row["epoch"] == 2:
+            raise loop.Halt
+
+    with pytest.raises(loop.Halt):
+        fit(task, recipe, tmp_path / "ck", on_epoch=halt, quiet=True)
+    resumed = fit(task, recipe, tmp_path / "ck", quiet=True)
+    assert resumed.history == whole.history
+    assert [row["epoch"] for row in resumed.throughput] == [3, 4, 5]
+    for name, value in whole.classifier.state_dict().items():
+        assert torch.equal(value, resumed.classifier.state_dict()[name]), name
+
+
+def test_a_moving_average_is_what_its_formula_says(task: Task, params: Callable[..., Params]) -> None:
+    """The weights that are kept are decay * average + (1 - decay) * weights, step by step, from the first step's on."""
+    recipe = params(**(QUICK | {"train__ema": 0.5, "train__epochs": 1, "train__batch_size": 32})).train
+    averaged, classifier, expected = optimizer.averaged(start(task, recipe)[0], recipe), start(task, recipe)[0], 0.0
+    assert averaged is not None
+    for step in range(4):
+        for parameter in classifier.parameters():
+            parameter.data.fill_(float(step))
+        averaged.update_parameters(classifier)
+        expected = 0.0 if step == 0 else 0.5 * expected + 0.5 * step
+        assert all(torch.all(parameter == expected) for parameter in averaged.module.parameters())
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better_and_keeps_its_best_epoch(
+    task: Task, params: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = params(**(QUICK | {"train__epochs": 60, "train__patience": 2, "train__learning_rate": 0.3})).train
+    fitted = fit(task, recipe, None)
+    losses = [row["validation_loss"] for row in fitted.history]
+    assert len(losses) == fitted.best["epoch"] + 2 < 60
+    assert losses[fitted.best["epoch"] - 1] == min(losses)
+    assert f"stopped after epoch {len(losses)}: the validation loss has not fallen for 2 epochs" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice_and_no_model(run: Callable[..., Path], tmp_path: Path) -> None:
@@ -226,7 +282,7 @@ def test_a_gpu_that_is_not_there_is_said(run: Callable[..., Path]) -> None:
 
 def test_the_learning_rate_warms_up_and_comes_down(params: Callable[..., Params]) -> None:
     recipe = params(train__epochs=10, train__warmup_epochs=2, train__learning_rate=0.5).train
-    rates = [stage._learning_rate(step, 20, recipe) for step in range(200)]
+    rates = [optimizer.learning_rate(step, 20, recipe) for step in range(200)]
     assert rates[0] < 0.02
     assert max(rates) == pytest.approx(0.5, rel=0.01)
     assert rates.index(max(rates)) == 40
@@ -236,8 +292,8 @@ def test_the_learning_rate_warms_up_and_comes_down(params: Callable[..., Params]
 
 def test_norms_and_biases_do_not_decay(prepared: Path, params: Callable[..., Params]) -> None:
     recipe = params(train__weight_decay=0.1).train
-    classifier, _ = stage._start(arrays.load(prepared / "arrays"), recipe)
-    decayed, free = stage._optimizer(classifier, recipe).param_groups
+    classifier, _ = start(of(arrays.load(prepared / "arrays")), recipe)
+    decayed, free = optimizer.build(classifier, recipe).param_groups
     assert decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
@@ -246,32 +302,14 @@ def test_norms_and_biases_do_not_decay(prepared: Path, params: Callable[..., Par
 
 def test_balanced_weights_average_to_one_over_the_images(params: Callable[..., Params]) -> None:
     split = Split(np.zeros((100, 2, 2, 3), np.uint8), np.array([0] * 90 + [1] * 10))
-    weights = stage._class_weights(split, 3, params(train__class_weights="balanced").train)
+    weights = loop.class_weights(split, 3, params(train__class_weights="balanced").train)
     assert weights[split.labels[:100]].mean() == pytest.approx(2 / 3)
     assert weights[1] / weights[0] == pytest.approx(9)
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_batches_show_every_image_once_and_keep_labels_in_step(
-    resident: bool, params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each image is one flat colour that is its own label, so any slip between pixels and labels shows."""
-    images = np.repeat(np.arange(103, dtype=np.uint8), 6 * 6 * 3).reshape(103, 6, 6, 3)
-    monkeypatch.setattr("src.batches._free_bytes", lambda _: 10**9 if resident else 0)
-    batches = Batches(Split(images, np.arange(103)), torch.device("cpu"), params(train__augment__crop=2).train.augment)
-    assert batches.resident is resident
-    seen = []
-    for shown, labels in batches.epoch(10, torch.Generator().manual_seed(1)):
-        assert len(labels) >= 10
-        assert torch.equal(shown.amax(dim=(1, 2, 3)).round().long(), labels)
-        seen += labels.tolist()
-    assert sorted(seen) == list(range(103))
-    assert seen != sorted(seen)
-
-
 def test_channel_statistics_are_exact(random: np.random.Generator) -> None:
     images = random.integers(0, 256, (300, 7, 5, 3), dtype=np.uint8)
-    mean, deviation = stage._channel_statistics(images)
+    mean, deviation = channel_statistics(images)
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), atol=1e-3)
     np.testing.assert_allclose(deviation, images.std(axis=(0, 1, 2)), atol=1e-3)
 
@@ -330,7 +368,7 @@ def test_a_killed_process_goes_on_in_the_next(tmp_path: Path, prepared: Path) ->
         sys.executable,
         "-m",
         "src.stages.train",
-        *(str(tmp_path / name) for name in ("arrays", "validation.json", "out")),
+        *(str(tmp_path / name) for name in ("arrays", "validation.json", "out", "history")),
     ]
     command += ["--checkpoints", str(tmp_path / "ck"), "--params", str(tmp_path / "params.yaml")]
     first = subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
