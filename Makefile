@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 BASE ?= origin/main
-.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 bench-data bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,16 +14,17 @@ setup: ## make the virtual environment .venv with the pinned packages
 	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) src/environment.py
 
-reproduce: setup ## pull the data, run the pipeline, show the metrics
-	@$(RUN) -m src.reproduce
+reproduce: setup ## pull the data, run the pipeline, show the metrics (PARAMS=params/cifar10.yaml puts a recipe into params.yaml first)
+	@$(RUN) -m src.reproduce $(if $(PARAMS),--params $(PARAMS))
 
 report: setup ## compare the last run with main (BASE=origin/main), judge it, write out/report
 	@$(RUN) -m src.report.compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model
 	@$(RUN) -m src.report.judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
-	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json
+	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json --history out/history
 	@$(RUN) -m src.report.write --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
 	  --manifest out/manifest.parquet --validation out/validation.json --profile out/profile --run out/run.json \
-	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --out out/report
+	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --history out/history \
+	  --out out/report
 
 MODEL ?= out/model/model.onnx
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
@@ -79,8 +80,30 @@ data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CI
 	@$(RUN) -m src.datasets.cifar10 data
 	@$(RUN) -m dvc add --quiet data
 
+sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40 --workers 2")
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(RUN) -m dvc repro --quiet --pull validate
+	@$(RUN) -m src.experiments.sweep out/arrays out/validation.json out/sweep $(ARGS)
+
+check-model: setup ## tell in a minute whether your network is wired right (ARGS="--seconds 90")
+	@$(RUN) -m src.experiments.check_model $(ARGS)
+
+find-lr: setup ## suggest a learning rate from a range test; changes nothing (ARGS="--steps 200")
+	@$(RUN) -m src.experiments.find_lr out/arrays out/find-lr $(ARGS)
+
+profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--steps 100")
+	@$(RUN) -m src.experiments.training_profile out/arrays out/training-profile $(ARGS)
+
+staleness: setup ## tell what a month of data buys, and more of them (ARGS=--epochs 10 --seeds 3)
+	@$(RUN) -m src.experiments.staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
+
+ablation: setup ## tell which augmentation earns its cost (ARGS=--only flip erase=0.5)
+	@$(RUN) -m src.experiments.ablation out/arrays out/ablation $(ARGS)
+
 bench-data: setup ## measure the data path against a plain DataLoader
 	@$(RUN) -m src.benchmarks.data_path
+
+bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays", ARGS="--large 6")
+	@$(RUN) -m src.benchmarks.train_speed $(ARGS)
 
 bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS=--network resnet18 --input 224 --format jpeg)
 	@$(RUN) -m src.benchmarks.serve $(ARGS)

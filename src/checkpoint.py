@@ -3,17 +3,23 @@
 import hashlib
 import io
 import json
+import os
 import re
+import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from src.files import write_bytes
+from src.files import replacing
+from src.locks import locked
 
 _SHARE_OF_TIME = 0.05  # that saving may cost
+_PATIENCE = 60.0  # seconds
 _KEYS = {"epoch", "run", "best", "history", "weights", "optimizer", "average"}
 
 
@@ -44,7 +50,7 @@ class Checkpoint:
         content = io.BytesIO()
         torch.save(state, content)
         try:
-            write_bytes(self._path, content.getbuffer())
+            _write(self._path, content.getbuffer())
         except OSError as error:
             print(f"the checkpoint {self._path} could not be saved ({error.strerror}); training goes on", file=sys.stderr)
         self._saved_at = time.monotonic()
@@ -59,6 +65,36 @@ class Checkpoint:
     def finish(self) -> None:
         """Remove the state of a run that is done."""
         self._path.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: memoryview) -> None:
+    """Put a file in its place once it is on the disk: also after a power cut the old one or the new one is there whole."""
+    with replacing(path) as fresh, fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Be the only run that goes on from, and writes, the states in a folder and what is made of them.
+
+    A run that was killed may leave a process that still ends: it is waited for. On a shared file system the lock holds
+    between machines as far as that file system's does.
+
+    Raises:
+        UserError: another process does not let go within a minute.
+    """
+    path = folder / "lock"
+
+    def waiting() -> str:
+        holder = path.read_text().strip() or "a process that began just now"
+        return f"another training goes on with {folder}: {holder}"
+
+    with locked(path, waiting, _PATIENCE) as descriptor:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
 
 
 def key(*parts: Any) -> str:

@@ -32,7 +32,7 @@ def activation_maps(classifier: Classifier, images: NDArray[np.uint8], targets: 
     maps: list[Tensor] = []
     hooks = [module.register_forward_hook(_recorder(maps)) for module in classifier.network.modules()]
     try:
-        logits = classifier(inputs)
+        logits = classifier.plain(inputs)  # mirrored or shifted views would put the map in the wrong place
     finally:
         for hook in hooks:
             hook.remove()

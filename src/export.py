@@ -41,11 +41,21 @@ def to_onnx(classifier: Classifier, size: tuple[int, int], channels: int, classe
 def flops(classifier: Classifier, size: tuple[int, int], channels: int) -> int:
     """Count the floating-point operations of one image, a multiplication and an addition as two, as PyTorch counts them.
 
-    The service decides by it how many processes and threads it takes.
+    The service decides by it how many processes and threads it takes; test-time augmentation counts.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         Served(classifier).cpu().eval()(torch.zeros(1, *size, channels, dtype=torch.uint8))
     return int(counter.get_total_flops())
+
+
+def training_flops(classifier: Classifier, size: tuple[int, int], channels: int) -> int:
+    """Count the operations of one image in a training step, without test-time augmentation.
+
+    Backwards is taken for twice what forwards takes: gradients of weights and of inputs.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        classifier.cpu().eval().plain(torch.zeros(1, channels, *size))
+    return 3 * int(counter.get_total_flops())
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:

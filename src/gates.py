@@ -377,6 +377,60 @@ def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates) -> _P
     return _Part(name, len(mine), float(mine.mean()), highest, float(theirs.mean()), significance.one_sided(mine, theirs))
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Over several trainings: folds and seeds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _several(kind: str, trainings: str) -> "Check":
+    """Judge the mean accuracy of several trainings: surely under the floor, or surely dropped, fails.
+
+    Against main only where both were scored on the same images in the same folds.
+    """
+
+    def check(facts: Facts, params: Gates) -> _Finding:
+        told = (facts.metrics or {}).get(kind)
+        if told is None:
+            return _skipped(f"train.{kind} asks for none")
+        mine, least = _accuracies(told), params.min_accuracy
+        shown = significance.spread(mine, told["overlap"], params.confidence)
+        surely = significance.spread(mine, told["overlap"], params.fail_confidence)
+        outcome: Outcome = "pass" if shown.low >= least else "fail" if surely.high < least else "investigate"
+        said = (
+            f"accuracy {_percent(shown.mean)} over {len(mine)} {trainings}, deviation {shown.deviation * 100:.2f} points "
+            f"({params.confidence:.0%} interval {_percent(shown.low)} to {_percent(shown.high)}), floor {_percent(least)}"
+        )
+        numbers: dict[str, float | None] = {"value": shown.mean, "limit": least}
+        other = (facts.main_metrics or {}).get(kind)
+        if other is None or other["split_sha256"] != told["split_sha256"] or len(other["runs"]) != len(mine):
+            return _Finding(outcome, f"{said}; main has none of the same images to compare with", numbers)
+        theirs = _accuracies(other)
+        step, low, high = _step(kind, mine, theirs, told["overlap"], params.confidence)
+        _, _, at_most = _step(kind, mine, theirs, told["overlap"], params.fail_confidence)
+        margin = -params.max_accuracy_drop
+        against: Outcome = "pass" if low >= margin else "fail" if at_most < margin else "investigate"
+        numbers |= {"main": float(theirs.mean()), "difference": step, "low": low, "high": high}
+        said += f"; {_points(step)} against main ({low * 100:+.2f} to {high * 100:+.2f}), at most {_points(margin)}"
+        return _Finding(max(outcome, against, key=VERDICTS.index), said, numbers)
+
+    return check
+
+
+def _accuracies(told: Mapping[str, Any]) -> NDArray[np.float64]:
+    runs = told["runs"]
+    return np.array([runs[number]["accuracy"] for number in sorted(runs, key=int)])
+
+
+def _step(
+    kind: str, mine: NDArray[np.float64], theirs: NDArray[np.float64], overlap: float, confidence: float
+) -> tuple[float, float, float]:
+    """Return the difference and its interval: folds are paired, one seed has nothing to do with another's."""
+    if kind == "repeats" and not np.array_equal(mine, theirs):  # the very trainings of main are no chance either
+        return significance.difference(mine, theirs, confidence)
+    found = significance.spread(mine - theirs, overlap, confidence)
+    return found.mean, found.low, found.high
+
+
 def _log_loss(facts: Facts, params: Gates) -> _Finding:
     if facts.answers is None or facts.main_answers is None:
         return _skipped(_NO_MAIN)
@@ -466,6 +520,8 @@ _CHECKS: dict[str, Check] = {
     "log_loss": _log_loss,
     "calibration": _calibration,
     "churn": _churn_gate,
+    "folds": _several("folds", "folds"),
+    "repeats": _several("repeats", "seeds"),
     "latency": _latency,
     "model_size": _model_size,
     "data_checks": _data_checks,

@@ -165,8 +165,8 @@ def model_inputs(root: Path) -> set[str]:
 def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the lineage of the model that lies in `root`.
 
-    `told` adds what files do not know: commit, pull_request, verdict, hardware, training_seconds, run_url. A previous
-    manifest of the same inputs, outputs and verdict is returned as it is, so that judging again changes no file.
+    `told` adds what files do not know: commit, pull_request, verdict, hardware, training_seconds, throughput, run_url. A
+    previous manifest of the same inputs, outputs and verdict is returned as it is, so that judging again changes no file.
     """
     metrics = read_json(root / EVALUATION, made_by="evaluate")
     card = read_json(root / MODEL.replace("model.onnx", "card.json"), made_by="train", keys=("network", "parameters"))
@@ -183,7 +183,9 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
         if _decision(previous["verdict"]) == _decision(told["verdict"]):
             return dict(previous)
         # judged anew, made once: where and when it was trained stays
-        kept = {name: previous.get(name) for name in ("commit", "hardware", "training_seconds", "pull_request")}
+        kept = {
+            name: previous.get(name) for name in ("commit", "hardware", "training_seconds", "throughput", "pull_request")
+        }
         return {**facts, **told, **kept}
     return {**facts, **told}
 

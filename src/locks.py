@@ -13,23 +13,23 @@ _LONGEST_WAIT = 3600.0  # seconds
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], str]) -> Iterator[int]:
+def locked(path: Path, waiting: Callable[[], str], longest: float = _LONGEST_WAIT) -> Iterator[int]:
     """Hold the lock and yield its descriptor; while another process has it, say once what `waiting` returns.
 
     Raises:
-        UserError: the other process did not let go within an hour.
+        UserError: the other process did not let go within the `longest` wait, in seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _wait(descriptor, path, waiting)
+        _wait(descriptor, path, waiting, longest)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _wait(descriptor: int, path: Path, waiting: Callable[[], str]) -> None:
-    until, told = time.monotonic() + _LONGEST_WAIT, False
+def _wait(descriptor: int, path: Path, waiting: Callable[[], str], longest: float) -> None:
+    until, told = time.monotonic() + longest, False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

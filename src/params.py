@@ -158,6 +158,8 @@ class GateLevels(_Section):
     log_loss: GateLevel
     calibration: GateLevel
     churn: GateLevel
+    folds: GateLevel
+    repeats: GateLevel
     latency: GateLevel
     model_size: GateLevel
     data_checks: GateLevel
@@ -200,12 +202,62 @@ class Quantize(_Section):
     min_speedup: float = Field(gt=0, le=100)
 
 
+class Range(_Section):
+    """Numbers from `low` to `high`, both included: by their logarithm, in steps, or neither."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _runs_upwards(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError("low must be under high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log must have a low over 0 and no step")
+        return self
+
+
+def _searched(value: object) -> "list[Scalar] | Range":
+    """Read what one key may become; a union of types would be refused in the words of each."""
+    if isinstance(value, dict):
+        try:
+            return Range.model_validate(value)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            reason = f"{'.'.join(map(str, fault['loc']))} {fault['msg'].removeprefix('Value error, ')}".strip()
+            raise ValueError(f"should be {{low, high}}, with log: true or step if need be ({reason})") from None
+    scalars = isinstance(value, list) and all(one is None or isinstance(one, str | bool | int | float) for one in value)
+    if not isinstance(value, list) or not scalars or not value or len(set(map(repr, value))) < len(value):
+        raise ValueError("should be a list of different choices, or {low, high}")
+    return value
+
+
+Scalar = str | bool | int | float | None
+Searched = Annotated[list[Scalar] | Range, BeforeValidator(_searched)]
+
+# what picks luck, or how fast and where a model is trained rather than how good it is
+_NOT_SEARCHED = {"seed", "weights", "weights_sha256", "device", "compile", "processes", "folds", "repeats", "precision"}
+
+
 class Sweep(_Section):
     """How `make sweep` searches, and over what."""
 
     trials: int = Field(ge=1, le=100_000)
     random: int = Field(ge=0, le=100_000)
-    space: dict[str, Any]
+    objective: Literal["accuracy", "log_loss"]
+    prune_after: float = Field(ge=0, le=1)
+    space: dict[str, Searched] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _searches_keys_of_train(self) -> "Sweep":
+        keys = [name for name in Train.model_fields if name not in {*_NOT_SEARCHED, "freeze", "augment"}]
+        keys += [f"augment.{name}" for name in Augment.model_fields]
+        for key in self.space:
+            if key not in keys:
+                raise ValueError(f"space.{key} is no key of train that can be searched; expected one of {', '.join(keys)}")
+        return self
 
 
 class Energy(_Section):
@@ -228,25 +280,58 @@ class Params(_Section):
 
 
 def load(path: Path) -> Params:
-    """Read and check params.yaml.
+    """Read and check params.yaml, or a recipe: a file that names another one in `extends` and holds only what differs.
 
     Raises:
         UserError: the file is missing or no YAML, or a key is unknown, missing, of the wrong type or out of range;
             the text names each key with its value and what is expected.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run from the repository's root, or restore it with `git checkout`") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} is not valid YAML: {problem}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} holds no sections: expected {', '.join(_section_names())}")
-    try:
-        return Params.model_validate(content)
+        return Params.model_validate(content(path))
     except ValidationError as error:
         raise UserError(_sentences(path, error)) from None
+
+
+def content(path: Path) -> dict[str, Any]:
+    """Read the values of a file over those of the file that its `extends` names, relative to its own folder.
+
+    Raises:
+        UserError: a file is missing or no YAML, or extends what extends it.
+    """
+    own, chain = _read(path), [path]
+    while (base := own.pop("extends", None)) is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{chain[-1]}: extends is {base!r}, expected the path of another file of params")
+        following = chain[-1].parent / base
+        if following.resolve() in {one.resolve() for one in chain}:
+            raise UserError(f"{chain[-1]} extends {base}, which extends it in turn: take one `extends` out")
+        if not following.is_file():
+            raise UserError(f"{chain[-1]} extends {base}, but there is no {following}: correct the path")
+        chain.append(following)
+        own = _over(_read(following), own)
+    return own
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run from the repository's root, or restore it with `git checkout`") from None
+    except (YAMLError, OSError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not valid YAML: {problem}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path} holds no sections: expected {', '.join(_section_names())}")
+    return values
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the base with the changes put in, section by section; a list or a search space is replaced as a whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inside = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "space"
+        merged[key] = _over(base[key], value) if inside else value
+    return merged
 
 
 def _section_names() -> list[str]:

@@ -1,6 +1,6 @@
 """Pull the data, reproduce the pipeline, and show what came out: `make reproduce`.
 
-    python -m src.reproduce [--pull] [--epochs N] [--minutes N] [--run out/run.json]
+    python -m src.reproduce [--pull] [--epochs N] [--minutes N] [--run out/run.json] [--params params/cifar10.yaml]
 
 Writes run.json: the machine, how long each stage took, and on a failure which stage it was and what it said last.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from src import hardware, lineage
+from src import hardware, lineage, recipe
 from src.command import UserError, run, table
 from src.files import read_json, write_json
 from src.params import load
@@ -191,6 +191,12 @@ def _accuracy(metrics: dict[str, Any]) -> str:
     return f"{metrics['accuracy']:.2%} ({metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%})"
 
 
+def _adopt(path: Path) -> None:
+    changed = recipe.adopt(path, _PARAMS)
+    print(f"{_PARAMS} {'now says what' if changed else 'says already what'} {path} says")
+    print("\n".join(f"  {line}" for line in changed))
+
+
 def main() -> None:
     """Parse the command line and reproduce."""
     parser = argparse.ArgumentParser(description="Pull the data, reproduce the pipeline, show the metrics.")
@@ -198,7 +204,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="a small budget: train no more than N epochs")
     parser.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes")
     parser.add_argument("--run", type=Path, default=Path("out/run.json"), help="what to write about the run")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="a recipe to put into params.yaml first")
     args = parser.parse_args()
+    if args.params:
+        _adopt(args.params)
     reproduce(args.pull, args.epochs, args.minutes, args.run)
 
 

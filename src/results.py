@@ -13,9 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from src import metrics, slices
+from src import metrics, significance, slices
 from src.data import read_manifest
+from src.files import read_json, rounded
 from src.params import Evaluate
+
+_SPREAD = ("accuracy", "macro_f1", "log_loss", "ece")
 
 
 def test_rows(manifest: Path) -> pa.Table:
@@ -34,6 +37,32 @@ def numbers(
         "images": len(labels),
         "per_class": metrics.per_class(labels, probabilities, classes),
         "slices": metrics.slices(right, slices.members(rows), params.confidence),
+    }
+
+
+def trainings(model: Path, confidence: float) -> dict[str, Any]:
+    """Return what the folds and the seeds beside a model amount to: {} where none were trained.
+
+    Each of `folds` and `repeats` has its `runs` by number, `overlap` (held-out over training images, 0 for seeds), the
+    digest of what was scored, and for each metric mean, deviation, low and high.
+    """
+    told = {}
+    for kind in ("folds", "repeats"):
+        path = model / f"{kind}.json"
+        if path.is_file():
+            told[kind] = _spread(read_json(path, made_by="train", keys=("runs", "split_sha256")), kind, confidence)
+    return told
+
+
+def _spread(made: dict[str, Any], kind: str, confidence: float) -> dict[str, Any]:
+    runs = made["runs"]
+    overlap = float(np.mean([run["images"] / run["training_images"] for run in runs])) if kind == "folds" else 0.0
+    spreads = {name: significance.spread(np.array([run[name] for run in runs]), overlap, confidence) for name in _SPREAD}
+    return {
+        **{name: {key: rounded(value) for key, value in found._asdict().items()} for name, found in spreads.items()},
+        "overlap": rounded(overlap),
+        "runs": {str(number): run for number, run in enumerate(runs, start=1)},
+        "split_sha256": made["split_sha256"],
     }
 
 

@@ -1,13 +1,16 @@
-"""What a difference on the same test images is worth: paired bootstrap intervals and exact tests. Pure functions.
+"""What a difference is worth: on the same test images, and over several trainings of one recipe. Pure functions.
 
-`mine` and `theirs` are masks of right answers, bool of shape (n,), row by row the same images.
+`mine` and `theirs` are masks of right answers, bool of shape (n,), row by row the same images; of several trainings, one
+number of each: float64 of shape (runs,).
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from src.files import rounded
 
@@ -15,6 +18,7 @@ _SEED = 0  # equal results give an equal interval
 _CHUNK = 20_000_000  # numbers drawn at once
 
 Mask = NDArray[np.bool_]
+Runs = NDArray[np.float64]
 
 
 def paired_interval(mine: Mask, theirs: Mask, confidence: float, resamples: int) -> tuple[float, float]:
@@ -72,6 +76,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return [float(p) for p in adjusted]
+
+
+class Spread(NamedTuple):
+    """The mean of several trainings, their standard deviation (n - 1), and the interval of the mean."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+def spread(values: Runs, overlap: float, confidence: float) -> Spread:
+    """Return the mean of two or more trainings with its t interval.
+
+    Args:
+        values: one number of each training; for a paired comparison the differences, fold by fold.
+        overlap: 0 for trainings that have nothing but the data in common. For folds, held-out images over training images:
+            the training sets of two folds share most of their images, so that the plain interval is far too narrow, and
+            the variance of the mean is taken as (1 / n + overlap) of the variance between folds.
+        confidence: of the interval.
+
+    Source: C. Nadeau and Y. Bengio, "Inference for the Generalization Error" (2003), the corrected resampled t-test; for
+    folds: R. Bouckaert and E. Frank, "Evaluating the Replicability of Significance Tests" (2004).
+    """
+    n, mean, deviation = len(values), float(values.mean()), float(values.std(ddof=1))
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * deviation * math.sqrt(1 / n + overlap)
+    return Spread(mean, deviation, mean - half, mean + half)
+
+
+def difference(mine: Runs, theirs: Runs, confidence: float) -> tuple[float, float, float]:
+    """Return the difference of two means of unpaired trainings, mine minus theirs, and its interval.
+
+    Source: B. L. Welch, "The generalization of 'Student's' problem when several different population variances are
+    involved" (1947).
+    """
+    step = float(mine.mean() - theirs.mean())
+    parts = [float(runs.var(ddof=1)) / len(runs) for runs in (mine, theirs)]
+    if not sum(parts):
+        return step, step, step
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(runs) - 1) for part, runs in zip(parts, (mine, theirs), strict=True))
+    half = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(sum(parts))
+    return step, step - half, step + half
 
 
 def _discordant(mine: Mask, theirs: Mask) -> tuple[int, int]:

@@ -134,6 +134,7 @@ class Pull:
     head_gone: bool = False
     author: str = "author"
     title: str = "A change"
+    body: str = ""
     draft: bool = False
     state: str = "open"
     merged_at: tuple[str | None, ...] = ()  # base and head that its merge ref was made of
@@ -161,6 +162,7 @@ class GitHub:
         self._checks: list[dict[str, Any]] = []
         self.issues: dict[int, dict[str, Any]] = {}
         self.has_issues = True
+        self.pulls_by_workflows = True
         self.deployments: dict[int, dict[str, Any]] = {}
         self.attestations: list[dict[str, Any]] = []
         self.private = True
@@ -486,7 +488,7 @@ class GitHub:
             "number": pull.number,
             "state": pull.state,
             "title": pull.title,
-            "body": "",
+            "body": pull.body,
             "draft": pull.draft,
             "user": user(pull.author),
             "author_association": "MEMBER" if pull.head is repository else "NONE",
@@ -700,6 +702,17 @@ def list_pulls(github: GitHub, call: Call) -> Answer:
     shown = [github.show_pull(pull) for pull in reversed(github.pulls.values())]
     kept = [pull for pull in shown if state in ("all", pull["state"]) and base in ("", pull["base"]["ref"])]
     return 200, [pull for pull in kept if ":" not in head or head == pull["head"]["label"]]  # GitHub ignores a bare name
+
+
+@route("POST", "/pulls", "pull-requests")
+def create_pull(github: GitHub, call: Call) -> Answer:
+    if not github.pulls_by_workflows:
+        raise RefusedError(403, "GitHub Actions is not permitted to create or approve pull requests.")
+    branch, base = call.body["head"], call.body["base"]
+    if not github.repository.sha(branch) or not github.repository.sha(base):
+        raise invalid("PullRequest", "head", "is not a branch")
+    number = github.open_pull_request(branch, base, author=BOT, title=call.body["title"], body=call.body["body"])
+    return 201, github.show_pull(github.pull(number))
 
 
 @route("GET", "/pulls/{number}", "pull-requests")

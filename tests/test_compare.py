@@ -71,6 +71,8 @@ def judge(folder: Path, plan: dict[str, Any] | None = None, expect: int = 0) -> 
         "out/manifest.parquet",
         "--validation",
         "out/validation.json",
+        "--history",
+        "out/history",
     ]
     command = [sys.executable, "-m", "src.report.judge", *arguments]
     environment = {**ENVIRONMENT, "PLAN": json.dumps(plan or {})}
@@ -109,10 +111,13 @@ def test_the_same_model_is_no_worse_than_itself(fork: Path) -> None:
     timings = read_json(fork / OUT / "timings.json", "")
     assert timings["candidate"]["p95"] > 0
     assert len(timings["main"]["blocks"]) == len(timings["candidate"]["blocks"])
+    (fork / "out/history").mkdir(exist_ok=True)
+    (fork / "out/history/throughput.json").write_text('{"images_per_second": 4000.0, "energy_of": "GPU"}')
     verdict = judge(fork, {"sha": "a" * 40, "number": 7, "run_url": "https://x/1"})
     assert verdict["verdict"] == "pass"
     told = read_json(fork / "manifest.json", "")
     assert (told["commit"], told["pull_request"], told["training_seconds"]) == ("a" * 40, 7, 12.5)
+    assert (told["throughput"]["images_per_second"], told["throughput"]["energy_kwh"]) == (4000.0, None)
     assert told["outputs"]["model_sha256"] == sha256(fork / "out/model/model.onnx")
     assert git(fork, "worktree", "list").count("\n") == 0
 

@@ -6,7 +6,7 @@ The processes are real and talk over gloo, as they do on machines without a GPU.
 import json
 import os
 import random
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, write_params
@@ -28,7 +27,7 @@ from src.stages.prepare import prepare
 from src.training.launch import launch
 from src.training.world import World
 
-RECIPE = {"train__epochs": 12, "train__width": 8, "train__warmup_epochs": 1, "train__compile": "off", "prepare__size": 8}
+RECIPE = {"train__epochs": 20, "train__width": 8, "train__warmup_epochs": 1, "train__compile": "off", "prepare__size": 8}
 
 PROBE = """
 import os, signal, sys
@@ -136,18 +135,21 @@ def test_a_world_of_one_changes_nothing() -> None:
 
 def test_too_small_a_share_of_a_batch_is_said() -> None:
     assert World(size=2).headline(64) == "2 processes, 32 images of each batch in each"
-    assert World(size=4).headline(64).endswith("16 images of each batch in each; batch norm sees few: train.batch_size 128 would be steadier")
+    assert (
+        World(size=4)
+        .headline(64)
+        .endswith("16 images of each batch in each; batch norm sees few: train.batch_size 128 would be steadier")
+    )
 
 
 def test_a_second_run_on_the_same_states_waits_and_is_then_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(checkpoint, "_PATIENCE", 0.3)
-    with held(tmp_path):
-        with pytest.raises(UserError, match=rf"another training goes on with .*: process {os.getpid()} on .*still held"):
-            with held(tmp_path):
-                pass
-        assert "another training goes on" in capsys.readouterr().out
+    refused = rf"another training goes on with .*: process {os.getpid()} on .*still held"
+    with held(tmp_path), pytest.raises(UserError, match=refused), held(tmp_path):
+        pass
+    assert "another training goes on" in capsys.readouterr().out
     with held(tmp_path):  # given back
         pass
 
@@ -215,8 +217,9 @@ class Stage:
         assert process.returncode == 0, said
         return said
 
-    def saved(self) -> bool:
-        return bool(list((self.folder / "ck").glob("*.pt")))
+    def saved(self) -> set[int]:
+        """Return when the states that lie there were written."""
+        return {path.stat().st_mtime_ns for path in (self.folder / "ck").glob("*.pt")}
 
     @property
     def history(self) -> list[list[float]]:
@@ -261,23 +264,21 @@ def test_killed_at_random_it_ends_as_an_unbroken_run_and_as_a_single_process(pre
     single.run()
     unbroken = Stage(prepared, tmp_path / "unbroken", train__processes=2)
     assert "2 processes, 32 images of each batch in each" in unbroken.run()
-    broken, ends = Stage(prepared, tmp_path / "broken", train__processes=2), []
+    broken = Stage(prepared, tmp_path / "broken", train__processes=2)
     for victim in (0, 1, None):
-        process = broken.start()
-        wait_for(broken.saved, process)
-        workers = wait_for(lambda process=process: len(ranks(process.pid)) == 2 and ranks(process.pid), process)
-        time.sleep(chance.uniform(0, 2))
+        before, process = broken.saved(), broken.start()
+        wait_for(lambda before=before: broken.saved() - before, process)
+        workers = ranks(process.pid)
+        time.sleep(chance.uniform(0, 0.5))
         (process if victim is None else workers[victim]).kill()
-        ends.append((process.communicate()[0], process.returncode))
-        gone, alive = psutil.wait_procs(workers.values(), timeout=10)
-        assert not alive, "an orphan trains on"
-    for victim, (said, code) in zip((0, 1), ends, strict=False):
-        if code:  # else it was killed when all was done
-            assert code == 1
-            assert said.count("train: ") == said.count(f"train: process {victim} of 2 (counted from 0) was killed") + 1 == 2
+        said = process.communicate()[0]
+        assert process.returncode  # the tests' epochs are so many that it was not done
+        assert not psutil.wait_procs(workers.values(), timeout=10)[1], "an orphan trains on"
+        if victim is not None:
+            sentences = re.findall(r"train: [a-z].*", said)
+            assert [sentence.split(" (")[0] for sentence in sentences] == [f"train: process {victim} of 2"]
             assert "Traceback" not in said
-    last = broken.run()
-    assert "going on after epoch" in last or any(not code for _, code in ends)
+    assert "going on after epoch" in broken.run()
     for name in ("model.onnx", "weights.safetensors", "history.csv", "card.json"):
         assert (broken.folder / "model" / name).read_bytes() == (unbroken.folder / "model" / name).read_bytes(), name
     assert [row[0] for row in broken.history] == list(range(1, RECIPE["train__epochs"] + 1))
@@ -320,6 +321,6 @@ def test_a_stopped_launcher_ends_all_and_says_so_once(how: signal.Signals, prepa
     process.send_signal(how)
     said = process.communicate()[0]
     assert process.returncode == 128 + how
-    assert said.count("train: ") - said.count("train:  ") == 1, said
+    assert len(re.findall(r"train: [a-z].*", said)) == 1, said
     assert not any(worker.is_running() for worker in workers.values())
     assert not (stage.folder / "model").exists()

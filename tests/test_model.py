@@ -39,7 +39,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     for block in made.modules():
         if isinstance(block, model.ResidualBlock):
             nn.init.ones_(block.bn2.weight)  # zero at the start, which holds back what is behind it for one step
-    made(torch.rand(8, 3, 16, 16) * 255).sum().backward()
+    weights = torch.rand(8, 5)  # of the logits: their plain sum would not move what shifts all of them alike
+    (made(torch.rand(8, 3, 16, 16) * 255) * weights).sum().backward()
     assert [n for n, p in made.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
     assert all(p.grad.abs().sum() > 0 for n, p in made.network.named_parameters() if "conv" in n)
 
@@ -146,3 +147,38 @@ def test_the_activation_map_points_at_what_decides() -> None:
 def test_a_network_without_feature_maps_has_none_to_show() -> None:
     made = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5)), [0.0] * 3, [1.0] * 3).eval()
     assert explain.activation_maps(made, np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64)) is None
+
+
+@pytest.mark.parametrize("tta", ["flip", "flip_shift"])
+def test_test_time_augmentation_answers_the_mean_over_its_views(tta: str) -> None:
+    made = classifier(size=(16, 12)).eval()
+    made.temperature.fill_(0.7)
+    images = torch.randint(0, 256, (4, 3, 16, 12), dtype=torch.uint8)
+    padded = nn.functional.pad(images.float(), (1, 1, 1, 1), "reflect")
+    upper_left, lower_right = padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]
+    weighted = {"flip": [(1.0, images)], "flip_shift": [(0.5, images), (0.25, upper_left), (0.25, lower_right)]}[tta]
+    single = sum(weight * (made(view) + made(view.flip(3))) / 2 for weight, view in weighted)
+    made.tta = tta
+    torch.testing.assert_close(made(images), single, atol=1e-5, rtol=1e-5)
+    session = ort.InferenceSession(export.to_onnx(made, (16, 12), 3, list("abcde")).SerializeToString())
+    for count in (1, 3):
+        (answer,) = session.run(None, {"images": images[:count].permute(0, 2, 3, 1).numpy()})
+        np.testing.assert_allclose(answer, single[:count].softmax(1).detach().numpy(), atol=1e-5)
+
+
+def test_test_time_augmentation_costs_nothing_in_training_and_is_counted_in_serving(tmp_path: Path) -> None:
+    made = classifier()
+    once = export.flops(made, (16, 16), 3)
+    trained = export.training_flops(made, (16, 16), 3)
+    made.tta = "flip_shift"
+    assert export.flops(made, (16, 16), 3) == 6 * once
+    assert export.training_flops(made, (16, 16), 3) == trained == 3 * once
+    seen: list[int] = []
+    made.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    made.train()(torch.zeros(2, 3, 16, 16))
+    made.eval()(torch.zeros(2, 3, 16, 16))
+    assert seen == [2, 12]
+    model.save(made, tmp_path / "w.safetensors")
+    card = {"size": [16, 16], "channels": 3, "classes": list("abcde"), "network": "small_resnet", "width": 8}
+    assert model.load(card | {"tta": "flip_shift"}, tmp_path / "w.safetensors").tta == "flip_shift"
+    assert model.load(card, tmp_path / "w.safetensors").tta == "none"

@@ -57,6 +57,7 @@ class Case:
             verdict=folder / "report" / "verdict.json",
             lineage=folder / "manifest.json",
             params=folder / "params.yaml",
+            history=folder / "history",
         )
         self._data()
         self._model()
@@ -375,6 +376,39 @@ def test_a_crash_shows_its_last_words_and_no_numbers_of_an_earlier_run(case: Cas
     assert "### Metrics" not in text
     numbers = schema.parse(case.text("numbers.json").encode())
     assert (numbers.failed_stage, numbers.metrics, numbers.verdict) == (stage, (), "fail")
+
+
+SPEED = {"images_per_second": 4610.4, "data_wait_share": 0.004, "flop_utilisation": 0.213, "memory_gib": 0.61}
+
+
+def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
+    assert "images a second" not in case.told()
+    case.json("history/throughput.json", {**SPEED, "energy_kwh": 0.5, "energy_of": "GPU"})
+    told = case.told()
+    for row in (
+        "| training images a second | - | 4,610 |",
+        "| time waiting for data | - | 0.40% |",
+        "| share of the device's FLOP/s | - | 21.30% |",
+        "| memory at most | - | 0.61 GiB |",
+        "| energy | - | 0.5 kWh |",
+    ):
+        assert row in told
+    assert "cost of energy" not in told  # energy.price is null
+    facts = json.loads((case.folder / "main/facts.json").read_text())
+    facts["main_run"]["throughput"] = {**SPEED, "images_per_second": 4000.0, "energy_kwh": None}
+    case.json("main/facts.json", facts)
+    write_params(case.folder / "params.yaml", energy__price=0.3)
+    told = case.told()
+    assert "| training images a second | 4,000 | 4,610 |" in told
+    assert "| cost of energy, at 0.3 a kWh | - | 0.15 |" in told
+
+
+def test_energy_that_the_machine_does_not_tell_has_no_row(case: Case) -> None:
+    case.json("history/throughput.json", {**SPEED, "energy_kwh": None, "energy_of": None})
+    assert "images a second" in case.told()
+    assert "| energy |" not in case.told()
+    case.change("run.json", failed="train")
+    assert "images a second" not in case.told()
 
 
 def test_only_run_and_verdict_must_be_there(tmp_path: Path, case: Case) -> None:

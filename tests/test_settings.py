@@ -604,7 +604,7 @@ def test_the_files_name_what_the_workflows_use() -> None:
     assert {variable["name"] for variable in variables} == set(re.findall(r"vars\.(\w+)", text))
     mlflow = {f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN")}
     secrets = set(re.findall(r"secrets\.(\w+)", text))
-    assert secrets == {"DVC_REMOTE_CONFIG", "REGISTRY_TOKEN", *mlflow}
+    assert secrets == {"DVC_REMOTE_CONFIG", "REGISTRY_TOKEN", "SWEEP_STORAGE", *mlflow}
     document = (ROOT / "docs" / "settings.md").read_text()
     assert all(f"`{secret}`" in document for secret in secrets)
     assert json.loads((SETTINGS / "label-override.json").read_text())["name"] in text

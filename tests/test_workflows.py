@@ -20,7 +20,7 @@ FOLDER = ROOT / ".github" / "workflows"
 FILES = sorted(FOLDER.glob("*.y*ml"))
 HOSTED = re.compile(r"(ubuntu|windows|macos)-[\w.]+")
 ACTIONS = {"actions/attest", "actions/checkout", "actions/upload-artifact", "actions/download-artifact"}
-TRIGGERS = {"pull_request", "merge_group", "push", "workflow_dispatch", "workflow_run"}
+TRIGGERS = {"pull_request", "merge_group", "push", "schedule", "workflow_dispatch", "workflow_run"}
 IGNORES = {("report-comment.yml", "dangerous-triggers")}
 WRITES = {
     ("deploy.yml", "attest"): {"attestations", "id-token"},
@@ -30,6 +30,7 @@ WRITES = {
     ("report.yml", "plan"): {"statuses"},
     ("report.yml", "publish"): {"actions", "contents", "pull-requests", "statuses"},
     ("rollback.yml", "record"): {"deployments", "issues"},
+    ("sweep.yml", "publish"): {"actions", "contents", "pull-requests"},
 }
 RELEASES = ("deploy.yml", "rollback.yml")
 
@@ -153,7 +154,7 @@ def shared_dvc(text: str) -> Iterator[str]:
     """A job that runs DVC keeps its site cache to itself: the default is a folder that everyone may write pickles to."""
     for name, job in jobs(read(text)):
         runs = "\n".join(str(step.get("run", "")) for step in job.get("steps", []))
-        if re.search(r"dvc|src\.(reproduce|storage|report|release\.verify)|make (report|reproduce)", runs):
+        if re.search(r"dvc|src\.(reproduce|storage|report|release\.verify)|make (report|reproduce|sweep)", runs):
             where = str(job.get("env", {}).get("DVC_SITE_CACHE_DIR", ""))
             if not where.startswith(("${{ github.workspace }}/", "${{ runner.temp }}/")):
                 yield name
@@ -406,6 +407,8 @@ OWN_MACHINES = {
     "report.yml": {"train"},
     "deploy.yml": {"verify", "register", "staging", "deploy"},
     "rollback.yml": {"rollback"},
+    "studies.yml": {"study"},
+    "sweep.yml": {"search"},
 }
 
 

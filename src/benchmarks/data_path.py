@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from ruamel.yaml import YAML
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from src import arrays
 from src.batches import Batches
+from src.benchmarks.per_sample import PerSample
 from src.command import cores, run, table
 from src.model import Shape, build
 from src.params import Augment
@@ -40,25 +41,6 @@ _SIDE = 32
 _BATCH = 128
 _STEPS = 40
 _AUGMENT = Augment(crop=4, flip=True, rotate=0, scale=0, brightness=0, contrast=0, cutout=0, erase=0, mixup=0, cutmix=0)
-
-
-class PerSample(Dataset[tuple[Tensor, int]]):
-    """The textbook data set: one Pillow image a call, padded, cropped, flipped and normalised on its own."""
-
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self._images, self._labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        image = ImageOps.expand(Image.fromarray(self._images[row]), border=4)
-        left, top = (int(torch.randint(9, ())) for _ in range(2))
-        image = image.crop((left, top, left + _SIDE, top + _SIDE))
-        if torch.rand(()) < 0.5:
-            image = ImageOps.mirror(image)
-        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
-        return (values - 0.5) / 0.25, int(self._labels[row])
 
 
 def make_data(folder: Path, images: int) -> None:
@@ -169,7 +151,7 @@ def measure(images: int, rounds: int) -> str:
             decode.append((images / plain_decode(folder), images / our_decode(folder, Path(name))))
         split = arrays.load(Path(name) / "arrays").split("train")
         batches = Batches(split, torch.device("cpu"), _AUGMENT, _CLASSES, World())
-        per_sample = PerSample(np.array(split.images), split.labels)
+        per_sample = PerSample(np.array(split.images), split.labels, _AUGMENT.crop, scaled=True)
         loader = DataLoader(per_sample, _BATCH, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
         for _ in range(rounds):
             load.append((rate(textbook(loader), _STEPS), rate(ours(batches), 10 * _STEPS)))

@@ -224,7 +224,12 @@ def report(tree: Path, manifest: Mapping[str, Any], verdict: Mapping[str, Any], 
     paths = {name: str(out / path) for name, path in made.items()}
     paths |= {"verdict": str(out / "report" / "verdict.json"), "out": str(out / "report")}
     paths |= {"model": "out/model", "manifest": "out/manifest.parquet", "arrays": "out/arrays", "profile": "out/profile"}
-    paths |= {"validation": "out/validation.json", "lineage": "manifest.json", "params": "params.yaml"}
+    paths |= {
+        "validation": "out/validation.json",
+        "lineage": "manifest.json",
+        "params": "params.yaml",
+        "history": "out/history",
+    }
     arguments = [word for name, path in paths.items() for word in (f"--{name}", path)]
     _run("src.report.write", arguments, tree, tree, _environment(str(manifest["commit"]), manifest))
 

@@ -22,8 +22,9 @@ _EXPERIMENT = "image-classifier"  # as src/tracking.py names it
 _FOLDERS = ("evaluation", "golden", "report")
 _FILES = (
     "manifest.json", "metrics.json", "params.yaml", "release.json", "model/card.json", "model/history.csv",
-    "model/model.int8.onnx", "model/quantization.json",
+    "model/model.int8.onnx", "model/quantization.json", "model/weights.safetensors",
 )  # fmt: skip
+_NOT_OF_THE_TEST = ("per_class", "slices", "folds", "repeats")  # parts of it, and images that are none of it
 _BATCH = 100  # parameters and tags a request; MLflow takes no more
 _METRICS = 1000  # likewise
 
@@ -238,7 +239,7 @@ def _history(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 def _test_metrics(folder: Path) -> Iterator[tuple[str, float]]:
     metrics = read_json(folder / "metrics.json", made_by="evaluate")
-    for key, value in _flat({name: metrics[name] for name in metrics if name not in ("per_class", "slices")}):
+    for key, value in _flat({name: metrics[name] for name in metrics if name not in _NOT_OF_THE_TEST}):
         if isinstance(value, int | float) and math.isfinite(value):
             yield key, float(value)
 

@@ -2,7 +2,8 @@
 
 release.json   what it is, and the SHA-256 of every other file of the folder
 manifest.json  the lineage that was reviewed
-model/         model.onnx, card.json, history.csv; where INT8 is released also model.int8.onnx, quantization.json
+model/         model.onnx, weights.safetensors, card.json, history.csv; where INT8 is released also model.int8.onnx and
+               quantization.json
 golden/        images with the probabilities that the released model gives: golden.json; where that is INT8, those that the
                reviewed model gave are in golden.float.json
 evaluation/    pictures and tables of the test split

@@ -379,7 +379,7 @@ def _write(
         for name in ("manifest.json", "metrics.json", "params.yaml"):
             shutil.copyfile(tree / name, fresh / name)
         (fresh / "model").mkdir()
-        for name in ("model.onnx", "card.json", "history.csv"):
+        for name in ("model.onnx", "weights.safetensors", "card.json", "history.csv"):
             shutil.copyfile(tree / "out/model" / name, fresh / "model" / name)
         shutil.copytree(tree / "out/evaluation/golden", fresh / "golden", copy_function=shutil.copyfile)
         whole = shutil.ignore_patterns("golden")

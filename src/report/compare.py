@@ -205,7 +205,8 @@ def _numbers(
 ) -> dict[str, Any]:
     told = results.numbers(labels, probabilities, classes, rows, params)
     present = {name: row for name, row in told["per_class"].items() if row["images"] or name in model.classes}
-    return {**told, "model_bytes": model.path.stat().st_size, "per_class": present}
+    several = results.trainings(model.path.parent, params.confidence)
+    return {**told, **several, "model_bytes": model.path.stat().st_size, "per_class": present}
 
 
 def _spread(probabilities: NDArray[np.float32], own: list[str], classes: list[str]) -> NDArray[np.float32]:

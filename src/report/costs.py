@@ -68,10 +68,48 @@ def _training(facts: Facts) -> list[Section]:
     rows: list[tuple[Line, ...]] = [("training", _time(main.get("training_seconds")), _time(this))]
     rows += [(stage, words.NONE, _time(seconds)) for stage, seconds in spent.items() if stage != "train"]
     here = facts.run.get("hardware") if "train" in spent else facts.lineage.get("hardware") or facts.run.get("hardware")
+    rows += _speed(main.get("throughput") or {}, facts.throughput, facts.this.params.get("energy.price"))
     rows.append(("trained on", hardware(main["hardware"]) if main.get("hardware") else words.NONE, hardware(here or {})))
     return [
         Section("Training time and cost", (table(("", "main", "this pull request"), rows, "lrr", 8), _cost(facts, this)))
     ]
+
+
+def _speed(main: Json, this: Json, price: str | None) -> list[tuple[Line, ...]]:
+    """Throughput, memory and energy, where either side has them; energy only where the machine counts it."""
+    written: list[tuple[str, str, words.Writer]] = [
+        ("training images a second", "images_per_second", _whole),
+        ("time waiting for data", "data_wait_share", words.percent),
+        ("share of the device's FLOP/s", "flop_utilisation", words.percent),
+        ("memory at most", "memory_gib", _gibibytes),
+        ("energy", "energy_kwh", _kilowatt_hours),
+    ]
+    rows: list[tuple[Line, ...]] = [
+        (name, words.side(main.get(key), write), words.side(this.get(key), write))
+        for name, key, write in written
+        if any(words.side(side.get(key), write) != words.NONE for side in (main, this))
+    ]
+    each = _number(price)
+    if each is not None and rows and rows[-1][0] == "energy":
+        spent = [words.side(side.get("energy_kwh"), lambda energy: words.general(energy * each)) for side in (main, this)]
+        rows.append((f"cost of energy, at {price} a kWh", *spent))
+    return rows
+
+
+def _number(text: str | None) -> float | None:
+    """The price as params.yaml has it; null, and what is no number, is none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _gibibytes(size: float) -> str:
+    return f"{size:,.2f} GiB"
+
+
+def _kilowatt_hours(energy: float) -> str:
+    return f"{words.general(energy)} kWh"
 
 
 def _time(seconds: float | None) -> str:

@@ -48,6 +48,7 @@ class Paths:
     verdict: Path
     lineage: Path
     params: Path
+    history: Path
     serving: Path = Path("out/bench/serve.json")
 
 
@@ -90,6 +91,7 @@ class Facts:
     lineage: Json
     test: Split | None  # the pixels of the test images
     serving: Json  # how fast the service is, of src.benchmarks.serve
+    throughput: Json  # how fast the model was trained and what that took, of the train stage
     at: Circumstances
 
     @property
@@ -131,6 +133,7 @@ def read(paths: Paths) -> Facts:
         lineage=lineage,
         test=_test(paths.arrays) if made["evaluate"] else None,
         serving=_serving(paths.serving, this.card),
+        throughput=_json(paths.history / "throughput.json") if made["train"] else {},
         at=_circumstances(lineage),
     )
 

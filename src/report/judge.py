@@ -23,6 +23,8 @@ from src.params import Params, load
 from src.report import plan
 from src.report.plan import Plan
 
+_THROUGHPUT = ("images_per_second", "data_wait_share", "flop_utilisation", "memory_gib", "energy_kwh")
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -35,9 +37,15 @@ class Paths:
 
 
 def judge(
-    main_folder: Path, run_path: Path, verdict_path: Path, lineage_path: Path, paths: Paths, params_path: Path
+    main_folder: Path,
+    run_path: Path,
+    verdict_path: Path,
+    lineage_path: Path,
+    paths: Paths,
+    params_path: Path,
+    history: Path | None = None,
 ) -> None:
-    """Write the verdict, and the lineage of what was judged.
+    """Write the verdict, and the lineage of what was judged; `history` tells how fast it was trained.
 
     Raises:
         UserError: a file is damaged, or PLAN is no JSON.
@@ -52,6 +60,7 @@ def judge(
         write_json(verdict_path, _unjudged(str(error)))
         print(f"verdict: fail\n- {error}")
         return
+    told |= {"throughput": _throughput(history)}
     known = read_json(main_folder / "facts.json", made_by="evaluate")
     facts = _facts(main_folder, known, told, paths, params)
     verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict() | {"override": None}
@@ -149,10 +158,20 @@ def _lineage(
         "main": {"commit": known["commit"], "model_sha256": main_run.get("outputs", {}).get("model_sha256")},
         "pull_request": given.pull_request,
         "run_url": given.run_url,
+        "throughput": told["throughput"],
         "training_seconds": told.get("seconds", {}).get("train"),
         "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override")},
     }
     return lineage.manifest(Path(), facts, lineage.read_manifest(path))
+
+
+def _throughput(history: Path | None) -> dict[str, Any] | None:
+    """What main's next report compares with; None where it was not measured."""
+    path = history / "throughput.json" if history else None
+    if path is None or not path.is_file():
+        return None
+    measured = read_json(path, made_by="train")
+    return {name: measured.get(name) for name in _THROUGHPUT}
 
 
 def main() -> None:
@@ -166,10 +185,11 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, required=True, help="folder that evaluate wrote")
     parser.add_argument("--manifest", type=Path, required=True, help="manifest that prepare wrote")
     parser.add_argument("--validation", type=Path, required=True, help="validation.json that validate wrote")
+    parser.add_argument("--history", type=Path, help="folder that train wrote speed, memory and energy into")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
     paths = Paths(args.metrics, args.evaluation, args.manifest, args.validation)
-    judge(args.main, args.run, args.verdict, args.lineage, paths, args.params)
+    judge(args.main, args.run, args.verdict, args.lineage, paths, args.params, args.history)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def _limits(gate: Json, numbers: list[str]) -> list[str]:
 
 
 def _writer(name: str) -> Callable[[float], str]:
-    shares = ("accuracy", "worst_class", "worst_slice", "churn")
+    shares = ("accuracy", "worst_class", "worst_slice", "churn", "folds", "repeats")
     kinds = {
         **dict.fromkeys(shares, words.percent),
         "baseline_margin": words.points,

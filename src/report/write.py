@@ -3,7 +3,7 @@
     python -m src.report.write --metrics metrics.json --evaluation out/evaluation --model out/model \
         --manifest out/manifest.parquet --arrays out/arrays --validation out/validation.json --profile out/profile \
         --run out/run.json --main out/main --verdict out/report/verdict.json --lineage manifest.json \
-        --params params.yaml --serving out/bench/serve.json --out out/report
+        --params params.yaml --history out/history --serving out/bench/serve.json --out out/report
 
 Only --run and --verdict must exist: a run that stopped early is reported with what there is. Where GITHUB_STEP_SUMMARY
 names a file, the report is added to it without its pictures.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from src.command import run
 from src.files import replacing, write_bytes, write_json
-from src.report import costs, drawing, inputs, markdown, moved, numbers, opening, page, results, serving
+from src.report import costs, drawing, inputs, markdown, moved, numbers, opening, page, repeated, results, serving
 from src.report.document import Document, Section
 from src.report.drawing import Drawn
 from src.report.facts import Facts, Paths, read
@@ -35,6 +35,7 @@ _WHAT = {
     "verdict": "verdict.json that src.report.judge wrote",
     "lineage": "manifest.json, the lineage",
     "params": "params.yaml",
+    "history": "folder that train wrote speed, memory and energy into",
     "serving": "serve.json that src.benchmarks.serve wrote",
 }
 
@@ -63,6 +64,7 @@ def compose(facts: Facts, drawn: Drawn) -> Document:
     sections: list[Section] = [
         *opening.stopped(facts, drawn),
         *results.sections(facts),
+        *repeated.sections(facts),
         *inputs.sections(facts),
         *moved.sections(facts, drawn),
         *results.later_sections(facts, drawn),

@@ -52,6 +52,7 @@ def evaluate(
     facts = results.test_rows(manifest)
     simple = baseline.probabilities(data.split("train"), test, len(data.classes))
     told = _results(test, probabilities, simple, facts, model, parity, params)
+    told |= results.trainings(model_folder, params.confidence)
     with replacing(timings) as fresh_timings, replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
         fresh.mkdir()
         _write_tables(fresh, test, probabilities, facts, told, data.classes, params)

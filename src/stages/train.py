@@ -4,12 +4,16 @@
 
 The decoded split lies on the device as uint8 and is augmented there in batches. The weights that are kept are those of
 the epoch with the lowest validation loss. A killed run goes on from its last checkpoint when the same command is run.
+
+`train.processes` in params.yaml trains with several processes of this machine, torchrun with those of several machines.
 """
 
 import argparse
 import csv
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +21,67 @@ import torch
 
 from src import arrays, export, model
 from src.arrays import Arrays
-from src.command import UserError, run
-from src.files import check_outputs, read_json, replacing, rounded, sha256, write_json
+from src.checkpoint import held
+from src.command import run
+from src.files import check_outputs, replacing, rounded, sha256, write_json
 from src.params import Train, load
-from src.training import loop
+from src.training import launch, loop, meter, series
 from src.training.loop import Fitted, fit
-from src.training.task import of
+from src.training.task import of, require_passed
+from src.training.world import World, joined
 
 
-def train(folder: Path, validation: Path, out: Path, history: Path, checkpoints: Path, params: Train) -> None:
+def train(
+    folder: Path,
+    validation: Path,
+    out: Path,
+    history: Path,
+    checkpoints: Path,
+    params: Train,
+    *,
+    manifest: Path | None = None,
+    world: World | None = None,
+) -> None:
     """Train on the arrays in `folder`; write the model into `out` and speed, memory and energy into `history`.
+
+    Folds and further seeds, where params ask for them, are trained after the model; `out` gets folds.json and repeats.json.
+
+    Args:
+        folder: that prepare wrote.
+        validation: validation.json.
+        out: folder to write the model into.
+        history: folder to write what no two runs agree on into.
+        checkpoints: folder for the state of a run that is stopped.
+        params: the section `train`.
+        manifest: that prepare wrote; folds and further seeds need it.
+        world: the processes that train together; rank 0 writes.
 
     Raises:
         UserError: the data did not pass validation, params ask for what is not there, or the loss is not finite.
     """
+    world = world or World()
     data = arrays.load(folder)
     require_passed(validation, data)
+    further = series.plan(data, params, manifest)
     started = time.monotonic()
-    fitted = fit(of(data), params, checkpoints, tags={})
-    _write(fitted, data, out, history, params)
+    fitted = fit(of(data), params, checkpoints, world=world, tags={}, keep=True)
     seconds, best = time.monotonic() - started, fitted.best
-    print(f"trained in {seconds:.1f} s; best epoch {best['epoch']} of {params.epochs}: {loop.result(best)}")
+    said = f"trained in {seconds:.1f} s; best epoch {best['epoch']} of {params.epochs}: {loop.result(best)}"
+    several = {}
+    if further.jobs:
+        here = len(fitted.throughput)  # epochs: of a run that went on, those since then
+        whole = seconds * params.epochs / here if here else None
+        several = series.run(further, data, params, checkpoints, fitted, whole, world)
+    if not world.writes:
+        return
+    _write(fitted, data, out, history, params, several)
+    series.remove(checkpoints)  # not before what was trained is written: until then a kill costs nothing
+    if several:
+        print(series.summary(several))
+    print(f"{said}\n{meter.sentence(fitted.summary)}")
 
 
-def require_passed(validation: Path, data: Arrays) -> None:
-    """Refuse data that `validate` has not passed, or arrays that are not those it looked at."""
-    report = read_json(validation, made_by="validate", keys=("passed", "findings", "manifest_sha256"))
-    if not report["passed"]:
-        failed = ", ".join(finding["check"] for finding in report["findings"] if finding["level"] == "error")
-        raise UserError(f"the data did not pass validation ({failed}; see {validation}): mend it, then run `dvc repro`")
-    if report["manifest_sha256"] != data.manifest_sha256:
-        raise UserError(f"{validation} speaks of other data than {data.folder} holds: run `dvc repro validate`")
-
-
-def _write(fitted: Fitted, data: Arrays, out: Path, history: Path, params: Train) -> None:
+def _write(fitted: Fitted, data: Arrays, out: Path, history: Path, params: Train, several: dict[str, Any]) -> None:
     classifier = fitted.classifier
     with replacing(out) as fresh, replacing(history) as speeds:
         fresh.mkdir()
@@ -58,6 +89,8 @@ def _write(fitted: Fitted, data: Arrays, out: Path, history: Path, params: Train
         model.save(classifier, fresh / "weights.safetensors")
         _write_csv(fresh / "history.csv", fitted.history)
         write_json(fresh / "card.json", _card(fitted, data, fresh, params))
+        for name, runs in several.items():
+            write_json(fresh / f"{name}.json", runs)
         speeds.mkdir()
         _write_csv(speeds / "throughput.csv", fitted.throughput)
         write_json(speeds / "throughput.json", fitted.summary)
@@ -91,6 +124,7 @@ def _card(fitted: Fitted, data: Arrays, folder: Path, params: Train) -> dict[str
         "start_weights_sha256": params.weights_sha256 if params.weights else None,
         "temperature": rounded(float(classifier.temperature)),
         "torch": torch.__version__,
+        "tta": params.tta,
         "validation": {name: rounded(best[f"validation_{name}"]) for name in ("accuracy", "loss")},
         "weights_sha256": sha256(folder / "weights.safetensors"),
         "width": params.width,
@@ -104,10 +138,19 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write the model into")
     parser.add_argument("history", type=Path, help="folder to write speed, memory and energy of each epoch into")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for the state of a run that is stopped")
+    parser.add_argument("--manifest", type=Path, help="manifest that prepare wrote; folds and further seeds need it")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
-    check_outputs([args.arrays, args.validation, args.checkpoints], folders=[args.out, args.history])
-    train(args.arrays, args.validation, args.out, args.history, args.checkpoints, load(args.params).train)
+    with joined() as world:
+        params = load(args.params).train
+        if params.processes > 1 and not launch.launched():
+            launch.launch("src.stages.train", sys.argv[1:], params.processes)
+            return
+        given = [args.manifest] if args.manifest else []
+        check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])
+        with held(args.checkpoints) if world.writes else nullcontext():
+            folders = (args.arrays, args.validation, args.out, args.history, args.checkpoints)
+            train(*folders, params, manifest=args.manifest, world=world)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from src import arrays, augment, batches, checkpoint, export, metrics, model, tracking
+from src import airbench, arrays, augment, batches, checkpoint, export, metrics, model, tracking
 from src.arrays import Split
 from src.batches import Batches
 from src.checkpoint import Checkpoint
@@ -22,20 +22,39 @@ from src.command import UserError, progress
 from src.files import rounded
 from src.model import Classifier
 from src.params import Train
-from src.training import compiling, machine, optimizer, start
+from src.training import compiling, layers, machine, muon, optimizer, pretrained, start, transfer
 from src.training.meter import Meter
 from src.training.task import Task
 from src.training.world import World
 
 _CHECK_EVERY = 200  # steps between looks at the loss
 _EVALUATION_BATCH = 512
-_CODE = [
+_WORTH_A_LOOK = 1e13  # operations of a training, about a minute of two cores: a shorter one is its own look ahead
+CODE = [  # whatever of it changes, a state saved before is no state of this run
     Path(module.__file__)
-    for module in (arrays, augment, batches, compiling, machine, model, optimizer, start)
+    for module in (
+        airbench,
+        arrays,
+        augment,
+        batches,
+        compiling,
+        layers,
+        machine,
+        model,
+        muon,
+        optimizer,
+        pretrained,
+        start,
+        transfer,
+    )
     if module.__file__
 ] + [Path(__file__)]
 
 Row = dict[str, float]
+
+
+class DivergedError(UserError):
+    """The loss is no longer finite: these params do not train."""
 
 
 class Halt(Exception):  # noqa: N818 - it is no error
@@ -55,6 +74,7 @@ class Fitted:
     history: list[Row]
     throughput: list[Row]
     summary: dict[str, Any]
+    run_id: str | None = None  # of MLflow
 
 
 @dataclass
@@ -96,6 +116,8 @@ def fit(
     on_epoch: Callable[[Row], None] | None = None,
     exportable: bool = True,
     quiet: bool = False,
+    threads: int | None = None,
+    keep: bool = False,
 ) -> Fitted:
     """Train on a task, from the last checkpoint where there is one.
 
@@ -106,8 +128,10 @@ def fit(
         world: the processes that train together.
         tags: of the MLflow run; None tracks nothing.
         on_epoch: called on rank 0 with the row of each epoch that has ended; may raise Halt.
-        exportable: try first whether the network can be exported to ONNX; one of many equal runs need not.
+        exportable: where the training is long, try first whether the network can be exported to ONNX.
         quiet: print nothing and draw no progress bar.
+        threads: of the CPU; None measures how many pay.
+        keep: leave the last checkpoint where it is: the caller has more to do before all is safe.
 
     Raises:
         UserError: params ask for what is not there, the network does not fit the data or ONNX, or the loss is not finite.
@@ -116,12 +140,12 @@ def fit(
     quiet = quiet or not world.writes
     say = (lambda _: None) if quiet else print
     torch.manual_seed(params.seed)
-    classifier, frozen = start.start(task, params)
+    classifier, frozen = start.start(task, params, say)
     _require_fits(classifier, task)
-    if exportable:
+    flops = export.training_flops(classifier, task.size, task.channels)
+    if exportable and flops * len(task.training.labels) * params.epochs > _WORTH_A_LOOK:
         export.to_onnx(classifier, task.size, task.channels, task.classes)
-    flops = 3 * export.flops(classifier, task.size, task.channels)  # backwards takes twice what forwards takes
-    learner, training, held_out = _prepare(classifier, frozen, task, params, world, say)
+    learner, training, held_out = prepare(classifier, frozen, task, params, world, say, threads)
     saved = _checkpoint(checkpoints, task, learner)
     state = world.share(saved.load() if saved and world.writes else None) or _fresh_state()
     if state["epoch"]:
@@ -145,9 +169,9 @@ def fit(
     if state["epoch"] < params.epochs:
         say(f"stopped after epoch {state['epoch']}: the validation loss has not fallen for {params.patience} epochs")
     fitted = _finish(learner, held_out, state, meter)
-    if saved and world.writes:
+    if saved and world.writes and not keep:
         saved.finish()
-    return fitted
+    return replace(fitted, run_id=tracked.id if tracked else None)
 
 
 def result(row: Mapping[str, Any]) -> str:
@@ -160,8 +184,14 @@ def result(row: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(
-    classifier: Classifier, frozen: list[nn.Module], task: Task, params: Train, world: World, say: Callable[[str], None]
+def prepare(
+    classifier: Classifier,
+    frozen: list[nn.Module],
+    task: Task,
+    params: Train,
+    world: World,
+    say: Callable[[str], None],
+    threads: int | None,
 ) -> tuple[Learner, Batches, Batches]:
     """Build everything that a run moves, and say on what it runs."""
     machine.keep_memory()
@@ -171,13 +201,15 @@ def _prepare(
     training, held_out = (
         Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
     )
-    images, labels = training.example(params.batch_size)
+    images, labels = training.example(-(-len(training) // (training.steps(params.batch_size) * world.size)))
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else "CPU, " + machine.threads(classifier, images, bf16, params, world)
+        else "CPU, " + machine.threads(classifier, images, bf16, params, world, threads)
     )
     say(_headline(classifier, task, params, where, bf16))
+    if world.size > 1:
+        say(world.headline(params.batch_size))
     steps = params.epochs * training.steps(params.batch_size)
     forward, sentence = compiling.compiled(classifier, images, labels, bf16, steps, params)
     say(f"{sentence}; training images {training.where}")
@@ -232,6 +264,7 @@ def _one_epoch(learner: Learner, training: Batches, held_out: Batches, meter: Me
         module.eval()
     steps = training.steps(params.batch_size)
     loss = train_epoch(learner, training, meter, epoch)
+    learner.world.level(learner.classifier, learner.judged)
     row = {"epoch": epoch, "learning_rate": optimizer.learning_rate(epoch * steps - 1, steps, params), "train_loss": loss}
     row |= _validate(learner, held_out)
     state["history"].append({name: value if name == "epoch" else rounded(value) for name, value in row.items()})
@@ -250,7 +283,7 @@ def train_epoch(learner: Learner, training: Batches, meter: Meter, epoch: int) -
     meter.begin()
     for i, (images, targets) in enumerate(meter.timed(training.epoch(params.batch_size, seed))):
         optimizer.set_rate(learner.optimizer, optimizer.learning_rate((epoch - 1) * steps + i, steps, params))
-        total += _step(learner, images, targets)
+        total += step(learner, images, targets)
         if (i + 1) % _CHECK_EVERY == 0 and world.size == 1:  # of several, all must stop at the same place: the end
             finite.look(total, i + 1)
     loss = world.sum(total).item() / (steps * world.size)
@@ -259,7 +292,7 @@ def train_epoch(learner: Learner, training: Batches, meter: Meter, epoch: int) -
     return loss
 
 
-def _step(learner: Learner, images: Tensor, targets: Tensor) -> Tensor:
+def step(learner: Learner, images: Tensor, targets: Tensor) -> Tensor:
     """Take one step; return the loss, on the device."""
     params = learner.params
     with learner.autocast():
@@ -304,7 +337,7 @@ class _Finite:
     def require(self, loss: float, step: int) -> None:
         """Stop the run for a loss that is not finite."""
         if not math.isfinite(loss):
-            raise UserError(
+            raise DivergedError(
                 f"the loss is {loss} in epoch {self._epoch}, by step {step}: lower train.learning_rate ("
                 f"{self._params.learning_rate:g}), raise train.warmup_epochs, set train.gradient_clip, or use precision fp32"
             )
@@ -325,7 +358,7 @@ def _validate(learner: Learner, held_out: Batches) -> Row:
             sums += torch.stack([losses.double(), right.double(), torch.full_like(losses, len(labels)).double()])
     loss, right, count = learner.world.sum(sums).tolist()
     if not math.isfinite(loss):
-        raise UserError("the validation loss is not finite: lower train.learning_rate, or use train.precision fp32")
+        raise DivergedError("the validation loss is not finite: lower train.learning_rate, or use train.precision fp32")
     return {"validation_loss": loss / count, "validation_accuracy": right / count}
 
 
@@ -368,7 +401,7 @@ def _checkpoint(folder: Path | None, task: Task, learner: Learner) -> Checkpoint
     rows = hashlib.sha256(getattr(task.training.images, "rows", task.training.labels).tobytes()).hexdigest()
     settings = [task.manifest_sha256, task.classes, task.size, task.channels, rows]
     params = learner.params.model_dump(exclude={"folds", "repeats", "processes"})
-    return Checkpoint(folder, checkpoint.key([settings, params, learner.device.type], torch.__version__, *_CODE))
+    return Checkpoint(folder, checkpoint.key([settings, params, learner.device.type], torch.__version__, *CODE))
 
 
 def _fresh_state() -> dict[str, Any]:

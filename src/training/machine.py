@@ -58,7 +58,9 @@ def keep_memory() -> None:
         mallopt(option, value)
 
 
-def threads(network: nn.Module, images: torch.Tensor, bf16: bool, params: Train, world: World) -> str:
+def threads(
+    network: nn.Module, images: torch.Tensor, bf16: bool, params: Train, world: World, given: int | None = None
+) -> str:
     """Set PyTorch's number of threads by timing a training step of the network on `images`, and say why.
 
     Args:
@@ -67,8 +69,12 @@ def threads(network: nn.Module, images: torch.Tensor, bf16: bool, params: Train,
         bf16: whether steps run under autocast.
         params: the section `train`.
         world: the processes that share this machine's cores.
+        given: so many, unmeasured: who runs several trainings at once has shared out the cores.
     """
-    most = max(1, cores() // max(1, world.size))
+    if given:
+        torch.set_num_threads(given)
+        return f"{given} threads"
+    most = max(1, cores() // world.local_size)
     if most == 1 or images.numel() // images.shape[1] * params.width >= _LARGE:
         torch.set_num_threads(most)
         return f"{most} threads"

@@ -1,6 +1,7 @@
 """The optimiser, how its learning rate moves, and the moving average of the weights."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,22 +9,66 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from src.model import Classifier
 from src.params import Train
+from src.training.layers import layer_scales
+from src.training.muon import Muon
+
+_PLAIN = 7.0  # Muon: the rate of plain steps for one of orthogonal steps; 0.02 for filters then goes with SGD's usual 0.1
+_TURNING, _MOVING = 0.6, 0.85  # Muon: momentum of orthogonal and of plain steps, as in Jordan's record on CIFAR-10
 
 
 def build(classifier: Classifier, params: Train) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; weight decay only on weights of two dimensions and more.
+    """SGD with Nesterov momentum, AdamW or Muon; weight decay only on weights of two dimensions and more.
 
-    Each group has an entry `scale`: the share of the scheduled learning rate at which it learns.
+    Each group has an entry `scale`: the multiple of the scheduled learning rate at which it learns. It is the product of
+    `train.layer_decay` and what the network's `rate_scales` asks for.
     """
-    learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    if params.optimizer == "muon":
+        return Muon(_muon_groups(classifier.network, params), params.learning_rate)
+    scales = _scales(classifier.network, params)
+    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in _learning(classifier.network):
+        members.setdefault((parameter.ndim > 1, scales[name]), []).append(parameter)
     groups = [
-        {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": params.weight_decay},
-        {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": group, "weight_decay": params.weight_decay if decays else 0.0, "scale": scale}
+        for (decays, scale), group in members.items()
     ]
-    groups = [{**group, "scale": 1.0} for group in groups if group["params"]]
     if params.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
     return torch.optim.SGD(groups, lr=params.learning_rate, momentum=0.9, nesterov=True, fused=True)
+
+
+def _learning(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
+def _scales(network: nn.Module, params: Train) -> dict[str, float]:
+    """Return the multiple of the learning rate for each parameter; AdamW needs no hint of the network's: it adapts."""
+    hints: dict[str, float] = {}
+    if params.optimizer != "adamw" and hasattr(network, "rate_scales"):
+        hints = network.rate_scales()  # type: ignore[operator]
+    depths = layer_scales(network, params.layer_decay)
+    return {name: scale * hints.get(name, 1.0) for name, scale in depths.items()}
+
+
+def _muon_groups(network: nn.Module, params: Train) -> list[dict[str, Any]]:
+    """Orthogonal steps for every weight of two dimensions and more but the last one, which answers; plain for the rest."""
+    scales = _scales(network, params)
+    answers = [name for name, parameter in network.named_parameters() if parameter.ndim > 1][-1:]
+    members: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    for name, parameter in _learning(network):
+        orthogonal = parameter.ndim > 1 and name not in answers
+        scale = scales[name] * (1.0 if orthogonal else _PLAIN)
+        members.setdefault((orthogonal, parameter.ndim > 1, scale), []).append(parameter)
+    return [
+        {
+            "params": group,
+            "orthogonal": orthogonal,
+            "momentum": _TURNING if orthogonal else _MOVING,
+            "weight_decay": params.weight_decay if decays and not orthogonal else 0.0,
+            "scale": scale,
+        }
+        for (orthogonal, decays, scale), group in members.items()
+    ]
 
 
 def learning_rate(step: int, steps_per_epoch: int, params: Train) -> float:

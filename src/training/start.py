@@ -1,20 +1,24 @@
 """Where a run starts: the network with fresh or given weights, layers frozen, statistics of the images inside."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from src import model
 from src.command import UserError
-from src.files import sha256
 from src.model import Classifier
 from src.params import Train
+from src.training import layers
+from src.training.pretrained import pretrained
+from src.training.reading import Reader
 from src.training.task import Task
+from src.training.transfer import transfer
 
 
-def start(task: Task, params: Train) -> tuple[Classifier, list[nn.Module]]:
+def start(task: Task, params: Train, say: Callable[[str], None] = print) -> tuple[Classifier, list[nn.Module]]:
     """Build the network, copy in the given weights, freeze what is to stay.
 
     Returns:
@@ -27,41 +31,44 @@ def start(task: Task, params: Train) -> tuple[Classifier, list[nn.Module]]:
     if not len(images):
         raise UserError("there is no training image: lower prepare.validation_share and prepare.test_share, or add images")
     mean, deviation = channel_statistics(images)
-    classifier = model.build(params.network, task.shape, params.width, mean, deviation)
+    classifier = model.build(params.network, task.shape, params.width, mean, deviation, params.tta)
+    if hasattr(classifier.network, "initialise_from"):
+        classifier.network.initialise_from(classifier.normalised(_sample(images, params.seed)))  # type: ignore[operator]
     if params.weights:
-        _load(classifier, params)
-    return classifier, model.freeze(classifier, params.freeze)
+        _load(classifier, task, params, say)
+    return classifier, layers.freeze(classifier, params)
+
+
+def _sample(images: NDArray[np.uint8], seed: int) -> Tensor:
+    """Draw up to 5,000 images of the whole split, fewer where they are large: uint8 (n, channels, height, width)."""
+    count = min(len(images), 5000, max(64, 2**24 // images[0].size))
+    rows = np.sort(np.random.default_rng(seed).choice(len(images), count, replace=False))
+    return torch.from_numpy(np.array(images[rows])).permute(0, 3, 1, 2)
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel over the split, in grey levels, from 64-bit sums of bounded pieces."""
-    total, squares, count = np.zeros(images.shape[-1]), np.zeros(images.shape[-1]), 0
-    step = max(1, 2**24 // images[0].size)
-    for first in range(0, len(images), step):
-        piece = images[first : first + step].reshape(-1, images.shape[-1])
-        values = np.arange(256, dtype=np.float64)
-        for channel in range(images.shape[-1]):
-            histogram = np.bincount(piece[:, channel], minlength=256)
-            total[channel] += histogram @ values
-            squares[channel] += histogram @ values**2
-        count += len(piece)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # never under one grey level: a blank channel
+    """Mean and deviation of each channel over the split, in grey levels: exact sums, from pieces of bounded size."""
+    reader = Reader(images)
+    total, squares = (torch.zeros(reader.shape[1:], dtype=torch.float64) for _ in range(2))
+    step = max(1, min(256, 2**22 // reader.row_bytes))  # 256 squares of 255 are the most that float32 sums exactly
+    for first in range(0, len(reader), step):
+        piece = torch.from_numpy(reader.rows(first, first + step)).float()
+        total += piece.sum(0)
+        squares += piece.square_().sum(0)
+    count = len(reader) * reader.shape[1] * reader.shape[2]
+    mean, square = (sums.sum((0, 1)).numpy() / count for sums in (total, squares))
+    deviation = np.sqrt(np.maximum(square - mean**2, 1.0))  # never under one grey level: a blank channel
     return mean.round(4).tolist(), deviation.round(4).tolist()
 
 
-def _load(classifier: Classifier, params: Train) -> None:
-    path = Path(params.weights or "")
-    weights = model.read_weights(path)
-    digest = sha256(path)
-    if digest != params.weights_sha256:
-        raise UserError(
-            f"train.weights_sha256 is {params.weights_sha256!r}, but {path} has {digest}: "
-            "put that into params.yaml if this is the file you mean (DVC then notices when it changes)"
-        )
-    copied, fresh = model.start_from(classifier, weights)
-    if not any(classifier.network.state_dict()[name].ndim > 1 for name in copied):
-        raise UserError(f"not one layer of {path} fits network {params.network}: check train.network and train.width")
-    print(f"start from {path}: {len(copied)} tensors copied, {len(fresh)} fresh")
-    for line in fresh:
-        print(f"  fresh: {line}")
+def _load(classifier: Classifier, task: Task, params: Train, say: Callable[[str], None]) -> None:
+    given = pretrained(params)
+    made = transfer(classifier.network, given.weights, task.classes, given.classes)
+    if not made.fits:
+        raise UserError(f"not one layer of {given.shown} fits network {params.network}: check train.network and train.width")
+    unused = sum(fate.own is None for fate in made.fates)
+    say(
+        f"start from {given.shown}{made.renamed}: {len(made.copied)} of {len(made.fates) - unused} tensors copied, "
+        f"{unused} of the file not used"
+    )
+    say(made.told())

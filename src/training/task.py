@@ -1,8 +1,11 @@
 """What a run learns from, what it is held against, and what both are images of."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from src.arrays import Arrays, Split
+from src.command import UserError
+from src.files import read_json
 from src.model import Shape
 
 
@@ -32,3 +35,13 @@ def of(data: Arrays) -> Task:
     """
     training, validation = data.split("train"), data.split("validation")
     return Task(training, validation, data.classes, data.size, data.channels, data.fit, data.manifest_sha256)
+
+
+def require_passed(validation: Path, data: Arrays) -> None:
+    """Refuse data that `validate` has not passed, or arrays that are not those it looked at."""
+    report = read_json(validation, made_by="validate", keys=("passed", "findings", "manifest_sha256"))
+    if not report["passed"]:
+        failed = ", ".join(finding["check"] for finding in report["findings"] if finding["level"] == "error")
+        raise UserError(f"the data did not pass validation ({failed}; see {validation}): mend it, then run `dvc repro`")
+    if report["manifest_sha256"] != data.manifest_sha256:
+        raise UserError(f"{validation} speaks of other data than {data.folder} holds: run `dvc repro validate`")

@@ -1,0 +1,143 @@
+"""Is my network wired right? `make check-model` tells in about a minute; it trains for seconds and writes nothing.
+
+    python -m src.experiments.check_model [--arrays out/arrays] [--steps 300] [--seconds 40]
+
+Takes the network that params.yaml names, on the training images of `prepare`, or on drawn ones where there are none. Ends
+with status 1 when a check fails; a warning fails nothing.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from src import arrays
+from src.arrays import Split
+from src.command import UserError, run, table
+from src.experiments import wiring_answers, wiring_learning
+from src.experiments.wiring import Finding, Lesson, Subject, first_line, learn
+from src.model import Classifier
+from src.params import Params, load
+from src.training import machine, start
+from src.training.task import Task, of
+from src.training.world import World
+
+_IMAGES = 32
+
+
+def check(task: Task, params: Params, steps: int, seconds: float) -> list[Finding]:
+    """Try the network of `params` on some images of a task; a check that others make pointless is left out.
+
+    Args:
+        task: whose training split is taken from.
+        params: `train` names network, width, seed, precision and device.
+        steps: the most that learning a few images by heart may take.
+        seconds: likewise.
+
+    Raises:
+        UserError: there is no such network, device, or training image.
+    """
+    fresh: dict[str, Any] = {"weights": None, "weights_sha256": None, "freeze": [], "freeze_until": None}
+    train = params.train.model_copy(update=fresh)
+    device = machine.device(train, World())
+
+    def build() -> Classifier:
+        torch.manual_seed(train.seed)
+        classifier, _ = start.start(task, train, lambda _: None)
+        return classifier.to(device).train()
+
+    images, labels = (value.to(device) for value in _few(task.training))
+    subject = Subject(build, images, labels, task.classes, device, machine.bf16(train, device))
+    return list(_findings(subject, params.evaluate.parity_tolerance, steps, seconds))
+
+
+def _findings(subject: Subject, tolerance: float, steps: int, seconds: float) -> Iterator[Finding]:
+    try:
+        subject.build()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the network of a stranger raises is the finding
+        yield Finding("builds", "FAIL", first_line(error), "mend __init__; it is called with (shape, width)")
+        return
+    shapes = _guarded("shapes", lambda: wiring_answers.shapes(subject))
+    yield shapes
+    if shapes.result == "FAIL":
+        return
+    yield _guarded("logits", lambda: wiring_answers.logits(subject))
+    yield _guarded("one image alone", lambda: wiring_answers.independence(subject))
+    yield _guarded("extreme images", lambda: wiring_answers.extremes(subject))
+    lesson = Lesson(subject.build())
+    try:
+        lesson = learn(subject, steps, seconds)
+    except Exception as error:  # likewise
+        yield Finding("learns", "FAIL", first_line(error), "a step must run forwards and backwards in training mode")
+    else:
+        yield from _learnt(lesson, subject, seconds)
+    yield _guarded("ONNX", lambda: wiring_answers.parity(lesson, subject, tolerance))
+
+
+def _learnt(lesson: Lesson, subject: Subject, seconds: float) -> Iterator[Finding]:
+    yield _guarded("first loss", lambda: wiring_learning.first_loss(lesson, subject))
+    yield _guarded("gradients", lambda: wiring_learning.gradients(lesson))
+    yield _guarded("updates", lambda: wiring_learning.updates(lesson))
+    yield _guarded("learns by heart", lambda: wiring_learning.overfits(lesson, subject))
+    yield _guarded("dead layers", lambda: wiring_learning.dead(lesson, subject))
+    yield _guarded("evaluation mode", lambda: wiring_learning.modes(lesson, subject))
+    yield _guarded("repeatable", lambda: wiring_learning.repeats(subject, seconds))
+
+
+def _guarded(name: str, ask: Callable[[], Finding]) -> Finding:
+    try:
+        return ask()
+    except Exception as error:  # likewise
+        return Finding(name, "FAIL", f"raises {first_line(error)}", "mend forward(); see src/model.py")
+
+
+def _few(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some images of every class in turn, and their labels."""
+    ranks = np.empty(len(split.labels), dtype=np.int64)
+    for label in np.unique(split.labels):
+        rows = np.flatnonzero(split.labels == label)
+        ranks[rows] = np.arange(len(rows))
+    chosen = np.sort(np.lexsort((split.labels, ranks))[:_IMAGES])
+    images = torch.from_numpy(np.array(split.images[chosen])).permute(0, 3, 1, 2).contiguous()
+    return images, torch.from_numpy(split.labels[chosen])
+
+
+def drawn(params: Params) -> Task:
+    """Return a task of noise about ten colours, of the size that params.yaml asks for."""
+    random = np.random.default_rng(0)
+    size = params.prepare.size if not isinstance(params.prepare.size, int) else [params.prepare.size] * 2
+    labels = np.arange(4 * _IMAGES, dtype=np.int64) % 10
+    colours = random.integers(0, 256, (10, 1, 1, params.prepare.channels))
+    noise = random.normal(0, 40, (len(labels), size[0], size[1], params.prepare.channels))
+    split = Split(np.clip(colours[labels] + noise, 0, 255).astype(np.uint8), labels)
+    return Task(split, split, [str(i) for i in range(10)], (size[0], size[1]), params.prepare.channels, "crop", "")
+
+
+def main() -> None:
+    """Try the network, print a table, and end with status 1 when a check failed."""
+    parser = argparse.ArgumentParser(description="Try whether the network of params.yaml is wired right.")
+    parser.add_argument("--arrays", type=Path, default=Path("out/arrays"), help="folder that prepare wrote")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--steps", type=int, default=300, help="the most that learning a few images by heart may take")
+    parser.add_argument("--seconds", type=float, default=40.0, help="likewise")
+    args = parser.parse_args()
+    params = load(args.params)
+    there = (args.arrays / "card.json").is_file()
+    task = of(arrays.load(args.arrays)) if there else drawn(params)
+    print(f"network {params.train.network}, width {params.train.width}, on {args.arrays if there else 'drawn images'}\n")
+    found = check(task, params, args.steps, args.seconds)
+    print(table(("check", "result", "what was found"), [(each.check, each.result, each.told) for each in found]))
+    advice = [f"  {each.check}: {each.advice}" for each in found if each.result != "ok"]
+    print("\n" + ("\n".join(["what to do:", *advice]) if advice else "the network is wired right"))
+    failed = [each.check for each in found if each.result == "FAIL"]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    run("check-model", main)

@@ -1,0 +1,194 @@
+"""Open a pull request with the params that a sweep found: `python3 -m src.github.sweep_pull DIR`, the last job of sweep.yml.
+
+DIR is the artifact of the job that searched: best.json (numbers) and params.yaml. That job ran packages and a branch's code,
+so what it left is judged here: params.yaml may differ from the branch's in single values of the section `train` alone, each
+of the kind it was. A pull request that a workflow opens starts no workflow: report.yml and ci.yml are started here.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from src.command import UserError, run
+from src.github.api import ApiError, GitHub
+from src.github.git import Remote, git, with_files
+from src.github.status import run_url
+
+_PARAMS = "params.yaml"
+_LARGEST = 200_000  # bytes of an artifact's file
+_LINE = re.compile(r"( {2,4}[a-z_]+):[ ]+([^\s#]+)[ ]*(#.*)?")
+_KINDS = (
+    ("number", re.compile(r"[-+]?\d{1,12}(\.\d{1,12})?(e[-+]?\d{1,2})?")),
+    ("switch", re.compile(r"true|false")),
+    ("word", re.compile(r"[a-z][a-z0-9_]{0,39}")),
+)
+
+
+def publish(folder: Path, github: GitHub, remote: Remote) -> None:
+    """Push the branch and open the pull request, or say why there is none.
+
+    Raises:
+        UserError: the artifact is not what a sweep leaves, or GitHub refuses the branch.
+    """
+    facts, text = _read(folder)
+    sha, base = os.environ["GITHUB_SHA"], os.environ["GITHUB_REF_NAME"]
+    values = list(changes(git(Path(), "show", f"{sha}:{_PARAMS}"), text))
+    if facts["best"]["trial"] == 0 or not values:
+        _tell(f"The sweep {facts['study']} found nothing better than the present params: there is no pull request to open.")
+        return
+    branch = f"sweep/{facts['study'].removeprefix('sweep-')}-{facts['trials']}"
+    title, body = words(facts, values)
+    _push(folder, sha, branch, f"{title}\n\n{body}", remote)
+    _open(github, branch, base, title, body)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return best.json, checked number by number, and the text of params.yaml."""
+    try:
+        texts = []
+        for name in ("best.json", _PARAMS):
+            content = (folder / name).read_bytes()
+            if len(content) > _LARGEST:
+                raise ValueError(f"{name} is larger than {_LARGEST} bytes")
+            texts.append(content.decode())
+        return checked(json.loads(texts[0])), texts[1]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not what a sweep leaves ({error}): look at the job that searched") from None
+
+
+def checked(facts: Any) -> dict[str, Any]:
+    """Return what is needed of best.json.
+
+    Raises:
+        ValueError, KeyError, TypeError: something in it is not of its kind.
+    """
+    if not re.fullmatch(r"sweep-[0-9a-f]{12}", facts["study"]):
+        raise ValueError("the study's name is none")
+    found: dict[str, Any] = {"study": facts["study"]}
+    found |= {name: _number(facts[name], 1, 10**9, whole=True) for name in ("images", "trials")}
+    for name in ("best", "present"):
+        one = facts[name]
+        found[name] = {"trial": _number(one["trial"], 0, 10**6, whole=True)}
+        for measure, most in (("accuracy", 1.0), ("log_loss", 1e6)):
+            found[name][measure] = None if one[measure] is None else _number(one[measure], 0, most)
+    return found
+
+
+def _number(value: Any, low: float, high: float, whole: bool = False) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise TypeError(f"{value!r:.40} is no number")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is not from {low:g} to {high:g}")
+    return value
+
+
+def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
+    """Yield key, old and new value of every line of params.yaml that differs.
+
+    Raises:
+        UserError: a line differs in more than one value of the section `train`, or in that value's kind.
+    """
+    old, new = (text.rstrip("\n").split("\n") for text in (before, after))
+    if len(old) != len(new):
+        raise UserError(f"the sweep's {_PARAMS} has {len(new)} lines and the branch's {len(old)}: only values may differ")
+    section = ""
+    for i, (mine, theirs) in enumerate(zip(old, new, strict=True), start=1):
+        if found := re.match(r"(\w+):", mine):
+            section = found[1]
+        if mine.split() != theirs.split():
+            yield _change(i, section, mine, theirs)
+
+
+def _change(place: int, section: str, mine: str, theirs: str) -> tuple[str, str, str]:
+    before, after = (_LINE.fullmatch(line) for line in (mine, theirs))
+    same = before and after and before[1] == after[1] and (before[3] or "").split() == (after[3] or "").split()
+    if section != "train" or not before or not after or not same or _kind(before[2]) != _kind(after[2]):
+        raise UserError(
+            f"line {place} of the sweep's {_PARAMS} differs in more than one value of the section train: refused"
+        )
+    return before[1].strip(), before[2], after[2]
+
+
+def _kind(value: str) -> str:
+    """Return what kind of value this is; of no kind is what has brackets, quotes or other signs."""
+    for name, pattern in _KINDS:
+        if pattern.fullmatch(value):
+            return name
+    raise UserError(f"a value of the sweep's {_PARAMS} is neither a number, a switch nor a word: refused")
+
+
+def words(facts: Mapping[str, Any], values: list[tuple[str, str, str]]) -> tuple[str, str]:
+    """Return title and text of the pull request."""
+    best, present = facts["best"], facts["present"]
+    lines = [f"| `{key}` | {old} | **{new}** |" for key, old, new in values]
+    for name, form in (("accuracy", ".2%"), ("log_loss", ".4f")):
+        shown = ("none" if one[name] is None else format(one[name], form) for one in (present, best))
+        lines.append(f"| validation {name.replace('_', ' ')} | {' | '.join(shown)} |")
+    table = "\n".join(["| | now | proposed |", "|---|---|---|", *lines])
+    found = f"Trial {best['trial']} of {facts['trials']} was the best of {facts['study']}"
+    body = (
+        f"{found} on {facts['images']} validation images.\n\n{table}\n\n"
+        "It was chosen for these numbers, so they flatter it. The report below compares it with the base on test images "
+        f"that took no part in the choice: it decides.\n\n[The sweep]({run_url()}): its artifact `sweep` has the table, the "
+        "importance of each key and the history.\n"
+    )
+    return f"Params of {facts['study']}, the best of {facts['trials']} trials", body
+
+
+def _push(folder: Path, sha: str, branch: str, message: str, remote: Remote) -> None:
+    """Commit onto the commit that was searched. Dated as that one, so that a second run makes the same commit again."""
+    tree = with_files(Path(), sha, {_PARAMS: folder / _PARAMS})
+    date = git(Path(), "show", "--no-patch", "--format=%cI", sha)
+    dated = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    commit = git(Path(), "commit-tree", tree, "-p", sha, text=message, environment=dated)
+    remote.run(Path(), "push", "--quiet", remote.url, f"{commit}:refs/heads/{branch}")
+    print(f"pushed {commit[:12]} to {branch}")
+
+
+def _open(github: GitHub, branch: str, base: str, title: str, body: str) -> None:
+    owner = github.repository.split("/")[0]
+    there = list(github.pages("pulls", state="open", head=f"{owner}:{branch}", base=base))
+    try:
+        request = there[0] if there else github.post("pulls", {"title": title, "head": branch, "base": base, "body": body})
+    except ApiError as error:
+        if error.status not in (403, 422):
+            raise
+        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+        address = f"{server}/{github.repository}/compare/{base}...{branch}?expand=1"
+        _tell(
+            f"The branch `{branch}` holds the best params. This repository lets no workflow open a pull request ({error}): "
+            f"[open it yourself]({address}), and its report starts by itself."
+        )
+        return
+    for workflow in ("report.yml", "ci.yml"):
+        _start(github, workflow, branch)
+    _tell(f"Pull request with the best params: {request['html_url']}")
+
+
+def _start(github: GitHub, workflow: str, branch: str) -> None:
+    try:
+        github.post(f"actions/workflows/{workflow}/dispatches", {"ref": branch})
+    except ApiError as error:
+        print(f"::warning::{workflow} was not started on {branch} ({error}): start it there, under the tab Actions")
+
+
+def _tell(sentence: str) -> None:
+    print(sentence)
+    if os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as page:
+            page.write(f"{sentence}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Open a pull request with the params that a sweep found.")
+    parser.add_argument("folder", type=Path, help="the artifact of the job that searched")
+    publish(parser.parse_args().folder, GitHub.from_environment(), Remote.from_environment())
+
+
+if __name__ == "__main__":
+    run("sweep_pull", main)

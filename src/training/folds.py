@@ -1,0 +1,108 @@
+"""K-fold cross-validation of the training split: stratified by class, and no group on two sides.
+
+folds = split(labels, groups, k, seed)     # a list of (training rows, held-out rows), every row held out once
+
+The validation split takes no part in it: it goes on choosing each model's best epoch and temperature, so that the images
+of a fold are scored by a model that nothing fitted to them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from src.arrays import Arrays
+from src.command import UserError
+from src.data import read_manifest
+from src.files import sha256
+
+Rows = NDArray[np.int64]
+
+
+def split(labels: Rows, groups: Sequence[str | None], k: int, seed: int, classes: Sequence[str]) -> list[tuple[Rows, Rows]]:
+    """Deal rows into `k` folds; return the training rows and the held-out rows of each, ascending int64.
+
+    Args:
+        labels: int64 (n,).
+        groups: of each row; None is an image that stands for itself.
+        k: how many folds, at least 2.
+        seed: of the shuffle.
+        classes: their names, for messages.
+
+    Raises:
+        UserError: a class or the groups are too few for so many folds.
+
+    Source: StratifiedKFold, and StratifiedGroupKFold where there are groups, of scikit-learn.
+    """
+    _require_images(labels, k, classes)
+    nothing = np.zeros(len(labels))
+    if all(group is None for group in groups):
+        made = StratifiedKFold(k, shuffle=True, random_state=seed).split(nothing, labels)
+        return [(training, held) for training, held in made]
+    numbers = _numbered(groups)
+    count = len(np.unique(numbers))
+    if count < k:
+        raise UserError(f"train.folds is {k}, but the training images make only {count} groups: lower it, or set it to 0")
+    dealt = list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(nothing, labels, numbers))
+    _require_whole(dealt, labels, k, classes)
+    return dealt
+
+
+def _require_images(labels: Rows, k: int, classes: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    present = np.flatnonzero(counts)
+    rarest = present[np.argmin(counts[present])]
+    if counts[rarest] < k:
+        found = f"class {classes[rarest]} has {counts[rarest]} training image{'s' if counts[rarest] > 1 else ''}"
+        raise UserError(f"train.folds is {k}, but {found}: each fold needs one; lower it, set it to 0, or add images")
+
+
+def _numbered(groups: Sequence[str | None]) -> Rows:
+    """Number the groups; an image without one gets a number of its own."""
+    named = {name: number for number, name in enumerate(sorted({group for group in groups if group is not None}))}
+    return np.array([len(groups) + i if group is None else named[group] for i, group in enumerate(groups)], dtype=np.int64)
+
+
+def _require_whole(dealt: Sequence[tuple[Rows, Rows]], labels: Rows, k: int, classes: Sequence[str]) -> None:
+    """Refuse folds that large groups left empty, or whose training images lack a class."""
+    present = set(labels.tolist())
+    for training, held in dealt:
+        if not len(held):
+            raise UserError(f"train.folds is {k}, but the groups are so large that a fold stays empty: lower it")
+        if missing := present - set(labels[training].tolist()):
+            name = classes[min(missing)]
+            raise UserError(
+                f"train.folds is {k}, but all training images of class {name} are in groups that fall into one fold, "
+                "whose model would never see it: lower it, set it to 0, or add groups"
+            )
+
+
+def training_and_validation(manifest: Path, data: Arrays) -> tuple[pa.Table, pa.Table]:
+    """Read the manifest's rows of both splits, in the order of their arrays.
+
+    Raises:
+        UserError: the manifest is missing, damaged or of other data than the arrays.
+    """
+    rows = read_manifest(manifest)
+    if sha256(manifest) != data.manifest_sha256:
+        raise UserError(f"{manifest} is of other data than {data.folder}: run `dvc repro prepare`")
+    training, validation = (
+        rows.filter(pc.equal(rows.column("split"), name)).sort_by("index") for name in ("train", "validation")
+    )
+    return training, validation
+
+
+def digest(rows: pa.Table, places: NDArray[np.int64] | None = None) -> str:
+    """Return a SHA-256 of what is scored where: the digest and label of each image, and its fold.
+
+    Two trainings with one digest were scored on the same images in the same folds, and can be compared fold by fold.
+    """
+    of = np.zeros(len(rows), dtype=np.int64) if places is None else places
+    columns = (rows.column("digest").to_pylist(), rows.column("label").to_pylist(), of.tolist())
+    lines = sorted(f"{image} {place} {label}\n" for image, label, place in zip(*columns, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""One training beside the one that ships: a fold or a further seed. Its result is kept until the whole series is done.
+
+A job is small and can be sent to another process; what it came to lies in its own folder under the checkpoints, under a
+key of everything that shaped it, so that a series that was killed does not train it again.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from src import checkpoint, metrics
+from src.arrays import Arrays, Split
+from src.files import write_json
+from src.model import Classifier
+from src.params import Train
+from src.training import loop, machine
+from src.training.loop import fit
+from src.training.task import of
+from src.training.world import World
+
+METRICS = ("accuracy", "macro_f1", "log_loss", "ece")
+_BATCH = 512
+_BINS = 15  # of the calibration error
+_RESULT = "result.json"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: `training` and `held` are rows of the training split; None is all of it, and the validation split."""
+
+    kind: str  # folds or repeats
+    name: str
+    folder: str  # under the checkpoints
+    seed: int
+    training: NDArray[np.int64] | None = None
+    held: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a series share. `tags` are those of their MLflow runs; None tracks nothing."""
+
+    data: Arrays
+    params: Train
+    checkpoints: Path
+    threads: int
+    tags: dict[str, str] | None
+
+
+def train(setting: Setting, job: Job, world: World | None = None) -> Row:
+    """Train, score the held-out images, keep the result; go on from a checkpoint where there is one.
+
+    Raises:
+        UserError: as src.training.loop.fit does.
+    """
+    world, key = world or World(), _key(setting, job)
+    task, params = of(setting.data), setting.params.model_copy(update={"seed": job.seed})
+    training = task.training if job.training is None else task.training.subset(job.training)
+    scored = task.validation if job.held is None else task.training.subset(job.held)
+    tags = None if setting.tags is None else {**setting.tags, "mlflow.runName": job.name}
+    fitted = fit(
+        replace(task, training=training),
+        params,
+        setting.checkpoints / job.folder,
+        world=world,
+        tags=tags,
+        exportable=False,
+        quiet=True,
+        threads=setting.threads,
+    )
+    facts = {"epoch": fitted.best["epoch"], "seed": job.seed, "training_images": len(training.labels)}
+    if not world.writes:
+        return facts
+    row = {**facts, **score(fitted.classifier, scored, machine.device(params, world))}
+    write_json(setting.checkpoints / job.folder / _RESULT, {"key": key, "row": row})
+    return row
+
+
+def kept(setting: Setting, job: Job) -> Row | None:
+    """Return the result that an earlier run of this very job left, or None."""
+    try:
+        found = json.loads((setting.checkpoints / job.folder / _RESULT).read_text())
+    except (OSError, ValueError):  # none, or one that was damaged: the job is done again
+        return None
+    same = isinstance(found, dict) and found.get("key") == _key(setting, job)
+    return found["row"] if same else None
+
+
+def _key(setting: Setting, job: Job) -> str:
+    rows = [None if part is None else part.tolist() for part in (job.training, job.held)]
+    params = setting.params.model_dump(exclude={"folds", "repeats", "processes"})
+    shaped = [
+        setting.data.manifest_sha256,
+        setting.data.size,
+        setting.data.channels,
+        setting.threads,
+        job.seed,
+        rows,
+        params,
+    ]
+    return checkpoint.key(shaped, torch.__version__, *loop.CODE, Path(__file__))
+
+
+@torch.inference_mode()
+def score(classifier: Classifier, split: Split, device: torch.device) -> Row:
+    """Return `images` and METRICS of a split; the classifier ends on the CPU."""
+    classifier.to(device).eval()
+    parts = []
+    for first in range(0, len(split.labels), _BATCH):
+        images = torch.from_numpy(np.array(split.images[first : first + _BATCH])).to(device).permute(0, 3, 1, 2)
+        parts.append(classifier(images).float().softmax(dim=1).cpu())
+    classifier.cpu()
+    found = metrics.overall(split.labels, torch.cat(parts).numpy(), 0.95, _BINS)
+    return {"images": len(split.labels), **{name: found[name] for name in METRICS}}

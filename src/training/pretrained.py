@@ -1,0 +1,153 @@
+"""Weights to start from, as `train.weights` names them: a safetensors file, a PyTorch state dict, or the champion.
+
+Nothing that a file holds is ever run: safetensors hold no code, and a PyTorch file is opened for tensors alone. Called by
+src/training/start.py.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.command import UserError
+from src.files import read_json, sha256
+from src.mlflow_client import answering
+from src.model import read_weights
+from src.params import Train
+from src.registry import Registry, Version
+from src.variables import filled
+
+CHAMPION = "champion"
+_KEPT, _CARD = "model/weights.safetensors", "model/card.json"  # in the run of a registered version
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")  # what holds a state dict
+_MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # of torch.save: a zip archive, and before 2020 a pickle
+_ADVICE = "correct train.weights in params.yaml"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights by name. `classes` are those they tell apart, in order, where known; `shown` names them to a person."""
+
+    weights: dict[str, Tensor]
+    classes: list[str] | None
+    shown: str
+
+
+def pretrained(params: Train) -> Pretrained:
+    """Read what `train.weights` names, and compare its digest with `train.weights_sha256`.
+
+    Raises:
+        UserError: it is missing, no weights, holds code, or has another digest; MLflow or its champion is not there.
+    """
+    if params.weights != CHAMPION:
+        path = Path(params.weights or "")
+        return _read(path, path.with_name("card.json"), str(path), params)
+    with tempfile.TemporaryDirectory() as temporary:
+        return _read(*_fetched(temporary), params)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, card: Path, shown: str, params: Train) -> Pretrained:
+    weights = state_dict(path)
+    digest = sha256(path)
+    if digest != params.weights_sha256:
+        raise UserError(
+            f"train.weights_sha256 is {params.weights_sha256!r}, but {shown} has {digest}: "
+            "put that into params.yaml if these are the weights you mean (DVC then notices when they change)"
+        )
+    return Pretrained(weights, _classes(card, digest), shown)
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file or of a PyTorch file, on the CPU, by name.
+
+    Raises:
+        UserError: the file is missing, neither of the two, damaged, holds code, or holds no tensors by name.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {_ADVICE}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start in _MAGIC:
+        return _tensors(_opened(path), path)
+    return read_weights(path, f"{_ADVICE}; expected is a safetensors file or a PyTorch state dict")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises almost any class on a file that is damaged or holds more than tensors
+        code = re.search(r"safe_globals\(\[(\S+?)\]|unsupported GLOBAL (\S+)", str(error))
+        if code:
+            raise UserError(
+                f"{path} holds code ({code[1] or code[2]}), which is not run: where the file was made, or where you "
+                "trust it, write the model's state_dict() with safetensors.torch.save_file, and name that file"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is a damaged PyTorch file ({reason}): fetch it again, or {_ADVICE}") from None
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, taken out of what training scripts wrap around it."""
+    if isinstance(content, Mapping):
+        found = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        if found:
+            return found
+        for wrapper in _WRAPPERS:
+            if isinstance(content.get(wrapper), Mapping):
+                return _tensors(content[wrapper], path)
+    keys = ", ".join(map(str, content))[:200] if isinstance(content, Mapping) else type(content).__name__
+    raise UserError(
+        f"{path} holds no tensors by name, nor under {', '.join(_WRAPPERS)} (it holds: {keys or 'nothing'}): write the "
+        "model's state_dict() with safetensors.torch.save_file, and name that file"
+    )
+
+
+def _classes(card: Path, digest: str) -> list[str] | None:
+    """Return the class names of a card.json that says it is of these very weights."""
+    if not card.is_file():
+        return None
+    content = read_json(card, made_by="train")
+    ours = isinstance(content, dict) and content.get("weights_sha256") == digest
+    return content.get("classes") if ours else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The champion
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _fetched(folder: str) -> tuple[Path, Path, str]:
+    """Fetch weights and card of the version that is champion; return both files, and words that name the version."""
+    registry = Registry.connect(name=filled(os.environ).get("MODEL_NAME", "image-classifier"))
+    version = registry.alias(CHAMPION)
+    if version is None:
+        raise UserError(
+            f"train.weights is champion, but {registry.name} has none in MLflow at {registry.shown}: deploy a model first, "
+            "correct MLFLOW_TRACKING_URI, or name a file"
+        )
+    shown = f"the champion, version {version.number} of {registry.name} in MLflow at {registry.shown},"
+    with answering(registry.uri):
+        kept = {found.path for found in registry.client.list_artifacts(version.run_id, "model")} if version.run_id else set()
+        if not {_KEPT, _CARD} <= kept:
+            raise UserError(_without_weights(version, shown))
+        weights, card = (Path(registry.client.download_artifacts(version.run_id, name, folder)) for name in (_KEPT, _CARD))
+    return weights, card, shown
+
+
+def _without_weights(version: Version, shown: str) -> str:
+    commit = version.tags.get("trained_commit", "COMMIT")[:12]
+    return (
+        f"{shown} was registered without its weights.safetensors: bring them with `.venv/bin/dvc get . out/model --rev "
+        f"{commit} --out pretrained` and set train.weights to pretrained/weights.safetensors"
+    )
