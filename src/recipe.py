@@ -13,7 +13,7 @@ from src.files import replacing
 from src.params import content, load
 
 
-class _Representer(RoundTripRepresenter):
+class _Representer(RoundTripRepresenter):  # type: ignore[misc]
     """Writes null as null, not as nothing."""
 
 

@@ -30,7 +30,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pass_validation(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        train(folder / "arrays", folder / "validation.json", folder / "model", folder / "history", folder / "ck", params.train)
+        train(
+            folder / "arrays", folder / "validation.json", folder / "model", folder / "history", folder / "ck", params.train
+        )
     return folder
 
 

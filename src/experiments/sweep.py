@@ -16,7 +16,7 @@ from pathlib import Path
 
 import optuna
 
-from src import arrays, augment, batches, checkpoint, model
+from src import arrays, checkpoint
 from src.command import UserError, run
 from src.experiments import sweep_branch, sweep_results, sweep_space, sweep_tracking
 from src.experiments.sweep_results import Results
@@ -30,8 +30,6 @@ from src.training.task import of, require_passed
 _STORAGE = "sqlite:///sweep.db"
 _BY_VARIABLE = ("trials", "minutes", "storage", "branch")  # so that a workflow puts no input of a person into a command
 _ELSEWHERE = {"device", "compile", "processes", "folds", "repeats"}  # of train: where and how often, not what
-_CODE = [Path(module.__file__ or "") for module in (augment, batches, model)]
-_CODE += sorted(Path(loop.__file__ or "").parent.glob("*.py"))
 
 
 def sweep(args: argparse.Namespace, params: Params) -> None:
@@ -74,7 +72,7 @@ def study_name(manifest_sha256: str, params: Params) -> str:
     """
     fixed = params.train.model_dump(exclude=_ELSEWHERE)
     searched = params.sweep.model_dump(include={"objective", "prune_after", "space"})
-    return "sweep-" + checkpoint.key([manifest_sha256, fixed, searched], *_CODE)[:12]
+    return "sweep-" + checkpoint.key([manifest_sha256, fixed, searched], *loop.CODE)[:12]
 
 
 def _say_where(book: Book, wanted: int) -> None:

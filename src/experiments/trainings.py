@@ -10,22 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src import arrays, augment, batches, checkpoint, metrics, model, training
+from src import checkpoint, metrics
 from src.arrays import Split
 from src.command import UserError, progress
 from src.files import replacing, sha256
 from src.model import Served
 from src.params import Train
-from src.training import machine
+from src.training import loop, machine
 from src.training.loop import fit
 from src.training.task import Task
 from src.training.world import World
 
 _BATCH = 512
-_CODE = [
-    *(Path(module.__file__) for module in (arrays, augment, batches, metrics, model) if module.__file__),
-    *sorted(path for folder in training.__path__ for path in Path(folder).glob("*.py")),
-]
+_CODE = [*loop.CODE, Path(metrics.__file__ or "")]
 _NOT_OF_ONE_TRAINING = {"folds", "repeats", "processes"}
 
 

@@ -22,7 +22,7 @@ from src.command import UserError, progress
 from src.files import rounded
 from src.model import Classifier
 from src.params import Train
-from src.training import compiling, layers, machine, muon, optimizer, pretrained, start, transfer
+from src.training import compiling, machine, optimizer, start
 from src.training.meter import Meter
 from src.training.task import Task
 from src.training.world import World
@@ -31,24 +31,9 @@ _CHECK_EVERY = 200  # steps between looks at the loss
 _EVALUATION_BATCH = 512
 _WORTH_A_LOOK = 1e13  # operations of a training, about a minute of two cores: a shorter one is its own look ahead
 CODE = [  # whatever of it changes, a state saved before is no state of this run
-    Path(module.__file__)
-    for module in (
-        airbench,
-        arrays,
-        augment,
-        batches,
-        compiling,
-        layers,
-        machine,
-        model,
-        muon,
-        optimizer,
-        pretrained,
-        start,
-        transfer,
-    )
-    if module.__file__
-] + [Path(__file__)]
+    *(Path(module.__file__) for module in (airbench, arrays, augment, batches, model) if module.__file__),
+    *sorted(Path(__file__).parent.glob("*.py")),
+]
 
 Row = dict[str, float]
 
