@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,16 @@ def ranks(parent: int) -> dict[int, psutil.Process]:
     return found
 
 
+def ended(processes: Iterable[psutil.Process]) -> bool:
+    """Tell whether all are gone, or no more than an entry that nobody has asked for, within ten seconds."""
+    until = time.monotonic() + 10
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 300) -> Any:
     until = time.monotonic() + seconds
     while not (value := condition()):
@@ -273,7 +283,7 @@ def test_killed_at_random_it_ends_as_an_unbroken_run_and_as_a_single_process(pre
         (process if victim is None else workers[victim]).kill()
         said = process.communicate()[0]
         assert process.returncode  # the tests' epochs are so many that it was not done
-        assert not psutil.wait_procs(workers.values(), timeout=10)[1], "an orphan trains on"
+        assert ended(workers.values()), "an orphan trains on"
         if victim is not None:
             sentences = re.findall(r"train: [a-z].*", said)
             assert [sentence.split(" (")[0] for sentence in sentences] == [f"train: process {victim} of 2"]
@@ -282,8 +292,7 @@ def test_killed_at_random_it_ends_as_an_unbroken_run_and_as_a_single_process(pre
     for name in ("model.onnx", "weights.safetensors", "history.csv", "card.json"):
         assert (broken.folder / "model" / name).read_bytes() == (unbroken.folder / "model" / name).read_bytes(), name
     assert [row[0] for row in broken.history] == list(range(1, RECIPE["train__epochs"] + 1))
-    assert broken.writers <= {"0", "None"}  # None: the process that starts the others
-    assert not [line for line in broken.log.read_text().splitlines() if line.startswith("None")]
+    assert broken.writers == {"0"}
     # of some 270 validation images; two seeds of one process differ by as much
     assert abs(single.best["accuracy"] - broken.best["accuracy"]) < 0.06
     assert abs(single.best["loss"] - broken.best["loss"]) < 0.1
@@ -305,8 +314,7 @@ def test_under_torchrun_a_lost_process_is_told_once_and_a_second_run_waits_then_
     said = first.communicate()[0]
     assert first.returncode
     assert said.count("train: another process of this training was lost (Connection closed by peer") == 1
-    goes_on = "".join(iter(second.stdout.readline, "") if second.poll() else [second.stdout.readline() for _ in range(4)])
-    assert "going on after epoch" in goes_on
+    assert any("going on after epoch" in line for line in second.stdout)
     second.terminate()
     assert second.communicate()[0].count("train: stopped by SIGTERM") == 1
 
@@ -322,5 +330,5 @@ def test_a_stopped_launcher_ends_all_and_says_so_once(how: signal.Signals, prepa
     said = process.communicate()[0]
     assert process.returncode == 128 + how
     assert len(re.findall(r"train: [a-z].*", said)) == 1, said
-    assert not any(worker.is_running() for worker in workers.values())
+    assert ended(workers.values())
     assert not (stage.folder / "model").exists()
