@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 BASE ?= origin/main
-.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ bench-data: setup ## measure the data path against a plain DataLoader
 
 bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays", ARGS="--large 6")
 	@$(RUN) -m src.benchmarks.train_speed $(ARGS)
+
+bench-gpu: setup ## measure on a GPU what training on CIFAR-10 costs and reaches, FLOP/s, and ResNet-18 beside the plain recipe
+	@$(RUN) -m src.benchmarks.cifar10_gpu $(ARGS)
 
 bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS=--network resnet18 --input 224 --format jpeg)
 	@$(RUN) -m src.benchmarks.serve $(ARGS)

@@ -47,8 +47,14 @@ class Whitening(nn.Module):
         self.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, channels, height, width) to (n, 8 * channels, height - 1, width - 1)."""
-        return F.conv2d(x, self.weight)
+        """Map (n, channels, height, width) to (n, 8 * channels, height - 1, width - 1), always in float32.
+
+        The filters take small differences of large neighbours: bf16 would round most of them away.
+        """
+        if not torch.is_autocast_enabled(x.device.type):
+            return F.conv2d(x, self.weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x.float(), self.weight).to(torch.get_autocast_dtype(x.device.type))
 
 
 class Norm(nn.BatchNorm2d):
@@ -71,6 +77,7 @@ class Block(nn.Module):
         self.norm2 = Norm(outputs)
         for layer in (self.conv1, self.conv2):
             nn.init.dirac_(layer.weight.data[: layer.in_channels])  # passes its input on, before it has learnt anything
+            layer.weight.data /= layer.weight.data.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, height, width) to (n, outputs, height // pool, width // pool)."""

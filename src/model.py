@@ -157,8 +157,10 @@ class Classifier(nn.Module):
         if self.training or self.tta == "none":
             return self.plain(images)
         weights, views = zip(*_views(images, self.tta), strict=True)
-        logits = self.plain(torch.cat(views)).chunk(len(views))  # one large batch is faster than several small ones
-        return torch.stack([weight * one for weight, one in zip(weights, logits, strict=True)]).sum(dim=0)
+        logits = self.plain(torch.cat(views))  # one large batch is faster than several small ones
+        share = torch.tensor(weights, device=logits.device).view(-1, 1, 1)
+        # by its shape, not by chunk(), which would fix the size of the exported model's batch
+        return (logits.view(len(views), images.shape[0], -1) * share).sum(dim=0)
 
     def plain(self, images: Tensor) -> Tensor:
         """Map images in 0..255 to logits (n, classes) without test-time augmentation."""

@@ -29,7 +29,7 @@ from src.stages.prepare import prepare
 from src.stages.train import train
 from src.training import loop, optimizer
 from src.training.loop import fit
-from src.training.start import channel_statistics, start
+from src.training.start import start
 from src.training.task import Task, of
 
 QUICK = {"train__epochs": 2, "train__width": 8, "train__batch_size": 16, "prepare__size": 8, "train__warmup_epochs": 0.5}
@@ -305,13 +305,6 @@ def test_balanced_weights_average_to_one_over_the_images(params: Callable[..., P
     weights = loop.class_weights(split, 3, params(train__class_weights="balanced").train)
     assert weights[split.labels[:100]].mean() == pytest.approx(2 / 3)
     assert weights[1] / weights[0] == pytest.approx(9)
-
-
-def test_channel_statistics_are_exact(random: np.random.Generator) -> None:
-    images = random.integers(0, 256, (300, 7, 5, 3), dtype=np.uint8)
-    mean, deviation = channel_statistics(images)
-    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)), atol=1e-3)
-    np.testing.assert_allclose(deviation, images.std(axis=(0, 1, 2)), atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow

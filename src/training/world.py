@@ -152,12 +152,10 @@ def _store() -> Store:
 def _one_voice(store: Store, local_rank: int) -> Iterator[None]:
     """Let the first process that fails say why, and the others exit without a word; a bug keeps its traceback."""
     try:
-        try:
-            yield
-        finally:
-            # all is written or lost: what ends the others may end this one too, without a traceback out of its last moments
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        yield
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is written: no traceback out of the last moments
     except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends those that are left must not cut the sentence short
         lost, status = _lost(error), _STATUS.get(type(error), 1)
         if lost and LIFELINE in os.environ:  # launch.py knows better who was lost
             _leave(LOST)
