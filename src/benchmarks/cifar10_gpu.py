@@ -84,7 +84,13 @@ def utilisation(task: Task, params: Train, shapes: Sequence[tuple[str, int, int]
     """Train each network for two epochs, of which the second counts; return images/s and share of the peak."""
     rows, source = [], ""
     for network, width, batch in shapes:
-        changes = {"network": network, "width": width, "batch_size": batch, "compile": "on", "epochs": 2}
+        changes = {
+            "network": network,
+            "width": width,
+            "batch_size": batch,
+            "compile": "on" if params.device == "cuda" else "off",
+            "epochs": 2,
+        }
         learner, training, meter = built(task, params.model_copy(update=changes))
         _epochs(learner, training, meter, 2)
         last, source = meter.rows[-1], meter.summary()["peak_source"]
