@@ -140,22 +140,23 @@ def _pull(told: dict[str, Any]) -> None:
 
 
 def _cut(epochs: int | None, told: dict[str, Any]) -> dict[str, int] | None:
-    """Lower `train.epochs` of params.yaml to a budget; the report then says that this is a preview."""
+    """Lower `train.epochs` of params.yaml to a budget, without folds and further seeds; the report calls it a preview."""
     try:
-        asked = load(_PARAMS).train.epochs
+        train = load(_PARAMS).train
     except UserError:
         told["failed"] = "params"
         raise
-    if epochs is None or asked <= epochs:
+    if epochs is None or (train.epochs <= epochs and not train.folds and train.repeats == 1):
         return None
+    left = min(epochs, train.epochs)
     yaml = YAML()
     content = yaml.load(_PARAMS.read_text())
-    content["train"]["epochs"] = epochs
-    content["train"]["warmup_epochs"] = min(content["train"]["warmup_epochs"], math.floor(epochs / 3))
+    warm = min(train.warmup_epochs, math.floor(left / 3)) if left < train.epochs else content["train"]["warmup_epochs"]
+    content["train"].update({"epochs": left, "warmup_epochs": warm, "folds": 0, "repeats": 1})
     with _PARAMS.open("w") as file:
         yaml.dump(content, file)
-    print(f"small budget: {epochs} of {asked} epochs")
-    return {"asked": asked, "epochs": epochs}
+    print(f"small budget: {left} of {train.epochs} epochs, no folds, one seed")
+    return {"asked": train.epochs, "epochs": left}
 
 
 def _require_success(status: int | None, journal: Journal, told: dict[str, Any], minutes: float | None) -> None:

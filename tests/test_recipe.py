@@ -96,7 +96,7 @@ def test_an_orthogonal_step_has_singular_values_near_one(shape: tuple[int, int])
 
 def muon(network: nn.Module) -> Muon:
     filters, rest = ([p for p in network.parameters() if (p.ndim == 4) is wanted] for wanted in (True, False))
-    groups = [{"params": filters, "orthogonal": True, "momentum": 0.6}, {"params": rest, "weight_decay": 0.01}]
+    groups = [{"params": filters, "orthogonal": True, "momentum": 0.6}, {"params": rest, "weight_decay": 0.001, "lr": 2.0}]
     return Muon(groups, lr=0.1)
 
 

@@ -83,6 +83,13 @@ def test_a_small_budget_lowers_the_epochs_and_says_so(run: Run, tmp_path: Path) 
     assert told["budget"] is None
 
 
+def test_a_small_budget_trains_no_folds_and_no_further_seeds(run: Run, tmp_path: Path) -> None:
+    _, told = run("import sys\nsys.exit(3)", "--epochs", "20", train__epochs=9, train__folds=5, train__repeats=3)
+    assert told["budget"] == {"asked": 9, "epochs": 9}
+    train = YAML(typ="safe").load((tmp_path / "params.yaml").read_text())["train"]
+    assert (train["epochs"], train["folds"], train["repeats"]) == (9, 0, 1)
+
+
 def test_what_stops_before_any_stage_is_told_too(run: Run, tmp_path: Path) -> None:
     run("print()")
     (tmp_path / "params.yaml").write_text("train: [")
