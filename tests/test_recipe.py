@@ -73,7 +73,7 @@ def test_the_whitening_stays_as_it_is_and_biases_learn_faster(tmp_path: Path) ->
     assert set(scales) == {f"block{i}.norm{j}.bias" for i in (1, 2, 3) for j in (1, 2)}
     params = write_params(tmp_path / "p.yaml", train__network="airbench", train__width=4).train
     made = build("airbench", Shape((8, 8), 3, 4), 4, [0.0] * 3, [1.0] * 3)
-    for name, ratio in (("sgd", {1.0, 64.0}), ("adamw", {1.0}), ("muon", {1.0, 7.0, 7.0 * 64})):
+    for name, ratio in (("sgd", {1.0, 64.0}), ("adamw", {1.0}), ("muon", {1.0, 3.0, 3.0 * 64})):
         groups = optimizer.build(made, params.model_copy(update={"optimizer": name})).param_groups
         assert {group["scale"] for group in groups} == ratio
         assert sum(len(group["params"]) for group in groups) == len(list(made.parameters()))

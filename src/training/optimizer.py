@@ -12,7 +12,7 @@ from src.params import Train
 from src.training.layers import layer_scales
 from src.training.muon import Muon
 
-_PLAIN = 7.0  # Muon: the rate of plain steps for one of orthogonal steps; 0.02 for filters then goes with SGD's usual 0.1
+_PLAIN = 3.0  # Muon: the rate of plain steps for one of orthogonal steps; 0.03 for filters then goes with SGD's usual 0.1
 _TURNING, _MOVING = 0.6, 0.85  # Muon: momentum of orthogonal and of plain steps, as in Jordan's record on CIFAR-10
 
 
