@@ -178,7 +178,7 @@ def test_a_constructor_that_raises_is_told_without_a_traceback(found: Callable[.
 def test_the_networks_that_come_with_the_template_pass(tmp_path: Path, network: str) -> None:
     changes = {"train__network": network, "train__width": 8, "prepare__size": 12, "prepare__channels": 1}
     params = write_params(tmp_path / "params.yaml", **changes)
-    results = check(drawn(params), params, steps=200, seconds=30)
+    results = check(drawn(params), params, steps=200, seconds=600)
     assert [each for each in results if each.result != "ok"] == []
 
 
@@ -191,7 +191,7 @@ def test_an_unknown_network_is_the_user_s_mistake(params: Callable[..., Params])
 def test_the_command_prints_a_table_and_fails_with_a_sentence(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", train__width=8)
     command = [sys.executable, "-m", "src.experiments.check_model", "--params", str(tmp_path / "params.yaml")]
-    command += ["--arrays", str(tmp_path / "absent")]
+    command += ["--arrays", str(tmp_path / "absent"), "--seconds", "600"]
     passed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert passed.returncode == 0, passed.stderr
     assert "drawn images" in passed.stdout

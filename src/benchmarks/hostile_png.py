@@ -92,7 +92,7 @@ def archive(random: Random) -> bytes:
 
 @file(BAD)
 def packed_picture(random: Random) -> bytes:
-    return gzip.compress(picture(random) + bytes(5_000_000))
+    return gzip.compress(picture(random) + bytes(5_000_000), mtime=0)
 
 
 @file(BAD)

@@ -13,7 +13,7 @@ from src.params import Train
 from src.training.world import World
 
 _LARGE = 2**22  # numbers a batch makes in the first layer, from which on every core pays and nothing need be measured
-_TRIALS = 3
+_ROUNDS, _SECONDS = 10, 0.5  # of the trial: by turns, so that a busy moment meets both
 _WORTH = 1.3  # a further thread must gain this much: less is lost again when another process wants the core
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
@@ -78,28 +78,34 @@ def threads(
     if most == 1 or images.numel() // images.shape[1] * params.width >= _LARGE:
         torch.set_num_threads(most)
         return f"{most} threads"
-    taken = {count: _step_seconds(network, images, bf16, count) for count in (1, most)}
+    taken = _fastest(network, images, bf16, (1, most))
     chosen = most if taken[1] >= _WORTH * taken[most] else 1
     torch.set_num_threads(chosen)
     gain = taken[1] / taken[most]
     return f"{chosen} of {most} threads (a step with {most} was measured {gain:.2f} times as fast as with 1)"
 
 
-def _step_seconds(network: nn.Module, images: torch.Tensor, bf16: bool, count: int) -> float:
-    """Return the time of the fastest of a few steps, forwards and backwards."""
-    torch.set_num_threads(count)
-    was_training = network.training
+def _fastest(network: nn.Module, images: torch.Tensor, bf16: bool, counts: tuple[int, ...]) -> dict[int, float]:
+    """Return the seconds of the fastest step, forwards and backwards, with each number of threads."""
+    was_training, best, began = network.training, dict.fromkeys(counts, float("inf")), time.perf_counter()
     network.eval()  # batch norm must not learn from being timed
-    best = float("inf")
-    for _ in range(_TRIALS):
-        started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = network(images).float()
-        torch.autograd.grad(
-            F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)),
-            [parameter for parameter in network.parameters() if parameter.requires_grad],
-            allow_unused=True,
-        )
-        best = min(best, time.perf_counter() - started)
+    for rounds in range(_ROUNDS):
+        if rounds > 1 and time.perf_counter() - began > _SECONDS:
+            break
+        for count in counts:
+            torch.set_num_threads(count)
+            started = time.perf_counter()
+            _step(network, images, bf16)
+            best[count] = min(best[count], time.perf_counter() - started)
     network.train(was_training)
     return best
+
+
+def _step(network: nn.Module, images: torch.Tensor, bf16: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = network(images).float()
+    torch.autograd.grad(
+        F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)),
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        allow_unused=True,
+    )
