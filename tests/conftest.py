@@ -25,7 +25,22 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 
 
 # files that take a minute or more, the longest first: begun last, one of them would be waited for by all
-LONGEST = ("release", "deploy", "verify", "register", "workflow_runs", "pipeline", "train", "build", "settings", "serving")
+LONGEST = (
+    "release",
+    "deploy",
+    "verify",
+    "register",
+    "workflow_runs",
+    "sweep",
+    "distributed",
+    "pipeline",
+    "studies",
+    "folds",
+    "train",
+    "build",
+    "settings",
+    "serving",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
