@@ -115,7 +115,8 @@ def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_pa
             process.terminate()
             assert process.wait(30) == 0
         assert set(asking.seen) <= {"red", "refused", "broken"}
-        assert asking.seen["broken"] <= 2 * len(asking.threads)  # at most the end of each client's connection to each worker
+        # the end of each client's connection to each worker, of one that came as it stopped, and of one that nobody took
+        assert asking.seen["broken"] <= 4 * len(asking.threads)
 
 
 @pytest.mark.slow

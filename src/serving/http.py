@@ -87,7 +87,9 @@ class Protocol(HttpToolsProtocol):
         self.since = self.loop.time()
         self.corked = _Corked(self.transport)
         self.transport = self.corked  # type: ignore[assignment]
-        if len(self.connections) > self.engine.settings.connections and not self._make_room():
+        if _closed(transport):
+            self.transport.close()
+        elif len(self.connections) > self.engine.settings.connections and not self._make_room():
             self._refuse(ProblemError(503, "too many connections: try again in a second", {"Retry-After": "1"}))
         else:
             self._watch()
@@ -263,6 +265,16 @@ class Protocol(HttpToolsProtocol):
 def protocol(engine: Engine) -> type[Protocol]:
     """Return the protocol of a service."""
     return type("EngineProtocol", (Protocol,), {"engine": engine})
+
+
+def _closed(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the server that took a connection has stopped since.
+
+    uvicorn told the connections that it then had, and waits for ever for one that came in the same turn of the loop. Only
+    asyncio's transport knows its server.
+    """
+    server = getattr(transport, "_server", None)
+    return isinstance(server, asyncio.Server) and not server.is_serving()
 
 
 def _whole(problem: ProblemError, request: str) -> bytes:
