@@ -93,10 +93,10 @@ find-lr: setup ## suggest a learning rate from a range test; changes nothing (AR
 profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--steps 100")
 	@$(RUN) -m src.experiments.training_profile out/arrays out/training-profile $(ARGS)
 
-staleness: setup ## tell what a month of data buys, and more of them (ARGS=--epochs 10 --seeds 3)
+staleness: setup ## tell what a month of data buys, and more of them (ARGS="--epochs 10 --seeds 3")
 	@$(RUN) -m src.experiments.staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
 
-ablation: setup ## tell which augmentation earns its cost (ARGS=--only flip erase=0.5)
+ablation: setup ## tell which augmentation earns its cost (ARGS="--only flip erase=0.5")
 	@$(RUN) -m src.experiments.ablation out/arrays out/ablation $(ARGS)
 
 bench-data: setup ## measure the data path against a plain DataLoader

@@ -3,23 +3,15 @@
 DVC watches params.yaml alone: so the pipeline runs what the recipe says, and committing the file makes it the project's.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.representer import RoundTripRepresenter
 
 from src.files import replacing
 from src.params import content, load
-
-
-class _Representer(RoundTripRepresenter):  # type: ignore[misc]
-    """Writes null as null, not as nothing."""
-
-
-_Representer.add_representer(
-    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-)
+from src.params_text import Place, put, same
 
 
 def adopt(recipe: Path, target: Path) -> list[str]:
@@ -33,28 +25,24 @@ def adopt(recipe: Path, target: Path) -> list[str]:
     """
     load(recipe)
     load(target)
-    yaml = YAML()
-    yaml.Representer = _Representer
-    yaml.width = 4096  # a long list stays on its line
-    values = yaml.load(target.read_text())
-    told = _put(values, content(recipe), "")
-    if told:
+    text = target.read_text()
+    values = dict(_changes(YAML(typ="safe").load(text), content(recipe)))
+    if values:
         with replacing(target) as fresh:
-            yaml.dump(values, fresh)
-    return told
+            fresh.write_text(put(text, {path: now for path, (_, now) in values.items()}))
+    return [f"{'.'.join(path)}: {_shown(before)} -> {_shown(now)}" for path, (before, now) in values.items()]
 
 
-def _put(values: dict[str, Any], wanted: dict[str, Any], section: str) -> list[str]:
-    """Bring a section up to what is wanted, and say what that changed."""
-    told = []
+def _changes(
+    present: dict[str, Any], wanted: dict[str, Any], section: Place = ()
+) -> Iterator[tuple[Place, tuple[Any, Any]]]:
+    """Yield place, value before and value now of each key that is wanted otherwise."""
     for key, value in wanted.items():
-        before = values.get(key)
+        before, path = present.get(key), (*section, key)
         if isinstance(value, dict) and isinstance(before, dict) and key != "space":
-            told += _put(before, value, f"{section}{key}.")
-        elif before != value:
-            told.append(f"{section}{key}: {_shown(before)} -> {_shown(value)}")
-            values[key] = value
-    return told
+            yield from _changes(before, value, path)
+        elif not same(before, value):
+            yield path, (before, value)
 
 
 def _shown(value: Any) -> str:

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_params
+from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from src import recipe
@@ -15,6 +17,7 @@ from src.arrays import Split
 from src.command import UserError
 from src.model import Shape, build
 from src.params import Params, load
+from src.params_text import put
 from src.training import optimizer, start
 from src.training.muon import Muon, orthogonal
 from src.training.task import Task
@@ -215,3 +218,55 @@ def test_every_committed_recipe_is_valid_and_explains_each_departure(path: Path)
     load(path)
     lines = [line for line in path.read_text().splitlines() if line.startswith("  ") and not line.strip().startswith("#")]
     assert [line for line in lines if "#" not in line and not line.rstrip().endswith(":")] == []
+
+
+WRITTEN = """# params
+train:   # section
+  weights:           # none
+  rate:   0.1   # a rate
+  optimizer: "sgd"
+  augment: { flip: true,rotate: 5 }
+  shared: &x 3
+  other: *x
+  list: [ 1,2 ]
+gates:
+  empty:
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "line"),
+    [
+        (("train", "weights"), "a b: c", "  weights: 'a b: c'           # none"),
+        (("train", "rate"), 2e-05, "  rate:   2e-05   # a rate"),
+        (("train", "rate"), None, "  rate:   null   # a rate"),
+        (("train", "optimizer"), "muon", '  optimizer: "muon"'),
+        (("train", "optimizer"), True, "  optimizer: true"),
+        (("train", "augment", "rotate"), 3.5, "  augment: { flip: true,rotate: 3.5 }"),
+        (("gates", "empty"), "true", "  empty: 'true'"),
+    ],
+)
+def test_one_value_is_put_and_nothing_else_is_touched(place: tuple[str, ...], value: Any, line: str) -> None:
+    before, after = WRITTEN.splitlines(), put(WRITTEN, {place: value}).splitlines()
+    assert [new for old, new in zip(before, after, strict=True) if old != new] == [line]
+
+
+@pytest.mark.parametrize("place", [("train", "other"), ("train", "shared"), ("train", "new"), ("train", "augment", "new")])
+@pytest.mark.parametrize("value", [4, "four", [5, 6], {"deep": None}, None])
+def test_what_is_put_is_what_is_read(place: tuple[str, ...], value: Any) -> None:
+    read = YAML(typ="safe").load
+    wanted = read(WRITTEN)
+    inner = wanted["train"]["augment"] if "augment" in place else wanted["train"]
+    inner[place[-1]] = value
+    assert read(put(WRITTEN, {place: value})) == wanted
+
+
+def test_what_is_equal_stays_as_it_is_written() -> None:
+    same = {
+        ("train", "rate"): 0.10,
+        ("train", "weights"): None,
+        ("train", "augment", "rotate"): 5.0,
+        ("train", "list"): [1, 2],
+    }
+    assert put(WRITTEN, same) == WRITTEN
+    assert put(WRITTEN, {("train", "augment", "flip"): 1}) != WRITTEN

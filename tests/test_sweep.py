@@ -656,6 +656,13 @@ def test_what_is_more_than_a_value_of_train_is_refused(place: Place, old: str, n
     assert not place.github.repository.sha("sweep/0123456789ab-3")
 
 
+def test_values_are_compared_as_a_person_wrote_them() -> None:
+    text = "train:\n  weights:      # none\n  optimizer: 'sgd'\n  learning_rate: 1.0e-3  # slow\n"
+    put = sweep_branch.changed(text, {"optimizer": "muon", "learning_rate": 0.02})
+    assert list(sweep_pull.changes(text, put)) == [("optimizer", "'sgd'", "'muon'"), ("learning_rate", "1.0e-3", "0.02")]
+    assert not list(sweep_pull.changes(text, sweep_branch.changed(text, {"optimizer": "sgd", "learning_rate": 0.001})))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -345,6 +345,27 @@ def integration(world: World) -> dict[str, Seen]:
     return seen
 
 
+def search(world: World) -> dict[str, Seen]:
+    """Search better params on a branch whose rate teaches nothing."""
+    rates = {"learning_rate": [0.0002, 0.1]}
+    world.branch("lazy", set_params(train__learning_rate=0.0002, train__epochs=2, sweep__space=rates, sweep__random=2))
+    event = world.github.payload("workflow_dispatch", branch="lazy", inputs={"trials": "3", "minutes": ""})
+    result = world.start("sweep.yml", "workflow_dispatch", event)
+    assert result.jobs == {"search": "success", "publish": "success"}, result.log[-8000:]
+    opened = [number for number, pull in world.github.pulls.items() if pull.base == "lazy"]
+    assert len(opened) == 1, result.log[-8000:]
+    head = world.github.head(opened[0])
+    return {"opened": Seen(opened[0], result, head, head, {}, 0, unzipped(world.github.artifacts(result.run_id)["sweep"]))}
+
+
+def studies(world: World) -> dict[str, Seen]:
+    event = world.github.payload("workflow_dispatch", inputs={"epochs": "1", "seeds": "1"})
+    result = world.start("studies.yml", "workflow_dispatch", event)
+    made = world.github.artifacts(result.run_id)
+    files = {name: content for study in ("staleness", "ablation") for name, content in unzipped(made[study]).items()}
+    return {"done": Seen(0, result, "", "", {}, 0, files)}
+
+
 def archive(*entries: tuple[str, bytes, int]) -> bytes:
     """Zip entries of name, content and file mode."""
     target = io.BytesIO()
@@ -729,3 +750,30 @@ def test_all_green_is_red_as_soon_as_one_job_is(world: World, moments: dict[str,
     assert moments[broken].result.jobs["all-green"] == wanted, moments[broken].result.log[-8000:]
     checks = {check["name"]: check["conclusion"] for check in world.github.checks(moments[broken].sha)}
     assert checks["all-green"] == wanted
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Searches and studies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@about(search)
+def test_a_sweep_proposes_what_it_found_and_has_it_judged(world: World, seen: Seen) -> None:
+    pull = world.github.pulls[seen.number]
+    assert (pull.base, pull.author) == ("lazy", BOT)
+    assert "| `learning_rate` | 0.0002 | **0.1** |" in pull.body
+    assert world.changed_by(seen.head) == {"params.yaml"}
+    assert world.github.repository.git("diff", "--numstat", f"{seen.head}^", seen.head).split()[:2] == ["1", "1"]
+    started = {
+        one["workflow"] for one in world.github.dispatches if one["ref"] in (pull.branch, f"refs/heads/{pull.branch}")
+    }
+    assert started == {"report.yml", "ci.yml"}
+    assert {"sweep.md", "trials.csv", "history.png", "best.json", "params.yaml"} <= set(seen.files)
+
+
+@about(studies, "done")
+def test_studies_leave_page_table_and_picture_and_write_nothing_else(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == {"study": "success"}, seen.result.log[-8000:]
+    assert {f"{study}.{kind}" for study in ("staleness", "ablation") for kind in ("md", "csv", "png")} <= set(seen.files)
+    for study in ("staleness", "ablation"):
+        assert seen.files[f"{study}.md"].decode().splitlines()[0] in seen.result.summaries["study"]

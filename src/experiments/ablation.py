@@ -15,7 +15,7 @@ import numpy as np
 from src import arrays
 from src.command import UserError, run
 from src.experiments import ablation_page, cost, verdicts
-from src.experiments.trainings import Answers, Training, changed, seeds, train_all
+from src.experiments.trainings import Answers, Training, add_budget, changed, seeds, train_all
 from src.experiments.variants import variants
 from src.files import check_outputs
 from src.params import Params, Train, load
@@ -62,8 +62,7 @@ def main() -> None:
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
     parser.add_argument("out", type=Path, help="folder for the page, the table, the picture and the kept trainings")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--epochs", type=int, default=0, help="of each training; 0 (default): as params.yaml says")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default 3)")
+    add_budget(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME[=STRENGTH]", help="vary these alone: flip erase=0.5")
     parser.add_argument("--also", action="store_true", help="vary label smoothing, ema, warm-up, clipping and decay too")
     args = parser.parse_args()

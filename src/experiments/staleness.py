@@ -21,7 +21,7 @@ from src.command import UserError, run
 from src.experiments import arrivals, staleness_page
 from src.experiments.parts import Outcome, Part, parts
 from src.experiments.purchases import bought
-from src.experiments.trainings import Training, changed, seeds, train_all
+from src.experiments.trainings import Training, add_budget, changed, seeds, train_all
 from src.files import check_outputs, sha256
 from src.params import Params, Train, load
 from src.training.task import Task, of
@@ -70,8 +70,7 @@ def main() -> None:
     parser.add_argument("manifest", type=Path, help="manifest.parquet of the same run, by its path in the repository")
     parser.add_argument("out", type=Path, help="folder for the page, the table, the picture and the kept trainings")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--epochs", type=int, default=0, help="of each training; 0 (default): as params.yaml says")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each part (default 3)")
+    add_budget(parser)
     parser.add_argument("--points", type=int, default=6, help="months to show at most (default 6); more are joined")
     args = parser.parse_args()
     check_outputs([args.arrays, args.manifest], folders=[args.out])

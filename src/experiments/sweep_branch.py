@@ -3,33 +3,17 @@
 import os
 import subprocess
 import tempfile
-from io import StringIO
 from pathlib import Path
-
-from ruamel.yaml import YAML
 
 from src.command import UserError
 from src.experiments.sweep_results import Results
 from src.experiments.sweep_space import Values
+from src.params_text import put
 
 
 def changed(text: str, values: Values) -> str:
-    """Return the text of a params file with values put into its section `train`, comments and order kept."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096  # no line is folded
-    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-    content = yaml.load(text)
-    for key, value in values.items():
-        place = content
-        *sections, name = f"train.{key}".split(".")
-        for section in sections:
-            place = place.setdefault(section, {})
-        if name not in place or place[name] != value or isinstance(place[name], bool) != isinstance(value, bool):
-            place[name] = value  # what is equal stays as it is written: 10 does not become 10.0
-    written = StringIO()
-    yaml.dump(content, written)
-    return written.getvalue()
+    """Return the text of a params file with values put into its section `train`; all else stays as it is written."""
+    return put(text, {("train", *key.split(".")): value for key, value in values.items()})
 
 
 def make(name: str, params: Path, results: Results) -> str:

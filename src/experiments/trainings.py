@@ -1,6 +1,8 @@
 """The trainings of a study: each is done once, scored on one split, and kept, so that a study that was stopped goes on."""
 
+import os
 import zipfile
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,6 +57,17 @@ def changed(params: Train, **changes: object) -> Train:
 def seeds(params: Train, count: int) -> list[Train]:
     """Return the same recipe with so many seeds, the one of params.yaml first."""
     return [changed(params, seed=(params.seed + i) % 2**32) for i in range(count)]
+
+
+def add_budget(parser: ArgumentParser) -> None:
+    """Let a study be told how long and how often to train; a workflow tells it by variables."""
+    for name, default, words in (
+        ("epochs", 0, "of each training; 0: as params.yaml says"),
+        ("seeds", 3, "trainings of each that is compared"),
+    ):
+        variable = f"STUDY_{name.upper()}"
+        value = os.environ.get(variable) or str(default)
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{words} (default {default}; {variable})")
 
 
 def train_all(wanted: Sequence[Training], study: str, scored: Split, scored_name: str, folder: Path) -> list[Answers]:

@@ -25,7 +25,7 @@ _LINE = re.compile(r"( {2,4}[a-z_]+):[ ]+([^\s#]+)[ ]*(#.*)?")
 _KINDS = (
     ("number", re.compile(r"[-+]?\d{1,12}(\.\d{1,12})?(e[-+]?\d{1,2})?")),
     ("switch", re.compile(r"true|false")),
-    ("word", re.compile(r"[a-z][a-z0-9_]{0,39}")),
+    ("word", re.compile(r"(['\"]?)[a-z][a-z0-9_]{0,39}\1")),
 )
 
 
@@ -115,7 +115,7 @@ def _change(place: int, section: str, mine: str, theirs: str) -> tuple[str, str,
 
 
 def _kind(value: str) -> str:
-    """Return what kind of value this is; of no kind is what has brackets, quotes or other signs."""
+    """Return what kind of value this is; of no kind is what has brackets or other signs."""
     for name, pattern in _KINDS:
         if pattern.fullmatch(value):
             return name
