@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 torch.set_num_threads(1)  # every network here is tiny
+# a shell that starts the tests in the background has Ctrl-C ignored, by them and by all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # the tools of the lock (act, gh, zizmor, ...) are found also where the environment is not activated
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
