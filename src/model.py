@@ -34,6 +34,24 @@ class Shape(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Shortcut(nn.Conv2d):
+    """A 1x1 convolution with a stride. While it learns on a CPU from few channels, a slice and a convolution without one.
+
+    oneDNN, with which PyTorch computes there, writes past its memory in the other's gradient (its issue 6035): training
+    crashes, hangs or learns nonsense, by the number of threads and images.
+    """
+
+    FEWEST = 16  # channels from which on it is right
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, inputs, height, width) to (n, outputs, height / stride, width / stride)."""
+        learns = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        if learns and self.in_channels < self.FEWEST and x.device.type == "cpu":
+            down, across = self.stride
+            return F.conv2d(x[:, :, ::down, ::across], self.weight, self.bias)
+        return super().forward(x)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch norm around a shortcut. Names follow torchvision's, so that its weights fit.
 
@@ -48,7 +66,7 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(Shortcut(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, inputs, height, width) to (n, outputs, height / stride, width / stride)."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,18 @@ def prepare(
     machine.keep_memory()
     device = machine.device(params, world)
     bf16 = machine.bf16(params, device)
+    if device.type == "cpu":
+        _require_sound(classifier)
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training, held_out = (
         Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
     )
     images, labels = training.example(-(-len(training) // (training.steps(params.batch_size) * world.size)))
+    trial = partial(training.trial, params.batch_size, epoch_seed(params.seed, 0))
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else "CPU, " + machine.threads(classifier, images, bf16, params, world, threads)
+        else "CPU, " + machine.threads(classifier, images, trial, bf16, params, world, threads)
     )
     say(_headline(classifier, task, params, where, bf16))
     if world.size > 1:
@@ -219,6 +223,24 @@ def _require_fits(classifier: Classifier, task: Task) -> None:
         shape = tuple(classifier.eval()(torch.zeros(2, task.channels, *task.size)).shape)
     if shape != (2, len(task.classes)):
         raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(task.classes))}")
+
+
+def _require_sound(classifier: Classifier) -> None:
+    """Refuse on a CPU what `Shortcut` tells of, in a network that does without it."""
+    for name, layer in classifier.named_modules():
+        if (
+            isinstance(layer, nn.Conv2d)
+            and not isinstance(layer, model.Shortcut)
+            and (layer.kernel_size, layer.groups) == ((1, 1), 1)
+            and layer.stride != (1, 1)
+            and layer.in_channels < model.Shortcut.FEWEST
+            and layer.weight.requires_grad
+        ):
+            raise UserError(
+                f"layer {name.removeprefix('network.')} is a 1x1 convolution with a stride of {layer.in_channels} channels: "
+                "PyTorch crashes in its gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put Shortcut of "
+                f"src/model.py in its place, or give it {model.Shortcut.FEWEST} channels or more"
+            )
 
 
 def _headline(classifier: Classifier, task: Task, params: Train, where: str, bf16: bool) -> str:

@@ -1,13 +1,17 @@
 """What the machine gives to training: device, precision, as many threads as pay, an allocator that keeps memory."""
 
 import ctypes
+import math
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from src.batches import Batch
 from src.command import UserError, cores
 from src.params import Train
 from src.training.world import World
@@ -59,13 +63,20 @@ def keep_memory() -> None:
 
 
 def threads(
-    network: nn.Module, images: torch.Tensor, bf16: bool, params: Train, world: World, given: int | None = None
+    network: nn.Module,
+    images: torch.Tensor,
+    trial: Callable[[], Iterator[Batch]],
+    bf16: bool,
+    params: Train,
+    world: World,
+    given: int | None = None,
 ) -> str:
-    """Set PyTorch's number of threads by timing a training step of the network on `images`, and say why.
+    """Set PyTorch's number of threads by timing training steps of the network, and say why.
 
     Args:
         network: stays as it was: it is timed in evaluation mode, and no gradient is kept.
         images: one batch as it will come, on the CPU.
+        trial: begins an epoch.
         bf16: whether steps run under autocast.
         params: the section `train`.
         world: the processes that share this machine's cores.
@@ -74,38 +85,60 @@ def threads(
     if given:
         torch.set_num_threads(given)
         return f"{given} threads"
+    if wanted := _wanted():
+        torch.set_num_threads(wanted)
+        return f"{wanted} threads, as OMP_NUM_THREADS says"
     most = max(1, cores() // world.local_size)
     if most == 1 or images.numel() // images.shape[1] * params.width >= _LARGE:
         torch.set_num_threads(most)
         return f"{most} threads"
-    taken = _fastest(network, images, bf16, (1, most))
-    chosen = most if taken[1] >= _WORTH * taken[most] else 1
+    gain = _gain(network, trial, bf16, most)
+    chosen = most if gain >= _WORTH else 1
     torch.set_num_threads(chosen)
-    gain = taken[1] / taken[most]
     return f"{chosen} of {most} threads (a step with {most} was measured {gain:.2f} times as fast as with 1)"
 
 
-def _fastest(network: nn.Module, images: torch.Tensor, bf16: bool, counts: tuple[int, ...]) -> dict[int, float]:
-    """Return the seconds of the fastest step, forwards and backwards, with each number of threads."""
-    was_training, best, began = network.training, dict.fromkeys(counts, float("inf")), time.perf_counter()
+def _wanted() -> int | None:
+    """Return what the user set; torchrun sets 1 by itself, which nobody wanted."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if not value.isdigit() or (value == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
+        return None
+    return int(value) or None
+
+
+def _gain(network: nn.Module, trial: Callable[[], Iterator[Batch]], bf16: bool, most: int) -> float:
+    """Return how many times as fast a step, forwards and backwards, is with `most` threads as with one.
+
+    Another thread augments ahead. Beside one thread it has a core to itself; of several it holds one up, and so all. It is
+    timed until it has ended, with what it began after the first batch: that is about what it cost where it was measured.
+    """
+    was_training, began = network.training, time.perf_counter()
     network.eval()  # batch norm must not learn from being timed
+    ahead = one = several = math.inf
+    batch = next(trial())
     for rounds in range(_ROUNDS):
         if rounds > 1 and time.perf_counter() - began > _SECONDS:
             break
-        for count in counts:
-            torch.set_num_threads(count)
-            started = time.perf_counter()
-            _step(network, images, bf16)
-            best[count] = min(best[count], time.perf_counter() - started)
+        torch.set_num_threads(1)
+        ahead = min(ahead, _seconds(lambda: next(trial())))
+        one = min(one, _seconds(lambda: _step(network, *batch, bf16)))
+        torch.set_num_threads(most)
+        several = min(several, _seconds(lambda: _step(network, *batch, bf16)))
     network.train(was_training)
-    return best
+    return max(one, ahead) / (several + ahead)
 
 
-def _step(network: nn.Module, images: torch.Tensor, bf16: bool) -> None:
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _step(network: nn.Module, images: torch.Tensor, targets: torch.Tensor, bf16: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = network(images).float()
     torch.autograd.grad(
-        F.cross_entropy(logits, torch.zeros(len(images), dtype=torch.long)),
+        F.cross_entropy(logits, targets),
         [parameter for parameter in network.parameters() if parameter.requires_grad],
         allow_unused=True,
     )
