@@ -91,7 +91,7 @@ find-lr: setup ## suggest a learning rate from a range test; changes nothing (AR
 	@$(RUN) -m src.experiments.find_lr out/arrays out/find-lr $(ARGS)
 
 profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--steps 100")
-	@$(RUN) -m src.experiments.training_profile out/arrays out/training-profile $(ARGS)
+	@KINETO_LOG_LEVEL=99 $(RUN) -m src.experiments.training_profile out/arrays out/training-profile $(ARGS)
 
 staleness: setup ## tell what a month of data buys, and more of them (ARGS="--epochs 10 --seeds 3")
 	@$(RUN) -m src.experiments.staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
