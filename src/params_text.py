@@ -25,8 +25,9 @@ _Representer.add_representer(
 def put(text: str, values: Mapping[Place, Any]) -> str:
     """Return a text with other values, such as `{("train", "augment", "rotate"): 5}`.
 
-    One single value in place of another changes nothing but its own letters. For a list, a section or a new key the file is
-    written anew: remarks and order stay, spaces and quotes may not. What is equal already stays as it is written.
+    One single value in place of another changes nothing but its own letters, and the remark behind it stays in its column.
+    For a list, a section or a new key the file is written anew: remarks and order stay, spaces and quotes may not. What is
+    equal already stays as it is written.
     """
     for path, value in values.items():
         if not same(_found(YAML(typ="safe").load(text), path), value):
@@ -49,9 +50,16 @@ def _in_place(text: str, path: Place, value: Any) -> str | None:
     if start == end:  # a key without a value
         start = end = text.index(":", key.end_mark.index) + 1
     space = " " if text[start - 1] == ":" else ""
-    result = f"{text[:start]}{space}{_scalar(value, quote)}{text[end:]}"
+    written = space + _scalar(value, quote)
+    result = text[:start] + written + _moved(text[end:], len(written) - (end - start))
     wanted = _with(YAML(typ="safe").load(text), path, value)
     return result if _reads_as(result, wanted) else None  # an alias is another key's value, too
+
+
+def _moved(rest: str, by: int) -> str:
+    """Keep a remark in its column, where there is room for that."""
+    gap = len(rest) - len(rest.lstrip(" "))
+    return " " * max(1, gap - by) + rest[gap:] if gap and rest[gap : gap + 1] == "#" else rest
 
 
 def _reads_as(text: str, wanted: Any) -> bool:

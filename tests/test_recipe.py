@@ -237,9 +237,11 @@ gates:
 @pytest.mark.parametrize(
     ("place", "value", "line"),
     [
-        (("train", "weights"), "a b: c", "  weights: 'a b: c'           # none"),
-        (("train", "rate"), 2e-05, "  rate:   2e-05   # a rate"),
-        (("train", "rate"), None, "  rate:   null   # a rate"),
+        (("train", "weights"), "a b: c", "  weights: 'a b: c'  # none"),
+        (("train", "rate"), 2e-05, "  rate:   2e-05 # a rate"),
+        (("train", "rate"), 1, "  rate:   1     # a rate"),
+        (("train", "rate"), 0.12345678, "  rate:   0.12345678 # a rate"),
+        (("train", "rate"), None, "  rate:   null  # a rate"),
         (("train", "optimizer"), "muon", '  optimizer: "muon"'),
         (("train", "optimizer"), True, "  optimizer: true"),
         (("train", "augment", "rotate"), 3.5, "  augment: { flip: true,rotate: 3.5 }"),
