@@ -105,6 +105,16 @@ class Raising(Plain):
         return self.last(x.flatten(1))
 
 
+class Strided(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(8, 8, 1, 2)
+        self.last = nn.Linear(8 * 16, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.down(self.first(x)), 4).flatten(1)
+
+
 class Twofold(Plain):
     """Acts in training alone."""
 
@@ -136,6 +146,7 @@ def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, Findi
     ("network", "check", "words"),
     [
         (Detached, "gradients", "none reaches first.weight, first.bias, norm.weight, norm.bias"),
+        (Strided, "gradients", "layer down is a 1x1 convolution with a stride of 8 channels"),
         (Unused, "gradients", "none reaches forgotten.weight"),
         (WithoutWeights, "first loss", "do not depend on any weight"),
         (Softmax, "logits", "each row sums to 1"),

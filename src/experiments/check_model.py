@@ -21,7 +21,7 @@ from src.experiments import wiring_answers, wiring_learning
 from src.experiments.wiring import Finding, Lesson, Subject, first_line, learn
 from src.model import Classifier
 from src.params import Params, load
-from src.training import machine, start
+from src.training import layers, machine, start
 from src.training.task import Task, of
 from src.training.world import World
 
@@ -71,7 +71,11 @@ def _findings(subject: Subject, tolerance: float, steps: int, seconds: float) ->
     yield _guarded("extreme images", lambda: wiring_answers.extremes(subject))
     lesson = Lesson(subject.build())
     try:
+        layers.require_sound(lesson.classifier, subject.device)
         lesson = learn(subject, steps, seconds)
+    except UserError as error:
+        told, _, advice = str(error).rpartition(": ")
+        yield Finding("gradients", "FAIL", told, advice)
     except Exception as error:  # likewise
         yield Finding("learns", "FAIL", first_line(error), "a step must run forwards and backwards in training mode")
     else:

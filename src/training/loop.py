@@ -23,7 +23,7 @@ from src.command import UserError, progress
 from src.files import rounded
 from src.model import Classifier
 from src.params import Train
-from src.training import compiling, machine, optimizer, start
+from src.training import compiling, layers, machine, optimizer, start
 from src.training.meter import Meter
 from src.training.task import Task
 from src.training.world import World
@@ -183,8 +183,7 @@ def prepare(
     machine.keep_memory()
     device = machine.device(params, world)
     bf16 = machine.bf16(params, device)
-    if device.type == "cpu":
-        _require_sound(classifier)
+    layers.require_sound(classifier, device)
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training, held_out = (
         Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
@@ -223,24 +222,6 @@ def _require_fits(classifier: Classifier, task: Task) -> None:
         shape = tuple(classifier.eval()(torch.zeros(2, task.channels, *task.size)).shape)
     if shape != (2, len(task.classes)):
         raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(task.classes))}")
-
-
-def _require_sound(classifier: Classifier) -> None:
-    """Refuse on a CPU what `Shortcut` tells of, in a network that does without it."""
-    for name, layer in classifier.named_modules():
-        if (
-            isinstance(layer, nn.Conv2d)
-            and not isinstance(layer, model.Shortcut)
-            and (layer.kernel_size, layer.groups) == ((1, 1), 1)
-            and layer.stride != (1, 1)
-            and layer.in_channels < model.Shortcut.FEWEST
-            and layer.weight.requires_grad
-        ):
-            raise UserError(
-                f"layer {name.removeprefix('network.')} is a 1x1 convolution with a stride of {layer.in_channels} channels: "
-                "PyTorch crashes in its gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put Shortcut of "
-                f"src/model.py in its place, or give it {model.Shortcut.FEWEST} channels or more"
-            )
 
 
 def _headline(classifier: Classifier, task: Task, params: Train, where: str, bf16: bool) -> str:
