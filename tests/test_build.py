@@ -518,6 +518,11 @@ def image(folder: Path, command: Command) -> Iterator[dict[str, Any]]:
     remove_images(NAME)
 
 
+@pytest.mark.parametrize("ending", ["", "\nSee 'docker run --help'.", "\n\nRun 'docker run --help' for more information\n"])
+def test_the_reason_of_an_engine_is_told_and_not_that_it_has_a_help(ending: str) -> None:
+    assert build._last(ValueError(f"Unable to find it\ndocker: No such image: x{ending}")) == "docker: No such image: x"
+
+
 @pytest.mark.slow
 @needs_engine
 class TestEngine:

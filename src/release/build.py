@@ -27,6 +27,7 @@ from src import lineage
 from src.command import UserError, run
 from src.files import read_json, sha256, write_bytes, write_json
 from src.github.git import GitError, git
+from src.locks import locked
 from src.release import bento as bentos
 from src.release import containerize, device, reviewed, sbom
 from src.release import settings as all_settings
@@ -177,8 +178,10 @@ def _make(job: _Job, engine: Engine) -> Image:
             raise _build_error(engine, error) from None
     if image is None:
         raise RefusedError("image", f"{engine.title} built no image", "run again with --verbose")
-    engine.tag(image.id, job.tag)
-    engine.remove(unchecked)
+    # an image loses its last name, and is gone, if another build takes the shared one between these two
+    with locked(Path(tempfile.gettempdir()) / f"images-{os.getuid()}.lock", lambda: "waiting for another build"):
+        engine.tag(image.id, job.tag)
+        engine.remove(unchecked)
     return image
 
 
@@ -362,8 +365,9 @@ def _registry_error(remote: str, error: EngineError) -> RefusedError:
 
 
 def _last(error: Exception) -> str:
-    """Return the last line of what an engine said, without the token."""
-    line = (str(error).splitlines() or ["no reason given"])[-1][:300]
+    """Return the last line of what an engine said, which is not that it has a help, without the token."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not re.match(r"(See|Run) '.+ --help'", line)]
+    line = (lines or ["no reason given"])[-1][:300]
     token = os.environ.get("REGISTRY_TOKEN")
     return line.replace(token, "***") if token else line
 
