@@ -146,7 +146,7 @@ def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, Findi
     ("network", "check", "words"),
     [
         (Detached, "gradients", "none reaches first.weight, first.bias, norm.weight, norm.bias"),
-        (Strided, "gradients", "layer down is a 1x1 convolution with a stride of 8 channels"),
+        (Strided, "gradients", "layer down is a strided 1x1 convolution of 8 input channels"),
         (Unused, "gradients", "none reaches forgotten.weight"),
         (WithoutWeights, "first loss", "do not depend on any weight"),
         (Softmax, "logits", "each row sums to 1"),

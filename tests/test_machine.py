@@ -79,7 +79,7 @@ class Narrow(nn.Module):
 
 def test_a_network_whose_gradient_would_be_wrong_is_refused_by_layer(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
     monkeypatch.setitem(model.NETWORKS, "narrow", Narrow)
-    with pytest.raises(UserError, match="layer down is a 1x1 convolution with a stride of 3 channels.*Shortcut"):
+    with pytest.raises(UserError, match="layer down is a strided 1x1 convolution of 3 input channels.*Shortcut"):
         fit(task(), train.model_copy(update={"network": "narrow"}), None, quiet=True)
     frozen = {"network": "narrow", "freeze": ["down"]}
     fit(task(), train.model_copy(update=frozen), None, quiet=True)

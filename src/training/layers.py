@@ -53,9 +53,9 @@ def require_sound(classifier: Classifier, device: torch.device) -> None:
             and layer.weight.requires_grad
         ):
             raise UserError(
-                f"layer {name} is a 1x1 convolution with a stride of {layer.in_channels} channels: PyTorch crashes in its "
+                f"layer {name} is a strided 1x1 convolution of {layer.in_channels} input channels: PyTorch crashes in its "
                 f"gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put Shortcut of src/model.py in its place, or "
-                f"give it {Shortcut.FEWEST} channels or more"
+                f"give it {Shortcut.FEWEST} input channels or more"
             )
 
 
