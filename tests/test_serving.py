@@ -729,6 +729,15 @@ def wait_ready(url: str, seconds: float = 60) -> float:
     raise AssertionError(f"not ready after {seconds} s")
 
 
+def wait_for_children(process: subprocess.Popen[str], seconds: float = 60) -> list[psutil.Process]:
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        if children := psutil.Process(process.pid).children():
+            return children
+        time.sleep(0.01)
+    raise AssertionError(f"no child after {seconds} s")
+
+
 SERVICE = ["bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1"]
 
 
@@ -780,6 +789,21 @@ def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_p
         process.kill()
         _, alive = psutil.wait_procs(workers, timeout=90)
         assert not alive
+
+
+@pytest.mark.slow
+def test_a_worker_whose_server_died_before_it_began_ends_too(model: Path, tmp_path: Path) -> None:
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="1") as (process, _):
+        (worker,) = wait_for_children(process)
+        worker.suspend()
+        process.kill()
+        process.wait(20)
+        worker.resume()
+        try:
+            worker.wait(90)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
 
 
 @pytest.mark.slow

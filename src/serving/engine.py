@@ -30,18 +30,26 @@ if TYPE_CHECKING:  # imported by the process that computes only; the one that wa
 
 _BODIES = 4  # of the largest size, in memory at once; smaller ones as many as fit into that
 _SHARED = "SERVE_SHARED"  # names the folder in which the processes of one service count together
+_WATCHER = "SERVE_WATCHER"  # the process that starts the workers and watches over them
 
 log = logging.getLogger("bentoml.image_classifier")  # below BentoML's own, whose handlers print it
 
 
-def _end_with_parent() -> None:
-    """Ask Linux for SIGTERM when the process that watches over this one dies.
+def watch() -> None:
+    """Tell the workers that this process starts which one watches over them."""
+    os.environ[_WATCHER] = str(os.getpid())
+
+
+def _end_with_watcher() -> None:
+    """Ask Linux for SIGTERM when the process that watches over this one dies; if it is dead, end now.
 
     BentoML gives each worker a session of its own, so that killing the server's process group does not reach it: it would
-    live on and keep the port. See prctl(2), PR_SET_PDEATHSIG.
+    live on and keep the port. See prctl(2), PR_SET_PDEATHSIG, which tells of no death that has already been.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.environ.get(_WATCHER, str(os.getppid())) != str(os.getppid()):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def share(workers: int) -> None:
@@ -97,7 +105,7 @@ class Engine:
         Args:
             worker: number of this process among those of the service; one that takes its place counts on.
         """
-        _end_with_parent()
+        _end_with_watcher()
         loading = threading.Thread(target=self.load, args=(worker,), name="load")  # the event loop of here runs already
         loading.start()
         loading.join()

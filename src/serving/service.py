@@ -14,7 +14,7 @@ from bentoml.images import Image
 
 from src.command import UserError
 from src.serving import logs, settings
-from src.serving.engine import Engine, share
+from src.serving.engine import Engine, share, watch
 
 
 def _fail(error: UserError) -> NoReturn:
@@ -83,6 +83,7 @@ class ImageClassifier:
         except UserError as error:
             _fail(error)
         logs.configure(ENGINE.settings)
+        watch()
         share(ENGINE.settings.workers)
 
     async def __is_ready__(self) -> bool:
