@@ -46,11 +46,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("faults") / "model")
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "log"
-
-
 def place_of(url: str) -> tuple[str, int]:
     return "127.0.0.1", int(url.rsplit(":", 1)[1])
 
@@ -292,25 +287,44 @@ def test_another_model_brings_its_own_labels_and_not_the_others_release(
             assert f'label="{labels_[2]}",model_version="{version}"' in client.get("/metrics").text
 
 
+NOT_DESCRIBED = "is not the model that card.json beside it describes"
+
+
+class Log:
+    """What a server prints, read as it comes, until the server has ended."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        self.text, self.source = "", process.stdout
+        self.thread = threading.Thread(target=self._read, daemon=True)
+
+    def _read(self) -> None:
+        for line in self.source:
+            self.text += line
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join(20)
+
+
 @pytest.mark.slow
 def test_a_model_that_is_replaced_under_the_service_is_not_served_by_a_new_worker(model: Path, tmp_path: Path) -> None:
     """Two models behind one address would be worse than one worker less, which says why it does not answer."""
     folder = shutil.copytree(model, tmp_path / "model")
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="2") as (process, url):
-        wait_ready(url, 120)
-        until(lambda: len(workers(url)) == 2)
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="2") as (process, url), Log(process) as log:
+        until(lambda: log.text.count(" ready after ") == 2)
         (folder / "model.onnx").write_bytes(b"half a copy")
-        killed = workers(url)[0]
-        killed.kill()
-        until(lambda: len({worker.pid for worker in workers(url)} - {killed.pid}) == 2)
+        workers(url)[0].kill()
+        until(lambda: NOT_DESCRIBED in log.text)
         statuses = Counter(httpx.post(f"{url}/predict", files={"image": ("a", picture())}).status_code for _ in range(60))
         assert set(statuses) <= {200, 503}
         assert statuses[200]
         stop_all(process)
-        assert process.stdout
-        said = process.stdout.read()
-    assert said.count("is not the model that card.json beside it describes") == 1
-    assert "Traceback" not in said
+    assert log.text.count(NOT_DESCRIBED) == 1
+    assert "Traceback" not in log.text
 
 
 def test_only_the_age_of_the_model_is_told_by_the_wall_clock() -> None:
