@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -729,13 +729,11 @@ def wait_ready(url: str, seconds: float = 60) -> float:
     raise AssertionError(f"not ready after {seconds} s")
 
 
-def wait_for_children(process: subprocess.Popen[str], seconds: float = 60) -> list[psutil.Process]:
-    began = time.monotonic()
-    while time.monotonic() - began < seconds:
-        if children := psutil.Process(process.pid).children():
-            return children
-        time.sleep(0.01)
-    raise AssertionError(f"no child after {seconds} s")
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 SERVICE = ["bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1"]
@@ -794,7 +792,9 @@ def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_p
 @pytest.mark.slow
 def test_a_worker_whose_server_died_before_it_began_ends_too(model: Path, tmp_path: Path) -> None:
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="1") as (process, _):
-        (worker,) = wait_for_children(process)
+        server = psutil.Process(process.pid)
+        until(server.children)
+        (worker,) = server.children()
         worker.suspend()
         process.kill()
         process.wait(20)

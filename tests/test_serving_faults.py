@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Self
@@ -30,6 +29,7 @@ from test_serving import (
     served,
     serving,
     stop_all,
+    until,
     wait_ready,
     write_model,
 )
@@ -91,13 +91,6 @@ class Asking:
                     time.sleep(0.01)
                 with self.lock:
                     self.seen[told] += 1
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
