@@ -18,6 +18,7 @@ from src.params import Params, load
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+PATIENCE = 600  # seconds until a process counts as hanging; no measure of speed: ten of them may share two slow cores
 
 
 torch.set_num_threads(1)  # every network here is tiny

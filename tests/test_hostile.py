@@ -136,7 +136,7 @@ class Client(threading.Thread):
 @pytest.mark.slow
 def test_a_siege_harms_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model(tmp_path / "model")
-    variables = {"SERVE_MODEL": str(model), "SERVE_WORKERS": "2", "SERVE_TIMEOUT": "2", "SERVE_ACCESS_LOG": "1"}
+    variables = {"SERVE_MODEL": str(model), "SERVE_WORKERS": "2", "SERVE_ACCESS_LOG": "1"}
     with served(tmp_path, SERVICE, ROOT, **variables) as (process, url), ExitStack() as stack:
         assert process.stdout
         log = stack.enter_context(ThreadPoolExecutor(1)).submit(

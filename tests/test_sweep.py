@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_colours, write_params
+from conftest import PATIENCE, ROOT, draw_colours, write_params
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 from standin import GitHub, clone, commit
@@ -317,7 +317,7 @@ def hammer(params: Path, address: str, kills: int) -> Book:
         victim.communicate()
         workers.append(start())
     for worker in workers:
-        worker.communicate(timeout=300)
+        worker.communicate(timeout=PATIENCE)
         assert worker.returncode == 0
     found = load(params)
     return open_book(address, "study", sweep_space.of(found), found.sweep)
@@ -748,12 +748,12 @@ def test_a_sweep_that_is_killed_twice_ends_with_each_trial_once(colours: Path, t
     for told in (3, 5):
         kill_after(start(colours, tmp_path, *options), told)
     last = start(colours, tmp_path, *options)
-    said = last.communicate(timeout=600)[0]
+    said = last.communicate(timeout=PATIENCE)[0]
     assert last.returncode == 0, said
     assert "goes on, 8 of 20" in said or re.search(r"goes on, \d+ of 20", said)
     check_results(tmp_path, TRIALS)
     again = start(colours, tmp_path, *options)
-    assert "trial " not in again.communicate(timeout=120)[0].partition("| trial")[0].replace("trials", "")
+    assert "trial " not in again.communicate(timeout=PATIENCE)[0].partition("| trial")[0].replace("trials", "")
     check_results(tmp_path, TRIALS)
 
 
@@ -767,7 +767,7 @@ def test_each_trial_is_a_run_below_the_sweeps_own_and_a_restart_keeps_that_one(
     address = f"sqlite:///{tmp_path}/mlflow.db"
     kill_after(start(colours, tmp_path, "--trials", "5", "--branch", "none", MLFLOW_TRACKING_URI=address), 2)
     last = start(colours, tmp_path, "--trials", "5", "--branch", "none", MLFLOW_TRACKING_URI=address)
-    said = last.communicate(timeout=300)[0]
+    said = last.communicate(timeout=PATIENCE)[0]
     assert last.returncode == 0, said
     client = MlflowClient(address)
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
@@ -782,7 +782,7 @@ def test_each_trial_is_a_run_below_the_sweeps_own_and_a_restart_keeps_that_one(
 @pytest.mark.slow
 def test_a_sweep_stops_when_its_time_is_up_and_says_how_to_go_on(colours: Path, tmp_path: Path) -> None:
     process = start(colours, tmp_path, "--trials", "500", "--minutes", "0.1", "--branch", "none")
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert "run the same command again" in said, said
 
 
@@ -793,7 +793,7 @@ def test_ctrl_c_ends_with_one_sentence(colours: Path, tmp_path: Path) -> None:
     while "trial " not in process.stdout.readline():
         pass
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 130
     assert said.count("Run the same command again") == 1
     assert "Traceback" not in said
