@@ -17,7 +17,7 @@ def engine_answers() -> bool:
     """True when `docker info` does."""
     if shutil.which("docker") is None:
         return False
-    return subprocess.run(["docker", "info"], capture_output=True, timeout=30).returncode == 0
+    return subprocess.run(["docker", "info"], capture_output=True, timeout=120).returncode == 0
 
 
 needs_engine = pytest.mark.skipif(not engine_answers(), reason="there is no Docker engine: .ci/docker starts one")
@@ -40,7 +40,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(url: str, seconds: float = 30) -> None:
+def wait_for(url: str, seconds: float = 180) -> None:
     """Wait until an address answers with success."""
     until = time.monotonic() + seconds
     while True:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, encode
+from conftest import PATIENCE, ROOT, encode
 from test_serving import CLASSES, make_engine, picture, png_of, serving, write_model
 
 from src.command import UserError
@@ -275,11 +275,11 @@ def many(path: Path) -> Path:
 def interrupted(arguments: list[str], parts: Path, number: int, how: int) -> subprocess.CompletedProcess[str]:
     """Start a run and stop it when so many parts are written."""
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE
     while process.poll() is None and len(list(parts.glob("0*"))) < number and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(how)
-    said, complaint = process.communicate(timeout=240)
+    said, complaint = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(arguments, process.returncode, said, complaint)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, encode
+from conftest import PATIENCE, ROOT, encode
 from deploying import Command, SmallProcesses
 
 from src import lineage
@@ -113,7 +113,7 @@ class World:
 
     def run(self, command: str, *arguments: str, **environment: str) -> tuple[int | None, str]:
         process = self.start(command, *arguments, **environment)
-        printed = process.wait(120)
+        printed = process.wait(PATIENCE)
         return process.returncode, printed
 
     def deploy(self, version: int, *faults: str, **environment: str) -> tuple[int | None, str]:
@@ -133,14 +133,14 @@ class World:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def await_step(self, step: str, count: int = 1) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while sum(line["step"] == step for line in self.lines()) < count:
             assert time.monotonic() < until, f"never {step}"
             time.sleep(0.01)
 
     def await_guard(self) -> None:
         """Wait until nobody holds the lock."""
-        subprocess.run(["flock", str(self.home / "lock"), "true"], check=True, timeout=60)
+        subprocess.run(["flock", str(self.home / "lock"), "true"], check=True, timeout=PATIENCE)
 
     def end(self) -> None:
         told = settings.read(self.environment)
@@ -304,7 +304,7 @@ def test_a_version_that_fails_after_the_switch_is_taken_back(world: World, fault
     process = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="30")
     world.await_step("switched", 2)
     world.spoil(2, fault)
-    printed = process.wait(60)
+    printed = process.wait(PATIENCE)
     assert process.returncode == 1, printed
     assert "version 2 was taken back after the switch" in printed
     assert AFTER[fault] in printed
@@ -363,7 +363,7 @@ def test_deploy_and_guard_both_killed_is_mended_by_the_next_one(world: World) ->
     mine = [pid for pid in guards if str(world.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()]
     process.kill()
     subprocess.run(["kill", "-9", *mine], check=False)
-    process.wait(60)
+    process.wait(PATIENCE)
     code, printed = world.run("status")
     assert code == 1
     assert "a deploy of version 2 is under way, or was cut off while switching" in printed
@@ -377,8 +377,8 @@ def test_of_two_deploys_at_once_one_waits(world: World) -> None:
     first = world.start("deploy", str(world.release(2)))
     world.await_step("starting", 2)
     second = world.start("deploy", str(world.release(3)))
-    said = second.wait(120)
-    first.wait(120)
+    said = second.wait(PATIENCE)
+    first.wait(PATIENCE)
     assert (first.returncode, second.returncode) == (0, 0), said
     assert said.startswith("waiting for another one to end: deploy of version 2 by ")
     assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("3", "3", "2")
@@ -390,7 +390,7 @@ def test_without_its_registry_a_new_version_does_not_stay(world: World) -> None:
     world.await_step("switched", 2)
     world.database.rename(world.folder / "away.db")
     world.database.write_text("no database")
-    printed = process.wait(90)
+    printed = process.wait(PATIENCE)
     assert process.returncode == 1
     assert str(world.database) in printed
     world.database.unlink()
@@ -446,7 +446,7 @@ def test_a_version_is_compared_on_a_share_or_a_copy_of_the_traffic_first(world: 
         process = world.start("deploy", str(folder), DEPLOY_STRATEGY=strategy, **CANARY)
         world.await_step("exposed")
         world.spoil(2, fault)
-        printed = process.wait(120)
+        printed = process.wait(PATIENCE)
     assert {answer.status for answer in answers} == {200}
     assert (process.returncode, world.serving()) == ((1, "1") if fault else (0, "2")), printed
     if fault:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, write_params
+from conftest import PATIENCE, ROOT, write_params
 
 from src import checkpoint
 from src.checkpoint import held
@@ -263,7 +263,7 @@ def ended(processes: Iterable[psutil.Process]) -> bool:
     return True
 
 
-def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 300) -> Any:
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = PATIENCE) -> Any:
     until = time.monotonic() + seconds
     while not (value := condition()):
         if process.poll() is not None:

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 from src.serving import logs
 
@@ -35,7 +35,7 @@ def start(code: str, stdout: Any = subprocess.PIPE, **options: Any) -> subproces
 def told(code: str) -> list[dict[str, Any]]:
     """Return what the log of a process tells that runs `code`; it ends well and says nothing else."""
     process = start(code)
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (0, "")
     return [json.loads(line) for line in out.splitlines()]
 
@@ -165,7 +165,7 @@ def test_a_log_that_nobody_reads_stops_nothing_and_tells_later_how_much_was_lost
 
 def test_a_process_ends_although_nobody_reads_its_log() -> None:
     with start(STOPPED, stdin=subprocess.DEVNULL) as process:
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("target", ["full disk", "closed pipe", "closed"])
@@ -177,7 +177,7 @@ def test_a_log_that_takes_nothing_stops_nothing(target: str) -> None:
         given = {"full disk": full, "closed pipe": writer, "closed": None}[target]
         process = start("for _ in range(20): log.exception('a'); ask(500)\ntime.sleep(0.1)\nos._exit(7)", given, **options)
     os.close(writer)
-    assert process.communicate(timeout=20)[1] == ""
+    assert process.communicate(timeout=PATIENCE)[1] == ""
     assert process.returncode == 7
 
 
@@ -187,7 +187,7 @@ def test_a_person_at_a_terminal_gets_lines_to_read_that_cannot_steer_it() -> Non
         'log.info("ready %s", "\\x1b[2J")\nask(404, "no such address")\nlog.error("bad", exc_info=ValueError("why"))',
         follower,
     ) as process:
-        process.wait(20)
+        process.wait(PATIENCE)
         assert process.stderr
         assert process.stderr.read() == ""
     os.close(follower)

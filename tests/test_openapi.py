@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from test_serving import SERVICE, make_engine, picture, served, serving, wait_ready, write_model
 
 from src.serving import openapi, settings
@@ -106,7 +106,7 @@ def test_schemathesis_finds_nothing_in_the_service_as_it_runs(model: Path, tmp_p
         command += ["--max-time", "20", "--max-examples", "20", "--seed", "1", "--continue-on-failure"]
         command += ["--header", f"X-API-Key:{key}"] if key else []
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "SCHEMATHESIS_HOOKS": "openapi_hooks"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr
         assert "10 selected / 10 total" in done.stdout
         assert "No issues found" in done.stdout

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import encode, write_params
+from conftest import PATIENCE, encode, write_params
 from onnx import TensorProto, helper, numpy_helper
 
 from src import tracking
@@ -559,7 +559,7 @@ def mlflow_server(folder: Path, backend: str, *options: str, **variables: str) -
 
 
 def wait_for(url: str, is_alive: Callable[[], bool], log: Path) -> None:
-    until = time.monotonic() + 180
+    until = time.monotonic() + PATIENCE
     while is_alive() and time.monotonic() < until:
         try:
             urllib.request.urlopen(url, timeout=5).close()

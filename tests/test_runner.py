@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 from src import runner_doctor
 
@@ -101,7 +101,7 @@ def start(
     """Run the hook as the runner does: `bash -e`, in the workspace."""
     uid = os.getuid() if owner is None else owner
     command = ["bash", "-e", str(HOOKS / "job-started.sh"), str(config), "--owner", str(uid)]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def require_refusal(done: subprocess.CompletedProcess[str], words: str) -> None:
@@ -280,7 +280,7 @@ def run_job(folder: Path, hooks: Path, config: Path, variables: dict[str, str]) 
     program = folder / "Runner.Worker"
     program.symlink_to("/usr/bin/python3")
     command = [program, "-c", WORKER, hooks / "job-started.sh", config, "--owner", str(os.getuid())]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @linux
@@ -433,7 +433,7 @@ def jit(folder: Path, github: GitHub, **changes: Any) -> subprocess.CompletedPro
     command = [sys.executable, "-I", RUNNER / "jit_config.py", "--config", path, "--level", "pull-request"]
     command += ["--labels", "self-hosted,gpu", "--out", folder / "run/jitconfig", "--uid", str(os.getuid())]
     (folder / "run").mkdir(exist_ok=True)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_runner_for_one_job_is_registered_with_the_labels(tmp_path: Path, github: GitHub) -> None:
@@ -786,7 +786,8 @@ class Machine:
     def examine(self) -> tuple[int, dict[str, str], str]:
         """Return the exit code, the level of each check, and all that was printed."""
         command = [sys.executable, "-m", "src.runner_doctor", "--root", self.root]
-        done = subprocess.run(command, cwd=ROOT, env={"PATH": str(self.bin)}, capture_output=True, text=True, timeout=60)
+        environment = {"PATH": str(self.bin)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert "Traceback" not in done.stderr, done.stderr
         found = re.findall(r"^(ok|warn|fail) +(\S.*?)  +\S", done.stdout, re.MULTILINE)
         levels = {name: level for level, name in found}

@@ -25,7 +25,7 @@ import onnx
 import psutil
 import pytest
 import uvicorn
-from conftest import ROOT, encode
+from conftest import PATIENCE, ROOT, encode
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -708,7 +708,7 @@ def served(home: Path, command: list[str], cwd: Path, **environment: str) -> Ite
         yield process, f"http://127.0.0.1:{port}"
     finally:
         stop_all(process)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
 
 
 def stop_all(process: subprocess.Popen[str]) -> None:
@@ -719,7 +719,7 @@ def stop_all(process: subprocess.Popen[str]) -> None:
                 one.kill()
 
 
-def wait_ready(url: str, seconds: float = 60) -> float:
+def wait_ready(url: str, seconds: float = 180) -> float:
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         with contextlib.suppress(httpx.HTTPError):
@@ -729,7 +729,7 @@ def wait_ready(url: str, seconds: float = 60) -> float:
     raise AssertionError(f"not ready after {seconds} s")
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -775,7 +775,7 @@ def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Pa
             sock.sendall(content[10:])
             sock.settimeout(20)
             assert sock.recv(4096).startswith(b"HTTP/1.1 200")
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
@@ -785,7 +785,7 @@ def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_p
         workers = psutil.Process(process.pid).children(recursive=True)
         assert workers
         process.kill()
-        _, alive = psutil.wait_procs(workers, timeout=90)
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
         assert not alive
 
 
@@ -800,7 +800,7 @@ def test_a_worker_whose_server_died_before_it_began_ends_too(model: Path, tmp_pa
         process.wait(20)
         worker.resume()
         try:
-            worker.wait(90)
+            worker.wait(PATIENCE)
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
@@ -816,7 +816,7 @@ def test_what_cannot_be_served_ends_the_server_with_one_sentence(model: Path, tm
         (folder / "model.onnx").write_bytes(b"x")
     timeout = "soon" if fault == "setting" else "5"
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_TIMEOUT=timeout) as (process, _):
-        assert process.wait(60) == 1
+        assert process.wait(PATIENCE) == 1
         assert process.stdout
         said = process.stdout.read()
     assert re.fullmatch(r"serve: (\S*model\.onnx is|SERVE_TIMEOUT is) [^\n]+\n", said), said
@@ -829,7 +829,7 @@ def test_a_model_that_the_runtime_cannot_open_never_gets_ready_and_says_why_once
     card = read_json(folder / "card.json", made_by="train")
     write_json(folder / "card.json", {**card, "model_sha256": sha256(folder / "model.onnx")})
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="1") as (process, url):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         status = 0
         while time.monotonic() < deadline and status != 200:
             with contextlib.suppress(httpx.HTTPError):

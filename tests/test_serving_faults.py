@@ -19,7 +19,7 @@ from typing import Self
 import httpx
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from test_serving import (
     CLASSES,
     SERVICE,
@@ -97,11 +97,11 @@ class Asking:
 def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_path: Path) -> None:
     """A client that asks over a kept connection may meet its end, which HTTP has it ask again for; then nobody listens."""
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
-        wait_ready(url, 120)
+        wait_ready(url)
         with Asking(url) as asking:
             until(lambda: asking.seen["red"] > 200)
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE) == 0
         assert set(asking.seen) <= {"red", "refused", "broken"}
         # the end of each client's connection to each worker, of one that came as it stopped, and of one that nobody took
         assert asking.seen["broken"] <= 4 * len(asking.threads)
@@ -110,7 +110,7 @@ def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_pa
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_only_its_own_requests_are_lost(model: Path, tmp_path: Path) -> None:
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
-        wait_ready(url, 120)
+        wait_ready(url)
         until(lambda: len(workers(url)) == 2)
         with Asking(url) as asking:
             until(lambda: asking.seen["red"] > 200)
@@ -158,14 +158,14 @@ def test_with_a_full_disk_the_service_goes_on_answering(model: Path, tmp_path: P
     process = subprocess.Popen([*private, sys.executable, "-m", *SERVICE, "--port", str(port)], cwd=ROOT, env=variables)
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_ready(url, 120)
+        wait_ready(url)
         until(lambda: len(workers(url)) == 2)
         full.touch()
         until(lambda: not full.exists())
         killed = workers(url)[0]
         killed.kill()  # its successor finds no space
         until(lambda: len({worker.pid for worker in workers(url)} - {killed.pid}) == 2)
-        wait_ready(url, 120)
+        wait_ready(url)
         with httpx.Client(base_url=url) as client:
             for _ in range(30):
                 assert client.post("/predict", content=picture(), headers={"content-type": "image/png"}).status_code == 200
@@ -198,7 +198,7 @@ def test_a_clock_that_jumps_changes_no_answer(model: Path, tmp_path: Path) -> No
     shown = {"LD_PRELOAD": str(faketime()), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     shown |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="1", **shown) as (process, url):
-        wait_ready(url, 120)
+        wait_ready(url)
         dates = []
         with Asking(url, clients=2) as asking, httpx.Client(base_url=url) as client:
             for jump in ("+0", "+3650d", "-3650d", "+1d"):
@@ -232,7 +232,7 @@ def test_a_model_that_may_not_be_read_ends_the_server_with_one_sentence(model: P
     (folder / name).chmod(0)
     variables = {**os.environ, "SERVE_MODEL": str(folder), "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "true"}
     command = unprivileged([sys.executable, "-m", *SERVICE, "--port", str(free_port())])
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
     said = done.stdout + done.stderr
     assert done.returncode == 1, said
     assert re.fullmatch(rf"serve: [^\n]*{re.escape(name)}[^\n]*\n", said), said
@@ -243,7 +243,7 @@ def test_a_model_cut_short_ends_the_server_with_one_sentence(model: Path, tmp_pa
     folder = shutil.copytree(model, tmp_path / "model")
     os.truncate(folder / "model.onnx", (folder / "model.onnx").stat().st_size // 2)
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder)) as (process, _):
-        assert process.wait(60) == 1
+        assert process.wait(PATIENCE) == 1
         assert process.stdout
         assert re.fullmatch(r"serve: \S*model\.onnx is not the model [^\n]+\n", process.stdout.read())
 
