@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 import pytest
-from conftest import PATIENCE, ROOT, encode
+from conftest import PATIENCE, ROOT, encode, until
 from docker_engine import docker, free_port, needs_engine, needs_registry, registry, remove_images, wait_for
 from onnx import TensorProto, helper
 from PIL import Image as Pictures
@@ -608,10 +608,7 @@ class TestEngine:
             started.append(
                 subprocess.Popen(line, env={**os.environ, **told}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             )
-        deadline = time.monotonic() + PATIENCE
-        while (tmp_path / "killed/image.json").exists():  # until it has begun: what it found is not what it built
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: not (tmp_path / "killed/image.json").exists())  # it has begun: what it found is not what it built
         time.sleep(1)
         started[0].kill()
         said = [process.communicate(timeout=PATIENCE)[1].decode() for process in started]

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PATIENCE, ROOT, draw_colours, write_params
+from conftest import PATIENCE, ROOT, draw_colours, until, write_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -322,10 +322,7 @@ def test_however_it_ends_no_process_is_left(prepared: Path, tmp_path: Path, end:
     else:
         running.send_signal(end)
     _, said = running.communicate(timeout=PATIENCE)
-    until = time.monotonic() + PATIENCE
-    while any(map(is_alive, children)):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: not any(map(is_alive, children)))
     assert "Traceback" not in said
     assert len(said.strip().splitlines()) == (end != signal.SIGKILL)
 

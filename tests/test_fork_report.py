@@ -129,6 +129,10 @@ REFUSED_TOO: dict[str, tuple[bytes, str]] = {
     "no zip": (b"hostile", "its artifact is not a whole zip"),
     "half a zip": (truncated(packed(report())), "its artifact is not a whole zip"),
     "damaged zip": (corrupt(packed(report())), "its artifact is not a whole zip"),
+    "patched data": (
+        packed(report()).replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x20\x00"),
+        "its artifact is not a whole zip",
+    ),
     "encrypted": (
         packed(report()).replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"),
         "its artifact is not a whole zip",

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, until
 
 from src.command import UserError
 from src.release import containers, processes, settings
@@ -63,22 +63,15 @@ def free_port() -> int:
 
 def get(port: int, path: str = "/") -> str:
     """Return the answer, as soon as there is one."""
-    until = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
                 return str(response.read().decode())
         except OSError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-
-
-def eventually(holds: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-    until = time.monotonic() + seconds
-    while not holds() and time.monotonic() < until:
-        time.sleep(0.05)
-    return holds()
 
 
 def read(home: Path, **given: str) -> Settings:
@@ -168,7 +161,7 @@ def test_requests_in_flight_are_answered_before_a_process_stops(host: SmallProce
         took = time.monotonic() - started
         assert "UID=" in answer.result()
     assert (took > 1.5) is wait
-    assert eventually(lambda: not host.state("a").running)
+    until(lambda: not host.state("a").running)
     assert host.state("a").exists
     host.stop("a")
 
@@ -184,7 +177,7 @@ def test_a_process_that_will_not_stop_is_ended_with_all_its_children(tmp_path: P
     assert record
     assert len(processes.family(record["mark"])) == 2
     host.stop("a", wait=wait)
-    assert eventually(lambda: processes.family(record["mark"]) == [])
+    until(lambda: processes.family(record["mark"]) == [])
 
 
 def test_a_stopped_process_comes_back_as_it_was(host: SmallProcesses, bento: Path) -> None:
@@ -211,7 +204,7 @@ def test_a_killed_process_is_not_running_and_its_orphans_go_at_the_next_start(ho
     record = host._read("a")
     assert record
     os.kill(record["pid"], signal.SIGKILL)
-    assert eventually(lambda: not host.state("a").running)
+    until(lambda: not host.state("a").running)
     assert len(processes.family(record["mark"])) == 1
     host.start(given)
     assert processes.family(record["mark"]) == []
@@ -251,7 +244,7 @@ def test_a_large_log_starts_anew(host: SmallProcesses, bento: Path, monkeypatch:
     host.state("a")
     assert host.logs("a") == ""
     get(given.port)
-    assert eventually(lambda: "GET" in host.logs("a"))
+    until(lambda: "GET" in host.logs("a"))
     assert "\0" not in host.logs("a")  # the process writes at the new end
 
 
@@ -486,7 +479,7 @@ def test_requests_in_flight_are_answered_before_a_container_stops_and_it_comes_b
         took = time.monotonic() - started
         assert "UID=" in answer.result()
     assert (took > 1.5) is wait
-    assert eventually(lambda: not docker.state(given.name).running)
+    until(lambda: not docker.state(given.name).running)
     state = docker.state(given.name)
     assert (state.exists, state.exit_code, state.memory) == (True, 0, None)
     docker.resume(given.name)
@@ -501,7 +494,7 @@ def test_too_much_memory_and_restarts_are_seen(docker: Containers, image: dict[s
     get(given.port)
     with pytest.raises(OSError, match=r"."):
         urllib.request.urlopen(f"http://127.0.0.1:{given.port}/leak", timeout=10)
-    assert eventually(lambda: docker.state(given.name).restarts > 0)
+    until(lambda: docker.state(given.name).restarts > 0)
 
 
 @pytest.mark.slow
@@ -511,7 +504,7 @@ def test_a_paused_container_is_not_running(docker: Containers, image: dict[str, 
     get(given.port)
     assert docker.state(given.name).running
     pause = ["docker", "pause", given.name]  # on a busy machine the kernel may be unable to freeze at the first try
-    assert eventually(lambda: bool(subprocess.run(pause, capture_output=True)) and not docker.state(given.name).running)
+    until(lambda: bool(subprocess.run(pause, capture_output=True)) and not docker.state(given.name).running)
     docker.remove(given.name)
     assert docker.state(given.name) == ABSENT
 

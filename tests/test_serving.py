@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import onnx
 import psutil
 import pytest
 import uvicorn
-from conftest import PATIENCE, ROOT, encode
+from conftest import PATIENCE, ROOT, encode, until
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -727,13 +727,6 @@ def wait_ready(url: str, seconds: float = 180) -> float:
                 return time.monotonic() - began
         time.sleep(0.05)
     raise AssertionError(f"not ready after {seconds} s")
-
-
-def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 SERVICE = ["bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1"]

@@ -19,7 +19,7 @@ from typing import Self
 import httpx
 import psutil
 import pytest
-from conftest import PATIENCE, ROOT
+from conftest import PATIENCE, ROOT, until
 from test_serving import (
     CLASSES,
     SERVICE,
@@ -29,7 +29,6 @@ from test_serving import (
     served,
     serving,
     stop_all,
-    until,
     wait_ready,
     write_model,
 )

@@ -31,8 +31,8 @@ ARTIFACT = "report"
 LARGEST_ZIP = 1024 * 1024  # bytes
 _TOO_LARGE = f"its artifact is larger than {LARGEST_ZIP // 1024} KiB"
 _TOO_OLD = "it is too old and no longer kept"
-# What zipfile raises on bytes that are no whole zip, or an encrypted one.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+# What zipfile raises on bytes that are no whole zip, or one that is encrypted or of a kind that it cannot read.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OSError)
 _MOST_FILES = 3000  # GitHub lists no more of a pull request's
 _SILENT = {"cancelled", "skipped", "action_required", "neutral", "stale"}  # conclusions of a run that has nothing to report
 
