@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import until
 
 from src.command import UserError
 from src.release import proxy as proxies
@@ -405,6 +406,7 @@ def test_the_same_route_again_disturbs_nothing_and_an_edited_file_is_mended(
 ) -> None:
     route = Route(versions[0].port, "1")
     proxy.point(route)
+    until(lambda: len(workers(proxy)) == proxies._workers())  # nginx answers as soon as the first of them is there
     before = workers(proxy)
     proxy.point(route)
     proxy.ensure()
