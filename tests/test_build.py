@@ -17,9 +17,10 @@ from typing import Any
 import onnx
 import pytest
 from conftest import PATIENCE, ROOT, encode, until
-from docker_engine import docker, free_port, needs_engine, needs_registry, registry, remove_images, wait_for
+from docker_engine import docker, needs_engine, needs_registry, registry, remove_images, wait_for
 from onnx import TensorProto, helper
 from PIL import Image as Pictures
+from ports import free_port
 
 from src.command import UserError
 from src.release import bento as bentos

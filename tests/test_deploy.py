@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from conftest import PATIENCE, ROOT, encode
 from deploying import Command, SmallProcesses
+from ports import free_ports
 
 from src import lineage
 from src.files import write_json
@@ -147,21 +148,6 @@ class World:
         for name in SmallProcesses(told).names():
             SmallProcesses(told).remove(name)
         Proxy(told).stop()
-
-
-def free_ports() -> int:
-    """Return a port with twenty free ones after it."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        if first < 65000 and all(is_free(port) for port in range(first, first + 20)):
-            return first
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.fixture

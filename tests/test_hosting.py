@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE, until
+from ports import free_port
 
 from src.command import UserError
 from src.release import containers, processes, settings
@@ -53,12 +54,6 @@ print("serving", flush=True)
 server.serve_forever()
 server.server_close()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get(port: int, path: str = "/") -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, encode
 from docker_engine import docker, needs_engine
+from ports import free_port
 from small_service import CLASSES, RELEASE, Service
 from test_serving import picture, write_model
 
@@ -97,11 +98,6 @@ def watch(service: Service, golden: Path, seconds: float, engine: Any = None, la
     return probes.watch(client, client, golden, "3", 0.001, latency, seconds, engine or Engine(), LIMIT)
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Until it is ready
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,13 +127,13 @@ def test_a_death_ends_the_wait_at_once(changes: dict[str, Any], words: str) -> N
     engine.becomes(0.15, **changes)
     started = time.monotonic()
     with pytest.raises(FaultError, match=words):
-        probes.wait_ready(Client(f"http://127.0.0.1:{closed_port()}"), 30, engine)
+        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 30, engine)
     assert time.monotonic() - started < 25
 
 
 def test_one_that_was_dead_from_the_start_is_not_waited_for() -> None:
     with pytest.raises(FaultError, match="ended by itself"):
-        probes.wait_ready(Client(f"http://127.0.0.1:{closed_port()}"), 30, Engine(running=False))
+        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 30, Engine(running=False))
 
 
 def test_a_kill_of_long_ago_is_no_fault_of_today(serve: Any) -> None:
@@ -156,7 +152,7 @@ def container() -> Iterator[Any]:
         docker("commit", f"--change=CMD {json.dumps(['python', '-c', code])}", base, name)
         docker("rm", base)
         image = {"image": name, "digest": docker("image", "inspect", "--format", "{{.Id}}", name), "engine": "docker"}
-        host.start(Workload(name, image, closed_port(), {}))
+        host.start(Workload(name, image, free_port(), {}))
         return partial(host.state, name)
 
     yield start
@@ -177,7 +173,7 @@ def container() -> Iterator[Any]:
 def test_a_container_that_cannot_start_is_found_although_it_is_tried_again(container: Any, code: str, words: str) -> None:
     started = time.monotonic()
     with pytest.raises(FaultError, match=words):
-        probes.wait_ready(Client(f"http://127.0.0.1:{closed_port()}"), 60, container(code))
+        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 60, container(code))
     assert time.monotonic() - started < 40
 
 
@@ -302,7 +298,7 @@ def test_the_bomb_is_a_valid_image_small_as_a_file_and_huge_in_memory() -> None:
 def real(tmp_path: Path) -> Iterator[str]:
     """Serve a tiny model by the service itself, in a process of its own; give its address."""
     write_model(tmp_path / "model")
-    port = closed_port()
+    port = free_port()
     command = [sys.executable, "-m", "src.serving.serve", "--model", str(tmp_path / "model"), "--port", str(port)]
     environment = {**os.environ, "BENTOML_HOME": str(tmp_path / "bentoml")}
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log) as process:
@@ -456,7 +452,7 @@ def test_the_quick_look_finds_a_bad_version(serve: Any, golden: Path, fault: str
 
 
 def test_the_client_raises_nothing_whatever_happens_on_the_way(serve: Any) -> None:
-    answer = Client(f"http://127.0.0.1:{closed_port()}").predict(b"x")
+    answer = Client(f"http://127.0.0.1:{free_port()}").predict(b"x")
     assert (answer.status, answer.reason) == (0, "connection refused")
     assert str(answer) == "no answer (connection refused)"
     answer = Client(serve("closes once").url).predict(b"x")

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import until
+from ports import free_port
 
 from src.command import UserError
 from src.release import proxy as proxies
@@ -30,12 +31,6 @@ needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=os.pathsep.join((os.environ["PATH"], "/usr/sbin"))) is None,
     reason="nginx is not on this machine: apt-get install nginx",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Version(ThreadingHTTPServer):

@@ -5,14 +5,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import onnx
 import pytest
 from conftest import PATIENCE, encode, write_params
 from onnx import TensorProto, helper, numpy_helper
+from ports import free_port
 
 from src import tracking
 from src.command import UserError
@@ -422,8 +422,7 @@ def command(folder: Path, uri: str, **variables: str) -> "subprocess.Popen[str]"
 
 
 def test_a_dead_server_is_one_sentence_and_an_outcome(folder: Path) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with command(folder, f"http://me:secret@127.0.0.1:{port}") as process:
         _, complaint = process.communicate()
     assert process.returncode == 1
@@ -529,12 +528,6 @@ def test_killed_at_any_write_and_run_again_it_is_whole_and_single(
 # ---------------------------------------------------------------------------------------------------------------------
 # Servers
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from src.command import UserError
 from src.mlflow_client import RegistryError, artifacts_of, connect
@@ -319,8 +320,7 @@ def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dead_server_is_told_at_once_and_without_its_password() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     started = time.monotonic()
     with pytest.raises(
         RegistryError, match=rf"MLflow at http://127.0.0.1:{port}/lab does not answer \(Connection refused\)"

@@ -20,8 +20,9 @@ from act import Result
 from conftest import ROOT
 from docker_engine import needs_engine, needs_registry
 from PIL import Image
+from ports import free_ports
 from standin import GitHub, clone, commit
-from test_deploy import NGINX, free_ports
+from test_deploy import NGINX
 from test_workflow_runs import GPU, World, fill, set_params
 
 from src.files import sha256

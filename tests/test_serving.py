@@ -28,6 +28,7 @@ import uvicorn
 from conftest import PATIENCE, ROOT, encode, until
 from onnx import TensorProto, helper
 from PIL import Image
+from ports import free_port
 
 from src import images, lineage
 from src.command import UserError, cores
@@ -687,12 +688,6 @@ def test_the_service_imports_what_the_image_holds_and_nothing_that_trains() -> N
 # ---------------------------------------------------------------------------------------------------------------------
 # As it really runs
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

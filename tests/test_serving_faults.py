@@ -20,10 +20,10 @@ import httpx
 import psutil
 import pytest
 from conftest import PATIENCE, ROOT, until
+from ports import free_port
 from test_serving import (
     CLASSES,
     SERVICE,
-    free_port,
     make_engine,
     picture,
     served,
