@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 from ports import free_port
 
 
@@ -33,7 +34,7 @@ def docker(*arguments: str, text: str | None = None) -> str:
     return done.stdout.strip()
 
 
-def wait_for(url: str, seconds: float = 180) -> None:
+def wait_for(url: str, seconds: float = PATIENCE) -> None:
     """Wait until an address answers with success."""
     until = time.monotonic() + seconds
     while True:

@@ -550,12 +550,12 @@ class TestEngine:
         hard += ["--security-opt", "no-new-privileges"]
         container = docker("run", "--detach", "--memory", "768m", *hard, "-p", f"127.0.0.1:{port}:3000", image["image"])
         try:
-            wait_for(f"http://127.0.0.1:{port}/readyz", 60)
+            wait_for(f"http://127.0.0.1:{port}/readyz")
             picture = encode(Pictures.new("RGB", (8, 8), (0, 0, 200)))
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/predict", data=picture, headers={"Content-Type": "image/png"}
             )
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 said = json.loads(answer.read())
         finally:
             docker("rm", "--force", container)

@@ -64,7 +64,7 @@ class World:
             **{name: value for name, value in os.environ.items() if not name.startswith(("GITHUB_", "DEPLOY_", "CANARY_"))},
             "DEPLOY_HOME": str(folder / "home"), "DEPLOY_PORT": str(self.port), "DEPLOY_WATCH_SECONDS": "1.5",
             "DEPLOY_ENGINE": "processes", "DEPLOY_DRAIN_SECONDS": "2", "MLFLOW_TRACKING_URI": self.uri,
-            "DEPLOY_LATENCY_MS": "5000",  # other tests run beside these
+            "DEPLOY_LATENCY_MS": "10000", "DEPLOY_READY_SECONDS": str(PATIENCE),  # other tests run beside these
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         }  # fmt: skip
 
@@ -123,7 +123,7 @@ class World:
 
     def serving(self) -> str:
         """Return the version that a new connection to the proxy gets; empty when none answers."""
-        return str(Client(f"http://127.0.0.1:{self.port}", 2).model().get("version", ""))
+        return str(Client(f"http://127.0.0.1:{self.port}", 20).model().get("version", ""))
 
     def alias(self, name: str) -> str | None:
         found = Registry.connect(self.uri).alias(name)
@@ -272,7 +272,8 @@ BEFORE = {
 @pytest.mark.parametrize("fault", BEFORE)
 def test_a_version_that_is_not_as_it_should_be_gets_no_traffic(world: World, fault: str) -> None:
     world.deploy(1)
-    code, printed = world.deploy(2, fault, DEPLOY_READY_SECONDS="4")
+    patience = {"DEPLOY_READY_SECONDS": "4"} if fault == "starts slowly" else {}
+    code, printed = world.deploy(2, fault, **patience)
     assert code == 1
     assert "version 2 was refused" in printed
     assert BEFORE[fault] in printed
@@ -417,7 +418,7 @@ def test_a_push_does_not_bring_back_what_was_rolled_back_but_a_person_does(world
     assert world.serving() == "2"
 
 
-CANARY = {"CANARY_SHARE": "0.5", "CANARY_REQUESTS": "100", "CANARY_SECONDS": "30"}
+CANARY = {"CANARY_SHARE": "0.5", "CANARY_REQUESTS": "100", "CANARY_SECONDS": str(PATIENCE)}
 
 
 @pytest.mark.parametrize(("strategy", "fault"), [("canary", ""), ("canary", "every other"), ("shadow", "")])

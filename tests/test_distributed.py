@@ -254,8 +254,8 @@ def runs(process: psutil.Process) -> bool:
 
 
 def ended(processes: Iterable[psutil.Process]) -> bool:
-    """Tell whether all are gone, or no more than an entry that nobody has asked for, within ten seconds."""
-    until = time.monotonic() + 10
+    """Tell whether all are gone, or no more than an entry that nobody has asked for, within a minute."""
+    until = time.monotonic() + 60
     while any(runs(process) for process in processes):
         if time.monotonic() > until:
             return False

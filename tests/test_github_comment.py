@@ -239,7 +239,7 @@ def test_when_cml_hangs_it_is_ended_and_there_is_one_comment(
     monkeypatch.setattr(cml, "_POST", 1.0)
     start = time.monotonic()
     result = post(api, 1, "the report")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 50
     assert result.by == "api"
     assert "was not done after 1 s" in result.why
     assert [body.splitlines()[1] for body in ours(github)] == ["the report"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from conftest import PATIENCE
 from test_serving import make_engine, picture, rest, serving, write_model
 
 from src.release.client import Client
@@ -159,7 +160,7 @@ def test_too_many_connections_are_turned_away_and_those_that_are_there_go_on(mod
         others = [socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) for _ in range(7)]
         for sock in (first, *others):
             sock.sendall(HEAD[:20])
-        time.sleep(0.1)
+        time.sleep(0.5)
         with connected(url) as ninth:
             assert status(answer(ninth)) == 503
         first.sendall(HEAD[20:] + b"content-length: %d\r\n\r\n" % len(content) + content)
@@ -175,9 +176,9 @@ def test_a_new_connection_takes_the_place_of_the_one_that_is_idle_for_longest(mo
         busy.sendall(HEAD + b"content-length: 100\r\n\r\n")  # oldest, but asking
         idle = []
         for _ in range(2):
-            time.sleep(0.1)
+            time.sleep(0.3)
             idle.append(socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))))
-        time.sleep(0.1)
+        time.sleep(0.3)
         with connected(url) as late:
             late.sendall(one)
             assert late.recv(4096).startswith(b"HTTP/1.1 200")
@@ -245,7 +246,7 @@ def test_slow_clients_do_not_hold_up_a_quick_one(model: Path) -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        thread.join(20)
+        thread.join(PATIENCE)
         for sock in slow:
             sock.close()
     assert took == [200] * 20

@@ -111,6 +111,6 @@ def test_schemathesis_finds_nothing_in_the_service_as_it_runs(model: Path, tmp_p
         assert "10 selected / 10 total" in done.stdout
         assert "No issues found" in done.stdout
         process.terminate()
-        told = process.communicate(timeout=30)[0].splitlines()
+        told = process.communicate(timeout=PATIENCE)[0].splitlines()
     assert [line for line in told if not line.startswith('{"time": "')] == []  # parent and workers, to the end
     assert KEY not in "".join(told)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import until
+from conftest import PATIENCE, until
 from ports import free_port
 
 from src.command import UserError
@@ -109,14 +109,14 @@ def proxy(tmp_path: Path, versions: tuple[Version, Version]) -> Iterator[Proxy]:
 
 def ask(proxy: Proxy, path: str = "/predict", method: str = "POST", body: bytes = b"", **headers: str) -> Any:
     """Return status, headers and body of an answer over a new connection."""
-    with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=PATIENCE)) as connection:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), response.read().decode()
 
 
 def ask_raw(proxy: Proxy, content: bytes) -> Any:
-    with socket.create_connection(("127.0.0.1", proxy.settings.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.settings.port), timeout=PATIENCE) as connection:
         connection.sendall(content)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -283,7 +283,7 @@ def test_keys_go_through_and_into_no_log(proxy: Proxy, versions: tuple[Version, 
 @needs_nginx
 def test_a_client_of_old_that_names_no_host_is_answered(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     proxy.point(Route(versions[0].port, "1"))
-    with socket.create_connection(("127.0.0.1", proxy.settings.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.settings.port), timeout=PATIENCE) as connection:
         connection.sendall(b"GET /model HTTP/1.0\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
     assert versions[0].seen[-1]["Host"] == "localhost"
@@ -297,7 +297,7 @@ def test_one_address_cannot_take_all_places(
 ) -> None:
     monkeypatch.setattr(proxies, "_CONNECTIONS", 1)
     proxy.point(Route(versions[0].port, "1"))
-    with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=PATIENCE)) as connection:
         connection.request("POST", "/predict?wait=0.5", b"x")
         proxies._wait(lambda: len(versions[0].seen) > 0, 5)
         status, headers, body = ask(proxy)
@@ -334,7 +334,7 @@ def _load(proxy: Proxy, switch: Callable[[], None], clients: int = 8) -> tuple[i
     answers = [0] * clients
 
     def client(number: int) -> None:
-        with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=10)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=PATIENCE)) as connection:
             while not stop.is_set():
                 try:
                     connection.request("POST", "/predict", b"x" * 2000)
@@ -381,9 +381,9 @@ def test_a_switch_under_load_fails_no_request_and_new_connections_only_meet_the_
 @needs_nginx
 def test_a_request_in_flight_is_answered_by_the_version_that_has_it(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     proxy.point(Route(versions[0].port, "1"))
-    with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", proxy.settings.port, timeout=PATIENCE)) as connection:
         connection.request("POST", "/predict?wait=0.8", b"x")
-        time.sleep(0.1)
+        until(lambda: versions[0].seen)
         proxy.point(Route(versions[1].port, "2"))
         assert ask(proxy)[2] == "2"
         assert connection.getresponse().read() == b"1"
@@ -620,7 +620,7 @@ def test_stopping_lets_requests_in_flight_end(proxy: Proxy, versions: tuple[Vers
     proxy.point(Route(versions[0].port, "1"))
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(ask, proxy, "/predict?wait=0.6")
-        time.sleep(0.1)
+        until(lambda: versions[0].seen)
         proxy.stop()
     assert answer.result()[::2] == (200, "1")
     assert not proxy.running()

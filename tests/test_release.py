@@ -17,7 +17,7 @@ import mlflow
 import numpy as np
 import pytest
 from act import Result
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from docker_engine import needs_engine, needs_registry
 from PIL import Image
 from ports import free_ports
@@ -66,7 +66,7 @@ class Story:
 
     def start(self, workflow: str, event: str, payload: dict[str, Any]) -> Result:
         environment = {"DOCKER_HOST": os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")}
-        options = {"variables": self.variables, "environment": environment, "timeout": 900}
+        options = {"variables": self.variables, "environment": environment, "timeout": 3 * PATIENCE}
         return self.world.start(workflow, event, payload, **options)
 
     def look(self, name: str, result: Result) -> None:
@@ -93,7 +93,7 @@ class Story:
         return Registry.connect(self.uri, name=NAME)
 
     def ask(self, over: threading.Event) -> None:
-        client = Client(self.url, 20)
+        client = Client(self.url, PATIENCE)
         while not over.is_set():
             status = client.predict(self.image).status
             if status != 200:
@@ -130,7 +130,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         variables = {
             **GPU, "DEPLOY_RUNNER": '["self-hosted","deploy"]', "IMAGE_REGISTRY": f"{registry}/models", "MODEL_NAME": NAME,
             "DEPLOY_HOME": str(home), "DEPLOY_PORT": str(free_ports()), "DEPLOY_WATCH_SECONDS": "5", "DEPLOY_STAGING": "off",
-            "DEPLOY_READY_SECONDS": "90", "DEPLOY_LATENCY_MS": "1000", "ATTEST": "off",
+            "DEPLOY_READY_SECONDS": str(PATIENCE), "DEPLOY_LATENCY_MS": "10000", "ATTEST": "off",
         }  # fmt: skip
         buffer = folder / "image.png"
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer)

@@ -268,7 +268,7 @@ WORKER = """
 import pathlib, signal, subprocess, sys, time
 hook = subprocess.Popen(["bash", "-e", *sys.argv[1:]])
 if pathlib.Path("cancel").exists():
-    time.sleep(0.3)
+    time.sleep(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         hook.send_signal(number)
 hook.wait()
@@ -301,7 +301,7 @@ def test_a_refused_job_cannot_run_a_step_by_saying_always(tmp_path: Path) -> Non
 @linux
 @pytest.mark.parametrize(
     ("cancelled", "check"),
-    [(True, "import time; time.sleep(0.8); raise SystemExit('refused: late')"), (False, "import time; time.sleep(9)")],
+    [(True, "import time; time.sleep(1.8); raise SystemExit('refused: late')"), (False, "import time; time.sleep(9)")],
     ids=["cancelled", "hangs"],
 )
 def test_neither_cancelling_nor_waiting_gets_a_job_past_the_hook(tmp_path: Path, cancelled: bool, check: str) -> None:
@@ -309,7 +309,7 @@ def test_neither_cancelling_nor_waiting_gets_a_job_past_the_hook(tmp_path: Path,
     shutil.copytree(HOOKS, hooks)
     script = (hooks / "job-started.sh").read_text()
     assert "--signal=KILL 5 " in script
-    (hooks / "job-started.sh").write_text(script.replace("--signal=KILL 5 ", "--signal=KILL 1.5 "))
+    (hooks / "job-started.sh").write_text(script.replace("--signal=KILL 5 ", "--signal=KILL 3 "))
     (hooks / "job_started.py").write_text(check)
     if cancelled:
         (tmp_path / "cancel").touch()

@@ -756,7 +756,7 @@ def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Pa
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as sock:
             head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {len(content)}\r\n\r\n"
             sock.sendall(head.encode() + content[:10])
-            time.sleep(0.5)
+            time.sleep(2)  # the server has begun to read it
             process.terminate()
             time.sleep(1.5)
             assert process.poll() is None, "it did not wait for the request in flight"
