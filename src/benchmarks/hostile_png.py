@@ -85,8 +85,9 @@ def pickle(random: Random) -> bytes:
 @file(BAD)
 def archive(random: Random) -> bytes:
     target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as bundle:
-        bundle.writestr("../../x.png", CANARY + bytes(int(random.integers(1, 5_000_000))))
+    member = zipfile.ZipInfo("../../x.png")  # of a fixed date: the same seed makes the same bytes
+    with zipfile.ZipFile(target, "w") as bundle:
+        bundle.writestr(member, CANARY + bytes(int(random.integers(1, 5_000_000))), zipfile.ZIP_DEFLATED)
     return target.getvalue()
 
 
