@@ -3,9 +3,7 @@
 import json
 import shutil
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import until
 from ports import free_port
 from scipy.stats import fisher_exact
 
@@ -210,12 +209,6 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
 
-def wait_for(what: Callable[[], int], least: int) -> None:
-    until = time.monotonic() + 10
-    while what() < least and time.monotonic() < until:
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None,
@@ -241,7 +234,7 @@ def test_what_nginx_tells_of_a_candidate_is_read_as_what_it_did(
         try:
             proxy.point(Route(live.server_port, "1", candidate=port, candidate_version="2", share=0.5, mirror=mirror))
             answers = Counter(client.predict(b"image").status for _ in range(40))
-            wait_for(lambda: sum(map(len, canary.read(proxy.log).values())), 80 if mirror else 40)
+            until(lambda: sum(map(len, canary.read(proxy.log).values())) >= (80 if mirror else 40))
         finally:
             proxy.stop()
     samples = canary.read(proxy.log)

@@ -4,24 +4,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ports
 import pytest
-from ports import BLOCK, free_port, free_ports
+from ports import BLOCK, free_ports
 
-CHILD = "import ports, sys; print(*(ports.free_port() for _ in range(3)), ports.free_ports(), flush=True); sys.stdin.read()"
+CHILD = "import ports, sys; print(ports.free_ports(), flush=True); sys.stdin.read()"
 
 
-def test_no_two_processes_are_given_the_same_ports() -> None:
+def test_ports_of_a_process_are_given_to_no_other_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", CHILD]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": Path(__file__).parent}
-    given = [[free_port(), free_port(), free_port(), free_ports()]]
-    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:
-        for child in (one, other):
-            assert child.stdout is not None
-            given.append([int(port) for port in child.stdout.readline().split()])
-        for child in (one, other):
-            child.communicate(b"")
-    ports = [port for *singles, first in given for port in (*singles, *range(first, first + BLOCK))]
-    assert len(set(ports)) == len(ports) == 3 * (3 + BLOCK)
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        first = int(other.stdout.readline())
+        monkeypatch.setattr(ports, "FIRST", range(first, first + 1))
+        with pytest.raises(RuntimeError, match=f"no {BLOCK} ports in a row are free"):
+            free_ports()
+        other.kill()
+    assert free_ports() == first
 
 
 def test_no_outgoing_connection_is_given_one() -> None:
