@@ -39,7 +39,6 @@ LONGEST = (
     "sweep",
     "distributed",
     "pipeline",
-    "studies",
     "folds",
     "train",
     "build",

@@ -484,23 +484,6 @@ def command(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Comma
     return go
 
 
-@pytest.mark.slow
-def test_without_an_engine_the_bento_is_kept_for_the_host(folder: Path, command: Command, tmp_path: Path) -> None:
-    copy = tmp_path / "release"
-    shutil.copytree(folder, copy)
-    for words in ("built the bento", "already built"):
-        done = command(copy, DEPLOY_ENGINE="processes")
-        assert words in done.stdout, done.stderr
-    image = json.loads((copy / "image.json").read_text())
-    assert (image["engine"], image["id"], image["digest"]) == ("none", None, f"sha256:{image['key']}")
-    kept = bentos.files_of(Path(image["bento"]))
-    assert kept["out/model/model.onnx"] == build.released(folder).identity["model_sha256"]
-    assert "numpy" in {part["name"] for part in json.loads((copy / "sbom.json").read_text())["components"]}
-    done = command(copy, "--push", DEPLOY_ENGINE="processes", IMAGE_REGISTRY="127.0.0.1:1/x")
-    assert done.returncode == 1
-    assert "nothing can be pushed" in done.stderr
-
-
 def test_only_the_newest_bentos_stay(tmp_path: Path) -> None:
     assert bentos.prune(tmp_path / "none", []) == []
     for number in range(8):

@@ -1,15 +1,12 @@
-"""Versions run, drain, stop and come back, in containers and as processes: python -m pytest tests/test_hosting.py
+"""Versions run, drain, stop and come back in containers: python -m pytest tests/test_hosting.py
 
-Processes are a small server in place of `bentoml serve`; containers are of an image made here, in a real engine.
+Containers are of an image made here, in a real engine.
 """
 
 import os
 import shutil
-import signal
 import socket
-import stat
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,10 +19,9 @@ from conftest import PATIENCE, until
 from ports import free_port
 
 from src.command import UserError
-from src.release import containers, processes, settings
+from src.release import containers, settings
 from src.release.containers import Containers
 from src.release.hosting import open_host
-from src.release.processes import Processes
 from src.release.settings import Settings
 from src.release.workload import ABSENT, Workload
 
@@ -74,216 +70,6 @@ def read(home: Path, **given: str) -> Settings:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Processes
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class SmallProcesses(Processes):
-    """Processes with a small server in place of BentoML; nothing is to be installed."""
-
-    def _command(self, bento: Path, port: int) -> list[str]:
-        return [sys.executable, str(bento / "server.py"), "127.0.0.1", str(port)]
-
-
-@pytest.fixture
-def bento(tmp_path: Path) -> Path:
-    folder = tmp_path / "bento"
-    folder.mkdir()
-    (folder / "server.py").write_text(SERVER)
-    (folder / "bento.yaml").write_text("envs: [{name: DECLARED, value: '1'}, {name: BENTOML_HOME, value: /tmp/bentoml}]\n")
-    return folder
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[SmallProcesses]:
-    host = SmallProcesses(read(tmp_path))
-    yield host
-    for name in host.names():
-        host.remove(name)
-
-
-def workload(bento: Path, name: str = "a", **environment: str) -> Workload:
-    image = {"image": "test:1", "id": None, "engine": "none", "bento": str(bento)}
-    return Workload(name, image, free_port(), environment)
-
-
-def test_a_process_starts_answers_is_known_and_goes(host: SmallProcesses, bento: Path) -> None:
-    given = workload(bento, SERVE_WORD="hello")
-    assert host.state("a") == ABSENT
-    host.start(given)
-    answer = get(given.port)
-    assert {"SERVE_WORD=hello", "DECLARED=1"} <= set(answer.splitlines())
-    assert f"BENTOML_HOME={host._scratch('a')}" in answer
-    state = host.state("a")
-    assert state.exists
-    assert state.running
-    assert state.memory
-    assert 2e6 < state.memory < 1e9
-    assert Processes(host._settings).names() == ["a"]
-    assert "serving" in host.logs("a")
-    assert host.logs("nobody") == ""
-    host.remove("a")
-    assert host.state("a") == ABSENT
-    assert host.names() == []
-
-
-def test_a_process_inherits_neither_the_jobs_mark_nor_its_secrets(
-    host: SmallProcesses, bento: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RUNNER_TRACKING_ID", "github_0001")
-    monkeypatch.setenv("GITHUB_TOKEN", "hush-hush")
-    given = workload(bento)
-    host.start(given)
-    assert "github_0001" not in (answer := get(given.port))
-    assert "hush-hush" not in answer
-
-
-def test_what_holds_a_services_environment_is_for_this_account_only(host: SmallProcesses, bento: Path) -> None:
-    host.start(workload(bento, SERVE_KEY="hush-hush"))
-    assert stat.S_IMODE((host._records / "a.json").stat().st_mode) == 0o600
-
-
-@pytest.mark.parametrize("wait", [True, False])
-def test_requests_in_flight_are_answered_before_a_process_stops(host: SmallProcesses, bento: Path, wait: bool) -> None:
-    given = workload(bento)
-    host.start(given)
-    get(given.port)
-    with ThreadPoolExecutor() as pool:
-        answer = pool.submit(get, given.port, "/slow")
-        time.sleep(1)
-        started = time.monotonic()
-        host.stop("a", wait=wait)
-        took = time.monotonic() - started
-        assert "UID=" in answer.result()
-    assert (took > 2) is wait
-    until(lambda: not host.state("a").running)
-    assert host.state("a").exists
-    host.stop("a")
-
-
-@pytest.mark.parametrize("wait", [True, False])
-def test_a_process_that_will_not_stop_is_ended_with_all_its_children(tmp_path: Path, bento: Path, wait: bool) -> None:
-    host = SmallProcesses(read(tmp_path, DEPLOY_DRAIN_SECONDS="1"))
-    (bento / "server.py").write_text(SERVER.replace("threading.Thread(target=server.shutdown).start()", "None"))
-    given = workload(bento)
-    host.start(given)
-    get(given.port, "/child")
-    record = host._read("a")
-    assert record
-    assert len(processes.family(record["mark"])) == 2
-    host.stop("a", wait=wait)
-    until(lambda: processes.family(record["mark"]) == [])
-
-
-def test_a_stopped_process_comes_back_as_it_was(host: SmallProcesses, bento: Path) -> None:
-    given = workload(bento, SERVE_WORD="again")
-    host.start(given)
-    get(given.port)
-    host.resume("a")  # it runs: nothing to do
-    before = host._read("a")
-    host.stop("a")
-    host.resume("a")
-    assert "SERVE_WORD=again" in get(given.port)
-    after = host._read("a")
-    assert before
-    assert after
-    assert before["pid"] != after["pid"]
-    with pytest.raises(UserError, match="there is no process nobody on this host: run make deploy"):
-        host.resume("nobody")
-
-
-def test_a_killed_process_is_not_running_and_its_orphans_go_at_the_next_start(host: SmallProcesses, bento: Path) -> None:
-    given = workload(bento)
-    host.start(given)
-    get(given.port, "/child")
-    record = host._read("a")
-    assert record
-    os.kill(record["pid"], signal.SIGKILL)
-    until(lambda: not host.state("a").running)
-    assert len(processes.family(record["mark"])) == 1
-    host.start(given)
-    assert processes.family(record["mark"]) == []
-    assert "UID=" in get(given.port)
-
-
-def test_a_process_id_used_anew_is_never_taken_for_ours(host: SmallProcesses, bento: Path) -> None:
-    host.start(workload(bento))
-    record = host._read("a")
-    assert record
-    with subprocess.Popen(["sleep", "60"]) as stranger:
-        try:
-            host.stop("a")
-            host._write("a", {**record, "pid": stranger.pid})
-            assert not host.state("a").running
-            host.stop("a")
-            host.remove("a")
-            assert stranger.poll() is None
-        finally:
-            stranger.kill()
-
-
-def test_a_port_that_is_taken_is_named(host: SmallProcesses, bento: Path) -> None:
-    given = workload(bento)
-    with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", given.port))
-        stranger.listen()
-        with pytest.raises(UserError, match=f"port {given.port} of 127.0.0.1 is taken.*DEPLOY_PORT"):
-            host.start(given)
-
-
-def test_a_large_log_starts_anew(host: SmallProcesses, bento: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = workload(bento)
-    host.start(given)
-    get(given.port)
-    monkeypatch.setattr(processes, "_LARGEST_LOG", 10)
-    host.state("a")
-    assert host.logs("a") == ""
-    get(given.port)
-    until(lambda: "GET" in host.logs("a"))
-    assert "\0" not in host.logs("a")  # the process writes at the new end
-
-
-def test_without_a_bento_the_message_says_what_to_do(tmp_path: Path) -> None:
-    host = Processes(read(tmp_path))
-    image: dict[str, Any] = {"image": "x@sha256:1", "engine": "docker", "bento": None}
-    with pytest.raises(UserError, match="there is no bento of x@sha256:1, only an image"):
-        host.pull(image)
-    with pytest.raises(UserError, match="is not there any more: run make deploy again"):
-        host.pull({**image, "bento": str(tmp_path / "gone")})
-    with pytest.raises(UserError, match="is no bento"):
-        host.pull({**image, "bento": str(tmp_path)})
-
-
-def test_the_line_without_a_hash_that_bentoml_adds_is_left_out(tmp_path: Path) -> None:
-    listed = tmp_path / "env" / "python" / "requirements.txt"
-    listed.parent.mkdir(parents=True)
-    locked = "bentoml==1.4.39 \\\n    --hash=sha256:aa\nnumpy==2.0 \\\n    --hash=sha256:bb\n"
-    listed.write_text(f"{locked}bentoml==1.4.39")
-    assert processes.requirements(tmp_path) == locked
-
-
-@pytest.mark.slow
-def test_packages_are_installed_by_hash_once_and_a_half_made_environment_is_made_again(tmp_path: Path) -> None:
-    listed = tmp_path / "bento" / "env" / "python" / "requirements.txt"
-    listed.parent.mkdir(parents=True)
-    (tmp_path / "small-1-py3-none-any.whl").touch()
-    listed.write_text(f"{tmp_path / 'small-1-py3-none-any.whl'}\n")
-    host = Processes(read(tmp_path))
-    image = {"image": "x", "engine": "none", "bento": str(tmp_path / "bento")}
-    with pytest.raises(UserError, match=r"the packages of .*bento cannot be installed \(.*hash"):
-        host.pull(image)
-    (half_made,) = (host._settings.home / "venvs").iterdir()
-    assert not (half_made / "whole").exists()
-    listed.write_text("bentoml==1.4.39")  # nothing is left to be fetched
-    python = host._python(tmp_path / "bento")
-    assert subprocess.run([python, "-c", ""], check=False).returncode == 0
-    made = python.parent.parent / "whole"
-    before = made.stat().st_mtime_ns
-    host.pull(image)
-    assert made.stat().st_mtime_ns == before
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Which host
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -300,7 +86,6 @@ def test_the_first_engine_that_answers_is_taken(tmp_path: Path, monkeypatch: pyt
     tools = tmp_path / "tools"
     monkeypatch.setenv("PATH", str(tools))
     given = read(tmp_path)
-    assert open_host(given).kind == "processes"
     pretend(tools, "podman", 0)
     assert open_host(given).kind == "podman"
     pretend(tools, "docker", 1)
@@ -318,21 +103,19 @@ def test_an_engine_that_is_named_and_silent_is_told(tmp_path: Path, monkeypatch:
     pretend(tools, "docker", 1)
     with pytest.raises(UserError, match=r"docker does not answer \(no daemon here\)"):
         open_host(read(tmp_path, DEPLOY_ENGINE="docker"))
-    assert open_host(read(tmp_path, DEPLOY_ENGINE="processes")).kind == "processes"
 
 
 def test_a_host_does_not_move_to_another_engine_because_its_own_is_down(
-    tmp_path: Path, bento: Path, host: SmallProcesses, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tools = tmp_path / "tools"
-    host.start(workload(bento))
+    tools, given = tmp_path / "tools", read(tmp_path / "home")
+    given.home.mkdir(parents=True)
+    (given.home / "engine").write_text("docker\n")
     monkeypatch.setenv("PATH", str(tools))
-    pretend(tools, "docker", 0)
-    assert open_host(read(tmp_path)).kind == "processes"
-    (host._settings.home / "engine").write_text("docker\n")
+    pretend(tools, "podman", 0)
     pretend(tools, "docker", 1)
     with pytest.raises(UserError, match="the versions of this host run in it"):
-        open_host(read(tmp_path))
+        open_host(given)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

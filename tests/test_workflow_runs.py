@@ -360,14 +360,6 @@ def search(world: World) -> dict[str, Seen]:
     return {"opened": Seen(opened[0], result, head, head, {}, 0, unzipped(world.github.artifacts(result.run_id)["sweep"]))}
 
 
-def studies(world: World) -> dict[str, Seen]:
-    event = world.github.payload("workflow_dispatch", inputs={"epochs": "1", "seeds": "1"})
-    result = world.start("studies.yml", "workflow_dispatch", event)
-    made = world.github.artifacts(result.run_id)
-    files = {name: content for study in ("staleness", "ablation") for name, content in unzipped(made[study]).items()}
-    return {"done": Seen(0, result, "", "", {}, 0, files)}
-
-
 def archive(*entries: tuple[str, bytes, int]) -> bytes:
     """Zip entries of name, content and file mode."""
     target = io.BytesIO()
@@ -755,7 +747,7 @@ def test_all_green_is_red_as_soon_as_one_job_is(world: World, moments: dict[str,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Searches and studies
+# Searches
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -771,11 +763,3 @@ def test_a_sweep_proposes_what_it_found_and_has_it_judged(world: World, seen: Se
     }
     assert started == {"report.yml", "ci.yml"}
     assert {"sweep.md", "trials.csv", "history.png", "best.json", "params.yaml"} <= set(seen.files)
-
-
-@about(studies, "done")
-def test_studies_leave_page_table_and_picture_and_write_nothing_else(world: World, seen: Seen) -> None:
-    assert seen.result.jobs == {"study": "success"}, seen.result.log[-8000:]
-    assert {f"{study}.{kind}" for study in ("staleness", "ablation") for kind in ("md", "csv", "png")} <= set(seen.files)
-    for study in ("staleness", "ablation"):
-        assert seen.files[f"{study}.md"].decode().splitlines()[0] in seen.result.summaries["study"]
