@@ -7,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ NOUNS_AMONG_THEM = {"src/github/api.py", "src/github/git.py", "src/github/number
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
 
 
+@cache
 def imports(module: str) -> set[str]:
     """Return the files under src/ that a module imports anywhere in it, also inside functions."""
     found = set()
@@ -48,6 +50,7 @@ def files_of(name: str) -> set[str]:
     return {path for path in [*packages, "/".join(parts) + ".py"] if (ROOT / path).is_file()}
 
 
+@cache
 def reach(module: str) -> set[str]:
     """Return a module and all it imports, directly or not."""
     seen, todo = set(), [module, *files_of(module.removesuffix(".py").replace("/", "."))]
