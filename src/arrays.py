@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from src.command import UserError
 from src.files import read_json
+from src.params import Prepare
 
 
 class Rows:
@@ -70,7 +71,25 @@ class Arrays:
         return Split(images, np.asarray(labels))
 
 
-def load(folder: Path) -> Arrays:
-    """Read the card of the arrays in `folder`."""
+def load(folder: Path, params: Prepare | None = None) -> Arrays:
+    """Read the card of the arrays in `folder`.
+
+    Args:
+        folder: that prepare wrote.
+        params: the section `prepare` that the arrays must have been made by; None compares nothing.
+
+    Raises:
+        UserError: the card is missing or damaged, or the arrays have another size, channels or fit than `params`.
+    """
     card = read_json(folder / "card.json", made_by="prepare", keys=("classes", "size", "channels", "fit", "manifest_sha256"))
-    return Arrays(folder, card["classes"], tuple(card["size"]), card["channels"], card["fit"], card["manifest_sha256"])
+    data = Arrays(folder, card["classes"], tuple(card["size"]), card["channels"], card["fit"], card["manifest_sha256"])
+    if params:
+        pairs = {
+            "image_size": (list(data.size), list(params.image_size)),
+            "channels": (data.channels, params.channels),
+            "fit": (data.fit, params.fit),
+        }
+        unequal = [f"prepare.{key} {one}, params.yaml says {other}" for key, (one, other) in pairs.items() if one != other]
+        if unequal:
+            raise UserError(f"{folder} was prepared with {'; '.join(unequal)}: run `dvc repro -f prepare`, then `dvc repro`")
+    return data

@@ -128,7 +128,7 @@ def _decode_piece(piece: Piece, scratch: str, params: Prepare) -> _Columns:
 
 def _decode_examples(start: int, examples: list[Example], scratch: str, params: Prepare) -> _Columns:
     """Decode some examples in a worker: pixels go straight into the scratch file, the columns of their rows come back."""
-    pixels = np.zeros((len(examples), *params.size, params.channels), dtype=np.uint8)
+    pixels = np.zeros((len(examples), *params.image_size, params.channels), dtype=np.uint8)
     rows = [_decode_example(example, pixels[i], params) for i, example in enumerate(examples)]
     facts = dict(zip(_FACTS, zip(*rows, strict=True), strict=True))
     grey = statistics.luma(pixels)
@@ -148,7 +148,7 @@ def _decode_example(example: Example, out: NDArray[np.uint8], params: Prepare) -
         if isinstance(content, str):
             content = Path(content).read_bytes()
         decoded = images.decode(content, int(params.max_megapixels * 1e6))
-        out[:] = images.fit(decoded.pixels, params.size, params.channels, params.fit)
+        out[:] = images.fit(decoded.pixels, params.image_size, params.channels, params.fit)
     except (images.UndecodableError, OSError) as error:
         fault = f"unreadable: {error.strerror}" if isinstance(error, OSError) else str(error)
         return (*origin, None, None, None, None, None, fault)

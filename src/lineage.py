@@ -84,8 +84,15 @@ def stale(root: Path) -> list[str]:
         differs |= {path for path in locked if path not in stage["deps"]}
         values = recorded.get("params", {}).get("params.yaml", {})
         sections = stage.get("params", [])
-        differs |= {f"params.yaml: {section}" for section in sections if values.get(section) != params.get(section)}
+        differs |= {f"params.yaml: {section}" for section in sections if values.get(section) != _param(params, section)}
     return sorted(differs)
+
+
+def _param(params: Any, name: str) -> Any:
+    """Return a section of params.yaml, or one value of it by its dotted name."""
+    for part in name.split("."):
+        params = params.get(part) if isinstance(params, dict) else None
+    return params
 
 
 def moved(reviewed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -37,13 +37,21 @@ class _Section(BaseModel):
 class Prepare(_Section):
     """What the model sees of an image, and which side of the split it falls on."""
 
-    size: Size
+    image_size: Size
     channels: Literal[1, 3]
     fit: Literal["crop", "pad", "stretch"]
     max_megapixels: float = Field(gt=0, le=1000)
     validation_share: Share
     test_share: Share
     use_given_splits: bool
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_name(cls, values: object) -> object:
+        """DVC's run cache leaves every key called `size` or `nfiles` out of its own key: no param may have that name."""
+        if isinstance(values, dict) and "size" in values:
+            raise ValueError("size was renamed to image_size: write `image_size:` with the same value")
+        return values
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> "Prepare":

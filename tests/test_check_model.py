@@ -187,7 +187,7 @@ def test_a_constructor_that_raises_is_told_without_a_traceback(found: Callable[.
 
 @pytest.mark.parametrize("network", ["small_resnet", "resnet18"])
 def test_the_networks_that_come_with_the_template_pass(tmp_path: Path, network: str) -> None:
-    changes = {"train__network": network, "train__width": 8, "prepare__size": 12, "prepare__channels": 1}
+    changes = {"train__network": network, "train__width": 8, "prepare__image_size": 12, "prepare__channels": 1}
     params = write_params(tmp_path / "params.yaml", **changes)
     results = check(drawn(params), params, steps=200, seconds=600)
     assert [each for each in results if each.result != "ok"] == []

@@ -195,7 +195,7 @@ class TestStage:
     @pytest.fixture
     def run(self, tmp_path: Path, params: MakeParams) -> Callable[..., dict[str, Any]]:
         def go(**changes: Any) -> dict[str, Any]:
-            read = params(prepare__size=8, **changes)
+            read = params(prepare__image_size=8, **changes)
             out = tmp_path / "out"
             (tmp_path / "reference.json").write_text("{}")
             prepare(tmp_path / "data", out / "arrays", out / "m.parquet", read.prepare)

@@ -157,7 +157,7 @@ def test_a_change_of_the_rules_is_told(fork: Path) -> None:
 
 
 def test_another_image_size_is_prepared_for_mains_model(fork: Path) -> None:
-    write_params(fork / "params.yaml", prepare__size=6, prepare__channels=1)
+    write_params(fork / "params.yaml", prepare__image_size=6, prepare__channels=1)
     require_success(python(fork, "src.stages.prepare", "data", "out/arrays", "out/manifest.parquet"))
     facts = compare(fork)
     assert facts["found"]

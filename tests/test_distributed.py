@@ -27,7 +27,13 @@ from src.stages.prepare import prepare
 from src.training.launch import launch
 from src.training.world import World
 
-RECIPE = {"train__epochs": 20, "train__width": 8, "train__warmup_epochs": 1, "train__compile": "off", "prepare__size": 8}
+RECIPE = {
+    "train__epochs": 20,
+    "train__width": 8,
+    "train__warmup_epochs": 1,
+    "train__compile": "off",
+    "prepare__image_size": 8,
+}
 
 PROBE = """
 import os, signal, sys

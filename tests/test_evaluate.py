@@ -1,7 +1,9 @@
 """The served file is judged, told in full, and told the same each time: python -m pytest tests/test_evaluate.py"""
 
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,3 +139,28 @@ def test_what_is_damaged_is_named_and_nothing_is_written(
         run()
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("details")]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("src.stages.train", "arrays validation.json out history --checkpoints ck"),
+        ("src.stages.evaluate", "arrays m.parquet model out.json out timings.json"),
+        ("src.release.quantize", "arrays model out"),
+        ("src.experiments.sweep", "arrays validation.json out --branch none"),
+        ("src.experiments.find_lr", "arrays out"),
+        ("src.experiments.training_profile", "arrays out"),
+        ("src.experiments.check_model", "--arrays arrays"),
+    ],
+)
+def test_arrays_that_were_prepared_by_other_params_are_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, arguments: str
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path / "params.yaml", **(QUICK | {"prepare__image_size": [16, 12], "prepare__fit": "pad"}))
+    monkeypatch.setattr(sys, "argv", [module, *arguments.split()])
+    with pytest.raises(UserError, match=r"arrays was prepared with prepare.image_size \[8, 8\], params.yaml says") as caught:
+        importlib.import_module(module).main()
+    assert "says [16, 12]; prepare.fit crop, params.yaml says pad: run `dvc repro -f prepare`" in str(caught.value)
+    assert not (tmp_path / "out").exists()

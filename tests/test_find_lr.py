@@ -99,7 +99,7 @@ def test_the_command_writes_table_picture_and_page_and_nothing_else(
 ) -> None:
     write_params(tmp_path / "params.yaml", **SMALL)
     before = (tmp_path / "params.yaml").read_bytes()
-    monkeypatch.setattr(find_lr.arrays, "load", lambda _: None)
+    monkeypatch.setattr(find_lr.arrays, "load", lambda *_: None)
     monkeypatch.setattr(find_lr, "of", lambda _: task)
     line = ["find-lr", str(tmp_path / "arrays"), str(tmp_path / "out"), "--params", str(tmp_path / "params.yaml")]
     monkeypatch.setattr("sys.argv", [*line, "--rounds", "2", "--steps", "40"])

@@ -1,13 +1,17 @@
 """params.yaml is refused by name, key, value and expectation: python -m pytest tests/test_params.py"""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, write_params
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
 
 from src.command import UserError
-from src.params import load
+from src.params import Params, Sweep, load
 
 
 def test_the_shipped_file_is_valid_short_and_remarked() -> None:
@@ -35,9 +39,10 @@ def test_values_cannot_be_changed_after_reading() -> None:
         ({"train__augment__flop": True}, ["train.augment.flop is unknown", "flip"]),
         ({"train__learning_rate": float("nan")}, ["train.learning_rate", "finite"]),
         ({"train__optimizer": "adam"}, ["train.optimizer is 'adam'", "'sgd', 'adamw' or 'muon'"]),
-        ({"prepare__size": -8}, ["prepare.size is -8", "greater than or equal to 2"]),
-        ({"prepare__size": [8, 8, 8]}, ["prepare.size", "one side or [height, width]"]),
-        ({"prepare__size": []}, ["prepare.size", "one side or [height, width]"]),
+        ({"prepare__size": 8}, ["prepare: size was renamed to image_size"]),
+        ({"prepare__image_size": -8}, ["prepare.image_size is -8", "greater than or equal to 2"]),
+        ({"prepare__image_size": [8, 8, 8]}, ["prepare.image_size", "one side or [height, width]"]),
+        ({"prepare__image_size": []}, ["prepare.image_size", "one side or [height, width]"]),
         ({"prepare__channels": 4}, ["prepare.channels is 4", "1 or 3"]),
         ({"prepare__test_share": 0.95}, ["validation_share + test_share"]),
         ({"validate__checks__drift": "fatal"}, ["validate.checks.drift is 'fatal'", "'error', 'warn' or 'off'"]),
@@ -85,5 +90,72 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
 
 
 def test_a_side_stands_for_a_square(tmp_path: Path) -> None:
-    assert write_params(tmp_path / "a.yaml", prepare__size=16).prepare.size == (16, 16)
-    assert write_params(tmp_path / "b.yaml", prepare__size=[16, 24]).prepare.size == (16, 24)
+    assert write_params(tmp_path / "a.yaml", prepare__image_size=16).prepare.image_size == (16, 16)
+    assert write_params(tmp_path / "b.yaml", prepare__image_size=[16, 24]).prepare.image_size == (16, 24)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What DVC sees of a change
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dials(section: type[BaseModel] = Params) -> Iterator[str]:
+    """Yield the dotted name of every dial that the typed classes know."""
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from (f"{key}.{below}" for below in dials(field.annotation))
+        else:
+            yield key
+
+
+def test_no_param_has_a_name_that_dvc_leaves_out() -> None:
+    """DVC's run cache ignores keys called `size` and `nfiles`, however deep: a change of such a dial would do nothing."""
+    assert "train.augment.crop" in set(dials())
+    assert [name for name in dials() if {"size", "nfiles"} & set(name.split("."))] == []
+    for key in ("size", "nfiles"):  # the only keys that users name themselves
+        with pytest.raises(ValidationError, match=f"space.{key} is no key of train"):
+            Sweep.model_validate(
+                {"trials": 1, "random": 0, "objective": "accuracy", "prune_after": 1, "space": {key: [1, 2]}}
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # deprecations inside DVC
+def test_a_change_of_any_dial_runs_each_stage_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The params of the real dvc.yaml, with a command for each stage that notes that it ran, through DVC's run cache."""
+    from dvc.repo import Repo  # takes a second
+
+    monkeypatch.chdir(tmp_path)
+    yaml = YAML(typ="safe")
+    reads = {name: stage["params"] for name, stage in yaml.load((ROOT / "dvc.yaml").read_text())["stages"].items()}
+    stages = {
+        name: {"cmd": f"echo {name} >> ran && cp input {name}", "deps": ["input"], "params": params, "outs": [name]}
+        for name, params in reads.items()
+    }
+    Path("input").write_text("1")
+    yaml.dump({"stages": stages}, Path("dvc.yaml"))
+    values: dict[str, Any] = {}
+
+    def turn(dial: str, value: int) -> None:
+        *sections, key = dial.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+        yaml.dump(values, Path("params.yaml"))
+
+    for dial in dials():
+        turn(dial, 0)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    with Repo.init() as made:
+        made.reproduce()
+    for dial in dials():
+        readers = {name for name, params in reads.items() if any(f"{dial}.".startswith(f"{param}.") for param in params)}
+        if not readers and dial.split(".")[0] not in reads:
+            continue
+        Path("ran").write_text("")
+        turn(dial, 1)
+        with Repo() as repo:
+            repo.reproduce()
+        assert set(Path("ran").read_text().split()) == readers, dial

@@ -119,7 +119,11 @@ NETWORKS["tiny"] = Tiny
     with (folder / "src" / "model.py").open("a") as file:
         file.write(network)
     write_params(
-        folder / "params.yaml", prepare__size=[40, 48], train__network="tiny", train__epochs=25, train__augment__flip=True
+        folder / "params.yaml",
+        prepare__image_size=[40, 48],
+        train__network="tiny",
+        train__epochs=25,
+        train__augment__flip=True,
     )
     require_success(python(folder, "dvc", "add", "data"))
     said = require_success(python(folder, "src.reproduce"))
@@ -295,7 +299,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         cells = [{"bytes": blob + bytes([copy]), "path": None} for copy in range(thousands // 2) for blob in blobs]
         image = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
         pq.write_table(pa.table({"image": image, "label": ["a", "b"] * (len(cells) // 2)}), folder / "data" / "x.parquet")
-        write_params(folder / "params.yaml", prepare__size=32)
+        write_params(folder / "params.yaml", prepare__image_size=32)
         peaks.append(peak_memory(folder, "src.stages.prepare", "data", "arrays", "m.parquet"))
     assert max(peaks) < 2**30
     assert peaks[1] - peaks[0] < 80 * 2**20

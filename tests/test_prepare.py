@@ -55,7 +55,7 @@ def test_folders_and_shards_mix_and_pixels_arrive_at_their_index(
 ) -> None:
     pictures = [noise(random, 8) for _ in range(30)]
     write_shard(colours / "more.parquet", shard_rows(pictures, ["red", "green", "new"] * 10))
-    manifest = run(colours, params(prepare__size=8))
+    manifest = run(colours, params(prepare__image_size=8))
     assert len(manifest) == 150
     assert manifest["fault"].isna().all()
     card = arrays.load(tmp_path / "out" / "arrays")
@@ -203,7 +203,7 @@ def test_the_split_does_not_move_when_data_are_added_or_renamed(
 
 
 def test_the_split_is_that_of_the_image_not_of_its_size_in_params(colours: Path, params: MakeParams) -> None:
-    small, large = (run(colours, params(prepare__size=size, prepare__channels=c)) for size, c in ((4, 1), (20, 3)))
+    small, large = (run(colours, params(prepare__image_size=size, prepare__channels=c)) for size, c in ((4, 1), (20, 3)))
     assert small["split"].tolist() == large["split"].tolist()
 
 

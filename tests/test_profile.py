@@ -26,7 +26,7 @@ STEPS = 4
 @pytest.fixture
 def measured(tmp_path: Path, params: Callable[..., Params]) -> Callable[..., Measured]:
     def go(**changes: Any) -> Measured:
-        asked = params(**({"train__width": 16, "train__batch_size": 32, "prepare__size": 24} | changes))
+        asked = params(**({"train__width": 16, "train__batch_size": 32, "prepare__image_size": 24} | changes))
         return profile(drawn(asked), asked.train, tmp_path / "profile", STEPS)
 
     return go
@@ -43,7 +43,7 @@ def test_a_slow_source_of_batches_is_told_as_data(
             yield batch
 
     monkeypatch.setattr(Batches, "epoch", slow)
-    found = measured(prepare__size=8)
+    found = measured(prepare__image_size=8)
     assert bottleneck.verdict(found).name == "data"
     assert found.parts["data"] > 0.5
 
@@ -77,7 +77,7 @@ def test_many_small_operations_are_told_as_overhead(
             return self.last(x)
 
     monkeypatch.setitem(model.NETWORKS, "many", lambda shape, width: Many(shape.classes))
-    found = measured(train__network="many", prepare__size=8)
+    found = measured(train__network="many", prepare__image_size=8)
     assert bottleneck.verdict(found).name == "Python and launch overhead", bottleneck.shares(found)
 
 
@@ -117,7 +117,7 @@ def test_the_loop_is_left_as_it_was(measured: Callable[..., Measured], monkeypat
     kept: list[Any] = []
     prepare = loop.prepare
     monkeypatch.setattr(loop, "prepare", lambda *given: kept.append(prepare(*given)) or kept[-1])
-    measured(prepare__size=8)
+    measured(prepare__image_size=8)
     learner = kept[0][0]
     assert learner.forward is learner.classifier
     assert not learner.optimizer._optimizer_step_pre_hooks

@@ -692,7 +692,13 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with arrays and a passed validation of three plain colours, and quick params."""
     folder = tmp_path_factory.mktemp("sweep")
     draw_colours(folder / "data", 40, np.random.default_rng(7))
-    quick = {"train__epochs": 3, "train__width": 8, "train__warmup_epochs": 0.5, "prepare__size": 8, "train__batch_size": 32}
+    quick = {
+        "train__epochs": 3,
+        "train__width": 8,
+        "train__warmup_epochs": 0.5,
+        "prepare__image_size": 8,
+        "train__batch_size": 32,
+    }
     params = write_params(folder / "params.yaml", sweep__space=SMALL, sweep__random=6, **quick)
     prepare(folder / "data", folder / "arrays", folder / "manifest.parquet", params.prepare)
     card = json.loads((folder / "arrays" / "card.json").read_text())

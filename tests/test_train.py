@@ -32,7 +32,13 @@ from src.training.loop import fit
 from src.training.start import start
 from src.training.task import Task, of
 
-QUICK = {"train__epochs": 2, "train__width": 8, "train__batch_size": 16, "prepare__size": 8, "train__warmup_epochs": 0.5}
+QUICK = {
+    "train__epochs": 2,
+    "train__width": 8,
+    "train__batch_size": 16,
+    "prepare__image_size": 8,
+    "train__warmup_epochs": 0.5,
+}
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def write_params(path: Path) -> None:
     """Write the repository's params with the photographs' size."""
     yaml = YAML()
     params = yaml.load(Path("params.yaml").read_text())
-    params["prepare"]["size"] = _SIDE
+    params["prepare"]["image_size"] = _SIDE
     with path.open("w") as file:
         yaml.dump(params, file)
 

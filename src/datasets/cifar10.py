@@ -166,7 +166,7 @@ def main() -> None:
             f"{args.folder}/ holds files that DVC has no copy of: run dvc add {args.folder}, or move them away, first"
         )
     bring(os.environ.get("CIFAR10_URL") or PAGE, args.downloads, args.folder)
-    print(f"CIFAR-10 is in {args.folder}/. Set prepare.size: 32 and train.augment.flip: true in params.yaml")
+    print(f"CIFAR-10 is in {args.folder}/. Set prepare.image_size: 32 and train.augment.flip: true in params.yaml")
 
 
 if __name__ == "__main__":

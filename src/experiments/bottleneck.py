@@ -43,7 +43,7 @@ CAUSES = {
         "compute",
         "convolutions and matrix products",
         "This is as it should be. To be faster: `train.precision: bf16` where the hardware has it, a smaller `train.width` "
-        "or `prepare.size`, or a faster device.",
+        "or `prepare.image_size`, or a faster device.",
     ),
     "memory": Cause(
         "memory bandwidth",

@@ -114,7 +114,7 @@ def _few(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
 def drawn(params: Params) -> Task:
     """Return a task of noise about ten colours, of the size that params.yaml asks for."""
     random = np.random.default_rng(0)
-    size = params.prepare.size if not isinstance(params.prepare.size, int) else [params.prepare.size] * 2
+    size = params.prepare.image_size
     labels = np.arange(4 * _IMAGES, dtype=np.int64) % 10
     colours = random.integers(0, 256, (10, 1, 1, params.prepare.channels))
     noise = random.normal(0, 40, (len(labels), size[0], size[1], params.prepare.channels))
@@ -132,7 +132,7 @@ def main() -> None:
     args = parser.parse_args()
     params = load(args.params)
     there = (args.arrays / "card.json").is_file()
-    task = of(arrays.load(args.arrays)) if there else drawn(params)
+    task = of(arrays.load(args.arrays, params.prepare)) if there else drawn(params)
     print(f"network {params.train.network}, width {params.train.width}, on {args.arrays if there else 'drawn images'}\n")
     found = check(task, params, args.steps, args.seconds)
     print(table(("check", "result", "what was found"), [(each.check, each.result, each.told) for each in found]))

@@ -165,8 +165,9 @@ def main() -> None:
     if args.steps < 20 or args.rounds < 1 or not 0 < args.low < args.high < math.inf:
         raise UserError("use --steps of 20 or more, --rounds of 1 or more, and a --low over 0 that is under --high")
     check_outputs([args.arrays, args.params], folders=[args.out])
-    params = load(args.params).train
-    rounds = find(of(arrays.load(args.arrays)), params, np.geomspace(args.low, args.high, args.steps), args.rounds)
+    asked = load(args.params)
+    data, params = arrays.load(args.arrays, asked.prepare), asked.train
+    rounds = find(of(data), params, np.geomspace(args.low, args.high, args.steps), args.rounds)
     found = answer(rounds)
     write(args.out, rounds, found, params)
     print(f"{sentence(found, params)} (see {args.out / 'find-lr.md'})")

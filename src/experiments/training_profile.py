@@ -77,7 +77,8 @@ def main() -> None:
     if args.steps < 1:
         raise UserError(f"--steps is {args.steps}: measure at least one")
     check_outputs([args.arrays], folders=[args.out])
-    measured = profile(of(arrays.load(args.arrays)), load(args.params).train, args.out, args.steps)
+    params = load(args.params)
+    measured = profile(of(arrays.load(args.arrays, params.prepare)), params.train, args.out, args.steps)
     cause, share = bottleneck.verdict(measured), max(bottleneck.shares(measured).values())
     print(
         f"the bottleneck is {cause.name}: {share:.0%} of a step. {cause.advice}\n{args.out / 'bottleneck.md'} has the rest"

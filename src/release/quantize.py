@@ -37,7 +37,7 @@ def quantize(folder: Path, model_folder: Path, out: Path, params: Params) -> dic
         UserError: an input is missing or damaged, model and data do not belong together, or the network has no layer to
             quantise.
     """
-    data, plain = arrays.load(folder), Model(model_folder)
+    data, plain = arrays.load(folder, params.prepare), Model(model_folder)
     _require_match(data, plain)
     with replacing(out) as fresh:
         fresh.mkdir()

@@ -231,7 +231,7 @@ def _images_for(model: Model, out: Path, paths: Paths) -> NDArray[np.uint8]:
     folder = out / "prepared"
     yaml = YAML()
     content = yaml.load(paths.params.read_text())
-    content["prepare"] |= {"size": list(model.size), "channels": model.channels, "fit": model.card["fit"]}
+    content["prepare"] |= {"image_size": list(model.size), "channels": model.channels, "fit": model.card["fit"]}
     with (out / "prepare.yaml").open("w") as file:
         yaml.dump(content, file)
     made_of = [str(paths.data), str(folder), str(out / "prepared.parquet"), "--params", str(out / "prepare.yaml")]

@@ -231,8 +231,9 @@ def main() -> None:
     args = parser.parse_args()
     inputs = [args.arrays, args.manifest, args.model]
     check_outputs(inputs, folders=[args.details], files=[args.metrics, args.timings])
-    params = load(args.params).evaluate
-    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, args.timings, params)
+    params = load(args.params)
+    arrays.load(args.arrays, params.prepare)
+    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, args.timings, params.evaluate)
 
 
 if __name__ == "__main__":

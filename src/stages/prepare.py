@@ -49,7 +49,7 @@ def prepare(root: Path, arrays: Path, manifest: Path, params: Prepare) -> None:
             "fit": params.fit,
             "images": _write_splits(rows, classes, scratch, fresh_arrays, params),
             "manifest_sha256": sha256(fresh_manifest),
-            "size": list(params.size),
+            "size": list(params.image_size),
         }
         write_json(fresh_arrays / "card.json", card)
     print(_summary(rows, classes))
@@ -178,7 +178,7 @@ def _write_splits(rows: pa.Table, classes: list[str], scratch: Path, out: Path, 
     Plain reads and writes: a memory map would count against this process's memory as it grows.
     """
     chosen = {name: pc.equal(rows.column("split"), name).fill_null(False).to_numpy() for name in SPLITS}
-    shape = (*params.size, params.channels)
+    shape = (*params.image_size, params.channels)
     image_bytes = int(np.prod(shape))
     block = max(1, _COPY_BYTES // image_bytes)
     with ExitStack() as stack:

@@ -142,15 +142,16 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
     with joined() as world:
-        params = load(args.params).train
-        if params.processes > 1 and not launch.launched():
-            launch.launch("src.stages.train", sys.argv[1:], params.processes)
+        params = load(args.params)
+        arrays.load(args.arrays, params.prepare)
+        if params.train.processes > 1 and not launch.launched():
+            launch.launch("src.stages.train", sys.argv[1:], params.train.processes)
             return
         given = [args.manifest] if args.manifest else []
         check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])
         with held(args.checkpoints) if world.writes else nullcontext():
             folders = (args.arrays, args.validation, args.out, args.history, args.checkpoints)
-            train(*folders, params, manifest=args.manifest, world=world)
+            train(*folders, params.train, manifest=args.manifest, world=world)
 
 
 if __name__ == "__main__":
