@@ -247,7 +247,8 @@ def test_every_verdict_has_its_sign_and_word(case: Case, verdict: str, begin: st
     ("title", "words_in_it"),
     [
         ("Metrics", ["| accuracy | 83.33% | **95.00%** | +11.67 points | +1.67 to +20.00 | better |", "same 60"]),
-        ("Metrics", ["| worst class, recall | 80.00% (owl) | **95.00% (cat)** |", "9 images only this", "p = 0.021"]),
+        ("Metrics", ["| worst class, recall (cat) | 85.00% | **95.00%** | +10.00 points |"]),
+        ("Metrics", ["9 images only this", "p = 0.021"]),
         ("Gates", ["1 gate holds, 1 skipped", "| latency | warn | skipped | - | 50.0 ms | none |"]),
         ("Parameters", ["| `train.learning_rate` | `0.05` | `0.1` |"]),
         ("Data", ["| rows in all | 179 | 180 | +1 |", "added, by content |  | 2 |", "removed, by content |  | 1 |"]),
@@ -261,8 +262,9 @@ def test_every_verdict_has_its_sign_and_word(case: Case, verdict: str, begin: st
         ("Confusion", ["| owl | cat | 4 | 1 | -3 |", "![Confusion: this pull request minus main](pictures/"]),
         ("Calibration", ["| calibration error | ", "| temperature, fitted | 0.75 | 0.5 |", "pictures/calibration.png"]),
         ("Learning curves", ["| this pull request | 6 | 80.00% | 6 | 1.5000 |", "```mermaid", "line [30.00, 40.00,"]),
-        ("Latency and size", ["| latency p95, one image | 1.50 ms | 2.00 ms | +0.500 ms (+33%) |", "Zilog Z80, 2 cores"]),
-        ("Latency and size", ["| size of model.onnx | 0.38 MiB | 0.48 MiB | +0.10 MiB (+25%) |"]),
+        ("Latency and size", ["| latency p95, one image | 1.50 ms | 2.00 ms | +0.500 ms | less than a millisecond |"]),
+        ("Latency and size", ["Zilog Z80, 2 cores"]),
+        ("Latency and size", ["| size of model.onnx | 0.38 MiB | 0.48 MiB | +0.10 MiB (+25%) |  |"]),
         ("Training time and cost", ["| training | 30.0 s | 1 min 30 s |", "gh variable set HOURLY_COST --body 2.50"]),
         ("Where it comes from", ["| model | `777777777777` | `555555555555` |", f"`{'5' * 64}`", "requirements/lock.txt"]),
         ("Where it comes from", [f"git fetch origin\ngit checkout {COMMIT}\nmake reproduce\nmake report"]),
@@ -272,6 +274,34 @@ def test_every_part_that_a_reviewer_asks_for_is_there(whole: Case, title: str, w
     text = section(whole.text("report.md"), title)
     for expected in words_in_it:
         assert expected in text
+
+
+def test_a_gate_that_limits_a_difference_shows_that_difference(case: Case) -> None:
+    names = {
+        "log_loss": ("+0.0200", "+0.0500"),
+        "no_worse_than_anchor": ("+2.00 points", "+5.00 points"),
+        "new": ("0.9", "0.05"),
+    }
+    gate = {"level": "enforce", "outcome": "pass", "value": 0.9, "difference": 0.02, "limit": 0.05, "sentence": "why"}
+    case.change("report/verdict.json", gates=[{"name": name, **gate} for name in names])
+    text = case.write()
+    for name, (value, limit) in names.items():
+        assert f"| {name.replace('_', ' ')} | enforce | ✅ pass | {value} | {limit} | why |" in text
+    told = schema.parse(case.text("numbers.json").encode())
+    assert [gate.value for gate in told.gates] == [0.02, 0.02, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        ([9.0, 9.5, 9.0, 1.0], "+2.00 ms (+200%) | slower in 3 of 4 rounds |"),
+        ([9.0, 0.8, 0.9, 1.5], "+2.00 ms | noise, the rounds disagree: slower in 2 of 4 rounds |"),
+    ],
+)
+def test_latency_is_read_by_its_rounds(case: Case, rounds: list[float], expected: str) -> None:
+    main, this = {"p99": 1.0, "blocks": [1.0] * 4}, {"p99": 3.0, "blocks": rounds}
+    case.change("main/timings.json", main=main, candidate=this)
+    assert f"| latency p99, one image | 1.00 ms | 3.00 ms | {expected}" in section(case.told(), "Latency and size")
 
 
 def test_an_override_names_the_person(case: Case) -> None:

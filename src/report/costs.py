@@ -1,9 +1,13 @@
 """What the model takes and where it comes from: latency, size, time, money, digests, how to make it again."""
 
+import numpy as np
+
 from src.report import words
 from src.report.document import Block, Code, Fold, Line, Link, Listing, Paragraph, Section, table
 from src.report.facts import STAGES, Facts, Json
 from src.report.opening import hardware
+
+_FELT_MS = 1.0  # nobody feels less
 
 
 def sections(facts: Facts) -> list[Section]:
@@ -19,21 +23,38 @@ def sections(facts: Facts) -> list[Section]:
 def _serving(facts: Facts) -> list[Section]:
     if not facts.this.metrics:
         return []
-    rows = [
-        _row(f"latency {name}, one image", (facts.main.latency.get(name), facts.this.latency.get(name)), words.milliseconds)
-        for name in ("p50", "p95", "p99")
-        if name in facts.this.latency
-    ]
     main, this = facts.main, facts.this
+    rows = [_latency(main.latency, this.latency, name) for name in ("p50", "p95", "p99") if name in this.latency]
     sizes = (_mebibytes(main.metrics.get("model_bytes")), _mebibytes(this.metrics.get("model_bytes")))
-    rows.append(_row("size of model.onnx", sizes, words.mebibytes))
-    rows.append(_row("weights in the network", (main.card.get("parameters"), this.card.get("parameters")), _whole))
-    blocks: list[Block] = [table(("", "main", "this pull request", "difference"), rows, "lrrr", 6)]
+    rows.append((*_row("size of model.onnx", sizes, words.mebibytes), ""))
+    rows.append((*_row("weights in the network", (main.card.get("parameters"), this.card.get("parameters")), _whole), ""))
+    blocks: list[Block] = [table(("", "main", "this pull request", "difference", "reading"), rows, "lrrrl", 6)]
     if facts.this.latency:
         said = f"Latency of both through ONNX Runtime, in turns on one machine: {hardware(facts.timed_on)}."
+        said += " A round is slower where its p95 is." if facts.main.latency.get("blocks") else ""
         comparable = (facts.run.get("lane") or {}).get("comparable", True)
         blocks.append(Paragraph(said if comparable else f"{said} Not comparable with the machine that serves."))
     return [Section("Latency and size", tuple(blocks))]
+
+
+def _latency(main: Json, this: Json, name: str) -> tuple[Line, ...]:
+    """Return the row of one percentile; only a difference that is felt and that the rounds agree on is told as a share."""
+    sides = (main.get(name), this[name])
+    row = _row(f"latency {name}, one image", sides, words.milliseconds)
+    reading, told = _rounds(main.get("blocks"), this.get("blocks"))
+    if sides[0] is not None and abs(sides[1] - sides[0]) < _FELT_MS:
+        reading, told = "less than a millisecond", False
+    return (*row, reading) if told else (*row[:3], str(row[3]).split(" (")[0], reading)
+
+
+def _rounds(main: list[float] | None, this: list[float] | None) -> tuple[str, bool]:
+    """Say in how many interleaved rounds this model was slower, and whether they agree: a busy machine makes them differ."""
+    if not main or not this:
+        return "", True
+    ratios = np.array(this) / np.maximum(main, 1e-9)
+    said = f"slower in {int((ratios > 1).sum())} of {words.count(len(ratios), 'round')}"
+    low, high = np.quantile(ratios, [0.25, 0.75])
+    return (said, True) if low > 1 or high < 1 else (f"noise, the rounds disagree: {said}", False)
 
 
 def _mebibytes(size: float | None) -> float | None:
@@ -71,7 +92,7 @@ def _training(facts: Facts) -> list[Section]:
     rows += _speed(main.get("throughput") or {}, facts.throughput, facts.this.params.get("energy.price"))
     rows.append(("trained on", hardware(main["hardware"]) if main.get("hardware") else words.NONE, hardware(here or {})))
     return [
-        Section("Training time and cost", (table(("", "main", "this pull request"), rows, "lrr", 8), _cost(facts, this)))
+        Section("Training time and cost", (table(("", "main", "this pull request"), rows, "lrr", 12), _cost(facts, this)))
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from src.github import numbers as schema
 from src.report import changes
 from src.report.facts import STAGES, Facts, Json
-from src.report.opening import findings, gate_of
+from src.report.opening import findings, gate_of, value_and_limit
 
 _ROWS = 200  # of each list: what the schema allows
 _METRICS = {
@@ -70,7 +70,7 @@ def _latency(facts: Facts) -> list[Json]:
 
 
 def _gate(gate: Json) -> Json:
-    numbers = {key: _number(gate.get(key)) for key in ("value", "limit")}
+    numbers = {key: _number(found) for key, found in zip(("value", "limit"), value_and_limit(gate), strict=True)}
     return {"name": _name(gate["name"]), "level": gate["level"], "outcome": gate["outcome"], **numbers}
 
 

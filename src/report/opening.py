@@ -74,6 +74,13 @@ def gate_of(facts: Facts, name: str) -> Json:
     return next((gate for gate in facts.verdict["gates"] if gate.get("name") == name), {})
 
 
+def value_and_limit(gate: Json) -> tuple[Any, Any]:
+    """Return what a gate compares: the difference from another model where its limit is one of the difference."""
+    name = str(gate["name"])
+    of_difference = name == "log_loss" or name.startswith("no_worse_than_")
+    return gate.get("difference" if of_difference else "value"), gate.get("limit")
+
+
 def findings(facts: Facts) -> list[Json]:
     """Return what the checks of the data found."""
     found = facts.validation.get("findings", [])

@@ -8,7 +8,7 @@ from src.report import words
 from src.report.document import Block, Bold, Chart, Code, Fold, Line, Mark, Paragraph, Section, Table, table
 from src.report.drawing import Drawn
 from src.report.facts import Facts, Json
-from src.report.opening import confidence, gate_of
+from src.report.opening import confidence, gate_of, value_and_limit
 
 _FEW_EPOCHS = 60  # more points than that no chart made of text can show
 _ORDER = ("fail", "investigate", "pass", "skipped")
@@ -88,15 +88,14 @@ def _reading(low: float, high: float, rises: bool) -> str:
 
 
 def _worst_row(facts: Facts, part: str, number: str, name: str) -> tuple[Line, ...] | None:
-    (this_name, this), (main_name, main) = (
-        _worst(side.metrics.get(part) or {}, number) for side in (facts.this, facts.main)
-    )
+    """Return this pull request's worst class or slice, beside what main makes of the same one."""
+    which, this = _worst(facts.this.metrics.get(part) or {}, number)
     if this is None:
         return None
-    difference = None if main is None else this - main
-    sides = [f"{words.side(value, words.percent)} ({which})" if value is not None else words.NONE
-             for value, which in ((main, main_name), (this, this_name))]  # fmt: skip
-    return (f"{name}, {number}", sides[0], (Bold(sides[1]),), words.side(difference, words.points), words.NONE, "")
+    main = ((facts.main.metrics.get(part) or {}).get(which) or {}).get(number)
+    difference = words.side(None if main is None else this - main, words.points)
+    shown = (Bold(words.percent(this)),)
+    return (f"{name}, {number} ({which})", words.side(main, words.percent), shown, difference, words.NONE, "")
 
 
 def _worst(parts: Json, number: str) -> tuple[str, float | None]:
@@ -172,38 +171,31 @@ def _gates(facts: Facts) -> list[Section]:
 def _gate_table(gates: list[Json]) -> Table:
     rows: list[tuple[Line, ...]] = []
     for gate in gates:
-        numbers = [words.side(gate.get(key), _writer(gate["name"])) for key in ("value", "limit")]
         name = str(gate["name"]).replace("_", " ")
         rows.append(
             (
                 name,
                 str(gate.get("level")),
                 (Mark(gate["outcome"]),),
-                *_limits(gate, numbers),
+                *(words.side(number, _writer(gate)) for number in value_and_limit(gate)),
                 str(gate.get("sentence") or ""),
             )
         )
     return table(("gate", "level", "outcome", "value", "limit", "why"), rows, "lllrrl", 40)
 
 
-def _limits(gate: Json, numbers: list[str]) -> list[str]:
-    if gate["name"] == "no_worse_than_main":  # its limit is one of the difference, so its value has to be too
-        return [words.side(gate.get("difference"), words.points), words.side(gate.get("limit"), words.points)]
-    return numbers
-
-
-def _writer(name: str) -> Callable[[float], str]:
-    shares = ("accuracy", "worst_class", "worst_slice", "churn", "folds", "repeats")
+def _writer(gate: Json) -> Callable[[float], str]:
+    name = gate["name"]
     kinds = {
-        **dict.fromkeys(shares, words.percent),
+        **dict.fromkeys(("accuracy", "worst_class", "worst_slice", "churn"), words.percent),
         "baseline_margin": words.points,
-        "log_loss": words.decimals,
+        "log_loss": lambda rise: words.signed(rise, 4),
         "macro_f1": words.decimals,
         "calibration": words.decimals,
         "latency": words.milliseconds,
         "model_size": words.mebibytes,
     }
-    return kinds.get(name, words.general)
+    return kinds.get(name, words.points if name.startswith("no_worse_than_") else words.general)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
