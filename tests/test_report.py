@@ -99,7 +99,7 @@ class Case:
             self.folder / "model/weights.safetensors",
         )
         card = {"classes": self.classes, "size": [8, 8], "channels": 3, "network": "small_resnet", "width": 4,
-                "temperature": 0.5, "parameters": 1234, "model_sha256": "5" * 64}  # fmt: skip
+                "temperature": 0.5, "parameters": 1234, "epoch": 4, "model_sha256": "5" * 64}  # fmt: skip
         self.json("model/card.json", card)
         self.json("main/card.json", {**card, "temperature": 0.75})
         for name, gain in (("model/history.csv", 0.1), ("main/history.csv", 0.08)):
@@ -261,7 +261,7 @@ def test_every_verdict_has_its_sign_and_word(case: Case, verdict: str, begin: st
         ("Slices", ["| dark | 85.00% | 95.00% | +10.00 points | 20 |"]),
         ("Confusion", ["| owl | cat | 4 | 1 | -3 |", "![Confusion: this pull request minus main](pictures/"]),
         ("Calibration", ["| calibration error | ", "| temperature, fitted | 0.75 | 0.5 |", "pictures/calibration.png"]),
-        ("Learning curves", ["| this pull request | 6 | 80.00% | 6 | 1.5000 |", "```mermaid", "line [30.00, 40.00,"]),
+        ("Learning curves", ["| this pull request | 6 | 4 | 60.00% | 1.7000 |", "```mermaid", "line [30.00, 40.00,"]),
         ("Latency and size", ["| latency p95, one image | 1.50 ms | 2.00 ms | +0.500 ms | less than a millisecond |"]),
         ("Latency and size", ["Zilog Z80, 2 cores"]),
         ("Latency and size", ["| size of model.onnx | 0.38 MiB | 0.48 MiB | +0.10 MiB (+25%) |  |"]),

@@ -64,6 +64,11 @@ class Side:
     rows: pa.Table | None = None  # the manifest: one row an image
     latency: Json = field(default_factory=dict)  # p50, p95, p99 in ms
 
+    @property
+    def kept_epoch(self) -> dict[str, float]:
+        """The history of the epoch whose weights are the model; empty where it is not known."""
+        return next((row for row in self.history if row.get("epoch") == self.card.get("epoch")), {})
+
 
 @dataclass(frozen=True)
 class Circumstances:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from src.report import words
 from src.report.document import Block, Bold, Chart, Code, Fold, Line, Mark, Paragraph, Section, Table, table
 from src.report.drawing import Drawn
-from src.report.facts import Facts, Json
+from src.report.facts import Facts, Json, Side
 from src.report.opening import confidence, gate_of, value_and_limit
 
 _FEW_EPOCHS = 60  # more points than that no chart made of text can show
@@ -218,16 +218,17 @@ def _curves(facts: Facts, drawn: Drawn) -> list[Section]:
     this = facts.this.history
     if not this:
         return []
-    rows = [_end("this pull request", this), *([_end("main", facts.main.history)] if facts.main.history else [])]
-    ends = table(("", "epochs", "best validation accuracy", "at epoch", "last validation loss"), rows, "lrrrr", 2)
+    sides = [("this pull request", facts.this), *([("main", facts.main)] if facts.main.history else [])]
+    header = ("", "epochs", "epoch kept", "its validation accuracy", "its validation loss")
+    ends = table(header, [_end(name, side) for name, side in sides], "lrrrr", 2)
     return [Section("Learning curves", (ends, *_shown(drawn, "curves"), *_chart(this, facts.main.history)))]
 
 
-def _end(name: str, history: list[dict[str, float]]) -> tuple[Line, ...]:
-    best = max(history, key=lambda row: row.get("validation_accuracy", -1))
-    accuracy, loss = best.get("validation_accuracy"), history[-1].get("validation_loss")
-    at = f"{best.get('epoch', 0):.0f}"
-    return (name, f"{len(history):,}", words.side(accuracy, words.percent), at, words.side(loss, words.decimals))
+def _end(name: str, side: Side) -> tuple[Line, ...]:
+    kept = side.kept_epoch
+    accuracy, loss = kept.get("validation_accuracy"), kept.get("validation_loss")
+    at = words.side(kept.get("epoch"), words.general)
+    return (name, f"{len(side.history):,}", at, words.side(accuracy, words.percent), words.side(loss, words.decimals))
 
 
 def _chart(this: list[dict[str, float]], main: list[dict[str, float]]) -> list[Block]:
