@@ -161,7 +161,8 @@ class Case:
         })  # fmt: skip
         gates = [
             {"name": "no_worse_than_main", "level": "enforce", "outcome": "pass", "value": 0.95, "limit": -0.01,
-             "main": 0.83, "difference": 0.1167, "low": 0.0167, "high": 0.2, "sentence": "clearly better than main"},
+             "main": 0.83, "difference": 0.1167, "low": 0.0167, "high": 0.2, "confidence": 0.95,
+             "sentence": "clearly better than main"},
             {"name": "latency", "level": "warn", "outcome": "skipped", "value": None, "limit": 50.0, "sentence": "none"},
         ]  # fmt: skip
         paired = {"only_main_right": 1, "only_candidate_right": 9, "p": 0.0215}
@@ -225,6 +226,11 @@ def section(text: str, title: str) -> str:
     return found[1]
 
 
+def first_lines(text: str) -> str:
+    """Return what stands over the first heading."""
+    return text.partition("\n### ")[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What it says
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,7 +252,7 @@ def test_every_verdict_has_its_sign_and_word(case: Case, verdict: str, begin: st
 @pytest.mark.parametrize(
     ("title", "words_in_it"),
     [
-        ("Metrics", ["| accuracy | 83.33% | **95.00%** | +11.67 points | +1.67 to +20.00 | better |", "same 60"]),
+        ("Metrics", ["| accuracy | 83.33% | **95.00%** | +11.67 points | +1.67 to +20.00 (95%) | better |", "same 60"]),
         ("Metrics", ["| worst class, recall (cat) | 85.00% | **95.00%** | +10.00 points |"]),
         ("Metrics", ["9 images only this", "p = 0.021"]),
         ("Gates", ["1 gate holds, 1 skipped", "| latency | warn | skipped | - | 50.0 ms | none |"]),
@@ -302,6 +308,75 @@ def test_latency_is_read_by_its_rounds(case: Case, rounds: list[float], expected
     main, this = {"p99": 1.0, "blocks": [1.0] * 4}, {"p99": 3.0, "blocks": rounds}
     case.change("main/timings.json", main=main, candidate=this)
     assert f"| latency p99, one image | 1.00 ms | 3.00 ms | {expected}" in section(case.told(), "Latency and size")
+
+
+def test_a_difference_that_chance_explains_is_no_headline(case: Case) -> None:
+    gates = json.loads((case.folder / "report/verdict.json").read_text())["gates"]
+    gates[0] |= {"low": -0.01, "confidence": 0.9}
+    text = case.change("report/verdict.json", gates=gates).told()
+    said = "no difference shown (+7 of 60 examples), accuracy 95.00% against 83.33% of main, 90% interval -1.00 to +20.00"
+    assert text.startswith(f"## ✅ pass: {said}\n")
+
+
+def test_a_validation_split_that_points_the_other_way_is_in_the_first_lines(case: Case) -> None:
+    case.rows("main/rows.parquet", pq.read_table(case.folder / "manifest.parquet").to_pylist())
+    assert "disagrees" not in case.told()  # it rose with the accuracy of the test split
+    for name, accuracy in (("model", 0.9), ("main", 0.98333)):
+        path = case.folder / name / "history.csv"
+        path.write_text(f"epoch,validation_loss,validation_accuracy\n4,1,{accuracy}\n5,2,0.5\n")
+    said = "- **validation disagrees**: accuracy 90.00% against 98.33% of main, -5 of 60 examples (-8.33 points).\n"
+    assert said in first_lines(case.told())
+    case.rows("main/rows.parquet", [case.row(i, "validation") for i in range(59)])
+    assert "disagrees" not in case.told(), "other images were compared"
+
+
+def test_a_test_log_loss_that_points_the_other_way_is_in_the_first_lines(case: Case) -> None:
+    gate = {"name": "log_loss", "level": "enforce", "outcome": "pass", "low": 0.001, "high": 0.02, "sentence": "it rose"}
+    assert "- **test log loss disagrees**: it rose\n" in first_lines(case.change("report/verdict.json", gates=[gate]).told())
+    assert "disagrees" not in case.change("report/verdict.json", gates=[{**gate, "low": -0.001}]).told()
+
+
+def test_a_new_class_takes_no_part_in_the_comparison(case: Case) -> None:
+    metrics_of_main = json.loads((case.folder / "main/metrics.json").read_text())
+    case.change("main/facts.json", labels_added=["owl"], labels_gone=["emu"])
+    text = case.write()
+    assert metrics_of_main["per_class"]["owl"]["recall"] == 0.8
+    assert "accuracy 95.00% against 85.00% of main on the classes that both know (+10.00 points" in text.splitlines()[0]
+    said = "Accuracy over all classes 95.00%, over those that both know 95.00% against 85.00% of main."
+    assert f"- **1 class added**: owl. Main never saw it. {said}\n- **1 class gone**: emu." in first_lines(text)
+    assert "| owl | - | 95.00% | - | 20 |" in section(text, "Classes")
+    assert "| dark | - | 95.00% | - | 20 |" in section(text, "Slices")
+    assert "| owl | cat |" not in section(text, "Confusion")
+    assert "6 images newly right" in section(text, "Images newly wrong and newly right")
+    assert "`owl/" not in section(text, "Images newly wrong and newly right")
+    told = schema.parse(case.text("numbers.json").encode())
+    assert (told.metrics[0].candidate, told.metrics[0].main) == (0.95, 0.85)
+    assert {row.name: row.main for row in told.classes}["owl"] is None
+    text = case.change("main/facts.json", labels_added=["cat", "dog", "owl"]).write()
+    assert text.startswith("## ✅ pass: accuracy 95.00%, of classes that main does not know\n")
+    assert "against" not in section(text, "Classes")
+
+
+def test_numbers_over_the_shared_classes_are_those_of_the_evaluation(case: Case) -> None:
+    facts = read(case.paths)
+    found = changes.overall(facts.this.predictions, 15)
+    assert found == pytest.approx({name: facts.this.metrics[name] for name in found}, abs=1e-6)
+
+
+def test_what_left_the_test_split_is_in_the_first_lines(case: Case) -> None:
+    left = {"images": 50, "of": 388, "main_right": 40, "examples": ["a.png (cat)", "b.png (owl)"]}
+    relabelled = {"images": 1, "examples": ["c.png (dog)"]}
+    text = first_lines(case.change("main/facts.json", left_test=left, relabelled=relabelled).told())
+    said = "(main had 40 of them right): a.png (cat), b.png (owl) and more."
+    assert f"- **50 images of 388 left main's test split** {said}\n" in text
+    assert "- **1 test image relabelled** since main: c.png (dog).\n" in text
+
+
+def test_near_duplicates_in_two_splits_are_in_the_first_lines(case: Case) -> None:
+    finding = {"check": "near_duplicates", "level": "warn", "message": "3 pairs", "count": 3, "files": []}
+    text = case.change("validation.json", findings=[finding, {**finding, "check": "imbalance"}]).told()
+    assert "- **near duplicates**: 3 pairs. The test accuracy may be too good.\n" in first_lines(text)
+    assert "imbalance" not in first_lines(text)
 
 
 def test_an_override_names_the_person(case: Case) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
+from sklearn.metrics import f1_score
 
 _STATE = ["path", "row", "digest", "label", "split"]
 
@@ -64,6 +65,15 @@ def rows(main: pa.Table, this: pa.Table) -> Rows:
         relabelled=both[~same],
         moved=both[same & ~stayed],
     )
+
+
+def same_images(main: pa.Table | None, this: pa.Table | None, split: str) -> int:
+    """Return how many images a split has where it holds the same, with the same labels, on both sides; else 0."""
+    if main is None or this is None:
+        return 0
+    then, now = (_by_digest(table) for table in (main, this))
+    then, now = (frame[frame["split"] == split].sort_index()[["label"]] for frame in (then, now))
+    return len(now) if now.equals(then) else 0
 
 
 def _by_digest(table: pa.Table) -> pd.DataFrame:
@@ -128,13 +138,29 @@ def confusion(main: pd.DataFrame, this: pd.DataFrame, order: list[str]) -> tuple
 
 
 def answers(main: pd.DataFrame, this: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Return the test rows newly wrong and newly right, the most confident first; None where the images differ."""
+    """Return the index of what is newly wrong and newly right, the most confident first; None where the images differ."""
     if len(main) != len(this) or not (main["digest"].to_numpy() == this["digest"].to_numpy()).all():
         return None
     then, now = ((frame["prediction"] == frame["label"]).to_numpy() for frame in (main, this))
     sure = this["confidence"].to_numpy()
     wrong, right = np.flatnonzero(then & ~now), np.flatnonzero(~then & now)
-    return wrong[np.argsort(-sure[wrong], kind="stable")], right[np.argsort(-sure[right], kind="stable")]
+    ordered = (rows[np.argsort(-sure[rows], kind="stable")] for rows in (wrong, right))
+    wrong, right = (this.index.to_numpy()[rows] for rows in ordered)
+    return wrong, right
+
+
+def overall(predictions: pd.DataFrame, bins: int) -> dict[str, float]:
+    """Return accuracy, macro F1, log loss and calibration error of some predictions; empty where there are none."""
+    if predictions.empty:
+        return {}
+    curve, labels = reliability(predictions, bins), predictions["label"]
+    macro = f1_score(labels, predictions["prediction"], labels=labels.unique(), average="macro", zero_division=0)
+    return {
+        "accuracy": float((predictions["prediction"] == labels).mean()),
+        "macro_f1": float(macro),
+        "log_loss": float(predictions["log_loss"].mean()),
+        "ece": sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in curve) / len(predictions),
+    }
 
 
 def reliability(predictions: pd.DataFrame, bins: int) -> list[dict[str, float]]:

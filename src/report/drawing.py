@@ -82,7 +82,7 @@ def _curve(axes: Any, history: Sequence[dict[str, float]], name: str, label: str
 
 
 def _confusion(facts: Facts, folder: Path) -> Drawn:
-    names, counts = changes.confusion(facts.main.predictions, facts.this.predictions, facts.this.card.get("classes", []))
+    names, counts = changes.confusion(*facts.answers, facts.this.card.get("classes", []))
     difference = counts[1] - counts[0]
     shown = _most_changed(difference)
     if not difference.any():
@@ -121,14 +121,15 @@ def _calibration(facts: Facts, folder: Path) -> Drawn:
     made = pictures.figure(5.0, 4.4)
     axes: Any = made.subplots()
     axes.plot([0, 1], [0, 1], color=pictures.GREY, linestyle=":", label="perfect")
-    sides = (("main", facts.main, pictures.ORANGE, "--", "s"), ("this pull request", facts.this, pictures.BLUE, "-", "o"))
-    for name, found, colour, style, marker in sides:
-        curve = changes.reliability(found.predictions, calibration_bins(facts))
+    looks = (("main", pictures.ORANGE, "--", "s"), ("this pull request", pictures.BLUE, "-", "o"))
+    for (name, colour, style, marker), answers in zip(looks, facts.answers, strict=True):
+        curve = changes.reliability(answers, facts.calibration_bins)
         images = sum(row["images"] for row in curve)
         sure, right = ([row[key] for row in curve] for key in ("confidence", "accuracy"))
         axes.plot(sure, right, color=colour, linestyle=style, linewidth=1)
         sizes = [12 + 140 * row["images"] / images for row in curve]
-        label = f"{name} (error {found.metrics.get('ece', 0):.3f})"
+        error = changes.overall(answers, facts.calibration_bins)["ece"]
+        label = f"{name} (error {error:.3f})"
         axes.scatter(sure, right, s=sizes, color=colour, marker=marker, alpha=0.85, label=label)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title("Calibration (area: images)", fontsize=10)
@@ -138,19 +139,13 @@ def _calibration(facts: Facts, folder: Path) -> Drawn:
     return {"calibration": Picture(alt, "calibration.png")}
 
 
-def calibration_bins(facts: Facts) -> int:
-    """Return evaluate.calibration_bins of params.yaml, or the template's own 15."""
-    told = facts.this.params.get("evaluate.calibration_bins", "")
-    return int(told) if told.isdecimal() and int(told) else 15
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Images
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _answers(facts: Facts, folder: Path) -> Drawn:
-    found = changes.answers(facts.main.predictions, facts.this.predictions)
+    found = changes.answers(*facts.answers)
     if found is None or facts.test is None or len(facts.test.labels) != len(facts.this.predictions):
         return {}
     drawn, classifier = {}, _classifier(facts)

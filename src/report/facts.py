@@ -23,7 +23,7 @@ from src import arrays
 from src.arrays import Split
 from src.command import UserError
 from src.files import read_json
-from src.report import plan
+from src.report import changes, plan
 
 Json = dict[str, Any]
 
@@ -100,6 +100,32 @@ class Facts:
     at: Circumstances
 
     @property
+    def labels_added(self) -> list[str]:
+        """The labels of this data that main's model never saw."""
+        return [str(label) for label in self.base.get("labels_added") or []]
+
+    @property
+    def answers(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """What main and this model said of the test images whose label both know; the index is the row of the test array."""
+        main, this = self.main.predictions, self.this.predictions
+        if not self.labels_added or main.empty or this.empty:
+            return main, this
+        return main[~main["label"].isin(self.labels_added)], this[~this["label"].isin(self.labels_added)]
+
+    @property
+    def calibration_bins(self) -> int:
+        """What evaluate.calibration_bins of params.yaml says, or the template's own 15."""
+        told = self.this.params.get("evaluate.calibration_bins", "")
+        return int(told) if told.isdecimal() and int(told) else 15
+
+    def compared(self, metric: str) -> tuple[float | None, float | None]:
+        """Return what main and this model have of a metric, over the test images whose label both know."""
+        if not self.labels_added or metric == "model_bytes":
+            return self.main.metrics.get(metric), self.this.metrics.get(metric)
+        main, this = (changes.overall(frame, self.calibration_bins).get(metric) for frame in self.answers)
+        return main, this
+
+    @property
     def has_main(self) -> bool:
         """True when main's model was judged on the same test images."""
         return bool(self.main.metrics) and bool(self.this.metrics)
@@ -107,7 +133,7 @@ class Facts:
     @property
     def has_answers(self) -> bool:
         """True when it is known what both models said of each test image."""
-        return self.has_main and len(self.main.predictions) > 0 and len(self.this.predictions) > 0
+        return self.has_main and all(len(frame) > 0 for frame in self.answers)
 
 
 def read(paths: Paths) -> Facts:
@@ -131,7 +157,7 @@ def read(paths: Paths) -> Facts:
         run=run,
         verdict=verdict,
         this=this,
-        main=_main(paths.main, run.get("budget"), timings),
+        main=_main(paths.main, run.get("budget"), timings, base.get("labels_added") or []),
         base=base,
         timed_on=timings.get("hardware") or {},
         validation=_json(paths.validation) if made["validate"] else {},
@@ -195,9 +221,13 @@ def _serving(path: Path, card: Json) -> Json:
     return found if digest is not None and digest == card.get("model_sha256") else {}
 
 
-def _main(folder: Path, budget: Json | None, timings: Json) -> Side:
+def _main(folder: Path, budget: Json | None, timings: Json, labels_added: list[str]) -> Side:
+    metrics = _json(folder / "metrics.json")
+    if metrics and labels_added:  # slices hold images of these labels too
+        classes = {name: row for name, row in (metrics.get("per_class") or {}).items() if name not in labels_added}
+        metrics |= {"per_class": classes, "slices": {}}
     return Side(
-        metrics=_json(folder / "metrics.json"),
+        metrics=metrics,
         predictions=_predictions(folder / "predictions.parquet"),
         history=_history(folder / "history.csv"),
         card=_json(folder / "card.json"),

@@ -24,7 +24,7 @@ def sections(facts: Facts, drawn: Drawn) -> list[Section]:
 
 
 def _images(facts: Facts, drawn: Drawn) -> list[Section]:
-    found = changes.answers(facts.main.predictions, facts.this.predictions)
+    found = changes.answers(*facts.answers)
     if found is None:
         said = "The two models were judged on different images, so they cannot be compared image by image."
         return [Section("Images", (Paragraph(said),))]
@@ -113,7 +113,7 @@ def _share_table(shares: Sequence[Share], kind: str, number: str, left: int) -> 
 
 
 def _confusion(facts: Facts, drawn: Drawn) -> list[Section]:
-    names, counts = changes.confusion(facts.main.predictions, facts.this.predictions, facts.this.card.get("classes", []))
+    names, counts = changes.confusion(*facts.answers, facts.this.card.get("classes", []))
     difference = counts[1] - counts[0]
     np.fill_diagonal(difference, 0)  # the table is of errors; right answers are the classes' recall
     places = np.argwhere(difference)

@@ -47,7 +47,7 @@ def collect(facts: Facts) -> Json:
 def _metrics(facts: Facts) -> list[Json]:
     made = []
     for key, gate_name in _METRICS.items():
-        this, main = (_number(side.metrics.get(key)) for side in (facts.this, facts.main))
+        main, this = map(_number, facts.compared(key))
         gate = gate_of(facts, gate_name)
         if this is not None:
             bounds = {bound: _number(gate.get(bound)) for bound in ("low", "high")}

@@ -1,9 +1,9 @@
 """What a report begins with: the verdict in one line, why, and what a reader must know before the numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from src.report import words
+from src.report import changes, words
 from src.report.document import (
     Alert,
     Block,
@@ -35,6 +35,13 @@ _STOPPED = {
     "evaluate": "the evaluation stopped, the model is not judged",
 }
 _FAULTS = 15
+_NO_MAIN = {  # by whether main never had a model; None: an earlier comparison does not say
+    True: "and main never had a model to compare with",
+    False: "not compared: main's model could not be had",
+    None: "with no model of main to compare with",
+}
+_LEAKS = ("leakage", "near_duplicates", "group_leakage")
+_CLEAR = 5  # examples: fewer, all to one side, are within chance by an exact test (0.5**5 < 0.05 < 0.5**4)
 
 
 def headline(facts: Facts) -> Line:
@@ -55,18 +62,30 @@ def _stopped(facts: Facts) -> str:
 
 
 def _numbers(facts: Facts) -> str:
-    this, main = (side.metrics.get("accuracy") for side in (facts.this, facts.main))
-    if this is None:
+    total = facts.this.metrics.get("accuracy")
+    if total is None:
         return "there are no results to judge"
-    if main is None or not facts.has_main:
-        return f"accuracy {words.percent(this)}, with no model of main to compare with"
-    gate = gate_of(facts, "no_worse_than_main")
-    interval = ""
-    if gate.get("low") is not None and gate.get("high") is not None:
-        low, high = (words.signed(gate[key] * 100) for key in ("low", "high"))
-        interval = f", {confidence(facts)} interval {low} to {high}"
-    difference = words.points(this - main)
-    return f"accuracy {words.percent(this)} against {words.percent(main)} of main ({difference}{interval})"
+    if not facts.has_main:
+        return f"accuracy {words.percent(total)}, {_NO_MAIN[facts.base.get('never')]}"
+    main, this = facts.compared("accuracy")
+    if main is None or this is None:
+        return f"accuracy {words.percent(total)}, of classes that main does not know"
+    told = f"accuracy {words.percent(this)} against {words.percent(main)} of main"
+    told += " on the classes that both know" if facts.labels_added else ""
+    gate, difference, interval = gate_of(facts, "no_worse_than_main"), words.points(this - main), ""
+    if gate.get("low") is None or gate.get("high") is None:
+        return f"{told} ({difference})"
+    low, high = (words.signed(gate[key] * 100) for key in ("low", "high"))
+    interval = f"{level(gate)}interval {low} to {high}"
+    if gate["low"] <= 0 <= gate["high"]:
+        return f"no difference shown{_examples(facts)}, {told}, {interval}"
+    return f"{told} ({difference}, {interval})"
+
+
+def _examples(facts: Facts) -> str:
+    """Say by how many test examples this model has more right than main; nothing where they are not the same."""
+    found = changes.answers(*facts.answers) if facts.has_answers else None
+    return f" ({len(found[1]) - len(found[0]):+,} of {words.count(len(facts.answers[1]), 'example')})" if found else ""
 
 
 def gate_of(facts: Facts, name: str) -> Json:
@@ -87,10 +106,15 @@ def findings(facts: Facts) -> list[Json]:
     return [finding for finding in found if isinstance(finding, dict)]
 
 
+def level(gate: Json) -> str:
+    """Return the level of a gate's interval, such as "90.8% ", or nothing where it has none."""
+    return f"{gate['confidence'] * 100:.3g}% " if gate.get("confidence") else ""
+
+
 def confidence(facts: Facts) -> str:
-    """Return the level of every interval, such as 95%."""
+    """Return the level of the intervals of metrics.json, such as 95%."""
     try:
-        return f"{float(facts.this.params.get('gates.confidence', '0.95')):.0%}"
+        return f"{float(facts.this.params.get('evaluate.confidence', '0.95')):.0%}"
     except ValueError:
         return "95%"
 
@@ -104,7 +128,9 @@ def head(facts: Facts) -> tuple[Block, ...]:
     """Return the reasons, warnings and where it ran."""
     reasons = [str(reason) for reason in facts.verdict["reasons"]]
     rest = [f"and {len(reasons) - _REASONS} more: see the gates below"] if len(reasons) > _REASONS else []
-    blocks: list[Block] = [Bullets((*(_reason(facts, reason) for reason in reasons[:_REASONS]), *rest))] if reasons else []
+    lines: list[Line] = [*(_reason(facts, reason) for reason in reasons[:_REASONS]), *rest]
+    lines += [line for lines_of in (_labels, _test_set, _leaks, _disagreements) for line in lines_of(facts)]
+    blocks: list[Block] = [Bullets(tuple(lines))] if lines else []
     notes = (_override, _stale, _judging, _budget, _lane, _no_baseline, _not_trained)
     blocks += [block for note in notes if (block := note(facts))]
     return (*blocks, _where(facts))
@@ -114,6 +140,74 @@ def _reason(facts: Facts, sentence: str) -> Line:
     """A reason under the name of its gate."""
     names = [str(gate["name"]) for gate in facts.verdict["gates"] if gate.get("sentence") == sentence]
     return (Bold(names[0].replace("_", " ")), f": {sentence}") if names else sentence
+
+
+def _labels(facts: Facts) -> Iterator[Line]:
+    added, gone = facts.labels_added, [str(label) for label in facts.base.get("labels_gone") or []]
+    if added:
+        main, this = facts.compared("accuracy")
+        said = f": {words.listed(added)}. Main never saw {'it' if len(added) == 1 else 'them'}. Accuracy over all classes "
+        said += words.side(facts.this.metrics.get("accuracy"), words.percent)
+        if main is not None and this is not None:
+            said += f", over those that both know {words.percent(this)} against {words.percent(main)} of main"
+        yield (Bold(f"{words.count(len(added), 'class', 'classes')} added"), f"{said}.")
+    if gone:
+        yield (
+            Bold(f"{words.count(len(gone), 'class', 'classes')} gone"),
+            f": {words.listed(gone)}. Main knows what is gone.",
+        )
+
+
+def _test_set(facts: Facts) -> Iterator[Line]:
+    left, relabelled = (facts.base.get(key) or {} for key in ("left_test", "relabelled"))
+    if left.get("images"):
+        had = f"{left.get('main_right'):,} of them right" if isinstance(left.get("main_right"), int) else "not answered them"
+        lead = f"{words.count(left['images'], 'image')} of {left.get('of'):,} left main's test split"
+        yield (Bold(lead), f" (main had {had}){_such_as(left)}")
+    if relabelled.get("images"):
+        lead = f"{words.count(relabelled['images'], 'test image')} relabelled"
+        yield (Bold(lead), f" since main{_such_as(relabelled)}")
+
+
+def _such_as(found: Json) -> str:
+    names = [str(name) for name in found.get("examples") or []]
+    return f": {', '.join(names)}{' and more' if found['images'] > len(names) else ''}." if names else "."
+
+
+def _leaks(facts: Facts) -> Iterator[Line]:
+    for finding in findings(facts):
+        if finding.get("check") in _LEAKS and finding.get("level") != "error":
+            told = f": {finding.get('message')}. The test accuracy may be too good."
+            yield (Bold(str(finding["check"]).replace("_", " ")), told)
+
+
+def _disagreements(facts: Facts) -> Iterator[Line]:
+    """Yield what clearly points the other way than the accuracy on the test split."""
+    main, this = facts.compared("accuracy")
+    if not facts.has_main or main is None or this is None:
+        return
+    then, now = (side.kept_epoch.get("validation_accuracy") for side in (facts.main, facts.this))
+    images = changes.same_images(facts.main.rows, facts.this.rows, "validation")
+    if then is not None and now is not None and _is_clear(facts, now - then, images) and (now - then) * (this - main) <= 0:
+        moved = (
+            f"{words.percent(now)} against {words.percent(then)} of main, {round((now - then) * images):+,} of {images:,}"
+        )
+        yield (Bold("validation disagrees"), f": accuracy {moved} examples ({words.points(now - then)}).")
+    gate = gate_of(facts, "log_loss")
+    low, high = gate.get("low"), gate.get("high")
+    if low is None or high is None or _is_told(facts, "log_loss"):
+        return
+    if (low > 0 and this >= main) or (high < 0 and this < main):
+        yield (Bold("test log loss disagrees"), f": {gate.get('sentence')}")
+
+
+def _is_clear(facts: Facts, difference: float, images: int) -> bool:
+    """True for more examples than chance explains, and more points than count as no worse."""
+    try:
+        margin = float(facts.this.params.get("gates.max_accuracy_drop", "0.01"))
+    except ValueError:
+        margin = 0.01
+    return abs(difference) > margin and round(abs(difference) * images) >= _CLEAR
 
 
 def _override(facts: Facts) -> Block | None:

@@ -8,7 +8,7 @@ from src.report import words
 from src.report.document import Block, Bold, Chart, Code, Fold, Line, Mark, Paragraph, Section, Table, table
 from src.report.drawing import Drawn
 from src.report.facts import Facts, Json, Side
-from src.report.opening import confidence, gate_of, value_and_limit
+from src.report.opening import confidence, gate_of, level, value_and_limit
 
 _FEW_EPOCHS = 60  # more points than that no chart made of text can show
 _ORDER = ("fail", "investigate", "pass", "skipped")
@@ -57,6 +57,8 @@ def _metrics(facts: Facts) -> Section:
     said = f"Both models on the same {images}; differences are this pull request minus main."
     if facts.base.get("same_test_set") is False:
         said += " The test set changed: both were judged on the new one."
+    if facts.labels_added:
+        said += " The first rows are of the classes that both know."
     return Section("Metrics", (Paragraph(said), _compared(facts), *_disagreement(facts)))
 
 
@@ -64,18 +66,18 @@ def _compared(facts: Facts) -> Table:
     rows = [_row(facts, metric) for metric in _METRICS if metric.key in facts.this.metrics]
     rows += [row for part in _PARTS if (row := _worst_row(facts, *part))]
     rows += _baseline_row(facts)
-    header = ("", "main", "this pull request", "difference", f"{confidence(facts)} interval", "reading")
-    return table(header, rows, "lrrrrl", 20)
+    return table(("", "main", "this pull request", "difference", "interval", "reading"), rows, "lrrrrl", 20)
 
 
 def _row(facts: Facts, metric: _Metric) -> tuple[Line, ...]:
-    main, this = (side.metrics.get(metric.key) for side in (facts.main, facts.this))
+    main, this = facts.compared(metric.key)
     difference = this - main if main is not None and this is not None else None
     gate = gate_of(facts, metric.gate)
     low, high = gate.get("low"), gate.get("high")
     interval, reading = words.NONE, ""
     if low is not None and high is not None:
-        interval = f"{metric.differ(low).removesuffix(' points')} to {metric.differ(high).removesuffix(' points')}"
+        bounds = [metric.differ(bound).removesuffix(" points") for bound in (low, high)]
+        interval = " to ".join(bounds) + (f" ({level(gate).strip()})" if level(gate) else "")
         reading = _reading(low, high, metric.rises)
     cells = [words.side(main, metric.write), words.side(this, metric.write), words.side(difference, metric.differ)]
     return (metric.name, cells[0], (Bold(cells[1]),), cells[2], interval, reading)
@@ -107,7 +109,7 @@ def _baseline_row(facts: Facts) -> list[tuple[Line, ...]]:
     baseline = facts.this.metrics.get("baseline")
     if not baseline:
         return []
-    simple = facts.main.metrics.get("accuracy", math.nan) - baseline["accuracy"]
+    simple = math.nan if facts.labels_added else facts.main.metrics.get("accuracy", math.nan) - baseline["accuracy"]
     margins = [words.side(value, words.points) for value in (simple, baseline["margin"])]
     return [("accuracy over logistic regression", margins[0], (Bold(margins[1]),), words.NONE, words.NONE, "")]
 
