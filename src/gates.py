@@ -60,7 +60,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate's answer. `difference` is candidate minus main, `low` and `high` its interval."""
+    """One gate's answer. `difference` is candidate minus main, `low` and `high` its interval at `confidence`."""
 
     name: str
     level: GateLevel
@@ -72,6 +72,7 @@ class Gate:
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -265,35 +266,59 @@ def _budget(facts: Facts, _params: Gates) -> _Finding:
 
 
 def _no_worse(facts: Facts, params: Gates) -> _Finding:
-    """Non-inferiority of accuracy: pass when the whole interval lies over minus the margin, fail when it lies below."""
-    if facts.answers is None or facts.main_answers is None:
+    """Non-inferiority of accuracy: pass when the whole interval lies over minus the margin, fail when surely below it."""
+    paired = _pair(facts)
+    if paired is None:
         return _skipped(_NO_MAIN)
-    mine, theirs = facts.answers.right, facts.main_answers.right
-    difference = float(mine.mean() - theirs.mean())
-    low, high = significance.paired_interval(mine, theirs, params.confidence, params.resamples)
-    p = significance.mcnemar(mine, theirs)["p"]
+    mine, theirs = paired
+    found = significance.pairs(mine.right, theirs.right)
+    shares = (float(mine.right.mean()), float(theirs.right.mean()))
+    same = all(np.array_equal(getattr(mine, name), getattr(theirs, name)) for name in ("predictions", "log_losses"))
+    return _non_inferior(found, shares, params.max_accuracy_drop, 1 - params.pass_confidence, params, same=same)
+
+
+def _non_inferior(
+    found: significance.Pairs,
+    shares: tuple[float, float],
+    margin: float,
+    alpha: float,
+    params: Gates,
+    *,
+    same: bool,
+) -> _Finding:
+    """Judge by Tango's score z at the margin, one-sided: at `alpha` to pass, at `fail_confidence` to fail.
+
+    A model whose every probability is that of the other is no worse, however few the images.
+    """
+    z = significance.score(found, margin)
+    low, high = significance.score_interval(found, 1 - 2 * alpha)
     said = (
-        f"accuracy {_percent(mine.mean())} against {_percent(theirs.mean())} of main: {_points(difference)} "
-        f"({params.confidence:.0%} interval {low * 100:+.2f} to {high * 100:+.2f}, McNemar {_p(p)})"
+        f"accuracy {_percent(shares[0])} against {_percent(shares[1])} of main: {_points(found.difference)} "
+        f"({_level(1 - 2 * alpha)} interval {low * 100:+.2f} to {high * 100:+.2f})"
     )
     numbers = {
-        "value": float(mine.mean()),
-        "main": float(theirs.mean()),
-        "limit": -params.max_accuracy_drop,
-        "difference": difference,
+        "value": shares[0],
+        "main": shares[1],
+        "limit": -margin,
+        "difference": found.difference,
         "low": low,
         "high": high,
+        "confidence": 1 - 2 * alpha,
     }
-    margin = _points(-params.max_accuracy_drop)
-    if low >= -params.max_accuracy_drop:
-        return _Finding("pass", f"{said}: {'better' if low > 0 else 'no worse'} than main", numbers)
-    # the bootstrap alone is too sure of itself where few images differ; the exact test is not
-    _, surely = significance.paired_interval(mine, theirs, params.fail_confidence, params.resamples)
-    if surely < -params.max_accuracy_drop and p < 1 - params.fail_confidence:
-        return _Finding("fail", f"{said}: worse than main by more than the margin of {margin}", numbers)
-    return _Finding(
-        "investigate", f"{said}: {len(mine)} test images cannot show that it keeps the margin of {margin}", numbers
-    )
+    asked = _points(-margin)
+    if same:
+        return _Finding("pass", f"{said}: the very answers of main, to the last probability", numbers)
+    if z >= significance.quantile(1 - alpha):
+        shown = "better" if low > 0 else "no worse"
+        return _Finding("pass", f"{said}: {shown} than main by a one-sided test at {_level(alpha)}", numbers)
+    if z <= -significance.quantile(params.fail_confidence):
+        return _Finding("fail", f"{said}: worse than main by more than the margin of {asked}", numbers)
+    return _Finding("investigate", f"{said}: {found.n} test images cannot show that it keeps the margin of {asked}", numbers)
+
+
+def _two_sided(confidence: float) -> float:
+    """Return the level of the two-sided interval whose one end is a one-sided bound at `confidence`."""
+    return 2 * confidence - 1
 
 
 def _worst_class(facts: Facts, params: Gates) -> _Finding:
@@ -370,7 +395,7 @@ def _part_outcome(
 def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates) -> _Part:
     assert facts.answers is not None
     mine = facts.answers.right[mask]
-    highest = metrics.accuracy(mine, params.fail_confidence)["accuracy_high"]
+    highest = metrics.accuracy(mine, _two_sided(params.fail_confidence))["accuracy_high"]
     if facts.main_answers is None:
         return _Part(name, len(mine), float(mine.mean()), highest, None, 1.0)
     theirs = facts.main_answers.right[mask]
@@ -394,7 +419,7 @@ def _several(kind: str, trainings: str) -> "Check":
             return _skipped(f"train.{kind} asks for none")
         mine, least = _accuracies(told), params.min_accuracy
         shown = significance.spread(mine, told["overlap"], params.confidence)
-        surely = significance.spread(mine, told["overlap"], params.fail_confidence)
+        surely = significance.spread(mine, told["overlap"], _two_sided(params.fail_confidence))
         outcome: Outcome = "pass" if shown.low >= least else "fail" if surely.high < least else "investigate"
         said = (
             f"accuracy {_percent(shown.mean)} over {len(mine)} {trainings}, deviation {shown.deviation * 100:.2f} points "
@@ -406,7 +431,7 @@ def _several(kind: str, trainings: str) -> "Check":
             return _Finding(outcome, f"{said}; main has none of the same images to compare with", numbers)
         theirs = _accuracies(other)
         step, low, high = _step(kind, mine, theirs, told["overlap"], params.confidence)
-        _, _, at_most = _step(kind, mine, theirs, told["overlap"], params.fail_confidence)
+        _, _, at_most = _step(kind, mine, theirs, told["overlap"], _two_sided(params.fail_confidence))
         margin = -params.max_accuracy_drop
         against: Outcome = "pass" if low >= margin else "fail" if at_most < margin else "investigate"
         numbers |= {"main": float(theirs.mean()), "difference": step, "low": low, "high": high}
@@ -539,8 +564,8 @@ _CHECKS: dict[str, Check] = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _p(value: float) -> str:
-    return f"p {value:.2g}" if value >= 0.0001 else "p < 0.0001"
+def _level(share: float) -> str:
+    return f"{share * 100:.3g}%"
 
 
 def _percent(share: float) -> str:

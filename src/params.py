@@ -180,6 +180,7 @@ class Gates(_Section):
     """What a model must keep to before it may replace main's."""
 
     confidence: float = Field(gt=0.5, lt=1)
+    pass_confidence: float = Field(gt=0.5, lt=1)
     fail_confidence: float = Field(gt=0.5, lt=1)
     resamples: int = Field(ge=100, le=100_000)
     min_accuracy: float = Field(ge=0, le=1)

@@ -86,10 +86,28 @@ def test_a_worse_model_fails_and_names_gate_numbers_and_classes(judge: Callable[
     assert "class c3: recall 25.00%, 98.75% of main, floor 70.00%, at most -10.00 points asked for (80 images)" in said
 
 
-def test_equal_models_pass_with_an_interval_of_nothing(judge: Callable[..., Verdict]) -> None:
-    verdict = judge(facts(wrong(range(8)), wrong(range(8))))
+def test_models_right_on_the_same_images_still_have_an_interval(judge: Callable[..., Verdict]) -> None:
+    verdict = judge(facts(wrong(range(8)), wrong(range(8)), answers=answers(wrong(range(8)), loss=0.11)))
     found = gate(verdict, "no_worse_than_main")
-    assert (verdict.verdict, found.low, found.high, verdict.churn) == ("pass", 0.0, 0.0, 0.0)
+    assert (verdict.verdict, found.difference, verdict.churn) == ("pass", 0.0, 0.0)
+    assert (found.low, found.high) == pytest.approx((-0.0067, 0.0067), abs=3e-4)
+
+
+def test_without_a_discordant_image_a_small_test_set_shows_nothing(judge: Callable[..., Verdict]) -> None:
+    few = slice(0, 100)
+    mine, theirs = (
+        Answers(*(getattr(answers(wrong([3]), loss), name)[few] for name in Answers.__dataclass_fields__))
+        for loss in (0.1, 0.11)
+    )
+    told = facts(wrong([]), wrong([]), labels=LABELS[few], answers=mine, main_answers=theirs)
+    found = gate(judge(told), "no_worse_than_main")
+    assert found.outcome == "investigate"
+    assert "100 test images cannot show that it keeps the margin of -1.00 points" in found.sentence
+    same = gate(
+        judge(facts(wrong([]), wrong([]), labels=LABELS[few], answers=mine, main_answers=mine)), "no_worse_than_main"
+    )
+    assert same.outcome == "pass"
+    assert "the very answers of main" in same.sentence
 
 
 def test_a_few_images_more_or_less_never_fail(judge: Callable[..., Verdict]) -> None:
@@ -216,6 +234,29 @@ def test_a_small_class_is_shown_not_judged(judge: Callable[..., Verdict]) -> Non
 def test_nothing_to_judge_is_no_pass(judge: Callable[..., Verdict]) -> None:
     everything_off = {f"levels__{name}": "off" for name in ("data_checks", "judging", "stale_base", "budget")}
     assert judge(Facts(), **everything_off).verdict == "investigate"
+
+
+@pytest.mark.parametrize(("won", "lost", "n"), [(5, 3, 400), (0, 0, 100), (0, 9, 400), (30, 41, 1000), (4, 0, 388)])
+def test_verdict_and_interval_agree(won: int, lost: int, n: int) -> None:
+    found = significance.Pairs(n, won, lost)
+    low, high = significance.score_interval(found, 0.9)
+    assert significance.score(found, -low) == pytest.approx(significance.quantile(0.95), abs=1e-4)
+    assert significance.score(found, -high) == pytest.approx(-significance.quantile(0.95), abs=1e-4)
+    assert (significance.score(found, 0.01) >= significance.quantile(0.95)) == (low >= -0.01)
+
+
+def test_the_score_is_that_of_the_most_likely_shares() -> None:
+    """Tango's variance, against a search for the shares that make the counts most likely under the margin."""
+    n, won, lost, margin = 200, 4, 9, 0.02
+    shares = np.linspace(1e-6, 1 - margin, 400_001) + margin
+    likelihood = (
+        won * np.log(shares - margin)
+        + lost * np.log(shares)
+        + (n - won - lost) * np.log(np.maximum(1 + margin - 2 * shares, 1e-12))
+    )
+    share = shares[np.argmax(likelihood)]
+    expected = (won - lost + n * margin) / np.sqrt(n * (2 * share - margin - margin**2))
+    assert significance.score(significance.Pairs(n, won, lost), margin) == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_paired_bootstrap_is_the_one_of_resampled_images() -> None:
