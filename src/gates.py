@@ -4,12 +4,14 @@ Three answers: `pass`; `fail`, where the numbers leave no doubt; `investigate`, 
 images are too few to tell or because something other than the model changed. Luck alone never fails a model.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from src import metrics, significance
 from src.files import rounded
@@ -19,6 +21,7 @@ Outcome = Literal["pass", "fail", "investigate", "skipped"]
 VERDICTS: tuple[Outcome, ...] = ("pass", "investigate", "fail")  # from mild to severe
 
 _GAP_RESAMPLES = 1000  # each costs a pass over the test images
+_CALIBRATED_DRAWS = 200
 _FELT_MS = 1.0  # nobody feels less
 
 
@@ -53,6 +56,7 @@ class Facts:
     main_answers: Answers | None = None
     main_latency: Mapping[str, Any] | None = None
     why_no_main: str = ""
+    shared: NDArray[np.bool_] | None = None
     moved_inputs: Sequence[str] = ()
     judging_changed: Sequence[str] = ()
     bins: int = 15
@@ -121,7 +125,16 @@ def judge(facts: Facts, params: Gates) -> Verdict:
 
 
 def _pair(facts: Facts) -> tuple[Answers, Answers] | None:
-    return (facts.answers, facts.main_answers) if facts.answers and facts.main_answers else None
+    """Return both models' answers to the images whose label both know, or None."""
+    if facts.answers is None or facts.main_answers is None or (facts.shared is not None and not facts.shared.any()):
+        return None
+    return _only(facts.answers, facts.shared), _only(facts.main_answers, facts.shared)
+
+
+def _only(answers: Answers, rows: NDArray[np.bool_] | None) -> Answers:
+    if rows is None:
+        return answers
+    return Answers(answers.right[rows], answers.log_losses[rows], answers.confidences[rows], answers.predictions[rows])
 
 
 def _churn(mine: Answers, theirs: Answers) -> float:
@@ -176,13 +189,16 @@ _NO_MAIN = "no model of main to compare with"
 
 
 def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "Check":
+    """Make the gate of a floor; only accuracy has an interval, so only accuracy is ever surely under its floor."""
+
     def check(facts: Facts, params: Gates) -> _Finding:
         if facts.metrics is None:
             return _skipped(_NO_RESULTS)
         value, least = facts.metrics[key], getattr(params, limit)
         main = None if facts.main_metrics is None else facts.main_metrics[key]
         numbers = {"value": value, "limit": least, "main": main}
-        outcome, note = _held(value, least, main)
+        highest = _highest(facts.answers.right, params) if key == "accuracy" and facts.answers else 1.0
+        outcome, note = _held(value, least, main, sure=highest < least)
         if value < least:
             return _Finding(
                 outcome, f"{name} {spell(value)} is under the floor of {spell(least)} (gates.{limit}){note}", numbers
@@ -192,12 +208,17 @@ def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "C
     return check
 
 
-def _held(value: float, least: float, main: float | None) -> tuple[Outcome, str]:
+def _highest(right: NDArray[np.bool_], params: Gates) -> float:
+    """Return the upper end of Wilson's interval, as sure as failing a model asks for."""
+    return metrics.accuracy(right, _two_sided(params.fail_confidence))["accuracy_high"]
+
+
+def _held(value: float, least: float, main: float | None, *, sure: bool = True) -> tuple[Outcome, str]:
     """Judge a value against a floor. One that main breaks too does not keep a better model out, nor fail an equal one."""
     if value >= least:
         return "pass", ""
     if main is None or main >= least:
-        return "fail", ""
+        return ("fail", "") if sure else ("investigate", ", too few images to be sure")
     if value > main + 1e-9:
         return "pass", ", but nearer to it than main"
     return "investigate", ", as is main"
@@ -209,7 +230,11 @@ def _baseline_margin(facts: Facts, params: Gates) -> _Finding:
     margin, least = facts.metrics["baseline"]["margin"], params.min_baseline_margin
     simple = facts.metrics["baseline"]["accuracy"]
     main = None if facts.main_metrics is None else facts.main_metrics["accuracy"] - simple
-    outcome, note = _held(margin, least, main)
+    shares = np.array([facts.metrics["accuracy"], simple])
+    images = len(facts.answers.right) if facts.answers else 1
+    deviation = math.sqrt(float((shares * (1 - shares)).sum()) / images)  # as if unpaired: wider than it is
+    sure = margin + significance.quantile(params.fail_confidence) * deviation < least
+    outcome, note = _held(margin, least, main, sure=sure)
     said = f"{_points(margin)} over the logistic regression ({_percent(simple)}), at least {_points(least)} asked for{note}"
     return _Finding(outcome, said, {"value": margin, "limit": least, "main": main})
 
@@ -335,14 +360,19 @@ def _worst_slice(facts: Facts, params: Gates) -> _Finding:
 
 
 class _Part(NamedTuple):
-    """A class or slice: its images, the candidate's and main's share of right answers, and the chance of such a drop."""
+    """A class or slice: its images, the candidate's and main's share of right answers, and two one-sided p values.
+
+    `p_drop` is the chance of such a drop where both are equally good, `p_limit` where the drop is just the limit.
+    """
 
     name: str
     images: int
     value: float
     highest: float
-    main: float | None
-    p: float
+    main: float | None = None
+    dropped: float = 0.0
+    p_drop: float = 1.0
+    p_limit: float = 1.0
 
 
 def _worst(
@@ -354,52 +384,55 @@ def _worst(
     floor: float,
     drop: float,
 ) -> _Finding:
-    """Judge every part that is large enough: certainly under the floor or certainly dropped fails, else asks for a look.
+    """Judge every part that is large enough: surely under the floor or surely dropped by more than the limit fails.
 
-    Dropped: the exact one-sided McNemar test of the part, adjusted over all parts.
+    A drop over the limit asks for a look only where the exact one-sided McNemar test shows a drop at all. To fail, the drop
+    has to be over the limit by Tango's score, adjusted for all parts.
     Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
     """
-    parts = [_part(name, mask, facts, params) for name, mask in masks.items() if mask.sum() >= params.min_slice_images]
+    parts = [_part(name, mask, facts, params, drop) for name, mask in masks.items() if mask.sum() >= params.min_slice_images]
     if not parts:
         return _skipped(f"no {kind} has {params.min_slice_images} test images")
     found = [
-        _part_outcome(kind, measure, part, floor, drop, p < 1 - params.fail_confidence)
-        for part, p in zip(parts, significance.holm([part.p for part in parts]), strict=True)
+        (*_part_outcome(kind, measure, part, floor, drop, params, p), part)
+        for part, p in zip(parts, significance.holm([part.p_limit for part in parts]), strict=True)
     ]
-    worst = min(parts, key=lambda part: part.value)
+    found.sort(key=lambda one: (-VERDICTS.index(one[0]), one[2].value))
+    outcome, _, worst = found[0]
     numbers = {"value": worst.value, "limit": floor, "main": worst.main}
-    outcome: Outcome = max((outcome for outcome, _, _ in found), key=VERDICTS.index)
     if outcome == "pass":
         return _Finding("pass", f"worst {kind} {worst.name}: {measure} {_percent(worst.value)}", numbers)
-    told = [said for this, _, said in sorted(found, key=lambda one: (-VERDICTS.index(one[0]), one[1])) if this != "pass"]
-    return _Finding(outcome, _listed(told, 3, "; "), numbers)
+    return _Finding(outcome, _listed([said for this, said, _ in found if this != "pass"], 3, "; "), numbers)
 
 
 def _part_outcome(
-    kind: str, measure: str, part: "_Part", floor: float, drop: float, sure: bool
-) -> tuple[Outcome, float, str]:
-    """Return the outcome of one part, its value to sort by, and a sentence."""
+    kind: str, measure: str, part: _Part, floor: float, drop: float, params: Gates, p_limit: float
+) -> tuple[Outcome, str]:
+    """Return the outcome of one part and a sentence."""
     outcomes: list[Outcome] = ["pass"]
     said = f"{kind} {part.name}: {measure} {_percent(part.value)}"
     said += f", {_percent(part.main)} of main" if part.main is not None else ""
     if part.value < floor:
-        outcome, note = _held(part.value, floor, part.main)
-        outcomes.append("investigate" if outcome == "fail" and part.highest >= floor else outcome)
+        outcome, note = _held(part.value, floor, part.main, sure=part.highest < floor)
+        outcomes.append(outcome)
         said += f", floor {_percent(floor)}{note}"
-    if part.main is not None and part.main - part.value > drop:
-        outcomes.append("fail" if sure else "investigate")
+    if part.main is not None and part.dropped > drop + 1e-9 and part.p_drop < 1 - params.pass_confidence:
+        outcomes.append("fail" if p_limit < 1 - params.fail_confidence else "investigate")
         said += f", at most {_points(-drop)} asked for"
-    return max(outcomes, key=VERDICTS.index), part.value, f"{said} ({part.images} images)"
+    return max(outcomes, key=VERDICTS.index), f"{said} ({part.images} images)"
 
 
-def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates) -> _Part:
+def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates, drop: float) -> _Part:
     assert facts.answers is not None
     mine = facts.answers.right[mask]
-    highest = metrics.accuracy(mine, _two_sided(params.fail_confidence))["accuracy_high"]
-    if facts.main_answers is None:
-        return _Part(name, len(mine), float(mine.mean()), highest, None, 1.0)
-    theirs = facts.main_answers.right[mask]
-    return _Part(name, len(mine), float(mine.mean()), highest, float(theirs.mean()), significance.one_sided(mine, theirs))
+    alone = _Part(name, len(mine), float(mine.mean()), _highest(mine, params))
+    both = mask if facts.shared is None else mask & facts.shared
+    if facts.main_answers is None or not both.any():
+        return alone
+    mine, theirs = facts.answers.right[both], facts.main_answers.right[both]
+    chance = significance.chance_below(significance.pairs(mine, theirs), drop)
+    dropped, p_drop = float(theirs.mean() - mine.mean()), significance.one_sided(mine, theirs)
+    return alone._replace(main=float(theirs.mean()), dropped=dropped, p_drop=p_drop, p_limit=chance)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -457,37 +490,53 @@ def _step(
 
 
 def _log_loss(facts: Facts, params: Gates) -> _Finding:
-    if facts.answers is None or facts.main_answers is None:
+    paired = _pair(facts)
+    if paired is None:
         return _skipped(_NO_MAIN)
-    steps = facts.answers.log_losses - facts.main_answers.log_losses
-    low, high = significance.mean_interval(steps, params.confidence, params.resamples)
-    value, main, limit = facts.answers.log_losses.mean(), facts.main_answers.log_losses.mean(), params.max_log_loss_rise
+    mine, theirs = paired
+    steps, level = mine.log_losses - theirs.log_losses, _two_sided(params.pass_confidence)
+    low, high = significance.mean_interval(steps, level, params.resamples)
+    surely, _ = significance.mean_interval(steps, _two_sided(params.fail_confidence), params.resamples)
+    value, main, limit = mine.log_losses.mean(), theirs.log_losses.mean(), params.max_log_loss_rise
     numbers = {"value": value, "main": main, "difference": steps.mean(), "low": low, "high": high, "limit": limit}
+    numbers["confidence"] = level
     said = f"log loss {value:.4f} against {main:.4f} of main: {steps.mean():+.4f} ({low:+.4f} to {high:+.4f})"
-    return _Finding(_over(steps.mean(), low, limit), f"{said}, at most {limit:+g}", numbers)
+    return _Finding(_over(steps.mean(), surely, limit), f"{said}, at most {limit:+g}", numbers)
 
 
 def _calibration(facts: Facts, params: Gates) -> _Finding:
+    """Judge the calibration error beyond that of a calibrated model, whose luck alone shows an error on few images."""
     if facts.answers is None:
         return _skipped(_NO_RESULTS)
-    mine = facts.answers
-    error = metrics.calibration_gap(mine.right, mine.confidences, facts.bins)
-    numbers: dict[str, float | None] = {"value": error, "limit": params.max_ece}
-    outcome: Outcome = "fail" if error > params.max_ece else "pass"
-    said = f"calibration error {error:.4f}, limit {params.max_ece:g}"
-    if facts.main_answers is not None:
-        theirs = facts.main_answers
-        rise = error - metrics.calibration_gap(theirs.right, theirs.confidences, facts.bins)
-        low, high = significance.interval(
+    error = metrics.calibration_gap(facts.answers.right, facts.answers.confidences, facts.bins)
+    lucky, luckiest = _luck_of_calibration(facts.answers, facts.bins)
+    beyond = max(0.0, error - lucky)
+    numbers: dict[str, float | None] = {"value": beyond, "limit": params.max_ece}
+    outcome = _over(beyond, error - luckiest, params.max_ece)
+    said = f"calibration error {error:.4f}, {beyond:.4f} beyond that of a calibrated model, limit {params.max_ece:g}"
+    paired = _pair(facts)
+    if paired is not None:
+        mine, theirs = paired
+        gaps = [metrics.calibration_gap(one.right, one.confidences, facts.bins) for one in paired]
+        rises = significance.resampled(
             lambda rows: _gap(mine, rows, facts.bins) - _gap(theirs, rows, facts.bins),
             len(mine.right),
-            params.confidence,
             min(params.resamples, _GAP_RESAMPLES),
         )
-        numbers |= {"main": error - rise, "difference": rise, "low": low, "high": high}
-        outcome = max(outcome, _over(rise, low, params.max_ece_rise), key=VERDICTS.index)
+        low, high = significance.quantiles(rises, _two_sided(params.pass_confidence))
+        surely, _ = significance.quantiles(rises, _two_sided(params.fail_confidence))
+        rise, level = gaps[0] - gaps[1], _two_sided(params.pass_confidence)
+        numbers |= {"main": gaps[1], "difference": rise, "low": low, "high": high, "confidence": level}
+        outcome = max(outcome, _over(rise, surely, params.max_ece_rise), key=VERDICTS.index)
         said += f"; {rise:+.4f} against main ({low:+.4f} to {high:+.4f}), at most {params.max_ece_rise:+g}"
     return _Finding(outcome, said, numbers)
+
+
+def _luck_of_calibration(answers: Answers, bins: int) -> tuple[float, float]:
+    """Return mean and 99 % quantile of the error that a calibrated model of these confidences would show."""
+    drawn = np.random.default_rng(0).random((_CALIBRATED_DRAWS, len(answers.right))) < answers.confidences
+    errors = [metrics.calibration_gap(right, answers.confidences, bins) for right in drawn]
+    return float(np.mean(errors)), float(np.quantile(errors, 0.99))
 
 
 def _gap(answers: Answers, rows: NDArray[np.int64], bins: int) -> float:
@@ -496,10 +545,11 @@ def _gap(answers: Answers, rows: NDArray[np.int64], bins: int) -> float:
 
 def _churn_gate(facts: Facts, params: Gates) -> _Finding:
     """Churn beyond what the change of accuracy makes necessary: two equally good models that disagree surprise users."""
-    if facts.answers is None or facts.main_answers is None:
+    paired = _pair(facts)
+    if paired is None:
         return _skipped(_NO_MAIN)
-    churn = _churn(facts.answers, facts.main_answers)
-    needed = abs(float(facts.answers.right.mean() - facts.main_answers.right.mean()))
+    churn, (mine, theirs) = _churn(*paired), paired
+    needed = abs(float(mine.right.mean() - theirs.right.mean()))
     said = f"{_percent(churn)} of the predictions changed, {_percent(max(0.0, churn - needed))} more than accuracy explains"
     numbers = {"value": max(0.0, churn - needed), "limit": params.max_churn}
     return _Finding("investigate" if churn - needed > params.max_churn else "pass", said, numbers)
@@ -513,21 +563,33 @@ def _latency(facts: Facts, params: Gates) -> _Finding:
     numbers = {"value": p95, "limit": limit, "main": main}
     said = f"latency p95 {p95:.2f} ms, limit {limit:g} ms"
     outcome: Outcome = "pass"
-    if p95 > limit:
-        outcome, note = _held(-p95, -limit, None if main is None else -main)
-        outcome = "investigate" if outcome == "fail" and not facts.comparable else outcome
-        said += note
-        said += "" if facts.comparable else " (measured on a hosted machine: not comparable with the one that serves)"
+    ratios = np.ones(1)
     if facts.main_latency:
         ratios = np.array(facts.latency["blocks"]) / np.maximum(facts.main_latency["blocks"], 1e-9)
+    if p95 > limit:
+        outcome = "fail" if facts.comparable else "investigate"
+        if main is not None and main > limit:
+            equal = _chance_of_more(ratios, 1) >= 1 - params.pass_confidence
+            outcome = "pass" if equal else "investigate"
+            said += ", as is main's beside it" + (
+                ": this machine is busy or slow, so it is told and not held" if equal else ""
+            )
+        said += "" if facts.comparable else " (measured on a hosted machine: not comparable with the one that serves)"
+    if main is not None:
         said += f"; {np.median(ratios):.2f} times main's, at most {params.max_latency_ratio:g}"
         low = float(np.quantile(ratios, 0.25))
-        slower = _over(float(np.median(ratios)), low, params.max_latency_ratio)
-        if slower != "pass" and low < 1:  # a model against itself looks like this where its neighbours take the cores
+        slower = np.median(ratios) > params.max_latency_ratio
+        if slower and low < 1:  # a model against itself looks like this where its neighbours take the cores
             said += " (the rounds disagree on which is faster: this machine was busy)"
-        elif p95 - facts.main_latency["p95"] > _FELT_MS:
-            outcome = max(outcome, slower, key=VERDICTS.index)
+        elif slower and p95 - main > _FELT_MS:
+            sure = _chance_of_more(ratios, params.max_latency_ratio) < 1 - params.fail_confidence
+            outcome = max(outcome, "fail" if sure else "investigate", key=VERDICTS.index)
     return _Finding(outcome, said, numbers)
+
+
+def _chance_of_more(ratios: NDArray[np.float64], limit: float) -> float:
+    """Return the one-sided p value of the sign test for a median ratio over the limit."""
+    return float(binomtest(int((ratios > limit).sum()), len(ratios), alternative="greater").pvalue)
 
 
 def _over(value: float, low: float, limit: float) -> Outcome:

@@ -59,6 +59,11 @@ def score(found: Pairs, margin: float) -> float:
     return float(tango(won, lost, found.n, margin / unit, found.between / unit**2))
 
 
+def chance_below(found: Pairs, margin: float) -> float:
+    """Return the one-sided p value of "the first is worse by no more than `margin`"."""
+    return float(norm.cdf(score(found, margin)))
+
+
 def tango(won: Runs, lost: Runs, n: int, margin: float, between: float = 0.0) -> Runs:
     """Return the score z of many paired outcomes at once; arrays of one shape.
 
@@ -98,7 +103,7 @@ def paired_interval(mine: Mask, theirs: Mask, confidence: float, resamples: int)
     n = len(mine)
     lost, won = _discordant(mine, theirs)
     drawn = np.random.default_rng(_SEED).multinomial(n, [won / n, lost / n, (n - won - lost) / n], size=resamples)
-    return _quantiles((drawn[:, 0] - drawn[:, 1]) / n, confidence)
+    return quantiles((drawn[:, 0] - drawn[:, 1]) / n, confidence)
 
 
 def mean_interval(values: NDArray[np.float64], confidence: float, resamples: int) -> tuple[float, float]:
@@ -107,15 +112,20 @@ def mean_interval(values: NDArray[np.float64], confidence: float, resamples: int
     step = max(1, _CHUNK // n)
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
     means = [values[random.integers(0, n, (size, n))].mean(axis=1) for size in sizes]
-    return _quantiles(np.concatenate(means), confidence)
+    return quantiles(np.concatenate(means), confidence)
 
 
 def interval(
     statistic: Callable[[NDArray[np.int64]], float], n: int, confidence: float, resamples: int
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of a statistic of chosen rows out of `n`."""
+    return quantiles(resampled(statistic, n, resamples), confidence)
+
+
+def resampled(statistic: Callable[[NDArray[np.int64]], float], n: int, resamples: int) -> NDArray[np.float64]:
+    """Return a statistic of so many bootstrap samples of `n` rows, shape (resamples,)."""
     random = np.random.default_rng(_SEED)
-    return _quantiles(np.array([statistic(random.integers(0, n, n)) for _ in range(resamples)]), confidence)
+    return np.array([statistic(random.integers(0, n, n)) for _ in range(resamples)])
 
 
 def mcnemar(mine: Mask, theirs: Mask) -> dict[str, float]:
@@ -193,6 +203,7 @@ def _discordant(mine: Mask, theirs: Mask) -> tuple[int, int]:
     return int((theirs & ~mine).sum()), int((mine & ~theirs).sum())
 
 
-def _quantiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+def quantiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Return the two ends between which the middle share of the values lies."""
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

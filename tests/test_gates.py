@@ -1,12 +1,13 @@
 """The verdict: what passes, what fails, and what luck cannot do: python -m pytest tests/test_gates.py"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from src import gates, significance
+from src import gates, metrics, significance
 from src.gates import Answers, Facts, Verdict
 from src.params import Params
 
@@ -138,14 +139,25 @@ def test_a_true_drop_is_found_nearly_always(params: Callable[..., Params]) -> No
     assert words.count("pass") == 0
 
 
+def busy(mine: list[float], main: list[float]) -> dict[str, Any]:
+    return {"latency": {"p95": max(mine), "blocks": mine}, "main_latency": {"p95": max(main), "blocks": main}}
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "outcome"),
     [
-        ({"metrics": {**results(wrong([])), "accuracy": 0.75}}, "accuracy", "fail"),
+        ({"metrics": {**results(wrong([])), "macro_f1": 0.75}}, "macro_f1", "investigate"),  # it has no interval
         ({"metrics": {**results(wrong([])), "baseline": {"accuracy": 0.95, "margin": -0.05}}}, "baseline_margin", "fail"),
+        (
+            {"metrics": {**results(wrong([])), "baseline": {"accuracy": 0.95, "margin": -0.01}}},
+            "baseline_margin",
+            "investigate",
+        ),
         ({"metrics": results(wrong([]), size=200 * 2**20)}, "model_size", "fail"),
         ({"latency": {"p95": 80.0, "blocks": [80.0] * 9}}, "latency", "fail"),
         ({"latency": {"p95": 80.0, "blocks": [5.0] * 9}, "comparable": False}, "latency", "investigate"),
+        (busy([80.0, 70.0] * 4, [75.0] * 8), "latency", "pass"),
+        (busy([80.0] * 8, [70.0] * 8), "latency", "investigate"),
         ({"latency": {"p95": 15.0, "blocks": [15.0] * 9}}, "latency", "fail"),
         ({"latency": {"p95": 15.0, "blocks": [15.0] * 5 + [5.0] * 4}}, "latency", "investigate"),
         ({"latency": {"p95": 15.0, "blocks": [15.0] * 5 + [2.0] * 4}}, "latency", "pass"),  # a busy machine, no slow model
@@ -181,6 +193,57 @@ def test_a_floor_that_main_breaks_too_keeps_no_better_model_out_and_fails_no_equ
     assert equal.verdict == "investigate"
     assert judge(facts(weak, wrong([]), metrics=results(weak, margin=-0.2))).verdict == "fail"
     assert judge(facts(weak, metrics=results(weak, margin=-0.2))).verdict == "fail"
+
+
+@pytest.mark.parametrize(("errors", "outcome"), [(84, "investigate"), (130, "fail")])
+def test_a_floor_fails_only_where_no_luck_explains_it(judge: Callable[..., Verdict], errors: int, outcome: str) -> None:
+    assert gate(judge(facts(wrong(range(errors)))), "accuracy").outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("lost", "outcome"),
+    [(2, "pass"), (4, "pass"), (5, "investigate"), (7, "investigate"), (17, "fail")],
+)
+def test_a_slice_asks_only_with_evidence_and_fails_only_beyond_its_limit(
+    judge: Callable[..., Verdict], lost: int, outcome: str
+) -> None:
+    """Two of twenty lost are exactly the limit of ten points, four are over it by luck, five are not."""
+    part = np.arange(N) < 20
+    told = facts(wrong(range(lost)), wrong([]), slices={"dark": part}, labels=np.array(["c"] * N, dtype=object))
+    found = gate(judge(told, max_slice_drop=0.1, min_slice_accuracy=0.0), "worst_slice")
+    assert found.outcome == outcome
+    assert (found.value, found.main) == (pytest.approx(1 - lost / 20), 1.0)
+
+
+def test_equal_slices_may_differ_by_just_the_limit(judge: Callable[..., Verdict]) -> None:
+    """0.8 - 0.7 is over 0.1 in floating point."""
+    part = np.arange(N) < 200
+    told = facts(wrong(range(60)), wrong(range(40)), slices={"dark": part}, labels=np.array(["c"] * N, dtype=object))
+    assert gate(judge(told, max_slice_drop=0.1, min_slice_accuracy=0.0), "worst_slice").outcome == "pass"
+
+
+def test_log_loss_fails_only_as_surely_as_anything_else(judge: Callable[..., Verdict]) -> None:
+    """A rise whose 90 % interval lies over the limit, and whose 99 % interval does not."""
+    losses = np.full(N, 0.1)
+    losses[:20] += 2.0
+    mine, theirs = replace(answers(wrong([])), log_losses=losses), answers(wrong([]))
+    found = gate(judge(facts(wrong([]), wrong([]), answers=mine, main_answers=theirs)), "log_loss")
+    assert found.low is not None
+    assert found.low > 0.05
+    assert found.outcome == "investigate"
+
+
+def test_a_calibrated_model_is_not_asked_about_its_luck(judge: Callable[..., Verdict]) -> None:
+    random, outcomes, errors = np.random.default_rng(2), [], []
+    for _ in range(40):
+        sure = random.uniform(0.4, 1.0, 100)
+        right = random.random(100) < sure
+        told = Answers(right, np.where(right, 0.1, 3.0), sure, LABELS[:100])
+        errors.append(metrics.calibration_gap(right, sure, 15))
+        outcomes.append(gate(judge(Facts(answers=told)), "calibration").outcome)
+    assert np.mean(np.array(errors) > 0.1) > 0.3
+    assert outcomes.count("pass") >= 38
+    assert outcomes.count("fail") == 0
 
 
 def test_calibration_is_judged_by_its_interval(judge: Callable[..., Verdict]) -> None:
