@@ -22,6 +22,7 @@ ENVIRONMENT = ("requirements/lock.txt", "requirements/torch.txt")
 JUDGING = (  # what decides how models are judged
     "src/gates.py",
     "src/inference.py",
+    "src/judging/__main__.py",
     "src/lineage.py",
     "src/metrics.py",
     "src/precision.py",

@@ -120,7 +120,8 @@ def run_workflow(
     for name, job in content["jobs"].items():
         result.jobs.setdefault(name, "skipped" if has_runner(job, variables, labels) else "no runner")
         github.add_check(place.head_sha, job.get("name", name), result.jobs[name])
-    run |= {"status": "completed", "conclusion": "success" if code == 0 else "failure"}
+    jobs = [{"name": job.get("name", key), "conclusion": result.jobs[key]} for key, job in content["jobs"].items()]
+    run |= {"status": "completed", "conclusion": "success" if code == 0 else "failure", "jobs": jobs}
     shutil.rmtree(copy / "cache", ignore_errors=True)
     return result
 

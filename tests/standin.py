@@ -968,10 +968,30 @@ def show_run(github: GitHub, call: Call, run: str) -> Answer:
 
 @route("GET", "/actions/runs", "actions")
 def list_runs(github: GitHub, call: Call) -> Answer:
-    keys = {"head_sha": "head_sha", "event": "event", "status": "status", "branch": "head_branch"}
+    return listed_runs(github, call, lambda run: True)
+
+
+@route("GET", "/actions/workflows/{file}/runs", "actions")
+def list_runs_of_workflow(github: GitHub, call: Call, file: str) -> Answer:
+    return listed_runs(github, call, lambda run: run["path"] == f".github/workflows/{file}")
+
+
+def listed_runs(github: GitHub, call: Call, keep: Callable[[dict[str, Any]], bool]) -> Answer:
+    keys = {"head_sha": "head_sha", "event": "event", "branch": "head_branch"}
     asked = {keys[key]: value for key, value in call.query.items() if key in keys}
-    found = [run for run in reversed(github.runs.values()) if all(run[key] == value for key, value in asked.items())]
+    state = call.query.get("status")  # or a conclusion
+    found = [
+        run
+        for run in reversed(github.runs.values())
+        if keep(run) and state in (None, run["status"], run["conclusion"]) and asked.items() <= run.items()
+    ]
     return 200, {"total_count": len(found), "workflow_runs": found}
+
+
+@route("GET", "/actions/runs/{run}/jobs", "actions")
+def list_jobs(github: GitHub, call: Call, run: str) -> Answer:
+    jobs = github.runs[int(run)].get("jobs", [])
+    return 200, {"total_count": len(jobs), "jobs": jobs}
 
 
 @route("GET", "/actions/runs/{run}/artifacts", "actions")

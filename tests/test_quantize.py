@@ -14,7 +14,6 @@ import pytest
 from conftest import COLOURS, write_params
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from ruamel.yaml import YAML
 from small_service import Service
 
 from src import precision, processor, quantization, speed
@@ -22,7 +21,7 @@ from src.command import UserError
 from src.files import read_json, sha256, write_json
 from src.inference import Model
 from src.params import Params
-from src.release import card, int8, judging, modelcheck, quantize, recording, reviewed
+from src.release import card, int8, modelcheck, quantize, recording, reviewed
 from src.release.client import Client
 from src.release.golden import FaultError
 from src.release.reviewed import Release
@@ -274,25 +273,12 @@ def test_a_model_of_other_images_is_refused_and_nothing_is_written(command: Call
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_margins_are_the_earlier_ones_and_the_wish_is_the_commits_own(tmp_path: Path) -> None:
-    own, old, mixed = (tmp_path / name for name in ("own.yaml", "old.yaml", "mixed.yaml"))
-    write_params(own, quantize__release=True, quantize__max_accuracy_drop=0.9, gates__min_accuracy=0.1)
-    write_params(old, quantize__max_accuracy_drop=0.001)
-    judging._mix(own, old, mixed)
-    found = YAML(typ="safe").load(mixed.read_text())
-    assert (found["quantize"]["release"], found["quantize"]["max_accuracy_drop"]) == (True, 0.001)
-    assert found["gates"]["min_accuracy"] == 0.8
-
-
 def test_int8_is_not_asked_of_a_commit_that_does_not_know_it(tmp_path: Path) -> None:
-    own, old, mixed = (tmp_path / name for name in ("own.yaml", "old.yaml", "mixed.yaml"))
-    own.write_text("gates: {min_accuracy: 0.1}\n")
-    write_params(old)
-    judging._mix(own, old, mixed)
-    assert set(YAML(typ="safe").load(mixed.read_text())) == {"gates", "evaluate"}
-    assert not int8.is_wanted(own)
-    write_params(old, quantize__release=True)
-    assert int8.is_wanted(old)
+    params = tmp_path / "params.yaml"
+    params.write_text("gates: {min_accuracy: 0.1}\n")
+    assert not int8.is_wanted(params)
+    write_params(params, quantize__release=True)
+    assert int8.is_wanted(params)
 
 
 @pytest.fixture

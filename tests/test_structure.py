@@ -21,12 +21,16 @@ FOLDERS_OF_VERBS = (
     "src/experiments/",
     "src/report/",
     "src/github/",
+    "src/judging/",
     "src/release/",
     "src/serving/",
 )
 VERBS = (*FOLDERS_OF_VERBS, "src/reproduce.py", "src/environment.py", "src/storage.py", "src/runner_doctor.py")
 # clients, and the schema that writer and reader share
-NOUNS_AMONG_THEM = {"src/github/api.py", "src/github/git.py", "src/github/numbers.py", "src/release/client.py"}
+NOUNS_AMONG_THEM = {
+    *(f"src/github/{name}.py" for name in ("api", "deployments", "git", "numbers")),
+    "src/release/client.py",
+}
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
 
 

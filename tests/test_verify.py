@@ -21,8 +21,10 @@ from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 from src import lineage
 from src.files import read_json, sha256
 from src.github.plan import LABEL
-from src.release import judging, modelcheck, overriding, reviewed
+from src.release import modelcheck, overriding, reviewed, verdict
 from src.release import verify as verifying
+from src.release.production import Deployed
+from src.worktree import checked_out
 
 MODEL = "out/model/model.onnx"
 OUT = "out/release"
@@ -94,12 +96,23 @@ def fork(template: Path, tmp_path: Path) -> Path:
 
 
 def verify(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("GITHUB_")}
+    clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith(("GITHUB_", "MLFLOW_"))}
+    clean["DEPLOY_HOME"] = str(folder.parent / "home")
     command = [sys.executable, "-m", "src.release.verify", OUT, *arguments]
     done = subprocess.run(command, cwd=folder, env={**clean, **variables}, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     assert git(folder, "worktree", "list").count("\n") == 0
     return done
+
+
+def deploy(folder: Path, sha: str) -> None:
+    """Make a commit the one that this host serves."""
+    running = {"name": "n", "image": {}, "port": 1, "version": "1", "manifest": "m", "folder": "f", "since": "s"}
+    live = {**running, "environment": {}, "record": {"commit": sha}}
+    home = folder.parent / "home" / "production"
+    home.mkdir(parents=True, exist_ok=True)
+    state = {"live": live, "previous": None, "intent": None, "registry": None, "rolled_back": {}}
+    (home / "state.json").write_text(json.dumps(state))
 
 
 def refuse(folder: Path, kind: str, *arguments: str, **variables: str) -> str:
@@ -351,12 +364,30 @@ def weaken_code(fork: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("weaken", [weaken_params, weaken_code])
 def test_a_gate_weakened_in_the_merge_does_not_judge_it(fork: Path, weaken: Change) -> None:
+    deploy(fork, git(fork, "rev-parse", "main"))
     git(fork, "checkout", "--quiet", "bad")
     weaken(fork)
     git(fork, "commit", "--quiet", "--all", "--amend", "--no-edit")
     said = refuse(fork, "gates")
-    assert "the verdict by the rules of main before this model" in said
-    assert "is fail" in said
+    assert f"the verdict by the rules of the deployed commit {git(fork, 'rev-parse', 'main')[:12]} is fail" in said
+
+
+@pytest.mark.slow
+def test_a_gate_weakened_one_merge_earlier_does_not_judge_it_either(fork: Path) -> None:
+    """B, bad and with weak gates, was merged by force and refused; C on top of it is judged by A, which is deployed."""
+    deploy(fork, git(fork, "rev-parse", "main"))
+    git(fork, "checkout", "--quiet", "bad")
+    weaken_params(fork)
+    weaken_code(fork)
+    commit(fork, "B")
+    write_params(fork / "params.yaml", train__seed=5)
+    stages = YAML(typ="safe").load((fork / "dvc.yaml").read_text())["stages"]
+    for stage in ("train", "evaluate"):
+        require_success(python(fork, *stages[stage]["cmd"].split()[2:]))
+    require_success(python(fork, "dvc", "commit", "--force", "--quiet"))
+    judge(fork, PASS, 3)
+    commit(fork, "C")
+    assert f"the rules of the deployed commit {git(fork, 'rev-parse', 'main')[:12]} is fail" in refuse(fork, "gates")
 
 
 @pytest.fixture
@@ -367,7 +398,8 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
 
 
 def ci(github: GitHub) -> dict[str, str]:
-    token = github.token({"contents": "read", "pull-requests": "read", "metadata": "read"})
+    reads = ("actions", "contents", "deployments", "metadata", "pull-requests")
+    token = github.token(dict.fromkeys(reads, "read"))
     return {
         "GITHUB_ACTIONS": "true",
         "GITHUB_TOKEN": token,
@@ -381,24 +413,31 @@ def override(by: str = "alice") -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_person_may_accept_what_earlier_rules_refuse_or_cannot_judge(fork: Path, github: GitHub) -> None:
-    """Main's evaluation from before cannot run on this model; by the label its own does, and the person is recorded."""
+def test_where_the_deployed_judge_cannot_judge_two_labels_accept_a_worse_model(fork: Path, github: GitHub) -> None:
+    """The folder of the judge was moved since: the commit's own judges, and what it says is investigate at best."""
     git(fork, "checkout", "--quiet", "main")
-    (fork / "src/stages/evaluate.py").write_text("raise SystemExit('evaluate: this needs another model')\n")
-    earlier = commit(fork, "another way of judging")
+    git(fork, "mv", "src/judging", "src/judges")
+    deployed = commit(fork, "the judge moves")
     git(fork, "checkout", "--quiet", "bad")
-    assert "another model" in refuse(fork, "gates", "--before", earlier)
+    deploy(fork, deployed)
+    said = refuse(fork, "gates")
+    assert "judging moved: the judge of the deployed commit" in said
+    assert "No module named src.judging" in said
+    claims = {**override(), "engine_reviewed": {"by": "alice", "at": "2026-11-24T00:00:00Z"}}
     told = read_json(fork / "manifest.json", "")
-    (fork / "manifest.json").write_text(json.dumps({**told, "pull_request": 1, "verdict": override()}))
+    (fork / "manifest.json").write_text(json.dumps({**told, "pull_request": 1, "verdict": claims}))
     commit(fork, "accepted")
     git(fork, "push", "--quiet", str(github.git), "main", "bad")
-    refuse(fork, "gates", "--before", earlier, **ci(github))
+    jobs = [{"name": "Build and push", "conclusion": "success"}]
+    github.add_run(9, path=".github/workflows/deploy.yml", event="push", head_sha=deployed, jobs=jobs)
     github.open_pull_request("bad")
     github.add_label(1, LABEL, by="alice")
-    release = accept(fork, "--before", earlier, **ci(github))
+    assert "#1 has no label engine: reviewed" in refuse(fork, "gates", **ci(github))
+    github.add_label(1, "engine: reviewed", by="alice")
+    release = accept(fork, **ci(github))
     assert (release.verdict, release.override["by"]) == ("fail", "alice")
-    verdict = read_json(fork / OUT / "report/verdict.json", "")
-    assert (verdict["verdict"], verdict["override"]["by"]) == ("fail", "alice")
+    found = read_json(fork / OUT / "report/verdict.json", "")
+    assert (found["verdict"], found["override"]["by"], found["engine_reviewed"]["by"]) == ("fail", "alice", "alice")
 
 
 def manifest_of(by: str, number: int | None = 1) -> dict[str, Any]:
@@ -472,7 +511,7 @@ def test_the_label_is_the_one_that_the_report_takes() -> None:
 
 @pytest.mark.slow
 def test_int8_ships_by_the_margins_from_before_and_else_the_float_model_does(fork: Path) -> None:
-    git(fork, "checkout", "--quiet", "empty")
+    git(fork, "checkout", "--quiet", "--detach", "main")
     write_params(fork / "params.yaml", quantize__min_speedup=99.0)
     strict = commit(fork, "strict")
     write_params(fork / "params.yaml", quantize__min_speedup=0.01, quantize__max_accuracy_drop=0.5)
@@ -480,10 +519,12 @@ def test_int8_ships_by_the_margins_from_before_and_else_the_float_model_does(for
     git(fork, "checkout", "--quiet", "main")
     write_params(fork / "params.yaml", quantize__release=True, quantize__min_speedup=0.01)
     commit(fork, "serve INT8")
-    release = accept(fork, "--before", strict)
+    deploy(fork, strict)
+    release = accept(fork)
     assert (release.precision, (fork / OUT / "model/model.int8.onnx").exists()) == ("fp32", False)
     assert read_json(fork / OUT / "report/quantization.json", "")["limits"]["min_speedup"] == 99
-    release = accept(fork, "--before", loose)
+    deploy(fork, loose)
+    release = accept(fork)
     assert (release.precision, release.model_sha256) == ("int8", sha256(fork / OUT / "model/model.onnx"))
     assert release.served_sha256 == sha256(fork / OUT / "model/model.int8.onnx")
     assert (fork / OUT / "golden/golden.float.json").exists()
@@ -493,68 +534,117 @@ def test_int8_ships_by_the_margins_from_before_and_else_the_float_model_does(for
 # Whose rules
 # ---------------------------------------------------------------------------------------------------------------------
 
+JUDGE = """
+import json, sys
+from pathlib import Path
+request = json.loads(Path(sys.argv[1]).read_text())
+accuracy = float(Path("accuracy").read_text())  # of the tree that is judged
+least = float((Path(__file__).parents[2] / "least").read_text())  # of the judge's own commit
+verdict = {"verdict": "pass" if accuracy >= least else "fail", "reasons": [f"{accuracy} against {least}"], "novel": 1}
+Path(sys.argv[2], "verdict.json").write_text(json.dumps({**verdict, "format": request["format"]}))
+"""
+
 
 @pytest.fixture
-def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Return a function that commits a model by that name, or something else on top for an empty one."""
+def merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return a function that commits a model of that accuracy, with the gates and the judge that the merge brings."""
     git(tmp_path, "init", "--quiet", "repository")
     folder = tmp_path / "repository"
     monkeypatch.chdir(folder)
+    (folder / "src/judging").mkdir(parents=True)
+    (folder / "params.yaml").write_text("prepare: {}\n")
 
-    def go(model: str) -> str:
-        if model:
-            stages = {"train": {"cmd": "x", "outs": [{"path": "out/model", "md5": model}]}}
-            with (folder / "dvc.lock").open("w") as file:
-                YAML().dump({"stages": stages}, file)
-        return commit(folder, model or "words")
+    def go(accuracy: float, least: float, judge: str = JUDGE) -> str:
+        for name, text in (("accuracy", str(accuracy)), ("least", str(least)), ("src/judging/__main__.py", judge)):
+            (folder / name).write_text(text)
+        return commit(folder, "merge")
 
     return go
 
 
-def test_the_commit_before_the_model_came_judges_it_however_much_lies_on_top(history: Callable[[str], str]) -> None:
-    first = history("one")
-    words = history("")
-    second = history("two")
-    assert judging.before(second, "") == words
-    on_top = history("")
-    for given in ("", second, on_top, "0" * 40, "nowhere"):
-        assert judging.before(on_top, given) == words
-    assert judging.before(on_top, first) == first
-    assert judging.before(words, "") is None
-    assert judging.before(first, "") is None
+def judged(sha: str, deployed: Deployed, out: Path) -> verdict.Judgement:
+    out.mkdir(exist_ok=True)
+    with checked_out(sha) as tree:
+        return verdict.judge(tree, sha, {}, deployed, out)
 
 
-def test_a_clone_without_history_is_refused_not_trusted(
-    history: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_deployed_commit_judges_however_often_gates_were_weakened(merge: Callable[..., str], tmp_path: Path) -> None:
+    first = merge(0.95, 0.9)
+    merge(0.1, 0.0)
+    found = judged(merge(0.2, 0.0), Deployed(first), tmp_path / "out")
+    assert (found.verdict["verdict"], found.verdict["reasons"]) == ("fail", ["0.2 against 0.9"])
+    assert (found.rules, found.moved) == (f"the deployed commit {first[:12]}", "")
+    asked = read_json(tmp_path / "out/request.json", "")
+    assert (asked["format"], asked["deployed"], asked["why"]) == (1, first, "")
+
+
+MOVED = {
+    "crashes": ("raise SystemExit('judging: it needs another model')", "it needs another model"),
+    "says nothing": ("", "it wrote no verdict"),
+    "has another format": (JUDGE.replace('request["format"]', "2"), "another format"),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_deployed_judge_that_cannot_judge_is_investigate_and_no_crash(
+    merge: Callable[..., str], tmp_path: Path, case: str
 ) -> None:
-    history("one")
-    history("two")
-    shallow = tmp_path / "shallow"
-    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{tmp_path}/repository", str(shallow))
-    monkeypatch.chdir(shallow)
-    with pytest.raises(judging.RefusedError, match="fetch-depth: 0"):
-        judging.before(git(shallow, "rev-parse", "HEAD"), "")
+    old, why = MOVED[case]
+    deployed = Deployed(merge(0.95, 0.9, old))
+    for least, expected in ((0.5, "investigate"), (0.97, "fail")):
+        found = judged(merge(0.96, least), deployed, tmp_path / "out")
+        assert (found.verdict["verdict"], found.rules) == (expected, "this commit")
+        assert why in found.moved
+        assert found.verdict["reasons"][0] == f"judging moved: {found.moved}"
 
 
-def test_rules_are_of_the_earlier_commit_and_the_rest_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git(tmp_path, "init", "--quiet", "repository")
-    folder = tmp_path / "repository"
-    for name in ("src/gates.py", "src/model.py", "src/report/judge.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("earlier")
-    (folder / "params.yaml").write_text("gates: {a: 1}\nevaluate: {b: 1}\ntrain: {c: 1}\n")
-    earlier = commit(folder, "earlier")
-    for name in ("src/gates.py", "src/model.py", "src/report/judge.py", "src/metrics.py"):
-        (folder / name).write_text("now")
-    (folder / "params.yaml").write_text("gates: {a: 2}\nevaluate: {b: 2}\ntrain: {c: 2}\n")
-    monkeypatch.chdir(folder)
-    with judging.rules(folder, earlier) as rules:
-        code = {name: (rules.measuring / name).read_text() for name in ("src/gates.py", "src/model.py", "src/metrics.py")}
-        assert code == {"src/gates.py": "earlier", "src/model.py": "now", "src/metrics.py": "now"}
-        assert (rules.judging / "src/gates.py").read_text() == "earlier"
-        params = YAML(typ="safe").load(rules.params.read_text())
-        assert params == {"gates": {"a": 1}, "evaluate": {"b": 1}, "train": {"c": 2}}
-        assert YAML(typ="safe").load(rules.gates.read_text())["gates"] == {"a": 1}
+def test_a_deployed_commit_without_the_judges_folder_is_investigate(merge: Callable[..., str], tmp_path: Path) -> None:
+    merge(0.95, 0.9)
+    git(Path(), "mv", "src/judging", "src/judges")
+    moved = commit(Path(), "moved")
+    Path("src/judging").mkdir()
+    found = judged(merge(0.96, 0.9), Deployed(moved), tmp_path / "out")
+    assert (found.verdict["verdict"], found.gates) == ("investigate", "pass")
+    assert "No module named src.judging" in found.moved
+
+
+def test_unknown_is_investigate_and_never_deployed_is_not(merge: Callable[..., str], tmp_path: Path) -> None:
+    sha = merge(0.95, 0.9)
+    found = judged(sha, Deployed(None, "GitHub answers 500"), tmp_path / "out")
+    assert (found.verdict["verdict"], found.moved) == ("investigate", "GitHub answers 500")
+    assert read_json(tmp_path / "out/request.json", "")["why"] == "GitHub answers 500"
+    found = judged(sha, Deployed(None), tmp_path / "out")
+    assert (found.verdict["verdict"], found.moved, found.rules) == ("pass", "", "this commit")
+
+
+def judgement(gates: str = "pass", moved: str = "") -> verdict.Judgement:
+    return verdict.Judgement({}, "rules", gates, moved)
+
+
+@pytest.mark.parametrize(
+    ("review", "labels", "found", "needed"),
+    [
+        ("pass", [], judgement(), []),
+        ("pass", ["override", "engine_reviewed"], judgement(), []),
+        ("investigate", ["engine_reviewed"], judgement(), ["engine_reviewed"]),
+        ("fail", ["override"], judgement(), ["override"]),
+        ("pass", [], judgement("investigate"), ["override"]),
+        ("pass", [], judgement("pass", "moved"), ["engine_reviewed"]),
+        ("pass", [], judgement("fail", "moved"), ["engine_reviewed", "override"]),
+    ],
+)
+def test_each_label_covers_its_own_and_no_more(
+    review: str, labels: list[str], found: verdict.Judgement, needed: list[str]
+) -> None:
+    manifest = {"verdict": {"verdict": review, **{key: {"by": "alice"} for key in labels}}}
+    assert verifying._needed(manifest, Deployed("a" * 40), found) == needed
+
+
+def test_a_judge_refuses_a_request_of_another_format(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text('{"format": 2}')
+    command = [sys.executable, "-m", "src.judging", str(tmp_path / "request.json"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "has the format 2, and this judge reads format 1" in done.stderr) == (1, True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

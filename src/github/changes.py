@@ -19,7 +19,7 @@ _ALWAYS = (
     r"requirements/(lock|torch)\.txt",
     r".*\.dvc",
     r"src/(gates|significance|lineage|precision|quantization|speed|release/quantize|reproduce|storage)\.py",
-    r"src/report/.*",
+    r"src/(report|judging)/.*",
     r"\.github/workflows/report\.yml",
 )
 _WITHOUT_LINEAGE = (r"src/(?!github/).*",)

@@ -5,7 +5,6 @@ GitHub makes a deployment of its own for each job that names an environment; our
 
 import json
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from src.github.api import GitHub
@@ -13,7 +12,7 @@ from src.github.git import BOT
 from src.github.outcomes import checked
 from src.github.status import run_url
 
-_LOOKED_AT = 50  # deployments, the newest first
+_BUILD = "Build and push"  # the job of deploy.yml
 _LONGEST = 140  # characters of a description
 
 
@@ -57,6 +56,25 @@ def live(github: GitHub, environment: str = "production") -> dict[str, Any] | No
     return found[1] if found else None
 
 
+def last_built(github: GitHub) -> str | None:
+    """Return the commit of the newest successful run of deploy.yml that built an image of the default branch.
+
+    Raises:
+        ApiError: GitHub refuses, or does not answer.
+    """
+    query = {"branch": github.get("")["default_branch"], "status": "success"}
+    for run in github.pages("actions/workflows/deploy.yml/runs", **query):
+        # a fork's pull request may write itself another trigger, and name its branch as it likes
+        if run["event"] in ("push", "workflow_dispatch") and _built(github, run["id"]):
+            return str(run["head_sha"])
+    return None
+
+
+def _built(github: GitHub, number: int) -> bool:
+    jobs = github.pages(f"actions/runs/{number}/jobs")
+    return any(job["name"] == _BUILD and job["conclusion"] == "success" for job in jobs)
+
+
 def _live(github: GitHub, environment: str) -> tuple[int, dict[str, Any]] | None:
     for number, record in _ours(github, environment):
         if _states(github, number)[:1] == ["success"]:
@@ -65,7 +83,7 @@ def _live(github: GitHub, environment: str) -> tuple[int, dict[str, Any]] | None
 
 
 def _ours(github: GitHub, environment: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for deployment in islice(github.pages("deployments", environment=environment), _LOOKED_AT):
+    for deployment in github.pages("deployments", environment=environment):
         if (deployment.get("creator") or {}).get("login") != BOT:
             continue
         try:

@@ -13,9 +13,10 @@ from src.release.outcome import RefusedError
 from src.worktree import git
 
 LABEL = "model-gate: override"  # as src/github/plan.py takes it; a test compares them
+LABELS = {"override": LABEL, "engine_reviewed": "engine: reviewed"}  # by the key of the manifest's verdict
 
 
-def confirm(manifest: Mapping[str, Any], commit: str) -> None:
+def confirm(manifest: Mapping[str, Any], commit: str, key: str = "override") -> None:
     """Ask GitHub whether the person whom manifest.json names has overridden the gates; outside of CI nobody is asked.
 
     What counts is the label on a pull request whose last commit holds this very manifest.json, given by that person, who is
@@ -26,12 +27,12 @@ def confirm(manifest: Mapping[str, Any], commit: str) -> None:
     """
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
-    by = manifest["verdict"]["override"]["by"]
+    by = manifest["verdict"][key]["by"]
     doubts = []
     try:
         github = GitHub.from_environment()
         for number in _pull_requests(github, manifest, commit):
-            doubt = _doubt(github, number, by, manifest)
+            doubt = _doubt(github, number, by, manifest, LABELS[key])
             if doubt is None:
                 return
             doubts.append(doubt)
@@ -43,7 +44,7 @@ def confirm(manifest: Mapping[str, Any], commit: str) -> None:
     raise RefusedError(
         "gates",
         f"manifest.json says that {by} overrode the gates, and GitHub does not confirm it ({why})",
-        f"let a person who may write here put the label {LABEL} on the pull request, so that its report names them",
+        f"let a person who may write here put the label {LABELS[key]} on the pull request, so that its report names them",
     )
 
 
@@ -59,13 +60,13 @@ def _pull_requests(github: GitHub, manifest: Mapping[str, Any], commit: str) -> 
     yield from (pull["number"] for pull in github.pages(f"commits/{changed}/pulls") if pull["number"] != named)
 
 
-def _doubt(github: GitHub, number: int, by: str, manifest: Mapping[str, Any]) -> str | None:
+def _doubt(github: GitHub, number: int, by: str, manifest: Mapping[str, Any], wanted: str) -> str | None:
     """Say why the label of a pull request does not count for this manifest; None when it does."""
     pull = github.get(f"pulls/{number}")
-    if LABEL not in {label["name"] for label in pull["labels"]}:
-        return f"#{number} has no label {LABEL}"
+    if wanted not in {label["name"] for label in pull["labels"]}:
+        return f"#{number} has no label {wanted}"
     events = [event for event in github.pages(f"issues/{number}/events") if event["event"] == "labeled"]
-    giver = next((event["actor"] for event in reversed(events) if event["label"]["name"] == LABEL), None)
+    giver = next((event["actor"] for event in reversed(events) if event["label"]["name"] == wanted), None)
     if giver is None or giver["login"] != by:
         return f"the label of #{number} was given by {giver['login'] if giver else 'nobody'}"
     if giver["type"] != "User" or by.endswith("[bot]"):

@@ -1,9 +1,9 @@
 """Is the model of a commit the one that was reviewed, and may it ship? Nothing is trained, nothing of DVC's is run again.
 
-    python -m src.release.verify out/release [--commit HEAD] [--before SHA]
+    python -m src.release.verify out/release [--commit HEAD]
 
 Checks the commit, not the working tree: its inputs against manifest.json, the pulled bytes against dvc.lock and the SHA-256
-of the review; then main's rules from before this model judge it once more. Writes the folder that `src/release/reviewed.py`
+of the review; then the rules of the deployed commit judge it once more. Writes the folder that `src/release/reviewed.py`
 describes, or refuses and leaves none.
 """
 
@@ -19,11 +19,12 @@ from typing import Any
 
 from src import lineage
 from src.command import UserError, run
-from src.files import check_outputs, read_json, replacing, sha256
-from src.release import int8, judging, modelcheck, overriding, reviewed
-from src.release.judging import CannotJudgeError, Rules
+from src.files import check_outputs, read_json, replacing, sha256, write_json
+from src.release import int8, modelcheck, overriding, production, reviewed, verdict
 from src.release.outcome import RefusedError, telling
+from src.release.production import Deployed
 from src.release.reviewed import RELEASE, Release
+from src.release.verdict import CannotJudgeError, Judgement
 from src.versioning import dvc
 from src.worktree import cache, checked_out, git, share_dvc
 
@@ -38,7 +39,7 @@ _RETRAIN = (
 )
 
 
-def verify(folder: Path, commit_name: str, before_name: str) -> None:
+def verify(folder: Path, commit_name: str) -> None:
     """Write the folder.
 
     Raises:
@@ -53,8 +54,7 @@ def verify(folder: Path, commit_name: str, before_name: str) -> None:
         _pull(tree)
         _reviewed_bytes(tree, manifest)
         _own_outputs(tree)
-        _judge_again(tree, commit, before_name, manifest, Path(judged))
-        table = _quantize(tree, commit, before_name, manifest, Path(judged))
+        table = _judge_again(tree, commit, production.find(), manifest, Path(judged))
         _write(folder, tree, commit, manifest, Path(judged), table)
     print(f"verified: {folder} holds what is released")
 
@@ -112,8 +112,9 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
         now = lineage.inputs(tree)
         differs = lineage.moved(manifest["inputs"], now) or (["dvc.lock"] if manifest["inputs"] != now else [])
         verdict = manifest["verdict"]["verdict"]
-        override = manifest["verdict"].get("override")
-        by = override["by"] if override else None
+        # engine: reviewed covers no failed gate; which of the others it covers, the gates below tell
+        keys = ("override", *(["engine_reviewed"] if verdict == "investigate" else []))
+        by = [manifest["verdict"][key]["by"] for key in keys if manifest["verdict"].get(key)]
         _ = manifest["outputs"]["model_sha256"], manifest["data"]["digest"], manifest["commit"]
     except (KeyError, TypeError, AttributeError):
         raise RefusedError(
@@ -132,7 +133,7 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
         raise RefusedError(
             "gates",
             f"the verdict of the review is {verdict}, and nobody has overridden it",
-            f"open a pull request that makes it pass, or on which a person puts the label {overriding.LABEL}",
+            f"open a pull request that makes it pass, or on which a person puts the label {overriding.LABELS['override']}",
         )
     print(f"inputs are those of the review, {manifest['inputs']['digest'][:12]}")
     return manifest
@@ -237,64 +238,65 @@ def _first_difference(mine: Path, theirs: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _judge_again(tree: Path, commit: str, before_name: str, manifest: Mapping[str, Any], out: Path) -> None:
-    """Let the rules of main from before this model judge it, and write the report; a person's override goes above them."""
-    override = manifest["verdict"].get("override")
-    confirmed = False
-    with judging.rules(tree, judging.before(commit, before_name)) as rules:
-        try:
-            verdict = judging.judge(tree, commit, manifest, rules, out)
-        except CannotJudgeError as error:
-            _refuse_unjudged(str(error), rules, override)
-            overriding.confirm(manifest, commit)
-            confirmed = True
-            print(f"the rules of {rules.name} cannot judge it ({error}): by the override of {override['by']} its own do")
-            verdict = _judge_by_its_own(tree, commit, manifest, out)
+def _judge_again(
+    tree: Path, commit: str, deployed: Deployed, manifest: Mapping[str, Any], out: Path
+) -> dict[str, Any] | None:
+    """Let the deployed commit's rules judge the model, and write the report; return the table of INT8 if that may serve.
+
+    Raises:
+        RefusedError: they do not pass it, or cannot judge it, and no person has accepted that.
+    """
+    judgement = verdict.judge(tree, commit, manifest, deployed, out)
+    found = judgement.verdict
     _same_answers(tree, out)
-    passed = verdict["verdict"] == "pass"
-    if override and not (passed and manifest["verdict"]["verdict"] == "pass"):
-        if not confirmed:
-            overriding.confirm(manifest, commit)
-        verdict["override"] = override
-        print(f"accepted by {override['by']} ({override.get('at', 'when is not known')}) against the gates")
-    _report(tree, manifest, verdict, out)
-    if not passed and not verdict["override"]:
-        raise RefusedError(
-            "gates",
-            f"the verdict by the rules of {rules.name} is {verdict['verdict']}: {'; '.join(verdict['reasons'])}",
-            f"revert the merge, or open a pull request on which a person puts the label {overriding.LABEL}",
-        )
-    print(f"verdict by the rules of {rules.name}: {verdict['verdict']}; " + "; ".join(verdict["reasons"]))
-
-
-def _refuse_unjudged(reason: str, rules: Rules, override: Mapping[str, Any] | None) -> None:
-    """Go on only where a person has overridden rules that are not the commit's own."""
-    said = f"the rules of {rules.name} cannot judge this model ({reason})"
-    if rules.before is None:
-        raise RefusedError("gates", said, "mend what judges in a pull request")
-    if not override:
-        raise RefusedError(
-            "gates",
-            f"{said}: judging was changed incompatibly",
-            f"a person's label {overriding.LABEL} on a pull request lets the commit's own rules decide",
-        )
-
-
-def _judge_by_its_own(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    with judging.rules(tree, None) as own:
-        try:
-            return judging.judge(tree, commit, manifest, own, out)
-        except CannotJudgeError as error:
+    said = f"the verdict by the rules of {judgement.rules} is {found['verdict']}: {'; '.join(found['reasons'])}"
+    for key in _needed(manifest, deployed, judgement):
+        person = manifest["verdict"].get(key)
+        if not person:
             raise RefusedError(
-                "gates", f"the model cannot be judged ({error})", "mend what judges in a pull request"
-            ) from None
+                "gates", said, f"revert the merge, or let a person put the label {overriding.LABELS[key]} on a pull request"
+            )
+        overriding.confirm(manifest, commit, key)
+        found[key] = person
+        print(f"accepted by {person['by']} ({overriding.LABELS[key]}, {person.get('at', 'when is not known')})")
+    print(said)
+    _report(tree, commit, manifest, found, out)
+    return _int8(found, out)
 
 
-def _report(tree: Path, manifest: Mapping[str, Any], verdict: Mapping[str, Any], out: Path) -> None:
+def _needed(manifest: Mapping[str, Any], deployed: Deployed, judgement: Judgement) -> list[str]:
+    """Return what a person must have accepted, as keys of the manifest's verdict."""
+    given = {key for key in overriding.LABELS if manifest["verdict"].get(key)}
+    reviewed_badly = manifest["verdict"]["verdict"] != "pass"
+    needed = given if reviewed_badly else set()
+    if judgement.gates != "pass" or deployed.why:
+        needed = needed | {"override"}
+    if judgement.moved:
+        needed = needed | {"engine_reviewed"}
+    return sorted(needed)
+
+
+def _report(tree: Path, commit: str, manifest: Mapping[str, Any], found: Mapping[str, Any], out: Path) -> None:
+    """Write verdict and report; a report that cannot be written is no reason to keep the model away."""
+    write_json(out / "report" / "verdict.json", found)
     try:
-        judging.report(tree, manifest, verdict, out)
+        verdict.report(tree, commit, manifest, out)
     except CannotJudgeError as error:
-        raise RefusedError("other", f"the report cannot be written ({error})", "mend src/report in a pull request") from None
+        print(f"the report is without its pages, which cannot be written ({error})")
+
+
+def _int8(found: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+    """Return the table of the INT8 model where one was asked for and may serve; else the float model, as reviewed, does."""
+    path = out / int8.FOLDER / "quantization.json"
+    if not path.is_file():
+        if found.get("why_no_int8"):
+            print(f"the float model is released, because an INT8 one cannot be made ({found['why_no_int8']})")
+        return None
+    table: dict[str, Any] = read_json(path, made_by="quantize", keys=("verdict", "reasons"))
+    passed = table["verdict"] == "pass"
+    said = "INT8 is released: " if passed else "the float model is released, because INT8 does not pass its gates: "
+    print(said + "; ".join(table["reasons"]))
+    return table if passed else None
 
 
 def _same_answers(tree: Path, out: Path) -> None:
@@ -324,25 +326,6 @@ def _same_answers(tree: Path, out: Path) -> None:
             "restore metrics.json and out/evaluation from the reviewed commit, or let a new report be reviewed",
         )
     print(f"answers are those of the review (golden images within {difference:.1g})")
-
-
-def _quantize(tree: Path, commit: str, before_name: str, manifest: Mapping[str, Any], judged: Path) -> dict[str, Any] | None:
-    """Where the commit asks for it, let the same rules make and judge an INT8 model; return its table if it may serve.
-
-    A refused one is no failure: the float model was reviewed, and serves.
-    """
-    if not int8.is_wanted(tree / "params.yaml"):
-        return None
-    with judging.rules(tree, judging.before(commit, before_name)) as rules:
-        try:
-            table = judging.quantize(tree, commit, manifest, rules, judged / int8.FOLDER)
-        except CannotJudgeError as error:
-            print(f"the float model is released, because an INT8 one cannot be made by the rules of {rules.name} ({error})")
-            return None
-    passed = table["verdict"] == "pass"
-    said = "INT8 is released: " if passed else "the float model is released, because INT8 does not pass its gates: "
-    print(said + "; ".join(table["reasons"]))
-    return table if passed else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -394,10 +377,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check that a commit's model is the reviewed one, and judge it again.")
     parser.add_argument("folder", type=Path, help="folder to write, such as out/release")
     parser.add_argument("--commit", default="HEAD", help="what to release")
-    parser.add_argument("--before", default="", help="a commit of main whose rules judge; else the one before this model")
     args = parser.parse_args()
     with telling("verify", args.folder):
-        verify(args.folder, args.commit, args.before)
+        verify(args.folder, args.commit)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,142 @@
+"""Judge a model beside the deployed one, by this commit's code and the gates of its params.yaml. Runs no torch.
+
+    python -m src.judging request.json out/judged
+
+The request names files of the commit under judgement, by absolute paths or below the working directory, which is that
+commit's tree; fields that are not listed here are ignored:
+
+format       1
+arrays, manifest, model, validation, data, params   what the pipeline made, and what it was made of
+run          run.json
+deployed     the commit whose model is compared with; null where there is none to compare with
+why          with null: why that is so; empty: nothing was ever deployed
+quantize     true: make an INT8 model and judge it too
+
+Writes into the folder: verdict.json (the verdict with the same format number), metrics.json, evaluation/predictions.parquet,
+main/ (the deployed model's side, as src.report.compare writes it), judged.json, quantized/.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+from src import arrays, baseline, metrics, results
+from src.command import UserError, run
+from src.files import read_json, rounded, write_json
+from src.inference import Model
+from src.params import Evaluate, load
+
+FORMAT = 1
+_PARAMS = Path(__file__).parents[2] / "params.yaml"  # of the commit that this code is of
+_NOBODY = "0" * 40  # a commit that no repository has
+_FIELDS = ("arrays", "manifest", "model", "validation", "data", "params", "run", "deployed", "why", "quantize")
+
+
+def judge(path: Path, out: Path) -> None:
+    """Answer the request.
+
+    Raises:
+        UserError: the request has another format, or a part of the judge cannot use a file that it names.
+    """
+    request = read_json(path, made_by="evaluate", keys=("format",))
+    if request["format"] != FORMAT or any(name not in request for name in _FIELDS):
+        raise UserError(f"{path} has the format {request['format']}, and this judge reads format {FORMAT}")
+    out.mkdir(parents=True, exist_ok=True)
+    _evaluate(request, out, load(_PARAMS).evaluate)
+    verdict = _verdict(request, out)
+    if _refusing(verdict) == {"latency"}:  # a busy machine is no fault of the model
+        print("only the latency gate does not pass: measuring once more")
+        verdict = _verdict(request, out)
+    if request["quantize"]:
+        verdict["why_no_int8"] = _quantize(request, out)
+    write_json(out / "verdict.json", {**verdict, "format": FORMAT})
+
+
+def _evaluate(request: Mapping[str, Any], out: Path, params: Evaluate) -> None:
+    """Let the ONNX model answer the test split: the network may be one that this commit's src/model.py does not know."""
+    data, model = arrays.load(Path(request["arrays"])), Model(Path(request["model"]))
+    test, rows = data.split("test"), results.test_rows(Path(request["manifest"]))
+    probabilities = model.probabilities(test.images)
+    told = results.numbers(test.labels, probabilities, model.classes, rows, params)
+    simple = baseline.probabilities(data.split("train"), test, len(data.classes))
+    plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
+    told["baseline"] = {**plain, "margin": rounded(told["accuracy"] - plain["accuracy"])}
+    told["model_bytes"] = model.path.stat().st_size
+    write_json(out / "metrics.json", told | results.trainings(Path(request["model"]), params.confidence))
+    (out / "evaluation").mkdir(exist_ok=True)
+    table = results.predictions(test.labels, probabilities, model.classes, rows)
+    pq.write_table(table, out / "evaluation" / "predictions.parquet", compression="zstd")
+
+
+def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    main = str(out / "main")
+    pulled = [word for name in ("arrays", "manifest", "model", "data") for word in (f"--{name}", request[name])]
+    _run("src.report.compare", [request["deployed"] or _NOBODY, main, *pulled], _with_its_split(request, out))
+    _settle(out / "main" / "facts.json", request)
+    made = [main, request["run"], str(out / "verdict.json"), str(out / "judged.json")]
+    made += ["--metrics", str(out / "metrics.json"), "--evaluation", str(out / "evaluation")]
+    _run("src.report.judge", [*made, "--manifest", request["manifest"], "--validation", request["validation"]])
+    found: dict[str, Any] = read_json(out / "verdict.json", made_by="evaluate", keys=("verdict", "reasons", "gates"))
+    return found
+
+
+def _with_its_split(request: Mapping[str, Any], out: Path) -> Path:
+    """Write this commit's parameters with the other's section prepare, by which test images may be prepared again."""
+    yaml = YAML()
+    content = yaml.load(_PARAMS.read_text())
+    content["prepare"] = yaml.load(Path(request["params"]).read_text())["prepare"]
+    with (out / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    return out / "params.yaml"
+
+
+def _settle(path: Path, request: Mapping[str, Any]) -> None:
+    """Clear what the review has settled: the rules here are the deployed ones, the inputs the reviewed ones."""
+    facts = read_json(path, made_by="evaluate")
+    if request["deployed"] is None:
+        facts |= {"never": not request["why"], "why": request["why"] or "nothing was ever deployed"}
+    write_json(path, {**facts, "judging_changed": [], "moved_inputs": [], "ref": "main"})
+
+
+def _refusing(verdict: Mapping[str, Any]) -> set[str]:
+    return {
+        gate["name"] for gate in verdict["gates"]
+        if gate["level"] == "enforce" and gate["outcome"] in ("fail", "investigate")
+    }  # fmt: skip
+
+
+def _quantize(request: Mapping[str, Any], out: Path) -> str:
+    """Make the INT8 model and its table; return why there is none. The float model is judged all the same."""
+    try:
+        _run("src.release.quantize", [request["arrays"], request["model"], str(out / "quantized")])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _run(module: str, arguments: list[str], params: Path = _PARAMS) -> None:
+    """Run a command of this commit; a module of the working directory is not taken for one (-P)."""
+    command = [sys.executable, "-P", "-m", module, *arguments, "--params", str(params)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise UserError(f"{module}: {lines[-1][:300]}")
+
+
+def main() -> None:
+    """Parse the command line and judge."""
+    parser = argparse.ArgumentParser(description="Judge a model beside the deployed one by the rules of this commit.")
+    parser.add_argument("request", type=Path, help="what is judged: a JSON file")
+    parser.add_argument("out", type=Path, help="folder to write")
+    args = parser.parse_args()
+    judge(args.request, args.out)
+
+
+if __name__ == "__main__":
+    run("judging", main)

@@ -1,0 +1,61 @@
+"""Which commit is deployed: its rules judge the next one, and its model is what that is compared with.
+
+On GitHub Actions GitHub is asked, elsewhere this host's state, then the registry. That nothing was ever deployed is an
+answer too; who cannot be asked has given none.
+"""
+
+import os
+from dataclasses import dataclass
+
+from src.command import UserError
+from src.github import deployments
+from src.github.api import GitHub
+from src.registry import Registry
+from src.release import settings
+from src.release.journal import Journal, registry_uri
+from src.worktree import git
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The last deployed commit, None where nothing ever was; `why` is not empty where that could not be found out."""
+
+    commit: str | None
+    why: str = ""
+
+
+def find() -> Deployed:
+    """Find out which commit is deployed."""
+    try:
+        commit = _on_github() if os.environ.get("GITHUB_ACTIONS") == "true" else _on_this_host()
+    except (UserError, OSError) as error:
+        return Deployed(None, f"what is deployed could not be found out: {error}")
+    except (KeyError, TypeError, ValueError):
+        return Deployed(
+            None, "what is deployed could not be found out: GitHub's answer has another form: check GITHUB_API_URL"
+        )
+    if commit and not git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}"):
+        why = f"the deployed commit {commit[:12]} is not in this clone: run git fetch --unshallow (in CI: fetch-depth: 0)"
+        return Deployed(None, why)
+    return Deployed(commit)
+
+
+def _on_github() -> str | None:
+    """Return the commit of the live production deployment; before there is one, that of the last pushed image."""
+    github = GitHub.from_environment()
+    live = deployments.live(github) if os.environ.get("DEPLOY_RUNNER") else None
+    return str(live["commit"]) if live else deployments.last_built(github)
+
+
+def _on_this_host() -> str | None:
+    told = settings.read()
+    live = Journal(told).state.live
+    if live:
+        return str(live.record["commit"])
+    champion = Registry.connect(registry_uri(told), name=told.name).alias("champion")
+    if champion and "commit" not in champion.tags:
+        raise UserError(
+            f"version {champion.number} at the alias champion of {told.name} has no tag commit: set it to the commit "
+            "that it is of, or remove the alias"
+        )
+    return champion.tags["commit"] if champion else None

@@ -1,0 +1,149 @@
+"""Judge a commit's model once more by the rules of the deployed commit: its `python -m src.judging`, run from its worktree.
+
+So no change can weaken the gate that judges it, however many merges it takes. Used by verify.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from src.files import read_json, write_json
+from src.release import int8
+from src.release.outcome import RefusedError
+from src.release.production import Deployed
+from src.versioning import dvc
+from src.worktree import checked_out, git
+
+_FORMAT = 1  # of request and answer, as src/judging has it
+_VERDICTS = ("pass", "investigate", "fail")
+
+
+class CannotJudgeError(Exception):
+    """A judge cannot be used on this model; the text is the reason it gave."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and whose rules gave it."""
+
+    verdict: dict[str, Any]
+    rules: str
+    gates: str  # the verdict of the gates alone
+    moved: str = ""  # why the rules are not the deployed ones; empty where they are, or where nothing was ever deployed
+
+
+def judge(tree: Path, commit: str, manifest: Mapping[str, Any], deployed: Deployed, out: Path) -> Judgement:
+    """Judge the model of the pulled tree into the folder `out`.
+
+    Where the deployed commit is unknown or its judge cannot be used, the commit's own code judges, and the verdict is
+    investigate at best.
+
+    Raises:
+        RefusedError: nobody can judge it.
+    """
+    moved = deployed.why
+    if deployed.commit and not moved:
+        _pull_data(tree, deployed.commit)
+        try:
+            verdict = _ask(deployed.commit, tree, commit, manifest, deployed, out)
+        except CannotJudgeError as error:
+            moved = f"the judge of the deployed commit {deployed.commit[:12]} cannot judge it ({error})"
+        else:
+            return Judgement(verdict, f"the deployed commit {deployed.commit[:12]}", verdict["verdict"])
+    try:
+        verdict = _ask(None, tree, commit, manifest, deployed, out)
+    except CannotJudgeError as error:
+        raise RefusedError("gates", f"the model cannot be judged ({error})", "mend what judges in a pull request") from None
+    gates = verdict["verdict"]
+    if moved:
+        verdict["verdict"] = max("investigate", verdict["verdict"], key=_VERDICTS.index)
+        verdict["reasons"] = [f"judging moved: {moved}", *verdict["reasons"]]
+    return Judgement(verdict, "this commit", gates, moved)
+
+
+def _pull_data(tree: Path, deployed: str) -> None:
+    """Bring the raw data where the deployed model may take other images: they are prepared again for it."""
+    here, there = ((tree / "params.yaml").read_text(), git("show", f"{deployed}:params.yaml"))
+    if _section(here, "prepare") != _section(there, "prepare"):
+        dvc("pull", "--quiet", "data", folder=tree, capture=True)  # the judge says what is missing
+
+
+def _section(params: str, name: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(params)[name]
+    except Exception:  # an earlier commit may hold anything
+        return None
+
+
+def _ask(
+    code: str | None, tree: Path, commit: str, manifest: Mapping[str, Any], deployed: Deployed, out: Path
+) -> dict[str, Any]:
+    """Run the judge of a commit, None for the tree's own, in the tree; return its verdict."""
+    write_json(out / "run.json", _run_facts(manifest))
+    request = {
+        "format": _FORMAT,
+        **{name: f"out/{name}" for name in ("arrays", "model")},
+        "manifest": "out/manifest.parquet", "validation": "out/validation.json", "data": "data", "params": "params.yaml",
+        "run": str(out / "run.json"),
+        "deployed": deployed.commit if not deployed.why else None,
+        "why": deployed.why,
+        "quantize": int8.is_wanted(tree / "params.yaml"),
+    }  # fmt: skip
+    write_json(out / "request.json", request)
+    (out / "verdict.json").unlink(missing_ok=True)
+    with nullcontext(tree) if code is None else checked_out(code) as folder:
+        _run("src.judging", [str(out / "request.json"), str(out)], folder, tree, commit, manifest)
+    if not (out / "verdict.json").is_file():
+        raise CannotJudgeError("it wrote no verdict")
+    found = read_json(out / "verdict.json", made_by="evaluate")
+    if not (found.get("format") == _FORMAT and found.get("verdict") in _VERDICTS and isinstance(found.get("reasons"), list)):
+        raise CannotJudgeError("its verdict has another format")
+    return dict(found)
+
+
+def _run_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    hosted = os.environ.get("RUNNER_ENVIRONMENT") == "github-hosted"
+    return {
+        "budget": None,
+        "failed": None,
+        "hardware": manifest.get("hardware"),
+        "lane": {"comparable": not hosted, "name": "hosted CPU" if hosted else "deploy"},
+        "said": "",
+        "seconds": {"train": manifest.get("training_seconds")},
+    }
+
+
+def report(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> None:
+    """Write the report of out/report/verdict.json beside it, with the commit's own words.
+
+    Raises:
+        CannotJudgeError: it cannot be written.
+    """
+    paths = {name: str(out / name) for name in ("main", "report", "run.json")}
+    arguments = ["--main", paths["main"], "--out", paths["report"], "--run", paths["run.json"]]
+    arguments += ["--verdict", f"{paths['report']}/verdict.json", "--history", "out/history", "--profile", "out/profile"]
+    arguments += ["--metrics", "metrics.json", "--evaluation", "out/evaluation", "--arrays", "out/arrays"]
+    arguments += ["--model", "out/model", "--manifest", "out/manifest.parquet", "--validation", "out/validation.json"]
+    arguments += ["--lineage", "manifest.json", "--params", "params.yaml"]
+    _run("src.report.write", arguments, tree, tree, commit, manifest)
+
+
+def _run(module: str, arguments: list[str], code: Path, tree: Path, commit: str, manifest: Mapping[str, Any]) -> None:
+    """Run a command of `code` in the tree, whose own code stays out of it."""
+    plan = {"sha": commit, "number": manifest.get("pull_request"), "run_url": manifest.get("run_url")}
+    variables = {"PLAN": json.dumps(plan), "GIT_TERMINAL_PROMPT": "0", "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=tree, env={**os.environ, **variables}, capture_output=True,
+        text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise CannotJudgeError(f"{module}: {lines[-1][:300].replace(f'{tree}/', '')}")
