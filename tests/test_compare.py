@@ -260,6 +260,7 @@ def test_an_override_is_kept_for_the_model_it_was_given_to(fork: Path) -> None:
     assert read_json(fork / "manifest.json", "")["verdict"]["override"]["by"] == "alice"
     assert judge(fork, {"override": {**given, "fresh": False}})["override"]["by"] == "alice"
     assert judge(fork, {"override": {**given, "by": "bob", "fresh": False}})["override"] is None
+    assert judge(fork, {"refused": "the label does not count"})["reasons"][-1] == "the label does not count"
 
 
 def test_a_small_budget_is_a_preview_without_lineage(fork: Path) -> None:

@@ -14,7 +14,8 @@ from src.command import UserError
 from src.github import changes
 from src.github.api import GitHub
 from src.github.fork_words import PROTECTED
-from src.github.plan import LABEL, Plan, plan
+from src.github.labels import OVERRIDE as LABEL
+from src.github.plan import Plan, plan
 from src.lineage import JUDGING
 
 
@@ -217,6 +218,7 @@ def test_who_may_not_write_may_not_override(labelled: Any, decide: Any, github: 
         github.collaborators["eve"] = permission
     made = decide("pull_request", number=labelled("eve"), action="labeled", label=LABEL, sender="eve")
     assert made.override is None
+    assert "eve may not write to this repository" in made.refused
 
 
 def test_another_label_overrides_nothing(push: Any, decide: Any, github: Standin) -> None:
@@ -225,8 +227,15 @@ def test_another_label_overrides_nothing(push: Any, decide: Any, github: Standin
     assert decide("pull_request", number=number, action="labeled", label="bug").override is None
 
 
-def test_a_permission_that_github_does_not_tell_is_githubs_own_rule(labelled: Any, decide: Any, github: Standin) -> None:
-    github.answer("GET /repos/team/models/collaborators/alice/permission", 404, {"message": "Not Found"})
+@pytest.mark.parametrize("status", [500, 403, 404])
+def test_a_label_counts_only_where_the_permission_was_read(
+    labelled: Any, decide: Any, github: Standin, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.github.api._PAUSE", 0.01)
+    github.collaborators["alice"] = "write"
+    github.answer("GET /repos/team/models/collaborators/alice/permission", status, {"message": "No"})
     made = decide("pull_request", number=labelled("alice"), action="labeled", label=LABEL, sender="alice")
-    assert made.override is not None
-    assert made.override["by"] == "alice"
+    assert made.override is None
+    assert "the permission of alice could not be read" in made.refused
+    assert f"{status} No" in made.refused
+    assert made.refused.endswith("remove the label and add it again")

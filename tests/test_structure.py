@@ -28,7 +28,7 @@ FOLDERS_OF_VERBS = (
 VERBS = (*FOLDERS_OF_VERBS, "src/reproduce.py", "src/environment.py", "src/storage.py", "src/runner_doctor.py")
 # clients, and the schema that writer and reader share
 NOUNS_AMONG_THEM = {
-    *(f"src/github/{name}.py" for name in ("api", "deployments", "git", "numbers")),
+    *(f"src/github/{name}.py" for name in ("api", "deployments", "git", "labels", "numbers")),
     "src/release/client.py",
 }
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))

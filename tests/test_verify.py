@@ -20,7 +20,7 @@ from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 
 from src import lineage
 from src.files import read_json, sha256
-from src.github.plan import LABEL
+from src.github.labels import OVERRIDE as LABEL
 from src.release import modelcheck, overriding, reviewed, verdict
 from src.release import verify as verifying
 from src.release.production import Deployed
@@ -480,6 +480,9 @@ def test_an_override_counts_in_the_pull_request_that_brought_this_manifest(confi
     assert confirm("alice", lambda _: github.add_label(1, LABEL, by="alice"), number=None) == ""
 
 
+READ = "the permission of alice could not be read"
+
+
 @pytest.mark.parametrize(
     ("by", "label", "claimed", "why"),
     [
@@ -490,6 +493,10 @@ def test_an_override_counts_in_the_pull_request_that_brought_this_manifest(confi
         ("robot[bot]", lambda g: g.add_label(1, LABEL, by="robot[bot]"), None, "is no person"),
         ("alice", lambda g: g.add_label(1, LABEL, by="alice"), {**manifest_of("alice"), "x": 1}, "reviewed another model"),
         ("alice", lambda g: g.fail_next("GET /repos/team/models/pulls/1", 500, 9), None, "could not be asked"),
+        *(
+            ("alice", lambda g, s=status: (g.add_label(1, LABEL, by="alice"), g.fail_next("/permission", s, 9)), None, READ)
+            for status in (500, 403, 404)
+        ),
     ],
 )
 def test_an_override_that_github_does_not_confirm_is_refused(
@@ -503,10 +510,6 @@ def test_an_override_that_github_does_not_confirm_is_refused(
 def test_outside_of_ci_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     overriding.confirm(manifest_of("alice"), "HEAD")
-
-
-def test_the_label_is_the_one_that_the_report_takes() -> None:
-    assert overriding.LABEL == LABEL
 
 
 @pytest.mark.slow

@@ -20,9 +20,10 @@ from typing import Any
 from src.command import UserError, run
 from src.github import changes
 from src.github.api import ApiError, GitHub
+from src.github.labels import OVERRIDE as LABEL
+from src.github.labels import NotCountedError, require_writer
 from src.github.status import run_url, set_status
 
-LABEL = "model-gate: override"
 _SHOWN = 30
 
 
@@ -40,6 +41,7 @@ class Plan:
     fork: bool = False
     environment: str = "training"
     override: dict[str, Any] | None = None
+    refused: str = ""
     changed: list[str] = field(default_factory=list)
     relevant: list[str] = field(default_factory=list)
 
@@ -65,7 +67,11 @@ def _pull_request(event: Mapping[str, Any], github: GitHub) -> Plan:
     made = _of(request, "fork" if _is_fork(request) else "train")
     made.changed = changes.of_pull_request(github, request["number"], os.environ.get("GITHUB_SHA", ""))
     if not made.fork:
-        made.override = _override(event, github)
+        try:
+            made.override = _override(event, github)
+        except NotCountedError as error:
+            made.refused = str(error)
+            print(f"::warning::{error}")
     return made
 
 
@@ -137,8 +143,9 @@ def _override(event: Mapping[str, Any], github: GitHub) -> dict[str, Any] | None
     given = (
         {"by": event["sender"]["login"], "at": request.get("updated_at", "")} if fresh else _giver(github, request["number"])
     )
-    if given is None or not _may_write(github, given["by"]):
+    if given is None:
         return None
+    require_writer(github, given["by"], LABEL)
     return {**given, "fresh": fresh, "label": LABEL}
 
 
@@ -150,21 +157,6 @@ def _giver(github: GitHub, number: int) -> dict[str, str] | None:
         return None
     mine = [entry for entry in events if entry["label"]["name"] == LABEL]
     return {"by": mine[-1]["actor"]["login"], "at": mine[-1]["created_at"]} if mine else None
-
-
-def _may_write(github: GitHub, login: str) -> bool:
-    """Triage may set labels too, but not decide what ships.
-
-    Where GitHub does not say, its own rule has to do: only a collaborator can set a label, and the name is recorded.
-    """
-    try:
-        allowed = github.get(f"collaborators/{login}/permission")["permission"] in ("admin", "maintain", "write")
-    except ApiError as error:
-        print(f"::warning::the permission of {login} could not be read ({error}): the label counts as it is")
-        return True
-    if not allowed:
-        print(f"{login} may not write to this repository: the label {LABEL} does not count")
-    return allowed
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from typing import Any
 from src import lineage
 from src.command import UserError
 from src.github.api import ApiError, GitHub
+from src.github.labels import OVERRIDE, NotCountedError, require_writer
 from src.release.outcome import RefusedError
 from src.worktree import git
 
-LABEL = "model-gate: override"  # as src/github/plan.py takes it; a test compares them
+LABEL = OVERRIDE
 LABELS = {"override": LABEL, "engine_reviewed": "engine: reviewed"}  # by the key of the manifest's verdict
 
 
@@ -71,22 +72,13 @@ def _doubt(github: GitHub, number: int, by: str, manifest: Mapping[str, Any], wa
         return f"the label of #{number} was given by {giver['login'] if giver else 'nobody'}"
     if giver["type"] != "User" or by.endswith("[bot]"):
         return f"{by} is no person"
-    if not _may_write(github, by):
-        return f"{by} may not write to this repository"
+    try:
+        require_writer(github, by, LABEL)
+    except NotCountedError as error:
+        return str(error)
     if _manifest_of(github, pull["head"]["sha"]) != lineage.digest(manifest):
         return f"#{number} reviewed another model, or with another verdict"
     return None
-
-
-def _may_write(github: GitHub, login: str) -> bool:
-    """As the report takes it: where GitHub does not tell the permission, only a collaborator could have set a label."""
-    try:
-        return github.get(f"collaborators/{login}/permission")["permission"] in ("admin", "maintain", "write")
-    except ApiError as error:
-        if error.status not in (403, 404):
-            raise
-        print(f"the permission of {login} is not told ({error.status}): the label counts as it is")
-        return True
 
 
 def _manifest_of(github: GitHub, sha: str) -> str:

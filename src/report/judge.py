@@ -69,6 +69,8 @@ def judge(
     if described and given.override:
         _override(verdict, given.override, lineage.read_manifest(lineage_path), described)
         described = _lineage(lineage_path, verdict, known, told, given)
+    if given.refused and verdict["verdict"] != "pass":
+        verdict["reasons"].append(given.refused)
     write_json(verdict_path, verdict)
     print(f"verdict: {verdict['verdict']}" + (f", overridden by {verdict['override']['by']}" if verdict["override"] else ""))
     print("\n".join(f"- {reason}" for reason in verdict["reasons"]))

@@ -14,12 +14,16 @@ _NO_COMMIT = "0" * 40
 
 @dataclass(frozen=True)
 class Plan:
-    """The commit under review (40 digits, zeros without Git), its pull request, the run, and a person's override."""
+    """The commit under review (40 digits, zeros without Git), its pull request, the run, and a person's override.
+
+    `refused` says why a label does not count.
+    """
 
     commit: str
     pull_request: int | None
     run_url: str | None
     override: dict[str, Any] | None
+    refused: str
 
 
 def read() -> Plan:
@@ -36,7 +40,8 @@ def read() -> Plan:
         raise UserError("PLAN is no JSON object: leave it to CI, which sets it")
     commit = found.get("sha") or _head()
     known = re.fullmatch(r"[0-9a-f]{40}", commit)
-    return Plan(commit if known else _NO_COMMIT, found.get("number"), found.get("run_url"), found.get("override"))
+    told = found.get("number"), found.get("run_url"), found.get("override"), found.get("refused") or ""
+    return Plan(commit if known else _NO_COMMIT, *told)
 
 
 def _head() -> str:
