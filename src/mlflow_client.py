@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from src import locks
 from src.command import UserError
-from src.tracking import DEFAULT_URI
 
+DEFAULT_URI = "sqlite:///mlflow.db"
 _PATIENCE = 5.0  # seconds until a server or a locked database counts as dead
 
 
@@ -73,12 +73,16 @@ def _address(uri: str) -> str:
     if re.fullmatch(r"sqlite:///[^?]+(\?.*)?", uri):
         path, mark, options = uri.removeprefix("sqlite:///").partition("?")
         return f"sqlite:///{Path(path).absolute()}{mark}{options}"
-    parts = urlsplit(uri)
-    shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(uri)
+        shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+    except ValueError:
+        parts, shown = urlsplit(""), ""
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in shown:  # of a password with / # or ?
         raise RegistryError(
-            f"MLflow cannot be reached at {shown!r}",
-            "set MLFLOW_TRACKING_URI to sqlite:///mlflow.db, or to an MLflow server such as https://mlflow.example.org",
+            f"MLflow cannot be reached at {uri.rpartition('@')[2]!r}",
+            "set MLFLOW_TRACKING_URI to sqlite:///mlflow.db, or to an MLflow server such as https://mlflow.example.org, "
+            "its user and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         )
     if parts.username:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)

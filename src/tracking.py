@@ -1,23 +1,25 @@
 """Live logging to MLflow: `MLFLOW_TRACKING_URI` names the server or file, empty switches it off, unset is sqlite:///mlflow.db."""
 
-import logging
 import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from src.command import UserError
+from tqdm import tqdm
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+from src.mlflow_client import DEFAULT_URI, answering, connect, database_of
+
 _EXPERIMENT = "image-classifier"
 
 
 class Run:
-    """One MLflow run. Only starting it can fail: a server lost later costs log lines, never hours of training."""
+    """One MLflow run. A server lost later costs log lines, never hours of training."""
 
-    def __init__(self, client: Any, run_id: str) -> None:
+    def __init__(self, client: Any, address: str, run_id: str) -> None:
         self._client = client
+        self._address = address
         self._lost = False
         self.id = run_id
 
@@ -37,55 +39,53 @@ class Run:
         if self._lost:
             return
         try:
-            call()
+            with answering(self._address):
+                call()
         except Exception as error:  # whatever the network or the server does, training goes on
             self._lost = True
-            print(f"MLflow no longer answers ({_first_line(error)}): training goes on without it", file=sys.stderr)
+            _warn(error, "history.csv has all epochs, MLflow those until now")
 
 
 def start(params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None) -> Run | None:
-    """Start a run, or go on with the run `resume`; None when tracking is switched off.
+    """Start a run, or go on with the run `resume` where MLflow knows it.
 
-    Raises:
-        UserError: the server does not answer, or refuses.
+    A server that does not take the run costs a warning: the run is then kept in the file sqlite:///mlflow.db.
+
+    Returns:
+        None when tracking is switched off, or when not even the file takes the run.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+    uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI).strip()
     if not uri:
         return None
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 hang for minutes on a dead server
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    try:
-        return _start(uri, params, tags, resume)
-    except Exception as error:  # MLflow, its store and its HTTP client raise many classes; each means: not reachable
-        reason = _first_line(error)
-        raise UserError(
-            f"MLflow at {uri} does not take the run ({reason}): start it, correct MLFLOW_TRACKING_URI, or set that "
-            "variable to nothing to train without"
-        ) from None
+    for store in [uri] if database_of(uri) else [uri, DEFAULT_URI]:
+        try:
+            return _start(store, params, tags, resume)
+        except Exception as error:  # MLflow, its store and its HTTP client raise many classes
+            _warn(error, "not tracked" if database_of(store) else f"tracked in {DEFAULT_URI}")
+    return None
 
 
 def _start(uri: str, params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None) -> Run:
-    from mlflow import MlflowClient
+    client, address = connect(uri)
     from mlflow.entities import Param, RunTag
 
-    client = MlflowClient(tracking_uri=uri)
-    if resume:
-        client.update_run(resume, status="RUNNING")
-        return Run(client, resume)
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
-    experiment = client.get_experiment_by_name(name)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-    run = client.create_run(experiment_id)
-    client.log_batch(
-        run.info.run_id,
-        params=[Param(key, str(value)) for key, value in params.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
-    return Run(client, run.info.run_id)
+    with answering(address):
+        if resume:
+            with suppress(Exception):  # another server, or a database that was deleted: a new run is made there
+                client.update_run(resume, status="RUNNING")
+                return Run(client, address, resume)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        run = client.create_run(experiment_id)
+        client.log_batch(
+            run.info.run_id,
+            params=[Param(key, str(value)) for key, value in params.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+    return Run(client, address, run.info.run_id)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _warn(error: Exception, instead: str) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    tqdm.write(f"warning: {reason}. Training goes on, {instead}", file=sys.stderr)  # beside a progress bar, not into it

@@ -261,7 +261,20 @@ def test_a_locked_database_is_told_in_seconds(registry: Registry) -> None:
         assert time.monotonic() - started < 15
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "postgresql://me:secret@host/db", "sqlite://", "http://"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mlruns",
+        "file:///tmp/mlruns",
+        "postgresql://me:secret@host/db",
+        "sqlite://",
+        "http://",
+        "http://me:/secret@host",
+        "http://me:#secret@host",
+        "http://me:[secret@host",
+        "me:secret@host",
+    ],
+)
 def test_an_address_of_another_kind_is_told_without_its_password(uri: str) -> None:
     with pytest.raises(RegistryError, match="MLflow cannot be reached at .*set MLFLOW_TRACKING_URI to") as raised:
         connect(uri)

@@ -18,11 +18,12 @@ from conftest import ROOT, draw_colours, write_params
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from src import arrays
+from src import arrays, tracking
 from src.arrays import Split
 from src.checkpoint import Checkpoint
 from src.command import UserError
 from src.files import sha256
+from src.mlflow_client import connect
 from src.model import NETWORKS, small_resnet
 from src.params import Params
 from src.stages.prepare import prepare
@@ -333,28 +334,78 @@ class TestTracking:
         assert logged.data.params["augment.crop"] == "1"
         assert [point.step for point in client.get_metric_history(logged.info.run_id, "validation_loss")] == [1, 2]
 
-    def test_a_dead_server_fails_soon_with_its_address(
-        self, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    def test_a_dead_server_costs_a_warning_and_the_run_is_kept_in_the_file(
+        self,
+        run: Callable[..., Path],
+        empty_database: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not take the run"):
-            run()
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(empty_database, "mlflow.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")  # put back afterwards: a password in an address is moved there
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+        assert (run() / "model.onnx").exists()
+        (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert "MLflow at http://127.0.0.1:9 does not answer (Connection refused): start it, or correct" in warning
+        assert warning.endswith("Training goes on, tracked in sqlite:///mlflow.db")
+        assert "secret" not in warning
+        client = connect("sqlite:///mlflow.db")[0]
+        experiment = client.get_experiment_by_name("image-classifier")
+        (kept,) = client.search_runs([experiment.experiment_id])
+        assert kept.info.status == "FINISHED"
+        assert len(client.get_metric_history(kept.info.run_id, "validation_loss")) == 2
+
+    @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "postgresql://me:secret@host/db", "http://u:se/cret@host"])
+    def test_without_a_store_that_answers_training_goes_on_untracked(
+        self, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("mlflow.db").write_text("this is no database" * 100)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert tracking.start({}, {}, None) is None
+        warnings = capsys.readouterr().err.splitlines()
+        assert len(warnings) == (1 if "sqlite" in uri else 2)
+        assert "is damaged" in warnings[-1]
+        assert warnings[-1].endswith("Training goes on, not tracked")
+        assert "cret" not in "".join(warnings)
+
+    def test_a_run_that_the_server_does_not_know_is_begun_anew(
+        self, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copy(empty_database, tmp_path / "mlflow.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        begun = tracking.start({"epochs": 2}, {}, "0" * 32)
+        assert begun is not None
+        resumed = tracking.start({}, {}, begun.id)
+        assert resumed is not None
+        assert resumed.id == begun.id != "0" * 32
 
     def test_a_server_lost_on_the_way_does_not_cost_the_model(
-        self, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        run: Callable[..., Path],
+        empty_database: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
         def lost(*_: Any, **given: Any) -> None:
             if "metrics" in given:
-                raise MlflowException("connection refused")
+                raise MlflowException("Connection refused")
 
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        shutil.copy(empty_database, tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setattr(MlflowClient, "log_batch", lost)
         assert (run() / "model.onnx").exists()
-        assert capsys.readouterr().err.count("MLflow no longer answers (connection refused)") == 1
+        (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert f"MLflow at {uri} does not answer (Connection refused)" in warning
+        assert warning.endswith("Training goes on, history.csv has all epochs, MLflow those until now")
 
 
 @pytest.mark.slow

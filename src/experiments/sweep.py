@@ -36,8 +36,8 @@ def sweep(args: argparse.Namespace, params: Params) -> None:
     """Search until all trials are done or the time is up; write the results and the branch.
 
     Raises:
-        UserError: the data did not pass validation, the space does not fit the params, the storage or MLflow does not
-            answer, or no trial was trained to its end.
+        UserError: the data did not pass validation, the space does not fit the params, the storage does not answer,
+            or no trial was trained to its end.
     """
     data = arrays.load(args.arrays, params.prepare)
     require_passed(args.validation, data)

@@ -2,28 +2,18 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from src import mlflow_client, tracking
-from src.command import UserError
 from src.experiments.sweep_space import Values
 
 
 def parent(name: str, values: Values, known: str | None) -> str | None:
-    """Return the id of the sweep's own run: the one of an earlier start, or a new one; None where tracking is off.
-
-    Raises:
-        UserError: MLflow does not answer, or refuses.
-    """
-    if known:
-        with suppress(UserError):  # another server, or a database that was deleted: a new run is made there
-            resumed = tracking.start({}, {}, known)
-            return resumed.id if resumed else known
+    """Return the id of the sweep's own run: the one of an earlier start, or a new one; None where nothing is tracked."""
     run = tracking.start(
-        {f"present.{key}": value for key, value in values.items()}, {"mlflow.runName": name, "sweep.study": name}, None
+        {f"present.{key}": value for key, value in values.items()}, {"mlflow.runName": name, "sweep.study": name}, known
     )
-    return run.id if run else None
+    return run.id if run else known
 
 
 def tags(name: str, question: int, parent_id: str | None) -> dict[str, str]:
