@@ -443,6 +443,51 @@ def test_without_a_model_of_main_the_report_is_of_this_one_alone(case: Case) -> 
     assert not json.loads(case.text("numbers.json"))["baseline"]
 
 
+@pytest.mark.parametrize(
+    ("never", "headline", "said"),
+    [
+        (True, "and main never had a model to compare with", "> [!NOTE]\n> Main never had a model to compare with (lost)"),
+        (False, "not compared: main's model could not be had", "> [!WARNING]\n> Main's model could not be had: lost."),
+    ],
+)
+def test_main_without_a_model_is_no_main_whose_model_is_lost(case: Case, never: bool, headline: str, said: str) -> None:
+    case.without("main/metrics.json", "main/predictions.parquet").change("main/facts.json", never=never, why="lost")
+    text = case.told()
+    assert text.splitlines()[0].endswith(f"accuracy 95.00%, {headline}")
+    assert said in first_lines(text)
+    assert said not in case.change("report/verdict.json", reasons=["its model is lost"]).told(), "a reason says it already"
+
+
+def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
+    evidence = {"kind": "folds", "examples": 1558, "way_out": "3 seeds", "looks": "third model of this pull request",
+                "models_judged": "7 models since 2026-01-02.", "vouches_for": 0.0181}  # fmt: skip
+    text = first_lines(case.change("report/verdict.json", evidence=evidence).told())
+    vouches = "These examples can vouch for differences of 1.81 points."
+    convention = "To pass is a one-sided test at 2.5%, which the 95% interval agrees with."
+    looks = "Third model of this pull request. 7 models since 2026-01-02."
+    assert f"\nEvidence: folds, 1,558 examples. {vouches} {convention} {looks}\n" in text
+    assert "3 seeds" not in text, "a pass needs no way out"
+    text = case.change("report/verdict.json", verdict="investigate").told()
+    assert "- **what would settle it**: 3 seeds\n" in first_lines(text)
+
+
+def test_an_anchor_that_is_lost_against_and_a_new_training_of_main_are_in_the_first_lines(case: Case) -> None:
+    gate = {"name": "no_worse_than_anchor", "level": "warn", "outcome": "investigate", "sentence": "worse than the best"}
+    case.change("report/verdict.json", gates=[gate]).change("main/facts.json", retrained="its artifact expired")
+    text = case.told()
+    assert "- **no worse than anchor**: worse than the best\n" in first_lines(text)
+    assert "- **main was trained again**: its artifact expired\n" in first_lines(text)
+    text = case.change("report/verdict.json", reasons=["worse than the best"]).told()
+    assert first_lines(text).count("worse than the best") == 1
+
+
+def test_who_reviewed_the_engine_is_named(case: Case) -> None:
+    label = {"by": "bob", "label": "engine: reviewed", "at": "2026-11-24T18:00:00Z", "head": COMMIT}
+    text = case.change("report/verdict.json", engine_reviewed=label).told()
+    said = "**bob** has read the change of how models are judged, by the label `engine: reviewed` at 2026-11-24T18:00:00Z."
+    assert said in first_lines(text)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A run that stopped
 # ---------------------------------------------------------------------------------------------------------------------

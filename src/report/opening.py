@@ -129,9 +129,10 @@ def head(facts: Facts) -> tuple[Block, ...]:
     reasons = [str(reason) for reason in facts.verdict["reasons"]]
     rest = [f"and {len(reasons) - _REASONS} more: see the gates below"] if len(reasons) > _REASONS else []
     lines: list[Line] = [*(_reason(facts, reason) for reason in reasons[:_REASONS]), *rest]
-    lines += [line for lines_of in (_labels, _test_set, _leaks, _disagreements) for line in lines_of(facts)]
+    told = (_way_out, _retrained, _labels, _test_set, _leaks, _disagreements, _anchor)
+    lines += [line for lines_of in told for line in lines_of(facts)]
     blocks: list[Block] = [Bullets(tuple(lines))] if lines else []
-    notes = (_override, _stale, _judging, _budget, _lane, _no_baseline, _not_trained)
+    notes = (_evidence, _override, _engine_reviewed, _stale, _judging, _budget, _lane, _no_baseline, _not_trained)
     blocks += [block for note in notes if (block := note(facts))]
     return (*blocks, _where(facts))
 
@@ -140,6 +141,24 @@ def _reason(facts: Facts, sentence: str) -> Line:
     """A reason under the name of its gate."""
     names = [str(gate["name"]) for gate in facts.verdict["gates"] if gate.get("sentence") == sentence]
     return (Bold(names[0].replace("_", " ")), f": {sentence}") if names else sentence
+
+
+def _way_out(facts: Facts) -> Iterator[Line]:
+    said = (facts.verdict.get("evidence") or {}).get("way_out")
+    if said and facts.verdict["verdict"] != "pass":
+        yield (Bold("what would settle it"), f": {said}")
+
+
+def _retrained(facts: Facts) -> Iterator[Line]:
+    if said := facts.base.get("retrained"):
+        yield (Bold("main was trained again"), f": {said}")
+
+
+def _anchor(facts: Facts) -> Iterator[Line]:
+    """Yield the comparison with the best model so far where it does not pass and is no reason: its level may be warn."""
+    gate = gate_of(facts, "no_worse_than_anchor")
+    if gate.get("outcome") in ("fail", "investigate") and not _is_told(facts, "no_worse_than_anchor"):
+        yield (Bold("no worse than anchor"), f": {gate.get('sentence')}")
 
 
 def _labels(facts: Facts) -> Iterator[Line]:
@@ -210,6 +229,23 @@ def _is_clear(facts: Facts, difference: float, images: int) -> bool:
     return abs(difference) > margin and round(abs(difference) * images) >= _CLEAR
 
 
+def _evidence(facts: Facts) -> Block | None:
+    """Say what the verdict rests on, and how much that can show."""
+    found = facts.verdict.get("evidence") or {}
+    if not found.get("examples"):
+        return None
+    said = [f"evidence: {found.get('kind')}, {words.count(int(found['examples']), 'example')}"]
+    if found.get("vouches_for") is not None:
+        said.append(f"these examples can vouch for differences of {abs(found['vouches_for']) * 100:.2f} points")
+    sure = gate_of(facts, "no_worse_than_main").get("confidence")
+    if sure:
+        said.append(
+            f"to pass is a one-sided test at {(1 - sure) / 2 * 100:.3g}%, which the {sure * 100:.3g}% interval agrees with"
+        )
+    said += [str(found[key]) for key in ("looks", "models_judged") if found.get(key)]
+    return Paragraph(" ".join(f"{one[:1].upper()}{one[1:].rstrip('.')}." for one in said))
+
+
 def _override(facts: Facts) -> Block | None:
     override = facts.verdict.get("override")
     if not override:
@@ -217,6 +253,15 @@ def _override(facts: Facts) -> Block | None:
     at = f" at {override['at']}" if override.get("at") else ""
     said = "accepted this result by hand with the label"
     return Alert("warning", (Bold(str(override.get("by"))), f" {said} ", Code(str(override.get("label"))), f"{at}."))
+
+
+def _engine_reviewed(facts: Facts) -> Block | None:
+    found = facts.verdict.get("engine_reviewed")
+    if not found:
+        return None
+    said = " has read the change of how models are judged, by the label "
+    at = f" at {found['at']}" if found.get("at") else ""
+    return Alert("warning", (Bold(str(found.get("by"))), said, Code(str(found.get("label"))), f"{at}."))
 
 
 def _stale(facts: Facts) -> Block | None:
@@ -261,10 +306,13 @@ def _lane(facts: Facts) -> Block | None:
 
 
 def _no_baseline(facts: Facts) -> Block | None:
-    if facts.has_main or not facts.this.metrics or any("no model of main" in str(r) for r in facts.verdict["reasons"]):
+    why = str(facts.base.get("why") or "")
+    if facts.has_main or not facts.this.metrics or (why and any(why in str(reason) for reason in facts.verdict["reasons"])):
         return None
-    why = f" ({facts.base['why']})" if facts.base.get("why") else ""
-    return Alert("note", f"There is no model of main to compare with{why}: only the absolute gates were applied.")
+    if facts.base.get("never") is False:
+        return Alert("warning", f"Main's model could not be had: {why or 'no reason given'}. It was compared with nothing.")
+    said = "Main never had a model" if facts.base.get("never") else "There is no model of main"
+    return Alert("note", f"{said} to compare with{f' ({why})' if why else ''}: only the absolute gates were applied.")
 
 
 def _not_trained(facts: Facts) -> Block | None:
