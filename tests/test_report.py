@@ -305,9 +305,15 @@ def test_a_gate_that_limits_a_difference_shows_that_difference(case: Case) -> No
     ],
 )
 def test_latency_is_read_by_its_rounds(case: Case, rounds: list[float], expected: str) -> None:
-    main, this = {"p99": 1.0, "blocks": [1.0] * 4}, {"p99": 3.0, "blocks": rounds}
+    main, this = {"p95": 1.0, "blocks": [1.0] * 4}, {"p95": 3.0, "blocks": rounds}
     case.change("main/timings.json", main=main, candidate=this)
-    assert f"| latency p99, one image | 1.00 ms | 3.00 ms | {expected}" in section(case.told(), "Latency and size")
+    assert f"| latency p95, one image | 1.00 ms | 3.00 ms | {expected}" in section(case.told(), "Latency and size")
+
+
+def test_a_slow_tail_alone_is_noise(case: Case) -> None:
+    main, this = {"p95": 0.046, "p99": 2.7, "blocks": [0.04] * 9}, {"p95": 0.055, "p99": 10.9, "blocks": [0.05] * 9}
+    text = section(case.change("main/timings.json", main=main, candidate=this).told(), "Latency and size")
+    assert "| 2.70 ms | 10.9 ms | +8.20 ms | noise, p95 differs by less than a millisecond |" in text
 
 
 def test_a_difference_that_chance_explains_is_no_headline(case: Case) -> None:
@@ -416,7 +422,10 @@ def test_a_change_of_the_judge_is_a_warning(case: Case) -> None:
 
 
 def test_a_run_that_trained_nothing_says_so(case: Case) -> None:
-    assert "nothing was trained: it was restored" in case.change("run.json", seconds={}).told()
+    assert (
+        "so nothing was trained: model, training time and commit are that run's."
+        in case.change("run.json", seconds={}).told()
+    )
 
 
 @pytest.mark.parametrize(
@@ -776,7 +785,9 @@ def test_hostile_names_everywhere_stay_names(tmp_path: Path) -> None:
         YAML().dump(params, file)
     finding = {"check": EVIL, "level": "warn", "message": EVIL, "count": 3, "files": [EVIL, "a`b", "c|d"]}
     case.change("validation.json", findings=[finding])
-    case.change("main/facts.json", behind=1, moved_inputs=[EVIL], ref=EVIL, judging_changed=[EVIL])
+    case.change("main/facts.json", behind=1, moved_inputs=[EVIL], ref=EVIL, judging_changed=[EVIL], retrained=EVIL)
+    left = {"images": 2, "of": 9, "main_right": 1, "examples": [EVIL]}
+    case.change("main/facts.json", labels_added=[EVIL], labels_gone=[EVIL], left_test=left, relabelled=left)
     case.change("report/verdict.json", reasons=[EVIL], override={"by": EVIL, "label": EVIL, "at": EVIL}, verdict="fail")
     case.change("run.json", lane={"name": EVIL, "comparable": False}, hardware={"processor": EVIL})
     text = case.write()

@@ -319,7 +319,8 @@ def _not_trained(facts: Facts) -> Block | None:
     if facts.failed or "train" in (facts.run.get("seconds") or {}):
         return None
     return Paragraph(
-        "Nothing the model depends on differs from a run that is recorded, so nothing was trained: it was restored."
+        "Nothing the model depends on differs from a run that is recorded, so nothing was trained: model, training time and "
+        "commit are that run's."
     )
 
 
