@@ -349,7 +349,7 @@ def test_a_new_class_takes_no_part_in_the_comparison(case: Case) -> None:
     assert metrics_of_main["per_class"]["owl"]["recall"] == 0.8
     assert "accuracy 95.00% against 85.00% of main on the classes that both know (+10.00 points" in text.splitlines()[0]
     said = "Accuracy over all classes 95.00%, over those that both know 95.00% against 85.00% of main."
-    assert f"- **1 class added**: owl. Main never saw it. {said}\n- **1 class gone**: emu." in first_lines(text)
+    assert f"- **1 class added**: owl. Main never saw it. {said}\n- **1 class gone or renamed**: emu.\n" in first_lines(text)
     assert "| owl | - | 95.00% | - | 20 |" in section(text, "Classes")
     assert "| dark | - | 95.00% | - | 20 |" in section(text, "Slices")
     assert "| owl | cat |" not in section(text, "Confusion")
@@ -376,6 +376,10 @@ def test_what_left_the_test_split_is_in_the_first_lines(case: Case) -> None:
     said = "(main had 40 of them right): a.png (cat), b.png (owl) and more."
     assert f"- **50 images of 388 left main's test split** {said}\n" in text
     assert "- **1 test image relabelled** since main: c.png (dog).\n" in text
+    gate = {"name": "test_set", "level": "enforce", "outcome": "investigate", "sentence": "50 images are gone"}
+    text = case.change("report/verdict.json", gates=[gate], reasons=["50 images are gone"]).told()
+    assert "- **test set**: 50 images are gone\n" in first_lines(text)
+    assert "left main" not in text
 
 
 def test_near_duplicates_in_two_splits_are_in_the_first_lines(case: Case) -> None:
@@ -385,11 +389,13 @@ def test_near_duplicates_in_two_splits_are_in_the_first_lines(case: Case) -> Non
     assert "imbalance" not in first_lines(text)
 
 
-def test_an_override_names_the_person(case: Case) -> None:
+def test_a_label_names_the_person(case: Case) -> None:
     override = {"by": "alice", "label": "model-gate: override", "at": "2026-11-24T18:00:00Z"}
-    text = case.change("report/verdict.json", verdict="fail", override=override).told()
-    assert text.startswith("## ❌ fail, overridden by alice: accuracy 95.00%")
+    reviewed = {"by": "bob", "label": "engine: reviewed", "at": "2026-11-24T19:00:00Z"}
+    text = case.change("report/verdict.json", verdict="fail", override=override, engine_reviewed=reviewed).told()
+    assert text.startswith("## ❌ fail, overridden by alice, engine reviewed by bob: accuracy 95.00%")
     assert "**alice** accepted this result by hand with the label `model-gate: override` at 2026-11-24T18:00:00Z." in text
+    assert "**bob** read the protected files and accepted them with the label `engine: reviewed` at 2026-11-24T19" in text
 
 
 def test_a_lane_that_cannot_be_compared_says_so(case: Case) -> None:
@@ -488,13 +494,6 @@ def test_an_anchor_that_is_lost_against_and_a_new_training_of_main_are_in_the_fi
     assert "- **main was trained again**: its artifact expired\n" in first_lines(text)
     text = case.change("report/verdict.json", reasons=["worse than the best"]).told()
     assert first_lines(text).count("worse than the best") == 1
-
-
-def test_who_reviewed_the_engine_is_named(case: Case) -> None:
-    label = {"by": "bob", "label": "engine: reviewed", "at": "2026-11-24T18:00:00Z", "head": COMMIT}
-    text = case.change("report/verdict.json", engine_reviewed=label).told()
-    said = "**bob** has read the change of how models are judged, by the label `engine: reviewed` at 2026-11-24T18:00:00Z."
-    assert said in first_lines(text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

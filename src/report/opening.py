@@ -35,6 +35,10 @@ _STOPPED = {
     "evaluate": "the evaluation stopped, the model is not judged",
 }
 _FAULTS = 15
+_LABELS = (
+    ("override", "overridden", "accepted this result by hand"),
+    ("engine_reviewed", "engine reviewed", "read the protected files and accepted them"),
+)
 _NO_MAIN = {  # by whether main never had a model; None: an earlier comparison does not say
     True: "and main never had a model to compare with",
     False: "not compared: main's model could not be had",
@@ -47,8 +51,9 @@ _CLEAR = 5  # examples: fewer, all to one side, are within chance by an exact te
 def headline(facts: Facts) -> Line:
     """Return the verdict and its main number, or what stopped the run."""
     told = _bad_data(facts) or _stopped(facts) or _numbers(facts)
-    verdict, override = str(facts.verdict["verdict"]), facts.verdict.get("override")
-    by = f", overridden by {override.get('by')}" if override and verdict != "pass" else ""
+    verdict = str(facts.verdict["verdict"])
+    given = [f", {did} by {label.get('by')}" for key, did, _ in _LABELS if (label := facts.verdict.get(key))]
+    by = "".join(given) if verdict != "pass" else ""
     return (Mark(verdict), f"{by}: {told}")
 
 
@@ -129,10 +134,11 @@ def head(facts: Facts) -> tuple[Block, ...]:
     reasons = [str(reason) for reason in facts.verdict["reasons"]]
     rest = [f"and {len(reasons) - _REASONS} more: see the gates below"] if len(reasons) > _REASONS else []
     lines: list[Line] = [*(_reason(facts, reason) for reason in reasons[:_REASONS]), *rest]
-    told = (_way_out, _retrained, _labels, _test_set, _leaks, _disagreements, _anchor)
-    lines += [line for lines_of in told for line in lines_of(facts)]
+    notable = (_way_out, _retrained, _classes, _test_set, _leaks, _disagreements, _anchor)
+    lines += [line for lines_of in notable for line in lines_of(facts)]
     blocks: list[Block] = [Bullets(tuple(lines))] if lines else []
-    notes = (_evidence, _override, _engine_reviewed, _stale, _judging, _budget, _lane, _no_baseline, _not_trained)
+    blocks += [block for key, _, said in _LABELS if (block := _label(facts, key, said))]
+    notes = (_evidence, _stale, _judging, _budget, _lane, _no_baseline, _not_trained)
     blocks += [block for note in notes if (block := note(facts))]
     return (*blocks, _where(facts))
 
@@ -161,23 +167,25 @@ def _anchor(facts: Facts) -> Iterator[Line]:
         yield (Bold("no worse than anchor"), f": {gate.get('sentence')}")
 
 
-def _labels(facts: Facts) -> Iterator[Line]:
+def _classes(facts: Facts) -> Iterator[Line]:
     added, gone = facts.labels_added, [str(label) for label in facts.base.get("labels_gone") or []]
     if added:
         main, this = facts.compared("accuracy")
-        said = f": {words.listed(added)}. Main never saw {'it' if len(added) == 1 else 'them'}. Accuracy over all classes "
-        said += words.side(facts.this.metrics.get("accuracy"), words.percent)
-        if main is not None and this is not None:
-            said += f", over those that both know {words.percent(this)} against {words.percent(main)} of main"
-        yield (Bold(f"{words.count(len(added), 'class', 'classes')} added"), f"{said}.")
-    if gone:
-        yield (
-            Bold(f"{words.count(len(gone), 'class', 'classes')} gone"),
-            f": {words.listed(gone)}. Main knows what is gone.",
+        sentence = (
+            f": {words.listed(added)}. Main never saw {'it' if len(added) == 1 else 'them'}. Accuracy over all classes "
         )
+        sentence += words.side(facts.this.metrics.get("accuracy"), words.percent)
+        if main is not None and this is not None:
+            sentence += f", over those that both know {words.percent(this)} against {words.percent(main)} of main"
+        yield (Bold(f"{words.count(len(added), 'class', 'classes')} added"), f"{sentence}.")
+    if gone and not _is_told(facts, "test_set"):
+        yield (Bold(f"{words.count(len(gone), 'class', 'classes')} gone or renamed"), f": {words.listed(gone)}.")
 
 
 def _test_set(facts: Facts) -> Iterator[Line]:
+    """Yield what is another test set than main's, where its gate has not said so."""
+    if _is_told(facts, "test_set"):
+        return
     left, relabelled = (facts.base.get(key) or {} for key in ("left_test", "relabelled"))
     if left.get("images"):
         had = f"{left.get('main_right'):,} of them right" if isinstance(left.get("main_right"), int) else "not answered them"
@@ -196,8 +204,8 @@ def _such_as(found: Json) -> str:
 def _leaks(facts: Facts) -> Iterator[Line]:
     for finding in findings(facts):
         if finding.get("check") in _LEAKS and finding.get("level") != "error":
-            told = f": {finding.get('message')}. The test accuracy may be too good."
-            yield (Bold(str(finding["check"]).replace("_", " ")), told)
+            sentence = f": {finding.get('message')}. The test accuracy may be too good."
+            yield (Bold(str(finding["check"]).replace("_", " ")), sentence)
 
 
 def _disagreements(facts: Facts) -> Iterator[Line]:
@@ -234,34 +242,26 @@ def _evidence(facts: Facts) -> Block | None:
     found = facts.verdict.get("evidence") or {}
     if not found.get("examples"):
         return None
-    said = [f"evidence: {found.get('kind')}, {words.count(int(found['examples']), 'example')}"]
+    sentences = [f"evidence: {found.get('kind')}, {words.count(int(found['examples']), 'example')}"]
     if found.get("vouches_for") is not None:
-        said.append(f"these examples can vouch for differences of {abs(found['vouches_for']) * 100:.2f} points")
+        sentences.append(f"these examples can vouch for differences of {abs(found['vouches_for']) * 100:.2f} points")
     sure = gate_of(facts, "no_worse_than_main").get("confidence")
     if sure:
-        said.append(
+        sentences.append(
             f"to pass is a one-sided test at {(1 - sure) / 2 * 100:.3g}%, which the {sure * 100:.3g}% interval agrees with"
         )
-    said += [str(found[key]) for key in ("looks", "models_judged") if found.get(key)]
-    return Paragraph(" ".join(f"{one[:1].upper()}{one[1:].rstrip('.')}." for one in said))
+    sentences += [str(found[key]) for key in ("looks", "models_judged") if found.get(key)]
+    return Paragraph(" ".join(f"{one[:1].upper()}{one[1:].rstrip('.')}." for one in sentences))
 
 
-def _override(facts: Facts) -> Block | None:
-    override = facts.verdict.get("override")
-    if not override:
+def _label(facts: Facts, key: str, said: str) -> Block | None:
+    given = facts.verdict.get(key)
+    if not given:
         return None
-    at = f" at {override['at']}" if override.get("at") else ""
-    said = "accepted this result by hand with the label"
-    return Alert("warning", (Bold(str(override.get("by"))), f" {said} ", Code(str(override.get("label"))), f"{at}."))
-
-
-def _engine_reviewed(facts: Facts) -> Block | None:
-    found = facts.verdict.get("engine_reviewed")
-    if not found:
-        return None
-    said = " has read the change of how models are judged, by the label "
-    at = f" at {found['at']}" if found.get("at") else ""
-    return Alert("warning", (Bold(str(found.get("by"))), said, Code(str(found.get("label"))), f"{at}."))
+    at = f" at {given['at']}" if given.get("at") else ""
+    return Alert(
+        "warning", (Bold(str(given.get("by"))), f" {said} with the label ", Code(str(given.get("label"))), f"{at}.")
+    )
 
 
 def _stale(facts: Facts) -> Block | None:
