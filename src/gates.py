@@ -22,6 +22,9 @@ VERDICTS: tuple[Outcome, ...] = ("pass", "investigate", "fail")  # from mild to 
 
 _GAP_RESAMPLES = 1000  # each costs a pass over the test images
 _CALIBRATED_DRAWS = 200
+_FIRST_LOOK = 0.92  # share of the chance of a false pass that is the first model's of a pull request
+_ANCHOR_MOVES = 0.99  # one-sided: how surely a model has to be better to become the anchor
+_ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _FELT_MS = 1.0  # nobody feels less
 
 
@@ -40,7 +43,10 @@ class Facts:
     """All that the verdict rests on; None where there is no such thing.
 
     `metrics` and `main_metrics` have the shape of metrics.json; `labels` and `answers` belong to the candidate's test split,
-    `slices` are masks over it; `latency` and `main_latency` hold p95 in ms and `blocks`, p95 of interleaved rounds.
+    `slices` are masks over it, `shared` the mask of those whose label main's model knows too (None: all of them). `latency`
+    and `main_latency` hold p95 in ms and `blocks`, p95 of interleaved rounds. `main_never` says that main never had a model,
+    `why_no_main` why its answers are missing otherwise. `looks` counts the models of this pull request, `models_judged` all
+    models that these test examples have judged, this one included. The anchor is the best champion so far.
     """
 
     failed: str | None = None
@@ -56,7 +62,18 @@ class Facts:
     main_answers: Answers | None = None
     main_latency: Mapping[str, Any] | None = None
     why_no_main: str = ""
+    main_never: bool = False
     shared: NDArray[np.bool_] | None = None
+    labels_added: Sequence[str] = ()
+    labels_gone: Sequence[str] = ()
+    left_test: Mapping[str, Any] | None = None
+    relabelled: Mapping[str, Any] | None = None
+    looks: int = 1
+    models_judged: int = 1
+    judged_since: str | None = None
+    anchor_answers: Answers | None = None
+    anchor_commit: str = ""
+    why_no_anchor: str = ""
     moved_inputs: Sequence[str] = ()
     judging_changed: Sequence[str] = ()
     bins: int = 15
@@ -89,6 +106,8 @@ class Verdict:
     baseline: bool
     mcnemar: dict[str, float] | None
     churn: float | None
+    evidence: dict[str, Any] | None = None
+    anchor_moves: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -113,7 +132,7 @@ def judge(facts: Facts, params: Gates) -> Verdict:
     enforced = [gate for gate in gates if gate.level == "enforce"]
     outcomes = [gate.outcome for gate in enforced if gate.outcome != "skipped"]
     worst: Outcome = max(outcomes, key=VERDICTS.index, default="investigate")
-    paired = _pair(facts)
+    paired = _pair(facts, facts.main_answers)
     return Verdict(
         verdict=worst,
         reasons=_reasons(worst, enforced, facts),
@@ -121,14 +140,16 @@ def judge(facts: Facts, params: Gates) -> Verdict:
         baseline=paired is not None,
         mcnemar=significance.mcnemar(paired[0].right, paired[1].right) if paired else None,
         churn=_churn(*paired) if paired else None,
+        evidence=_evidence(facts, params),
+        anchor_moves=_anchor_moves(facts),
     )
 
 
-def _pair(facts: Facts) -> tuple[Answers, Answers] | None:
-    """Return both models' answers to the images whose label both know, or None."""
-    if facts.answers is None or facts.main_answers is None or (facts.shared is not None and not facts.shared.any()):
+def _pair(facts: Facts, other: Answers | None) -> tuple[Answers, Answers] | None:
+    """Return the candidate's and another model's answers to the images whose label both know, or None."""
+    if facts.answers is None or other is None or (facts.shared is not None and not facts.shared.any()):
         return None
-    return _only(facts.answers, facts.shared), _only(facts.main_answers, facts.shared)
+    return _only(facts.answers, facts.shared), _only(other, facts.shared)
 
 
 def _only(answers: Answers, rows: NDArray[np.bool_] | None) -> Answers:
@@ -153,8 +174,8 @@ def _reasons(worst: Outcome, enforced: Sequence[Gate], facts: Facts) -> list[str
     ]
     if worst == "pass":
         because = [gate.sentence for gate in enforced if gate.name == "no_worse_than_main" and gate.outcome == "pass"]
-    if facts.main_answers is None and not facts.failed:
-        because.append(f"there is no model of main to compare with ({facts.why_no_main or 'none found'}): floors only")
+    if facts.main_never and not facts.failed:
+        because.append(f"there is no model of main to compare with ({facts.why_no_main or 'it never had one'}): floors only")
     return because or ["every gate that is enforced holds"]
 
 
@@ -292,53 +313,186 @@ def _budget(facts: Facts, _params: Gates) -> _Finding:
 
 def _no_worse(facts: Facts, params: Gates) -> _Finding:
     """Non-inferiority of accuracy: pass when the whole interval lies over minus the margin, fail when surely below it."""
-    paired = _pair(facts)
+    paired = _pair(facts, facts.main_answers)
     if paired is None:
+        return _not_compared(facts)
+    found = significance.pairs(paired[0].right, paired[1].right)
+    total = 1 - params.pass_confidence
+    alpha = _alpha(facts.looks, total)
+    convention = f"one-sided {_level(alpha)}, of {_level(total)} for all models of one pull request"
+    outcome, said, numbers = _non_inferior(found, paired, "main", params.max_accuracy_drop, alpha, convention, params)
+    if facts.shared is not None and facts.answers is not None and not facts.shared.all():
+        whole = facts.answers.right
+        said = (
+            f"on the {found.n} images whose label main's model knows: {said}; {_percent(whole.mean())} on all {len(whole)}"
+        )
+    return _Finding(outcome, said, numbers)
+
+
+def _not_compared(facts: Facts) -> _Finding:
+    """Main has a model and nothing is known of it: no evidence, and so no pass."""
+    if facts.answers is None:
+        return _skipped(_NO_RESULTS)
+    if facts.main_answers is not None:
+        said = "this data has no label that main's model knows: nothing can be compared, and a person has to look"
+        return _Finding("investigate", said, {})
+    if facts.main_never:
         return _skipped(_NO_MAIN)
-    mine, theirs = paired
-    found = significance.pairs(mine.right, theirs.right)
-    shares = (float(mine.right.mean()), float(theirs.right.mean()))
-    same = all(np.array_equal(getattr(mine, name), getattr(theirs, name)) for name in ("predictions", "log_losses"))
-    return _non_inferior(found, shares, params.max_accuracy_drop, 1 - params.pass_confidence, params, same=same)
+    said = (
+        f"main has a model, but it could not be compared with ({facts.why_no_main or 'no reason was given'}): make it "
+        "available and run this again; nothing shows that the new model is no worse"
+    )
+    return _Finding("investigate", said, {})
+
+
+def _alpha(looks: int, total: float) -> float:
+    """Share the chance of a false pass out over the models of one pull request: nearly all to the first, less to each next.
+
+    The sum over any number of models is `total`. The first one has as much as leaves an equal model a fair chance, and the
+    next ones little: they are judged on the same examples, and mostly pass or fail together with the first.
+    """
+    if looks <= 1:
+        return _FIRST_LOOK * total
+    return (1 - _FIRST_LOOK) * total * 6 / (math.pi * (looks - 1)) ** 2
 
 
 def _non_inferior(
     found: significance.Pairs,
-    shares: tuple[float, float],
+    paired: tuple[Answers, Answers],
+    whom: str,
     margin: float,
     alpha: float,
+    convention: str,
     params: Gates,
-    *,
-    same: bool,
 ) -> _Finding:
     """Judge by Tango's score z at the margin, one-sided: at `alpha` to pass, at `fail_confidence` to fail.
 
     A model whose every probability is that of the other is no worse, however few the images.
     """
-    z = significance.score(found, margin)
-    low, high = significance.score_interval(found, 1 - 2 * alpha)
+    z, level = significance.score(found, margin), 1 - 2 * alpha
+    low, high = significance.score_interval(found, level)
+    shares = [float(one.right.mean()) for one in paired]
     said = (
-        f"accuracy {_percent(shares[0])} against {_percent(shares[1])} of main: {_points(found.difference)} "
-        f"({_level(1 - 2 * alpha)} interval {low * 100:+.2f} to {high * 100:+.2f})"
+        f"accuracy {_percent(shares[0])} against {_percent(shares[1])} of {whom}: {_points(found.difference)} "
+        f"({_level(level)} interval {low * 100:+.2f} to {high * 100:+.2f})"
     )
-    numbers = {
-        "value": shares[0],
-        "main": shares[1],
-        "limit": -margin,
-        "difference": found.difference,
-        "low": low,
-        "high": high,
-        "confidence": 1 - 2 * alpha,
-    }
+    numbers = {"value": shares[0], "main": shares[1], "limit": -margin, "difference": found.difference}
+    numbers |= {"low": low, "high": high, "confidence": level}
     asked = _points(-margin)
-    if same:
-        return _Finding("pass", f"{said}: the very answers of main, to the last probability", numbers)
+    if _same(*paired):
+        return _Finding("pass", f"{said}: the very answers of {whom}, to the last probability", numbers)
     if z >= significance.quantile(1 - alpha):
         shown = "better" if low > 0 else "no worse"
-        return _Finding("pass", f"{said}: {shown} than main by a one-sided test at {_level(alpha)}", numbers)
+        return _Finding("pass", f"{said}: {shown} than {whom} ({convention})", numbers)
     if z <= -significance.quantile(params.fail_confidence):
-        return _Finding("fail", f"{said}: worse than main by more than the margin of {asked}", numbers)
+        return _Finding("fail", f"{said}: worse than {whom} by more than the margin of {asked}", numbers)
     return _Finding("investigate", f"{said}: {found.n} test images cannot show that it keeps the margin of {asked}", numbers)
+
+
+def _same(mine: Answers, theirs: Answers) -> bool:
+    return all(np.array_equal(getattr(mine, name), getattr(theirs, name)) for name in ("predictions", "log_losses"))
+
+
+def _anchor(facts: Facts, params: Gates) -> _Finding:
+    """Non-inferiority to the best champion so far, so that small losses do not add up."""
+    if facts.answers is None:
+        return _skipped(_NO_RESULTS)
+    whom = f"the best champion so far ({facts.anchor_commit[:7]})"
+    if facts.why_no_anchor:
+        said = f"{whom} could not be compared with ({facts.why_no_anchor}): make it available and run this again"
+        return _Finding("investigate", said, {})
+    if facts.anchor_answers is None:
+        return _skipped("there is no champion before main's model")
+    paired = _pair(facts, facts.anchor_answers)
+    if paired is None:
+        return _Finding("investigate", f"this data has no label that {whom} knows: nothing can be compared", {})
+    alpha = 1 - params.pass_confidence
+    found = significance.pairs(paired[0].right, paired[1].right)
+    return _non_inferior(found, paired, whom, params.max_total_drop, alpha, f"one-sided {_level(alpha)}", params)
+
+
+def _anchor_moves(facts: Facts) -> bool:
+    """Say whether the candidate becomes the anchor: surely better, or there is none."""
+    if facts.answers is None or facts.why_no_anchor:
+        return False
+    if facts.anchor_answers is None:
+        return True
+    paired = _pair(facts, facts.anchor_answers)
+    if paired is None:
+        return False
+    found = significance.pairs(paired[0].right, paired[1].right)
+    return significance.score(found, 0) >= significance.quantile(_ANCHOR_MOVES)
+
+
+def _test_set(facts: Facts, _params: Gates) -> _Finding:
+    """Ask where main's test examples are gone or have other labels: what was hard may have been taken out."""
+    if facts.answers is None or facts.main_never:
+        return _skipped(_NO_MAIN if facts.main_never else _NO_RESULTS)
+    left, other = facts.left_test or {}, facts.relabelled or {}
+    found = []
+    if facts.labels_gone:
+        found.append(f"labels are gone or renamed: {_listed(facts.labels_gone)}")
+    if left.get("images"):
+        right = f", of which main's model had {left['main_right']} right" if left.get("main_right") is not None else ""
+        found.append(f"{left['images']} of main's {left['of']} test images are no longer tested{right}{_named(left)}")
+    if other.get("images"):
+        found.append(f"{other['images']} test images have another label than on main{_named(other)}")
+    added = f"labels are new: {_listed(facts.labels_added)}" if facts.labels_added else ""
+    if found:
+        return _Finding("investigate", "; ".join([*found, added] if added else found), {})
+    return _Finding("pass", added or "all of main's test images are still tested, with their labels", {})
+
+
+def _named(images: Mapping[str, Any]) -> str:
+    return f" ({_listed(images['examples'], 5)})" if images.get("examples") else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the examples can tell
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _evidence(facts: Facts, params: Gates) -> dict[str, Any] | None:
+    """Tell on what the comparison rests, what these examples can vouch for, and how often they have been asked."""
+    if facts.answers is None:
+        return None
+    paired = _pair(facts, facts.main_answers)
+    found = significance.pairs(paired[0].right, paired[1].right) if paired else None
+    alpha = _alpha(facts.looks, 1 - params.pass_confidence)
+    return {
+        "kind": "test",
+        "examples": found.n if found else 0,
+        "way_out": "",
+        "looks": _looks(facts.looks, alpha),
+        "models_judged": _models_judged(facts, found),
+        "vouches_for": rounded(significance.margin_of_equals(found, 1 - alpha)) if found else None,
+    }
+
+
+def _looks(looks: int, alpha: float) -> str:
+    if looks <= 1:
+        return ""
+    which = _ORDINALS[looks] if looks < len(_ORDINALS) else f"{looks}th"
+    return f"{which} model of this pull request on these examples: it passes by a one-sided test at {_level(alpha)} only"
+
+
+def _models_judged(facts: Facts, found: significance.Pairs | None) -> str:
+    """Say by how much the luckiest of so many equal models is expected to be too good.
+
+    Of each model's accuracy only what it does not share with the others is luck among them: half of the variance of a
+    difference. Source of the maximum of N normal numbers: sqrt(2 ln N), of which a tenth is taken off for small N.
+    """
+    count, answers = facts.models_judged, facts.answers
+    if count < 2 or answers is None:
+        return ""
+    errors = 1 - float(answers.right.mean())
+    differ = (found.won + found.lost) / found.n if found else errors
+    luck = 0.9 * math.sqrt(differ / 2 / len(answers.right)) * math.sqrt(2 * math.log(count))
+    since = f" since {facts.judged_since}" if facts.judged_since else ""
+    return (
+        f"{count} models have been judged on these examples{since}: expect the best of them to be too good by up to "
+        f"{luck * 100:.1f} points"
+    )
 
 
 def _two_sided(confidence: float) -> float:
@@ -490,7 +644,7 @@ def _step(
 
 
 def _log_loss(facts: Facts, params: Gates) -> _Finding:
-    paired = _pair(facts)
+    paired = _pair(facts, facts.main_answers)
     if paired is None:
         return _skipped(_NO_MAIN)
     mine, theirs = paired
@@ -514,7 +668,7 @@ def _calibration(facts: Facts, params: Gates) -> _Finding:
     numbers: dict[str, float | None] = {"value": beyond, "limit": params.max_ece}
     outcome = _over(beyond, error - luckiest, params.max_ece)
     said = f"calibration error {error:.4f}, {beyond:.4f} beyond that of a calibrated model, limit {params.max_ece:g}"
-    paired = _pair(facts)
+    paired = _pair(facts, facts.main_answers)
     if paired is not None:
         mine, theirs = paired
         gaps = [metrics.calibration_gap(one.right, one.confidences, facts.bins) for one in paired]
@@ -545,7 +699,7 @@ def _gap(answers: Answers, rows: NDArray[np.int64], bins: int) -> float:
 
 def _churn_gate(facts: Facts, params: Gates) -> _Finding:
     """Churn beyond what the change of accuracy makes necessary: two equally good models that disagree surprise users."""
-    paired = _pair(facts)
+    paired = _pair(facts, facts.main_answers)
     if paired is None:
         return _skipped(_NO_MAIN)
     churn, (mine, theirs) = _churn(*paired), paired
@@ -602,6 +756,8 @@ def _over(value: float, low: float, limit: float) -> Outcome:
 Check = Callable[[Facts, Gates], _Finding]
 _CHECKS: dict[str, Check] = {
     "no_worse_than_main": _no_worse,
+    "no_worse_than_anchor": _anchor,
+    "test_set": _test_set,
     "accuracy": _floor("accuracy", "min_accuracy", "accuracy", "{:.2%}".format),
     "macro_f1": _floor("macro_f1", "min_macro_f1", "macro F1", "{:.4f}".format),
     "baseline_margin": _baseline_margin,

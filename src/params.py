@@ -161,6 +161,8 @@ class GateLevels(_Section):
     macro_f1: GateLevel
     baseline_margin: GateLevel
     no_worse_than_main: GateLevel
+    no_worse_than_anchor: GateLevel
+    test_set: GateLevel
     worst_class: GateLevel
     worst_slice: GateLevel
     log_loss: GateLevel
@@ -190,6 +192,7 @@ class Gates(_Section):
     min_slice_accuracy: float = Field(ge=0, le=1)
     min_slice_images: int = Field(ge=1)
     max_accuracy_drop: float = Field(ge=0, le=1)
+    max_total_drop: float = Field(ge=0, le=1)
     max_class_drop: float = Field(ge=0, le=1)
     max_slice_drop: float = Field(ge=0, le=1)
     max_log_loss_rise: float = Field(ge=0)

@@ -94,6 +94,22 @@ def score_interval(found: Pairs, confidence: float) -> tuple[float, float]:
     return bound(1), bound(-1)
 
 
+def margin_of_equals(found: Pairs, confidence: float, share: float = 0.8) -> float:
+    """Return the margin that this share of equally good models, as discordant as these, would be shown to keep.
+
+    At least half an example is taken to differ each way. By 2,000 draws with a fixed seed.
+    """
+    differ = max((found.won + found.lost) / found.unit, 1) / found.n / 2
+    drawn = np.random.default_rng(_SEED).multinomial(found.n, [differ, differ, max(0.0, 1 - 2 * differ)], size=2000)
+    won, lost = drawn[:, 0].astype(float), drawn[:, 1].astype(float)
+    low, high, z = 0.0, 1.0, quantile(confidence)
+    for _ in range(20):
+        margin = (low + high) / 2
+        kept = float((tango(won, lost, found.n, margin, found.between / found.unit**2) >= z).mean())
+        low, high = (low, margin) if kept >= share else (margin, high)
+    return high * found.unit
+
+
 def paired_interval(mine: Mask, theirs: Mask, confidence: float, resamples: int) -> tuple[float, float]:
     """Return the percentile interval of the paired bootstrap for the difference of accuracy, mine minus theirs.
 
