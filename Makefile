@@ -39,8 +39,8 @@ serve: setup ## serve the current model on port 3000, without Docker (ARGS=--por
 image: setup ## build the image of the current model, and check it
 	@$(RUN) -m src.release.build --current
 
-deploy: setup ## verify, register, build and deploy the model of this commit, behind the proxy
-	@$(RUN) -m src.release.steps out/release
+deploy: setup ## verify, register, build and deploy the model of this commit, behind the proxy (AGAIN=1: also unchanged)
+	@$(RUN) -m src.release.steps out/release $(if $(AGAIN),--again)
 
 rollback: setup ## bring the version before back in seconds (VERSION=a number, REASON="why")
 	@$(RUN) -m src.release.rollback --version "$$VERSION" --reason "$$REASON"

@@ -211,6 +211,11 @@ def test_a_first_version_goes_live_and_the_same_again_changes_nothing(world: Wor
     code, printed = world.deploy(1)
     assert (code, printed.strip()) == (0, "version 1 is live already")
     assert [path.read_text() for path in (world.home / "processes").glob("*.json")] == before
+    code, printed = world.run("deploy", "nowhere", "--unchanged")
+    assert (code, printed.strip()) == (0, "unchanged: version 1 is live already")
+    code, printed = world.run("rollback")
+    assert code == 1
+    assert "version 1 is the first one on this host: there is nothing to go back to" in printed
     code, printed = world.run("status")
     assert code == 0, printed
     assert "#11" in printed
@@ -410,7 +415,10 @@ def test_a_push_does_not_bring_back_what_was_rolled_back_but_a_person_does(world
     code, printed = world.deploy(2, GITHUB_EVENT_NAME="push")
     assert code == 1
     assert "version 2 was rolled back (wrong on dark images)" in printed
-    assert world.serving() == "1"
+    image_of_another_commit = world.release(2, build="b")
+    code, printed = world.run("deploy", str(image_of_another_commit), GITHUB_EVENT_NAME="push")
+    assert (code, world.serving()) == (1, "1"), printed
+    assert "version 2 was rolled back (wrong on dark images)" in printed
     code, printed = world.deploy(2, GITHUB_EVENT_NAME="workflow_dispatch")
     assert code == 0, printed
     code, printed = world.deploy(2, GITHUB_EVENT_NAME="push")
@@ -499,6 +507,6 @@ def test_a_dead_live_version_is_brought_up_again(world: World) -> None:
     code, printed = world.run("status")
     assert code == 1
     assert "does not run: make deploy starts it" in printed
-    code, printed = world.deploy(1)
+    code, printed = world.run("deploy", "nowhere", "--unchanged")
     assert code == 0, printed
     assert world.serving() == "1"

@@ -133,6 +133,16 @@ def test_a_rollback_that_failed_has_an_issue_of_its_own_which_a_deployment_close
     assert [one["state"] for one in github.issues.values()] == ["open", "closed"]
 
 
+def test_a_commit_that_changes_nothing_of_what_is_deployed_is_told_and_closes_the_issue(
+    github: GitHub, tmp_path: Path
+) -> None:
+    deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))
+    same = {**STOPPED, "ok": True}
+    deployed.tell(write(tmp_path / "b", "verify", same), needs(verify="success", build="skipped", deploy="skipped"))
+    assert "✅ unchanged: nothing was built, nothing deployed" in (tmp_path / "summary.md").read_text()
+    assert [one["state"] for one in github.issues.values()] == ["closed"]
+
+
 def test_where_issues_are_switched_off_the_summary_has_it_and_the_job_is_green(github: GitHub, tmp_path: Path) -> None:
     github.has_issues = False
     deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))

@@ -58,8 +58,8 @@ def built(github: GitHub, number: int, **fields: Any) -> None:
 def test_on_github_it_is_the_live_deployment(github: GitHub) -> None:
     assert production.find() == Deployed(None)
     sha = deploy(github)
-    github.repository.git("update-ref", "refs/heads/other", sha)
     deploy(github, ok=False)
+    built(github, 1, head_sha="d" * 40)  # an image alone serves nobody
     assert production.find() == Deployed(sha)
 
 
@@ -79,14 +79,16 @@ def test_without_a_host_it_is_the_last_run_that_built_the_default_branch(
 
 
 @pytest.mark.parametrize("path", ["deployments", "actions/workflows/deploy.yml/runs"])
-def test_a_fault_of_github_is_no_answer(github: GitHub, path: str) -> None:
+def test_a_fault_of_github_is_no_answer(github: GitHub, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("DEPLOY_RUNNER", "[]" if path == "deployments" else "")
     github.fail_next(f"GET /repos/team/models/{path}", 500, 9)
     found = production.find()
     assert found.commit is None
     assert "500" in found.why
 
 
-def test_an_answer_of_another_form_is_none(github: GitHub) -> None:
+def test_an_answer_of_another_form_is_none(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEPLOY_RUNNER")
     github.answer("GET /repos/team/models/actions/workflows/deploy.yml/runs", 200, [{"id": 1}])
     assert "check GITHUB_API_URL" in production.find().why
 
@@ -97,6 +99,37 @@ def test_a_commit_that_this_clone_has_not_is_told(github: GitHub, monkeypatch: p
     assert "the deployed commit cccccccccccc is not in this clone: run git fetch --unshallow" in production.find().why
 
 
+@pytest.mark.parametrize(
+    ("path", "same"),
+    [
+        ("docs/deploy.md", True),
+        ("README.md", True),
+        ("tests/test_x.py", True),
+        ("manifest.json", False),
+        ("src/serving/http.py", False),
+        ("src/judging/__main__.py", False),
+        ("requirements/serving.txt", False),
+        ("params.yaml", False),
+        (".github/workflows/deploy.yml", False),
+    ],
+)
+def test_what_changes_neither_model_nor_engine_is_unchanged(host: str, tmp_path: Path, path: str, same: bool) -> None:
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text("x")
+    sha = commit_all()
+    assert production.is_unchanged(Deployed(host), sha) is same
+    assert production.is_unchanged(Deployed(host), host)
+    assert not production.is_unchanged(Deployed(None), sha)
+    assert not production.is_unchanged(Deployed(None, "nobody answers"), sha)
+
+
+def commit_all() -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    subprocess.run(["git", "add", "--all"], check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "--message", "one"], check=True)
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A repository of one commit, with a host and a registry of its own; return the commit."""
@@ -105,10 +138,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("DEPLOY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
-    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
     subprocess.run(["git", "init", "--quiet"], check=True)
-    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "--message", "one"], check=True)
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return commit_all()
 
 
 def keep(tmp_path: Path, text: str) -> None:

@@ -182,6 +182,20 @@ def test_neither_documents_on_top_nor_a_forged_run_cache_change_what_ships(fork:
     assert release.pull_request == 1
 
 
+@pytest.mark.slow
+def test_a_commit_of_documents_on_what_is_deployed_releases_nothing_unless_asked(fork: Path) -> None:
+    deploy(fork, git(fork, "rev-parse", "HEAD"))
+    (fork / "README.md").write_text("words")
+    commit(fork, "words")
+    output = fork.parent / "output"
+    done = verify(fork, GITHUB_OUTPUT=str(output))
+    require_success(done)
+    assert "unchanged: neither the model nor the engine" in done.stdout
+    assert output.read_text() == "unchanged=true\n"
+    assert not (fork / OUT).exists()
+    assert accept(fork, "--again").verdict == "pass"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Changed after the review
 # ---------------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: `word` is deployed, rolled back, pushed, nothing or stopped; `job` is the one that stopped it."""
+    """How a run ended: `word` is one of those that `summary` has a headline for; `job` is the one that stopped it."""
 
     word: str
     sentence: str
@@ -64,6 +64,8 @@ def ending(results: Mapping[str, str], found: Mapping[str, Outcome], image: str,
     last = found.get("rollback" if rollback else "deploy")
     if last and last.ok:
         return Ending("rolled back" if rollback else "deployed", last.sentence)
+    if results.get("build") == "skipped":
+        return Ending("unchanged", "neither the model nor the engine is another than what is deployed")
     if not can_deploy:
         return Ending("pushed", f"the image is {f'`{image}`' if image else 'built'}, and no deploy host is set up")
     return _stopped("rollback" if rollback else "deploy", "failure", None)
@@ -98,6 +100,7 @@ def summary(end: Ending, record: Mapping[str, Any] | None, live: Mapping[str, An
         "deployed": f"✅ version {version} is in production",
         "rolled back": f"↩️ version {version} is back in production",
         "pushed": "🟡 the image is pushed, and nothing was deployed",
+        "unchanged": "✅ unchanged: nothing was built, nothing deployed",
         "nothing": "❌ nothing was done",
         "stopped": f"❌ stopped at {TITLES.get(end.job, end.job)}",
     }

@@ -1,9 +1,10 @@
 """Put a release into production: start it beside the old one, try it, switch, watch, promote. Any fault goes back by itself.
 
-    python -m src.release.deploy out/release [--again]
+    python -m src.release.deploy out/release [--again | --unchanged]
 
-Reads the folder that verify, register and build filled. What happens is kept in the folder of `DEPLOY_HOME`: state.json and
-journal.jsonl. The same image again changes nothing. Killed at any step and run again, it ends whole.
+Reads the folder that verify, register and build filled; with --unchanged it reads none, and sees that what is live serves.
+What happens is kept in the folder of `DEPLOY_HOME`: state.json and journal.jsonl. The same image again changes nothing.
+Killed at any step and run again, it ends whole.
 """
 
 import argparse
@@ -180,7 +181,7 @@ def deploy(folder: Path, record: dict[str, Any], *, again: bool) -> None:
         if healthy and old and (old.digest, old.version) == (image["digest"], image["version"]):
             _keep_in_step(site, record)
             return notes.end(record, "unchanged", f"version {old.version} is live already", started)
-        _refuse_rolled_back(notes, image, again=again)
+        _refuse_rolled_back(notes, release, image, again=again)
         new = _new(site, folder, release, image, record)
         notes.save(registry=registered["uri"])
         try:
@@ -193,6 +194,27 @@ def deploy(folder: Path, record: dict[str, Any], *, again: bool) -> None:
         site.prune()
         said = f"version {new.version} is live at {settings.url}" + (f"; before it was version {old.version}" if old else "")
         return notes.end(record, "deployed", said, started, running=asdict(new))
+
+
+def look_after(record: dict[str, Any]) -> None:
+    """See that the live version serves, with proxy and aliases in step, as after a commit that changes nothing of it.
+
+    Raises:
+        RefusedError: nothing is live, or it does not come up.
+    """
+    started = time.monotonic()
+    settings = all_settings.read()
+    with journal.locked(settings, "deploy of what is live") as (notes, _):
+        site = Site(settings, notes)
+        healthy = site.recover()
+        live = notes.state.live
+        if live is None or not healthy:
+            said = f"version {live.version} does not come up" if live else "nothing is live on this host"
+            raise RefusedError("host", said, "make deploy builds and deploys it anew")
+        release = reviewed.load(Path(live.folder))
+        record |= journal.begin("deploy", settings, release, live.short(), live) | {"strategy": settings.strategy}
+        _keep_in_step(site, record)
+        notes.end(record, "unchanged", f"unchanged: version {live.version} is live already", started)
 
 
 def _read(folder: Path) -> tuple[Release, dict[str, Any], dict[str, Any]]:
@@ -233,9 +255,9 @@ def _new(site: Site, folder: Path, release: Release, image: dict[str, Any], reco
     )
 
 
-def _refuse_rolled_back(notes: Journal, image: dict[str, Any], *, again: bool) -> None:
-    """A push to main must not bring back by itself what a person took out; a person may."""
-    why = notes.state.rolled_back.get(image["digest"])
+def _refuse_rolled_back(notes: Journal, release: Release, image: dict[str, Any], *, again: bool) -> None:
+    """A push to main must not bring back by itself a model that a person took out, in whatever image; a person may."""
+    why = notes.state.rolled_back.get(release.manifest)
     if why is not None and not again and os.environ.get("GITHUB_EVENT_NAME") == "push":
         said = f"version {image['version']} was rolled back ({why}) and main still holds it"
         raise RefusedError(
@@ -258,10 +280,12 @@ def main() -> None:
     """Parse the command line and deploy."""
     parser = argparse.ArgumentParser(description="Put a verified, registered and built release into production.")
     parser.add_argument("folder", type=Path, help="what verify, register and build filled, such as out/release")
-    parser.add_argument("--again", action="store_true", help="also what was rolled back before")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--again", action="store_true", help="also what was rolled back before")
+    which.add_argument("--unchanged", action="store_true", help="no new version: see that the live one serves")
     args = parser.parse_args()
     with telling("deploy", args.folder) as record:
-        deploy(args.folder, record, again=args.again)
+        look_after(record) if args.unchanged else deploy(args.folder, record, again=args.again)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class State:
     previous: Running | None = None
     intent: Intent | None = None
     registry: str | None = None
-    rolled_back: dict[str, str] = field(default_factory=dict)  # image digest: why it was taken out of production
+    rolled_back: dict[str, str] = field(default_factory=dict)  # manifest: why it was taken out of production
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:

@@ -15,6 +15,15 @@ from src.release import settings
 from src.release.journal import Journal, registry_uri
 from src.worktree import git
 
+ENGINE = (  # what ships in the image, or decides how it is judged, built and deployed
+    ".github/workflows/deploy.yml",
+    "bentofile.yaml",
+    "deploy",
+    "params.yaml",
+    "requirements",
+    "src",
+)
+
 
 @dataclass(frozen=True)
 class Deployed:
@@ -22,6 +31,13 @@ class Deployed:
 
     commit: str | None
     why: str = ""
+
+
+def is_unchanged(deployed: Deployed, commit: str) -> bool:
+    """True when a commit brings neither another model nor another engine than the deployed one."""
+    if not deployed.commit:
+        return False
+    return not git("diff", "--name-only", deployed.commit, commit, "--", "manifest.json", "dvc.lock", *ENGINE)
 
 
 def find() -> Deployed:
@@ -41,10 +57,12 @@ def find() -> Deployed:
 
 
 def _on_github() -> str | None:
-    """Return the commit of the live production deployment; before there is one, that of the last pushed image."""
+    """Return the commit of the live deployment, or where there is no deploy host that of the last pushed image."""
     github = GitHub.from_environment()
-    live = deployments.live(github) if os.environ.get("DEPLOY_RUNNER") else None
-    return str(live["commit"]) if live else deployments.last_built(github)
+    if not os.environ.get("DEPLOY_RUNNER"):
+        return deployments.last_built(github)
+    live = deployments.live(github)
+    return str(live["commit"]) if live else None
 
 
 def _on_this_host() -> str | None:

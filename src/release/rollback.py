@@ -67,9 +67,11 @@ def _target(notes: Journal, version: str | None) -> Running:
     state = notes.state
     known = [running for running in (state.previous, state.live) if running]
     if version is None:
+        if state.live is None:
+            raise RefusedError("missing", "nothing is deployed on this host yet", "make deploy")
         if state.previous is None:
-            said = "there is no previous version on this host"
-            raise RefusedError("missing", said, f"name one of {_offer(notes)} with VERSION=")
+            said = f"version {state.live.version} is the first one on this host: there is nothing to go back to"
+            raise RefusedError("missing", said, "deploy another version, or revert the pull request that brought this one")
         return state.previous
     for running in known:
         if running.version == version:
@@ -88,7 +90,7 @@ def _kept(notes: Journal, version: str) -> Running:
 
 def _offer(notes: Journal) -> str:
     found = {line["running"]["version"] for line in _lines(notes) if line.get("running")}
-    return ", ".join(sorted(found, key=lambda number: (len(number), number))) or "none: deploy first"
+    return ", ".join(sorted(found, key=lambda number: (len(number), number)))
 
 
 def _lines(notes: Journal) -> list[dict[str, Any]]:

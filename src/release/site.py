@@ -129,9 +129,9 @@ class Site:
         self.journal.intend(what, "promoting", new, old)
         self.move_aliases(new, old, why)
         rolled_back = dict(self.journal.state.rolled_back)
-        rolled_back.pop(new.digest, None)
+        rolled_back.pop(new.manifest, None)
         if what == "rollback" and old:
-            rolled_back[old.digest] = why
+            rolled_back[old.manifest] = why
         live = replace(new, since=journals.now())
         intent = journals.Intent(what, "cleaning", live, old)
         self.journal.save(live=live, previous=old, intent=intent, rolled_back=rolled_back)

@@ -1,8 +1,9 @@
 """Run verify, register, build and deploy one after another: `make deploy`. A second one in this working tree waits.
 
-    python -m src.release.steps out/release
+    python -m src.release.steps out/release [--again]
 
-Workflows run the same four commands, each where it belongs.
+Where neither model nor engine has changed since what is deployed, the live version is only looked after. Workflows run the
+same four commands, each where it belongs.
 """
 
 import argparse
@@ -12,28 +13,34 @@ from pathlib import Path
 
 from src.command import run
 from src.locks import locked
+from src.release.reviewed import RELEASE
 
-_STEPS = {"verify": [], "register": [], "build": ["--push"], "deploy": ["--again"]}
 
-
-def steps(folder: Path) -> int:
+def steps(folder: Path, *, again: bool) -> int:
     """Run the steps; return the exit status of the first that fails, which has said why."""
     # another run would replace the folder in between
     lock = folder.with_name(f"{folder.name}.lock")
     with locked(lock, lambda: f"waiting: another make deploy uses {folder}"):
-        for step, options in _STEPS.items():
-            print(f"\n--- {step}", flush=True)
-            done = subprocess.run([sys.executable, "-m", f"src.release.{step}", str(folder), *options], check=False)
-            if done.returncode:
-                return done.returncode
-    return 0
+        code = _step("verify", folder, *(["--again"] if again else []))
+        if code == 0 and not (folder / RELEASE).is_file():
+            if _step("deploy", folder, "--unchanged") == 0:
+                return 0
+            code = _step("verify", folder, "--again")
+        return code or _step("register", folder) or _step("build", folder, "--push") or _step("deploy", folder, "--again")
+
+
+def _step(name: str, folder: Path, *options: str) -> int:
+    print(f"\n--- {name}", flush=True)
+    return subprocess.run([sys.executable, "-m", f"src.release.{name}", str(folder), *options], check=False).returncode
 
 
 def main() -> None:
     """Parse the command line and run the steps."""
     parser = argparse.ArgumentParser(description="Verify, register, build and deploy the model of this commit.")
     parser.add_argument("folder", type=Path, help="where the steps meet, such as out/release")
-    sys.exit(steps(parser.parse_args().folder))
+    parser.add_argument("--again", action="store_true", help="also where nothing has changed")
+    args = parser.parse_args()
+    sys.exit(steps(args.folder, again=args.again))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Is the model of a commit the one that was reviewed, and may it ship? Nothing is trained, nothing of DVC's is run again.
 
-    python -m src.release.verify out/release [--commit HEAD]
+    python -m src.release.verify out/release [--commit HEAD] [--again]
 
 Checks the commit, not the working tree: its inputs against manifest.json, the pulled bytes against dvc.lock and the SHA-256
 of the review; then the rules of the deployed commit judge it once more. Writes the folder that `src/release/reviewed.py`
-describes, or refuses and leaves none.
+describes, or refuses and leaves none. It leaves none either, and is content, where the commit changes neither the model nor
+the engine of what is deployed; --again, or a workflow started by hand, goes on all the same.
 """
 
 import argparse
 import filecmp
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -39,8 +41,8 @@ _RETRAIN = (
 )
 
 
-def verify(folder: Path, commit_name: str) -> None:
-    """Write the folder.
+def verify(folder: Path, commit_name: str, *, again: bool) -> None:
+    """Write the folder, or none where what is deployed is the same.
 
     Raises:
         RefusedError: the commit's model is not the reviewed one (moved, tampered, missing), or does not pass (gates).
@@ -48,13 +50,18 @@ def verify(folder: Path, commit_name: str) -> None:
     _remove(folder)
     commit = _commit(commit_name)
     _tell_uncommitted()
+    deployed = production.find()
+    if not again and production.is_unchanged(deployed, commit):
+        print(f"unchanged: neither the model nor the engine is another than in {deployed.commit}, which is deployed")
+        _tell_workflow()
+        return
     with checked_out(commit) as tree, _without_its_path(tree), TemporaryDirectory(prefix="judged-") as judged:
         manifest = _reviewed_inputs(tree, commit)
         share_dvc(tree)
         _pull(tree)
         _reviewed_bytes(tree, manifest)
         _own_outputs(tree)
-        table = _judge_again(tree, commit, production.find(), manifest, Path(judged))
+        table = _judge_again(tree, commit, deployed, manifest, Path(judged))
         _write(folder, tree, commit, manifest, Path(judged), table)
     print(f"verified: {folder} holds what is released")
 
@@ -73,6 +80,12 @@ def _commit(name: str) -> str:
         raise UserError(f"there is no commit {name} here: name another with --commit, or run from a Git repository")
     print(f"commit {found[:12]}: {git('show', '--no-patch', '--format=%s', found)}")
     return found
+
+
+def _tell_workflow() -> None:
+    if target := os.environ.get("GITHUB_OUTPUT"):
+        with Path(target).open("a") as file:
+            file.write("unchanged=true\n")
 
 
 def _tell_uncommitted() -> None:
@@ -377,9 +390,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check that a commit's model is the reviewed one, and judge it again.")
     parser.add_argument("folder", type=Path, help="folder to write, such as out/release")
     parser.add_argument("--commit", default="HEAD", help="what to release")
+    parser.add_argument("--again", action="store_true", help="also where neither model nor engine has changed")
     args = parser.parse_args()
+    by_hand = os.environ.get("GITHUB_EVENT_NAME") == "workflow_dispatch"
     with telling("verify", args.folder):
-        verify(args.folder, args.commit)
+        verify(args.folder, args.commit, again=args.again or by_hand)
 
 
 if __name__ == "__main__":
