@@ -106,6 +106,7 @@ def test_a_commit_that_this_clone_has_not_is_told(github: GitHub, monkeypatch: p
         ("README.md", True),
         ("tests/test_x.py", True),
         ("manifest.json", False),
+        ("data.dvc", False),
         ("src/serving/http.py", False),
         ("src/judging/__main__.py", False),
         ("requirements/serving.txt", False),

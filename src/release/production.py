@@ -15,6 +15,7 @@ from src.release import settings
 from src.release.journal import Journal, registry_uri
 from src.worktree import git
 
+MODEL = ("manifest.json", "metrics.json", "reference.json", "dvc.lock", "dvc.yaml", "*.dvc")  # or asks for another one
 ENGINE = (  # what ships in the image, or decides how it is judged, built and deployed
     ".github/workflows/deploy.yml",
     "bentofile.yaml",
@@ -37,7 +38,7 @@ def is_unchanged(deployed: Deployed, commit: str) -> bool:
     """True when a commit brings neither another model nor another engine than the deployed one."""
     if not deployed.commit:
         return False
-    return not git("diff", "--name-only", deployed.commit, commit, "--", "manifest.json", "dvc.lock", *ENGINE)
+    return not git("diff", "--name-only", deployed.commit, commit, "--", *MODEL, *ENGINE)
 
 
 def find() -> Deployed:

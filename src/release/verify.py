@@ -266,9 +266,9 @@ def _judge_again(
     for key in _needed(manifest, deployed, judgement):
         person = manifest["verdict"].get(key)
         if not person:
-            raise RefusedError(
-                "gates", said, f"revert the merge, or let a person put the label {overriding.LABELS[key]} on a pull request"
-            )
+            then = "run again once that can be found out" if deployed.why else "revert the merge"
+            label = overriding.LABELS[key]
+            raise RefusedError("gates", said, f"{then}, or let a person put the label {label} on a pull request")
         overriding.confirm(manifest, commit, key)
         found[key] = person
         print(f"accepted by {person['by']} ({overriding.LABELS[key]}, {person.get('at', 'when is not known')})")
@@ -280,8 +280,7 @@ def _judge_again(
 def _needed(manifest: Mapping[str, Any], deployed: Deployed, judgement: Judgement) -> list[str]:
     """Return what a person must have accepted, as keys of the manifest's verdict."""
     given = {key for key in overriding.LABELS if manifest["verdict"].get(key)}
-    reviewed_badly = manifest["verdict"]["verdict"] != "pass"
-    needed = given if reviewed_badly else set()
+    needed = given if manifest["verdict"]["verdict"] != "pass" else set()
     if judgement.gates != "pass" or deployed.why:
         needed = needed | {"override"}
     if judgement.moved:
