@@ -198,8 +198,10 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
     return {**facts, **told}
 
 
-def _decision(verdict: Mapping[str, Any]) -> tuple[Any, Any]:
-    return verdict.get("verdict"), (verdict.get("override") or {}).get("by")
+def _decision(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a person decided too: the labels, which count at the commit where they were given."""
+    labels = [verdict.get(key) or {} for key in ("override", "engine_reviewed")]
+    return verdict.get("verdict"), *((label.get("by"), label.get("head")) for label in labels)
 
 
 def _data(root: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,6 +247,8 @@ def lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "commit", found["commit"]
     yield "pull request", f"#{found['pull_request']}" if found.get("pull_request") else "none"
     yield "verdict", verdict["verdict"] + (f", overridden by {override['by']} ({override['at']})" if override else "")
+    if reviewed := verdict.get("engine_reviewed"):
+        yield "engine", f"reviewed by {reviewed['by']} ({reviewed['at']})"
     yield "why", "; ".join(verdict.get("reasons", [])) or "not recorded"
     yield "accuracy", f"{found['metrics']['accuracy']:.2%} of {found['data']['test_images']} test images"
     network = found.get("network") or {}

@@ -110,6 +110,7 @@ def run_workflow(
         head_sha=place.head_sha,
         head_branch=place.head_branch,
         head_repository=place.head_repository,
+        actor=payload["sender"],
     )
     copy = write_inputs(folder / f"run-{run_id}", content, payload, variables, secrets)
     command = [find_act(), event, *arguments(copy, content, labels, actor)]

@@ -314,6 +314,7 @@ class GitHub:
             "head_repository": head.shown(),
             "actor": user("author"),
             "triggering_actor": user("author"),
+            "created_at": now(),
             **fields,
         }
         self.runs[run_id] = run
@@ -980,11 +981,13 @@ def listed_runs(github: GitHub, call: Call, keep: Callable[[dict[str, Any]], boo
     keys = {"head_sha": "head_sha", "event": "event", "branch": "head_branch"}
     asked = {keys[key]: value for key, value in call.query.items() if key in keys}
     state = call.query.get("status")  # or a conclusion
+    since, actor = call.query.get("created", "").removeprefix(">="), call.query.get("actor")
     found = [
         run
         for run in reversed(github.runs.values())
         if keep(run) and state in (None, run["status"], run["conclusion"]) and asked.items() <= run.items()
     ]
+    found = [run for run in found if run["created_at"] >= since and actor in (None, run["actor"]["login"])]
     return 200, {"total_count": len(found), "workflow_runs": found}
 
 

@@ -249,18 +249,30 @@ def test_a_params_file_that_cannot_be_read_is_a_verdict(fork: Path) -> None:
     assert "params.yaml is not valid YAML" in verdict["reasons"][0]
 
 
-def test_an_override_is_kept_for_the_model_it_was_given_to(fork: Path) -> None:
+def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork: Path) -> None:
     write_params(fork / "params.yaml", gates__min_accuracy=1.0)
     compare(fork)
-    given = {"by": "alice", "at": "2026-11-24T00:00:00Z", "label": "model-gate: override"}
-    stale = judge(fork, {"override": {**given, "fresh": False}})
-    assert stale["override"] is None
-    assert "was given to another model: remove it and add it again" in stale["reasons"][-1]
-    assert judge(fork, {"override": {**given, "fresh": True}})["override"]["by"] == "alice"
-    assert read_json(fork / "manifest.json", "")["verdict"]["override"]["by"] == "alice"
-    assert judge(fork, {"override": {**given, "fresh": False}})["override"]["by"] == "alice"
-    assert judge(fork, {"override": {**given, "by": "bob", "fresh": False}})["override"] is None
-    assert judge(fork, {"refused": "the label does not count"})["reasons"][-1] == "the label does not count"
+    facts = read_json(fork / "out/main/facts.json", "")
+    (fork / "out/main/facts.json").write_text(json.dumps({**facts, "judging_changed": ["src/gates.py"]}))
+    override, reviewed = ({"by": by, "at": "now", "label": by, "head": "a" * 40} for by in ("alice", "bob"))
+    cases = [
+        ({}, ["engine_reviewed", "override"]),
+        ({"override": override}, ["engine_reviewed"]),
+        ({"engine_reviewed": reviewed}, ["override"]),
+        ({"override": override, "engine_reviewed": reviewed}, []),
+    ]
+    for given, lacking in cases:
+        why = {"override": "alice may not", "engine_reviewed": "bob may not"}
+        verdict = judge(fork, {**given, "refused": why})
+        assert (verdict["lacking"], verdict["accepted"]) == (lacking, not lacking)
+        assert verdict["reasons"][len(verdict["reasons"]) - len(lacking) :] == [why[key] for key in lacking]
+        written = read_json(fork / "manifest.json", "")["verdict"]
+        for told in (verdict, written):
+            assert (told["override"], told["engine_reviewed"]) == (given.get("override"), given.get("engine_reviewed"))
+    later = {**override, "head": "b" * 40}
+    judge(fork, {"override": later, "engine_reviewed": reviewed})
+    assert read_json(fork / "manifest.json", "")["verdict"]["override"] == later
+    assert "reviewed by bob (now)" in require_success(python(fork, "src.report.trace", "out/model/model.onnx"))
 
 
 def test_a_small_budget_is_a_preview_without_lineage(fork: Path) -> None:

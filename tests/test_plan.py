@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
 from standin import GitHub as Standin
-from standin import clone, commit
+from standin import clone, commit, user
 
 from src.command import UserError
 from src.github import changes
 from src.github.api import GitHub
 from src.github.fork_words import PROTECTED
+from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
 from src.github.plan import Plan, plan
 from src.lineage import JUDGING
@@ -31,9 +34,10 @@ def push(github: Standin, tmp_path: Path) -> Callable[..., str]:
     """Push a branch with files, by path; returns its commit."""
     number = iter(range(100))
 
-    def go(branch: str, fork: str | None = None, **files: str) -> str:
+    def go(branch: str, fork: str | None = None, start: str = "main", **files: str) -> str:
         folder = tmp_path / f"clone-{next(number)}"
         git = clone(github, folder)
+        git("checkout", "--quiet", "--detach", f"origin/{start}")
         if fork:
             git("remote", "set-url", "origin", str(github.fork(fork)))
         for name, text in files.items():
@@ -52,7 +56,7 @@ def decide(github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("GITHUB_REF_NAME", "main")
 
     def go(event: str, **options: Any) -> Plan:
-        token = github.token({"contents": "read", "pull-requests": "read", "statuses": "write", "metadata": "read"})
+        token = github.token({"contents": "read", "pull-requests": "read", "statuses": "write", "actions": "read"})
         return plan(event, github.payload(event, **options), GitHub("team/models", token, github.url))
 
     return go
@@ -183,59 +187,161 @@ def test_an_unknown_event_is_refused(github: Standin) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The override
+# The labels
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Labelled:
+    """A pull request and what happens to it; each event starts a run of report.yml, as on GitHub."""
+
+    github: Standin
+    push: Callable[..., str]
+    decide: Callable[..., Plan]
+    number: int
+
+    def label(self, label: str = LABEL, by: str = "alice") -> Plan:
+        self.github.add_label(self.number, label, by=by)
+        return self.happens("labeled", by, label=label)
+
+    def happens(self, action: str, sender: str = "author", **options: Any) -> Plan:
+        run = {"head_sha": self.github.head(self.number), "head_branch": "wider", "actor": user(sender)}
+        self.github.add_run(self.github.next_run(), **run)
+        return self.decide("pull_request", number=self.number, action=action, sender=sender, **options)
+
+    def report(self) -> str:
+        """Put the report's own commit on top of the head, as publish does; returns it."""
+        head, git = self.github.head(self.number), self.github.repository.git
+        commit = git("commit-tree", f"{head}^{{tree}}", "-p", head, "-m", "Reviewed model: fail")
+        git("update-ref", "refs/heads/wider", commit)
+        run = self.github.next_run()
+        for sha in (head, commit):
+            self.status(sha, f"{self.github.url}/team/models/actions/runs/{run}")
+        return commit
+
+    def status(self, sha: str, url: str) -> None:
+        token = self.github.token({"statuses": "write"})
+        told = {"state": "pending", "context": "model-gate", "target_url": url}
+        GitHub("team/models", token, self.github.url).post(f"statuses/{sha}", told)
+
+
 @pytest.fixture
-def labelled(push: Any, github: Standin) -> Callable[..., int]:
-    def go(by: str) -> int:
-        push("wider", **{"params.yaml": "x: 1"})
-        number = github.open_pull_request("wider")
-        github.add_label(number, LABEL, by=by)
-        return number
-
-    return go
-
-
-def test_a_label_just_given_is_an_override_by_its_giver(labelled: Any, decide: Any, github: Standin) -> None:
-    github.collaborators["alice"] = "write"
-    made = decide("pull_request", number=labelled("alice"), action="labeled", label=LABEL, sender="alice")
-    assert made.override is not None
-    assert (made.override["by"], made.override["fresh"], made.override["label"]) == ("alice", True, LABEL)
-
-
-def test_a_label_given_before_is_known_by_githubs_own_events(labelled: Any, decide: Any, github: Standin) -> None:
-    github.collaborators["alice"] = "admin"
-    made = decide("pull_request", number=labelled("alice"), action="synchronize", sender="mallory")
-    assert made.override is not None
-    assert (made.override["by"], made.override["fresh"]) == ("alice", False)
-
-
-@pytest.mark.parametrize("permission", ["read", None])
-def test_who_may_not_write_may_not_override(labelled: Any, decide: Any, github: Standin, permission: str | None) -> None:
-    if permission:
-        github.collaborators["eve"] = permission
-    made = decide("pull_request", number=labelled("eve"), action="labeled", label=LABEL, sender="eve")
-    assert made.override is None
-    assert "eve may not write to this repository" in made.refused
-
-
-def test_another_label_overrides_nothing(push: Any, decide: Any, github: Standin) -> None:
+def labelled(push: Any, decide: Any, github: Standin, monkeypatch: pytest.MonkeyPatch) -> Labelled:
+    seconds = count()
+    monkeypatch.setattr("standin.now", lambda: f"2026-11-24T00:{next(seconds) // 60:02}:{next(seconds) % 60:02}Z")
+    monkeypatch.setattr("src.github.api._PAUSE", 0.01)
+    github.collaborators |= {"alice": "write", "bob": "admin", "eve": "read", "robot[bot]": "write"}
     push("wider", **{"params.yaml": "x: 1"})
-    number = github.open_pull_request("wider", labels=["bug"])
-    assert decide("pull_request", number=number, action="labeled", label="bug").override is None
+    return Labelled(github, push, decide, github.open_pull_request("wider"))
+
+
+def given(made: Plan) -> list[tuple[str, str] | None]:
+    """Return who gave each of the two labels that count, and at which commit."""
+    return [(label["by"], label["head"]) if label else None for label in (made.override, made.engine_reviewed)]
+
+
+def test_a_label_counts_at_the_head_where_it_was_given(labelled: Labelled) -> None:
+    head = labelled.github.head(labelled.number)
+    made = labelled.label()
+    assert given(made) == [("alice", head), None]
+    assert made.override is not None
+    assert made.override.keys() == {"by", "at", "label", "head"}
+    assert made.override["label"] == LABEL
+
+
+def test_later_events_at_that_head_leave_it_and_the_other_label_its_own(labelled: Labelled) -> None:
+    head = labelled.github.head(labelled.number)
+    labelled.label()
+    assert given(labelled.happens("reopened")) == [("alice", head), None]
+    assert given(labelled.label(ENGINE, "bob")) == [("alice", head), ("bob", head)]
+
+
+def test_a_later_push_ends_it_and_giving_it_again_brings_it_back(labelled: Labelled) -> None:
+    old = labelled.github.head(labelled.number)
+    labelled.label()
+    head = labelled.push("wider", **{"params.yaml": "x: 1", "README.md": "more words"})
+    for made in (labelled.happens("synchronize"), labelled.happens("synchronize", "alice"), labelled.happens("reopened")):
+        assert given(made) == [None, None]
+        assert f"was given to commit {old[:12]}: remove it and add it again to accept this one" in made.refused["override"]
+    labelled.github.remove_label(labelled.number, LABEL)
+    assert given(labelled.label()) == [("alice", head), None]
+
+
+def test_the_reports_own_commits_on_top_leave_it(labelled: Labelled) -> None:
+    head = labelled.github.head(labelled.number)
+    labelled.label()
+    first = labelled.report()
+    assert given(labelled.label(ENGINE, "bob")) == [("alice", head), ("bob", first)]
+    labelled.report()
+    assert given(labelled.happens("reopened")) == [("alice", head), ("bob", first)]
+
+
+def test_a_manifest_of_the_authors_own_making_makes_no_label_count(labelled: Labelled) -> None:
+    """It claims what the report would write, lies on the head where the label was given, and was judged by a run since."""
+    head = labelled.github.head(labelled.number)
+    labelled.label()
+    labelled.status(head, "https://github.com/team/models/actions/runs/1")
+    claim = {"verdict": {"override": {"by": "alice", "at": "now", "label": LABEL, "head": head}}}
+    forged = labelled.push("wider", start="wider", **{"manifest.json": json.dumps(claim)})
+    assert labelled.github.repository.sha(f"{forged}^") == head
+    labelled.status(forged, "https://github.com/team/models/actions/runs/2")
+    assert given(labelled.happens("synchronize")) == [None, None]
+
+
+def test_a_label_that_is_gone_does_not_count_though_a_repeated_run_still_names_it(labelled: Labelled) -> None:
+    labelled.label()
+    stale = labelled.github.payload("pull_request", number=labelled.number, action="labeled", label=LABEL, sender="alice")
+    labelled.github.remove_label(labelled.number, LABEL)
+    token = labelled.github.token({"contents": "read", "pull-requests": "read", "actions": "read", "statuses": "read"})
+    assert given(plan("pull_request", stale, GitHub("team/models", token, labelled.github.url))) == [None, None]
+    assert given(labelled.happens("unlabeled", label=LABEL)) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        ("eve", "given by eve, who may not write to this repository"),
+        ("nobody", "given by nobody, who may not write to this repository"),
+        ("robot[bot]", "robot[bot], who is no person"),
+    ],
+)
+def test_who_may_not_write_decides_nothing(labelled: Labelled, by: str, why: str) -> None:
+    made = labelled.label(by=by)
+    assert given(made) == [None, None]
+    assert why in made.refused["override"]
+
+
+def test_another_label_decides_nothing(labelled: Labelled) -> None:
+    made = labelled.label("bug")
+    assert (given(made), made.refused) == ([None, None], {})
 
 
 @pytest.mark.parametrize("status", [500, 403, 404])
-def test_a_label_counts_only_where_the_permission_was_read(
-    labelled: Any, decide: Any, github: Standin, status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("src.github.api._PAUSE", 0.01)
+def test_a_label_counts_only_where_the_permission_was_read(labelled: Labelled, status: int) -> None:
+    labelled.github.answer("GET /repos/team/models/collaborators/alice/permission", status, {"message": "No"})
+    made = labelled.label()
+    assert given(made) == [None, None]
+    assert "the permission of alice could not be read" in made.refused["override"]
+    assert f"{status} No" in made.refused["override"]
+    assert made.refused["override"].endswith("remove it and add it again")
+
+
+@pytest.mark.parametrize("path", ["pulls/1", "issues/1/events", "actions/workflows/report.yml/runs"])
+def test_what_github_does_not_answer_makes_no_label_count(labelled: Labelled, path: str) -> None:
+    labelled.label()
+    labelled.github.answer(f"GET /repos/team/models/{path}", 500, {"message": "No"})
+    made = labelled.happens("reopened")
+    assert given(made) == [None, None]
+    assert "500 No" in made.refused["override"]
+
+
+def test_a_forks_label_counts_where_a_maintainer_starts_its_commit(push: Any, decide: Any, github: Standin) -> None:
     github.collaborators["alice"] = "write"
-    github.answer("GET /repos/team/models/collaborators/alice/permission", status, {"message": "No"})
-    made = decide("pull_request", number=labelled("alice"), action="labeled", label=LABEL, sender="alice")
-    assert made.override is None
-    assert "the permission of alice could not be read" in made.refused
-    assert f"{status} No" in made.refused
-    assert made.refused.endswith("remove the label and add it again")
+    sha = push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
+    number = github.open_pull_request("mine", fork="stranger/models")
+    github.add_label(number, LABEL, by="alice")
+    run = {"head_sha": sha, "head_branch": "mine", "head_repository": "stranger/models", "actor": user("alice")}
+    github.add_run(github.next_run(), **run)
+    assert given(decide("pull_request", number=number, action="labeled", label=LABEL, sender="alice")) == [None, None]
+    made = decide("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha})
+    assert given(made) == [("alice", sha), None]

@@ -40,7 +40,8 @@ class World:
         folder = self.tmp / "reviewed"
         (folder / "out/report/pictures").mkdir(parents=True, exist_ok=True)
         told = {"verdict": verdict, "reasons": ["it is better"], "gates": [{"name": "accuracy", "outcome": verdict}]}
-        (folder / "out/report/verdict.json").write_text(json.dumps({**told, "override": None, **changes}))
+        told |= {"override": None, "engine_reviewed": None, "accepted": verdict == "pass", "lacking": []}
+        (folder / "out/report/verdict.json").write_text(json.dumps({**told, **changes}))
         (folder / "out/report/report.md").write_text("## pass\n\n![Curves: both](pictures/curves.png)\n\nthe end\n")
         (folder / "out/report/pictures/curves.png").write_bytes(b"\x89PNG" + bytes([self.run_id]))
         for name, text in REVIEWED.items():
@@ -123,12 +124,38 @@ def test_each_verdict_has_its_status(world: World, word: str, state: str) -> Non
     assert world.status(world.github.head(world.number)) == state
 
 
-def test_an_override_is_a_success_that_names_the_person(world: World) -> None:
-    world.report("fail", override={"by": "alice", "label": "model-gate: override", "at": "2026-11-24T00:00:00Z"})
+ALICE, BOB = ({"by": by, "label": "any", "at": "2026-11-24T00:00:00Z", "head": "a" * 40} for by in ("alice", "bob"))
+
+
+@pytest.mark.parametrize(
+    ("given", "names"), [({"override": ALICE}, "alice"), ({"override": ALICE, "engine_reviewed": BOB}, "alice and bob")]
+)
+def test_what_people_accept_is_a_success_that_names_them(world: World, given: Any, names: str) -> None:
+    world.report("fail", accepted=True, **given)
     world.publish(world.plan())
     status = world.github.statuses(world.github.head(world.number), "model-gate")[0]
     assert status["state"] == "success"
-    assert status["description"].startswith("fail, accepted by alice")
+    assert status["description"].startswith(f"fail, accepted by {names}:")
+
+
+@pytest.mark.parametrize(
+    ("word", "given", "lacking", "named"),
+    [
+        ("investigate", {}, ["override"], ["model-gate: override"]),
+        ("investigate", {"override": ALICE}, ["engine_reviewed"], ["engine: reviewed"]),
+        ("fail", {"engine_reviewed": BOB}, ["override"], ["model-gate: override"]),
+        ("investigate", {}, ["engine_reviewed", "override"], ["engine: reviewed", "model-gate: override"]),
+        ("fail", {}, ["override"], []),
+    ],
+)
+def test_a_label_of_the_other_kind_is_no_success_and_the_comment_names_the_right_one(
+    world: World, word: str, given: Any, lacking: list[str], named: list[str]
+) -> None:
+    world.report(word, accepted=False, lacking=lacking, **given)
+    world.publish(world.plan())
+    assert world.status(world.github.head(world.number)) == {"investigate": "pending", "fail": "failure"}[word]
+    (body,) = [comment["body"] for comment in world.github.comments(world.number)]
+    assert [label for label in ("engine: reviewed", "model-gate: override") if f"`{label}`" in body] == named
 
 
 @pytest.mark.parametrize("missing", ["out/report/verdict.json", "out/report/report.md"])

@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 
 from src.command import UserError
 from src.github.gh import Gh, _parse
+from src.github.labels import LABELS
 from src.github.wanted import Repository, raised
 from tests.conftest import ROOT
 
@@ -317,6 +318,7 @@ def test_settings_make_everything_right_once_and_the_doctor_only_looks(site: Sit
         ("PUT", "actions/permissions/fork-pr-contributor-approval"),
         ("POST", "rulesets"),
         ("POST", "labels"),
+        ("POST", "labels"),
         ("PUT", "environments/fork-training"),
         ("PUT", "actions/permissions"),
         ("PUT", "environments/production"),
@@ -394,7 +396,7 @@ def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: R
     assert done.returncode == 1
     assert "failed   ruleset-main.json: POST repos/alice/demo/rulesets: 403, Upgrade to GitHub Pro" in done.stderr
     assert "failed   environment-fork-training.json:" in done.stderr
-    assert "model-gate: override" in site.labels
+    assert site.labels.keys() >= set(LABELS.values())
     assert site.policies
     assert done.stderr.count("\n") == 2
 
@@ -607,7 +609,11 @@ def test_the_files_name_what_the_workflows_use() -> None:
     assert secrets == {"DVC_REMOTE_CONFIG", "REGISTRY_TOKEN", "SWEEP_STORAGE", *mlflow}
     document = (ROOT / "docs" / "settings.md").read_text()
     assert all(f"`{secret}`" in document for secret in secrets)
-    assert json.loads((SETTINGS / "label-override.json").read_text())["name"] in text
+    named = {json.loads(path.read_text())["name"] for path in SETTINGS.glob("label-*.json")}
+    assert named == set(LABELS.values())
+    assert all(text.count(f"github.event.label.name != '{name}'") == 1 for name in named)
+    assert all(text.count(f"github.event.label.name == '{name}'") == 1 for name in named)
+    assert all(f"`{name}`" in document for name in named)
     for variable in variables:
         assert re.fullmatch(variable["pattern"], variable["example"]), variable["name"]
         assert not re.fullmatch(variable["pattern"], "https://me:pw@host/x"), variable["name"]

@@ -15,11 +15,12 @@ import onnx
 import pytest
 from conftest import ROOT, write_params
 from ruamel.yaml import YAML
-from standin import GitHub
+from standin import GitHub, user
 from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 
 from src import lineage
 from src.files import read_json, sha256
+from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
 from src.release import modelcheck, overriding, reviewed, verdict
 from src.release import verify as verifying
@@ -412,7 +413,7 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
 
 
 def ci(github: GitHub) -> dict[str, str]:
-    reads = ("actions", "contents", "deployments", "metadata", "pull-requests")
+    reads = ("actions", "contents", "deployments", "metadata", "pull-requests", "statuses")
     token = github.token(dict.fromkeys(reads, "read"))
     return {
         "GITHUB_ACTIONS": "true",
@@ -445,9 +446,9 @@ def test_where_the_deployed_judge_cannot_judge_two_labels_accept_a_worse_model(f
     jobs = [{"name": "Build and push", "conclusion": "success"}]
     github.add_run(9, path=".github/workflows/deploy.yml", event="push", head_sha=deployed, jobs=jobs)
     github.open_pull_request("bad")
-    github.add_label(1, LABEL, by="alice")
+    give(github, "alice", branch="bad")
     assert "#1 has no label engine: reviewed" in refuse(fork, "gates", **ci(github))
-    github.add_label(1, "engine: reviewed", by="alice")
+    give(github, "alice", ENGINE, branch="bad")
     release = accept(fork, **ci(github))
     assert (release.verdict, release.override["by"]) == ("fail", "alice")
     found = read_json(fork / OUT / "report/verdict.json", "")
@@ -455,12 +456,18 @@ def test_where_the_deployed_judge_cannot_judge_two_labels_accept_a_worse_model(f
 
 
 def manifest_of(by: str, number: int | None = 1) -> dict[str, Any]:
-    return {"pull_request": number, "verdict": override(by)}
+    return {"pull_request": number, "verdict": {**override(by), "engine_reviewed": {"by": by, "at": "", "label": ENGINE}}}
+
+
+def give(github: GitHub, by: str, label: str = LABEL, branch: str = "branch") -> None:
+    """Give a label, which starts a run of report.yml at the head."""
+    github.add_label(1, label, by=by)
+    github.add_run(github.next_run(), head_sha=github.head(1), head_branch=branch, actor=user(by))
 
 
 @pytest.fixture
 def confirm(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Push a manifest that claims an override, with a pull request, and return why GitHub does not confirm it, or ""."""
+    """Push a manifest that claims a label, with a pull request, and return why GitHub does not confirm it, or ""."""
     folder = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(github.git), str(folder))
     git(folder, "checkout", "--quiet", "-b", "branch")
@@ -469,7 +476,7 @@ def confirm(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("src.github.api._PAUSE", 0.01)
 
-    def go(by: str, label: Change, number: int | None = 1, claimed: dict[str, Any] | None = None) -> str:
+    def go(by: str, label: Change, number: int | None = 1, claimed: Any = None, key: str = "override") -> str:
         (folder / "manifest.json").write_text(json.dumps(manifest_of(by, number)))
         sha = commit(folder, "reviewed")
         git(folder, "push", "--quiet", "origin", "branch")
@@ -477,7 +484,7 @@ def confirm(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         github.open_pull_request("branch")
         label(folder)
         try:
-            overriding.confirm(claimed or manifest_of(by, number), sha)
+            overriding.confirm(claimed or manifest_of(by, number), sha, key)
         except overriding.RefusedError as error:
             return f"{error.kind}: {error.sentence}"
         return ""
@@ -485,13 +492,33 @@ def confirm(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return go
 
 
-def test_an_override_counts_where_that_person_gave_the_label(confirm: Any, github: GitHub) -> None:
-    assert confirm("alice", lambda _: github.add_label(1, LABEL, by="alice")) == ""
+@pytest.mark.parametrize(("key", "label"), [("override", LABEL), ("engine_reviewed", ENGINE)])
+def test_a_label_counts_where_that_person_gave_it(confirm: Any, github: GitHub, key: str, label: str) -> None:
+    assert confirm("alice", lambda _: give(github, "alice", label), key=key) == ""
 
 
-def test_an_override_counts_in_the_pull_request_that_brought_this_manifest(confirm: Any, github: GitHub) -> None:
+def test_a_label_counts_in_the_pull_request_that_brought_this_manifest(confirm: Any, github: GitHub) -> None:
     """A model that was judged anew, as after a revert, names the pull request that it was trained in."""
-    assert confirm("alice", lambda _: github.add_label(1, LABEL, by="alice"), number=None) == ""
+    assert confirm("alice", lambda _: give(github, "alice"), number=None) == ""
+
+
+def test_one_label_is_not_the_other(confirm: Any, github: GitHub) -> None:
+    assert "#1 has no label" in confirm("alice", lambda _: give(github, "alice"), key="engine_reviewed")
+
+
+def test_a_label_that_was_given_before_a_later_push_is_refused(confirm: Any, github: GitHub) -> None:
+    def push_again(folder: Path) -> None:
+        give(github, "alice")
+        git(folder, "commit", "--quiet", "--allow-empty", "--message", "more")
+        git(folder, "push", "--quiet", "origin", "branch")
+
+    assert "was given to commit" in confirm("alice", push_again)
+
+
+def test_a_manifest_that_names_another_commit_is_refused(confirm: Any, github: GitHub) -> None:
+    claimed = manifest_of("alice")
+    claimed["verdict"]["override"]["head"] = "0" * 40
+    assert "not to 000000000000" in confirm("alice", lambda _: give(github, "alice"), claimed=claimed)
 
 
 READ = "the permission of alice could not be read"
@@ -501,29 +528,30 @@ READ = "the permission of alice could not be read"
     ("by", "label", "claimed", "why"),
     [
         ("alice", lambda _: None, None, "#1 has no label"),
-        ("alice", lambda g: g.add_label(1, LABEL, by="bob"), None, "was given by bob"),
-        ("alice", lambda g: (g.add_label(1, LABEL, by="alice"), g.remove_label(1, LABEL)), None, "#1 has no label"),
-        ("carol", lambda g: g.add_label(1, LABEL, by="carol"), None, "carol may not write"),
-        ("robot[bot]", lambda g: g.add_label(1, LABEL, by="robot[bot]"), None, "is no person"),
-        ("alice", lambda g: g.add_label(1, LABEL, by="alice"), {**manifest_of("alice"), "x": 1}, "reviewed another model"),
+        ("alice", lambda g: give(g, "bob"), None, "was given by bob"),
+        ("alice", lambda g: (give(g, "alice"), g.remove_label(1, LABEL)), None, "#1 has no label"),
+        ("alice", lambda g: g.add_label(1, LABEL, by="alice"), None, "no run says at which commit alice gave it"),
+        ("carol", lambda g: give(g, "carol"), None, "carol, who may not write"),
+        ("robot[bot]", lambda g: give(g, "robot[bot]"), None, "is no person"),
+        ("alice", lambda g: give(g, "alice"), {**manifest_of("alice"), "x": 1}, "reviewed another model"),
         ("alice", lambda g: g.fail_next("GET /repos/team/models/pulls/1", 500, 9), None, "could not be asked"),
         *(
-            ("alice", lambda g, s=status: (g.add_label(1, LABEL, by="alice"), g.fail_next("/permission", s, 9)), None, READ)
+            ("alice", lambda g, s=status: (give(g, "alice"), g.fail_next("/permission", s, 9)), None, READ)
             for status in (500, 403, 404)
         ),
     ],
 )
-def test_an_override_that_github_does_not_confirm_is_refused(
+def test_a_label_that_github_does_not_confirm_is_refused(
     confirm: Any, github: GitHub, by: str, label: Any, claimed: Any, why: str
 ) -> None:
     said = confirm(by, lambda _: label(github), claimed=claimed)
-    assert f"gates: manifest.json says that {by} overrode the gates" in said
+    assert f"gates: manifest.json says that {by} gave the label {LABEL}" in said
     assert why in said
 
 
 def test_outside_of_ci_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    overriding.confirm(manifest_of("alice"), "HEAD")
+    overriding.confirm(manifest_of("alice"), "HEAD", "override")
 
 
 @pytest.mark.slow

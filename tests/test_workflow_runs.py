@@ -257,7 +257,7 @@ def worse_model(world: World) -> dict[str, Seen]:
 
 
 def similar_model(world: World) -> dict[str, Seen]:
-    """Next to nothing is changed. Then the base moves on, and who may and who may not decide give the label.
+    """Next to nothing is changed. Then the base moves on, who may and who may not decide give the label, and more is pushed.
 
     At last a friend proposes the same from a fork, and a maintainer has it trained.
     """
@@ -273,6 +273,8 @@ def similar_model(world: World) -> dict[str, Seen]:
     github.add_label(number, OVERRIDE, by="alice")
     seen["decided"] = world.report(number, "labeled", label=OVERRIDE, sender="alice")
     seen["labelled"] = world.report(number, "labeled", label="bug")
+    world.branch("stale", REMARK, start="stale")
+    seen["later"] = world.report(number)
     world.branch("kind", change, to=github.fork("friend/models"))
     number = github.open_pull_request("kind", fork="friend/models", author="friend")
     for name, sha in {"mistaken": "a" * 40, "requested": github.head(number)}.items():
@@ -614,10 +616,17 @@ def test_a_base_that_moved_on_asks_for_a_look_and_a_passer_by_cannot_decide(worl
 
 @about(similar_model, "decided")
 def test_a_label_of_a_person_who_may_write_decides_and_leaves_the_name(world: World, seen: Seen) -> None:
-    assert seen.verdict["override"]["by"] == "alice"
+    assert (seen.verdict["override"]["by"], seen.verdict["override"]["head"]) == ("alice", seen.sha)
     assert "alice" in seen.text
     assert world.gate(seen.head)[0] == "success"
     assert "alice" in world.github.repository.git("show", f"{seen.head}:manifest.json")
+
+
+@about(similar_model, "later")
+def test_a_push_after_the_label_is_to_be_decided_anew(world: World, moments: dict[str, Seen], seen: Seen) -> None:
+    assert (seen.verdict["verdict"], seen.verdict["override"], seen.verdict["accepted"]) == ("investigate", None, False)
+    assert f"was given to commit {moments['decided'].sha[:12]}: remove it and add it again" in seen.text
+    assert world.gate(seen.head)[0] == "pending"
 
 
 @about(similar_model, "labelled")

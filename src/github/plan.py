@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from src.command import UserError, run
-from src.github import changes
+from src.github import changes, labels
 from src.github.api import ApiError, GitHub
-from src.github.labels import OVERRIDE as LABEL
-from src.github.labels import NotCountedError, require_writer
 from src.github.status import run_url, set_status
 
 _SHOWN = 30
@@ -40,8 +38,9 @@ class Plan:
     number: int | None = None
     fork: bool = False
     environment: str = "training"
-    override: dict[str, Any] | None = None
-    refused: str = ""
+    override: dict[str, str] | None = None
+    engine_reviewed: dict[str, str] | None = None
+    refused: dict[str, str] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     relevant: list[str] = field(default_factory=list)
 
@@ -59,19 +58,28 @@ def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
     made.relevant = changes.relevant(made.changed)
     if not made.relevant and made.changed:
         made.lane = "fork-unchanged" if made.lane == "fork" else "unchanged"
+    if made.lane == "train" and made.number and event_name != "merge_group":
+        _read_labels(made, event, github)
     return made
+
+
+def _read_labels(made: Plan, event: Mapping[str, Any], github: GitHub) -> None:
+    """Enter the labels of the people who decide; where GitHub does not answer, none counts."""
+    try:
+        given, made.refused = labels.read(github, github.get(f"pulls/{made.number}"), made.sha, event)
+    except ApiError as error:
+        made.refused = dict.fromkeys(
+            labels.LABELS, f"the labels of #{made.number} could not be read ({error}): run it again"
+        )
+        print(f"::warning::the labels of #{made.number} could not be read ({error}): none counts")
+        return
+    made.override, made.engine_reviewed = given.get("override"), given.get("engine_reviewed")
 
 
 def _pull_request(event: Mapping[str, Any], github: GitHub) -> Plan:
     request = event["pull_request"]
     made = _of(request, "fork" if _is_fork(request) else "train")
     made.changed = changes.of_pull_request(github, request["number"], os.environ.get("GITHUB_SHA", ""))
-    if not made.fork:
-        try:
-            made.override = _override(event, github)
-        except NotCountedError as error:
-            made.refused = str(error)
-            print(f"::warning::{error}")
     return made
 
 
@@ -127,36 +135,6 @@ def _trusted(number: str, sha: str, github: GitHub) -> Plan:
     made.code = os.environ["GITHUB_SHA"]  # who holds the write token runs this branch's code, never the fork's
     made.environment = "fork-training" if made.fork else "training"
     return made
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The override: a label, given by a person who may write here
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _override(event: Mapping[str, Any], github: GitHub) -> dict[str, Any] | None:
-    """Return who gave the label, and whether just now; None without the label, or from somebody who may not."""
-    request = event["pull_request"]
-    if LABEL not in {label["name"] for label in request.get("labels", [])}:
-        return None
-    fresh = event.get("action") == "labeled" and event.get("label", {}).get("name") == LABEL
-    given = (
-        {"by": event["sender"]["login"], "at": request.get("updated_at", "")} if fresh else _giver(github, request["number"])
-    )
-    if given is None:
-        return None
-    require_writer(github, given["by"], LABEL)
-    return {**given, "fresh": fresh, "label": LABEL}
-
-
-def _giver(github: GitHub, number: int) -> dict[str, str] | None:
-    try:
-        events = [entry for entry in github.pages(f"issues/{number}/events") if entry["event"] == "labeled"]
-    except ApiError as error:
-        print(f"who gave the label {LABEL} could not be read ({error}): it does not count")
-        return None
-    mine = [entry for entry in events if entry["label"]["name"] == LABEL]
-    return {"by": mine[-1]["actor"]["login"], "at": mine[-1]["created_at"]} if mine else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

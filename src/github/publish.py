@@ -21,12 +21,14 @@ from src.command import UserError, run
 from src.github import comment, pictures
 from src.github.api import ApiError, GitHub
 from src.github.git import GitError, Remote, git, with_files
+from src.github.labels import ENGINE, LABELS, OVERRIDE
 from src.github.status import CONTEXT, run_url, set_status
 
 REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
 ALL_GREEN = "all-green"
 _KEEP = 50
 _PICTURE = re.compile(r"^!\[([^\]]*)\]\(pictures/([\w.-]+\.png)\)$", re.MULTILINE)
+_DECIDES = {OVERRIDE: "to accept this model", ENGINE: "once you have read the protected files"}
 _SYMBOLS = {"success": "✅", "failure": "❌", "pending": "🟡"}
 
 
@@ -82,16 +84,18 @@ def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
 
 
 def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], folder: Path) -> Outcome:
-    word, override = verdict["verdict"], verdict.get("override")
+    word, lacking = verdict["verdict"], [LABELS[key] for key in verdict.get("lacking", [])]
     reasons = "; ".join(verdict["reasons"]) or "every gate holds"
     state = {"pass": "success", "fail": "failure", "investigate": "pending"}[word]
     description = f"{word}: {reasons}"
-    if override:
-        state, description = "success", f"{word}, accepted by {override['by']}: {reasons}"
-    elif word == "investigate":
-        description = f"investigate: {reasons} (a reviewer may add the label)"
+    if word != "pass" and verdict.get("accepted"):
+        people = dict.fromkeys(verdict[key]["by"] for key in LABELS if verdict.get(key))
+        state, description = "success", f"{word}, accepted by {' and '.join(people)}: {reasons}"
+    elif word == "investigate" and lacking:
+        description = f"investigate (a reviewer may add the label {' and '.join(lacking)}): {reasons}"
     reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in REVIEWED) and _has_model(verdict)
-    return Outcome(state, description, _with_hints(markdown, word, override, plan), reviewed)
+    started = word == "investigate" or any(verdict.get(key) for key in LABELS)
+    return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
 
 
 def _unstored(verdict: Mapping[str, Any], markdown: str, trained: str) -> Outcome:
@@ -109,13 +113,14 @@ def _has_model(verdict: Mapping[str, Any]) -> bool:
     return bool(gates) and "pipeline" not in gates and gates.get("budget", "pass") == "pass"
 
 
-def _with_hints(markdown: str, word: str, override: Any, plan: Mapping[str, Any]) -> str:
-    """Say what a person can do next, where the machine has no more to say."""
+def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> str:
+    """Say what a person can do next, where the machine has no more to say; `lacking` are the labels that would do."""
     hints = []
-    if word == "investigate" and not override:
+    if lacking:
+        named = " and ".join(f"`{label}` {_DECIDES[label]}" for label in lacking)
         hints.append(
-            "`model-gate` stays yellow until a person decides: add the label `model-gate: override` to accept this model "
-            "(your name goes into the report and the lineage), or push a better one."
+            f"`model-gate` waits until a person with write access decides: add the label {named} (your name goes into the "
+            "report and the lineage; it counts for this commit, and a later push ends it), or push a better one."
         )
     if plan["fork"]:
         download = (

@@ -139,6 +139,7 @@ def _repository(gh: Gh, folder: Path) -> Repository:
 def _checks(repository: Repository) -> list[_Check]:
     kind = "public" if repository.public else "private"
     documents = [document for document in _DOCUMENTS if document.only in {"", kind}]
+    labels = [path.name for path in sorted(repository.folder.glob("label-*.json"))]
     environments = [path.name for path in sorted(repository.folder.glob("environment-*.json"))]
     return [
         *(_Check(document.says, partial(_document, document), document.required) for document in documents),
@@ -146,7 +147,7 @@ def _checks(repository: Repository) -> list[_Check]:
         _Check("the workflows are switched on", _workflows),
         _Check("the verdict blocks a merge", _rules),
         _Check("the report may push to its branches", _open_branches),
-        _Check("the label of an override", _label),
+        *(_Check(f"the label of {file.removesuffix('.json')}", partial(_label, file)) for file in labels),
         *(_Check(file.removesuffix(".json"), partial(_environment, file), required=False) for file in environments),
         _Check("the variables", _variables, required=False, permission=_COLLABORATOR),
         _Check("the secret of the DVC remote", _secret, required=False, permission=_COLLABORATOR),
@@ -282,15 +283,15 @@ def _open_branches(repository: Repository) -> Iterator[Finding]:
         yield Finding("ok", True, "the report may push to the branch of a pull request and to `reports`")
 
 
-def _label(repository: Repository) -> Iterator[Finding]:
-    want = repository.read("label-override.json")
+def _label(file: str, repository: Repository) -> Iterator[Finding]:
+    want = repository.read(file)
     name = want["name"]
     if _there(repository.gh, f"labels/{quote(name, safe='')}"):
         yield Finding("ok", True, f"the label `{name}` exists")
         return
     words = ("--color", want["color"], "--description", want["description"], "--repo", repository.name)
-    _, change = repository.change("POST", "labels", want, "label-override.json")
-    sentence = f"the label `{name}`, by which a named person lets a model pass a gate"
+    _, change = repository.change("POST", "labels", want, file)
+    sentence = f"the label `{name}`, by which a named person lets a change pass a gate"
     yield Finding("missing", True, sentence, repository.gh.command("label", "create", name, *words), change)
 
 

@@ -1,4 +1,4 @@
-"""A person's override of the gates, as manifest.json claims it: in CI it must be found on GitHub, or it does not count."""
+"""A person's label, as manifest.json claims it: in CI it must be found on GitHub, or it does not count."""
 
 import base64
 import json
@@ -8,32 +8,34 @@ from typing import Any
 
 from src import lineage
 from src.command import UserError
+from src.github import labels
 from src.github.api import ApiError, GitHub
-from src.github.labels import OVERRIDE, NotCountedError, require_writer
 from src.release.outcome import RefusedError
 from src.worktree import git
 
-LABEL = OVERRIDE
-LABELS = {"override": LABEL, "engine_reviewed": "engine: reviewed"}  # by the key of the manifest's verdict
 
+def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:
+    """Ask GitHub whether the person whom manifest.json names has given a label; outside of CI nobody is asked.
 
-def confirm(manifest: Mapping[str, Any], commit: str, key: str = "override") -> None:
-    """Ask GitHub whether the person whom manifest.json names has overridden the gates; outside of CI nobody is asked.
+    What counts is the label on a pull request whose last commit holds this very manifest.json, given by that person at that
+    commit, as a report takes it (src/github/labels.py).
 
-    What counts is the label on a pull request whose last commit holds this very manifest.json, given by that person, who is
-    no bot and may write to the repository.
+    Args:
+        manifest: what was reviewed.
+        commit: the one that is released.
+        key: `override` or `engine_reviewed`.
 
     Raises:
         RefusedError: it is not so, or GitHub does not answer.
     """
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
-    by = manifest["verdict"][key]["by"]
+    claimed, label = manifest["verdict"][key], labels.LABELS[key]
     doubts = []
     try:
         github = GitHub.from_environment()
         for number in _pull_requests(github, manifest, commit):
-            doubt = _doubt(github, number, by, manifest, LABELS[key])
+            doubt = _doubt(github, number, key, manifest)
             if doubt is None:
                 return
             doubts.append(doubt)
@@ -44,8 +46,8 @@ def confirm(manifest: Mapping[str, Any], commit: str, key: str = "override") -> 
     why = "; ".join(doubts) or "no pull request brought this manifest.json"
     raise RefusedError(
         "gates",
-        f"manifest.json says that {by} overrode the gates, and GitHub does not confirm it ({why})",
-        f"let a person who may write here put the label {LABELS[key]} on the pull request, so that its report names them",
+        f"manifest.json says that {claimed['by']} gave the label {label}, and GitHub does not confirm it ({why})",
+        f"let a person who may write here put the label {label} on the pull request, so that its report names them",
     )
 
 
@@ -61,22 +63,19 @@ def _pull_requests(github: GitHub, manifest: Mapping[str, Any], commit: str) -> 
     yield from (pull["number"] for pull in github.pages(f"commits/{changed}/pulls") if pull["number"] != named)
 
 
-def _doubt(github: GitHub, number: int, by: str, manifest: Mapping[str, Any], wanted: str) -> str | None:
+def _doubt(github: GitHub, number: int, key: str, manifest: Mapping[str, Any]) -> str | None:
     """Say why the label of a pull request does not count for this manifest; None when it does."""
-    pull = github.get(f"pulls/{number}")
-    if wanted not in {label["name"] for label in pull["labels"]}:
-        return f"#{number} has no label {wanted}"
-    events = [event for event in github.pages(f"issues/{number}/events") if event["event"] == "labeled"]
-    giver = next((event["actor"] for event in reversed(events) if event["label"]["name"] == wanted), None)
-    if giver is None or giver["login"] != by:
-        return f"the label of #{number} was given by {giver['login'] if giver else 'nobody'}"
-    if giver["type"] != "User" or by.endswith("[bot]"):
-        return f"{by} is no person"
-    try:
-        require_writer(github, by, LABEL)
-    except NotCountedError as error:
-        return str(error)
-    if _manifest_of(github, pull["head"]["sha"]) != lineage.digest(manifest):
+    pull, claimed = github.get(f"pulls/{number}"), manifest["verdict"][key]
+    head = pull["head"]["sha"]
+    counted, refused = labels.read(github, pull, head, {})
+    if key not in counted:
+        return refused.get(key) or f"#{number} has no label {labels.LABELS[key]}"
+    given = counted[key]
+    if given["by"] != claimed["by"]:
+        return f"the label of #{number} was given by {given['by']}"
+    if claimed.get("head", given["head"]) != given["head"]:  # manifests did not always hold it
+        return f"the label of #{number} was given to commit {given['head'][:12]}, not to {claimed['head'][:12]}"
+    if _manifest_of(github, head) != lineage.digest(manifest):
         return f"#{number} reviewed another model, or with another verdict"
     return None
 

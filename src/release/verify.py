@@ -22,6 +22,7 @@ from typing import Any
 from src import lineage
 from src.command import UserError, run
 from src.files import check_outputs, read_json, replacing, sha256, write_json
+from src.github.labels import LABELS
 from src.release import int8, modelcheck, overriding, production, reviewed, verdict
 from src.release.outcome import RefusedError, telling
 from src.release.production import Deployed
@@ -146,7 +147,7 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
         raise RefusedError(
             "gates",
             f"the verdict of the review is {verdict}, and nobody has overridden it",
-            f"open a pull request that makes it pass, or on which a person puts the label {overriding.LABELS['override']}",
+            f"open a pull request that makes it pass, or on which a person puts the label {LABELS['override']}",
         )
     print(f"inputs are those of the review, {manifest['inputs']['digest'][:12]}")
     return manifest
@@ -267,11 +268,11 @@ def _judge_again(
         person = manifest["verdict"].get(key)
         if not person:
             then = "run again once that can be found out" if deployed.why else "revert the merge"
-            label = overriding.LABELS[key]
+            label = LABELS[key]
             raise RefusedError("gates", said, f"{then}, or let a person put the label {label} on a pull request")
         overriding.confirm(manifest, commit, key)
         found[key] = person
-        print(f"accepted by {person['by']} ({overriding.LABELS[key]}, {person.get('at', 'when is not known')})")
+        print(f"accepted by {person['by']} ({LABELS[key]}, {person.get('at', 'when is not known')})")
     print(said)
     _report(tree, commit, manifest, found, out)
     return _int8(found, out)
@@ -279,7 +280,7 @@ def _judge_again(
 
 def _needed(manifest: Mapping[str, Any], deployed: Deployed, judgement: Judgement) -> list[str]:
     """Return what a person must have accepted, as keys of the manifest's verdict."""
-    given = {key for key in overriding.LABELS if manifest["verdict"].get(key)}
+    given = {key for key in LABELS if manifest["verdict"].get(key)}
     needed = given if manifest["verdict"]["verdict"] != "pass" else set()
     if judgement.gates != "pass" or deployed.why:
         needed = needed | {"override"}

@@ -3,7 +3,7 @@
     python -m src.report.judge out/main out/run.json out/report/verdict.json manifest.json --evaluation out/evaluation ...
 
 A failed pipeline and bad data are verdicts too. In CI the variable PLAN holds what src/github/plan.py found out: the commit
-and pull request under review, the run, and who overrode the gates by a label.
+and pull request under review, the run, and what people decided by a label.
 """
 
 import argparse
@@ -23,6 +23,9 @@ from src.params import Params, load
 from src.report import plan
 from src.report.plan import Plan
 
+_ENGINE = ("judging",)  # gates that the label `engine: reviewed` covers; `model-gate: override` covers every other
+_STOPPING = ("fail", "investigate")
+_NO_LABELS: dict[str, Any] = {"override": None, "engine_reviewed": None, "accepted": False, "lacking": []}
 _THROUGHPUT = ("images_per_second", "data_wait_share", "flop_utilisation", "memory_gib", "energy_kwh")
 
 
@@ -63,16 +66,14 @@ def judge(
     told |= {"throughput": _throughput(history)}
     known = read_json(main_folder / "facts.json", made_by="evaluate")
     facts = _facts(main_folder, known, told, paths, params)
-    verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict() | {"override": None}
+    verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict()
+    verdict |= {**_NO_LABELS, "accepted": verdict["verdict"] == "pass"}
     judged = facts.metrics is not None and facts.budget is None
+    if judged:
+        _override(verdict, given)
     described = _lineage(lineage_path, verdict, known, told, given) if judged else None
-    if described and given.override:
-        _override(verdict, given.override, lineage.read_manifest(lineage_path), described)
-        described = _lineage(lineage_path, verdict, known, told, given)
-    if given.refused and verdict["verdict"] != "pass":
-        verdict["reasons"].append(given.refused)
     write_json(verdict_path, verdict)
-    print(f"verdict: {verdict['verdict']}" + (f", overridden by {verdict['override']['by']}" if verdict["override"] else ""))
+    print(f"verdict: {verdict['verdict']}" + (", accepted" if verdict["accepted"] and verdict["verdict"] != "pass" else ""))
     print("\n".join(f"- {reason}" for reason in verdict["reasons"]))
     if described:
         write_json(lineage_path, described)
@@ -80,7 +81,7 @@ def judge(
 
 def _unjudged(why: str) -> dict[str, Any]:
     """A verdict without gates: params.yaml does not say what they are."""
-    return gates.Verdict("fail", [why], [], baseline=False, mcnemar=None, churn=None).to_dict() | {"override": None}
+    return gates.Verdict("fail", [why], [], baseline=False, mcnemar=None, churn=None).to_dict() | _NO_LABELS
 
 
 def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths: Paths, params: Params) -> Facts:
@@ -138,16 +139,15 @@ def _column(table: pa.Table, name: str) -> Any:
     return np.array(table.column(name).to_pylist(), dtype=object)
 
 
-def _override(verdict: dict[str, Any], label: dict[str, Any], previous: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """Enter a person's override. A label that was not given just now holds only for the model it was given to."""
-    same = previous is not None and all(previous[key] == now[key] for key in ("inputs", "outputs"))
-    known = ((previous or {}).get("verdict", {}).get("override") or {}).get("by")
-    if label["fresh"] or (same and known == label["by"]):
-        verdict["override"] = {name: label[name] for name in ("at", "by", "label")}
-    else:
-        verdict["reasons"].append(
-            f"the label {label['label']} was given to another model: remove it and add it again to accept this one"
-        )
+def _override(verdict: dict[str, Any], given: Plan) -> None:
+    """Enter what people decided: accepted is what the labels cover, each the gates of its kind."""
+    stopped = {gate["name"] for gate in verdict["gates"] if gate["level"] == "enforce" and gate["outcome"] in _STOPPING}
+    needed = {"engine_reviewed" if name in _ENGINE else "override" for name in stopped}
+    if not stopped and verdict["verdict"] != "pass":
+        needed = {"override"}
+    lacking = sorted(needed - given.labels.keys())
+    verdict |= {**given.labels, "accepted": not lacking, "lacking": lacking}
+    verdict["reasons"] += [given.refused[key] for key in lacking if key in given.refused]
 
 
 def _lineage(
@@ -162,7 +162,7 @@ def _lineage(
         "run_url": given.run_url,
         "throughput": told["throughput"],
         "training_seconds": told.get("seconds", {}).get("train"),
-        "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override")},
+        "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override", "engine_reviewed")},
     }
     return lineage.manifest(Path(), facts, lineage.read_manifest(path))
 

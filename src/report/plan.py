@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
-from typing import Any
 
 from src.command import UserError
 
@@ -14,16 +13,16 @@ _NO_COMMIT = "0" * 40
 
 @dataclass(frozen=True)
 class Plan:
-    """The commit under review (40 digits, zeros without Git), its pull request, the run, and a person's override.
+    """The commit under review (40 digits, zeros without Git), its pull request, the run, and the labels that people gave.
 
-    `refused` says why a label does not count.
+    `labels` holds those that count, by `override` and `engine_reviewed`; `refused` says why one does not.
     """
 
     commit: str
     pull_request: int | None
     run_url: str | None
-    override: dict[str, Any] | None
-    refused: str
+    labels: dict[str, dict[str, str]]
+    refused: dict[str, str]
 
 
 def read() -> Plan:
@@ -40,8 +39,9 @@ def read() -> Plan:
         raise UserError("PLAN is no JSON object: leave it to CI, which sets it")
     commit = found.get("sha") or _head()
     known = re.fullmatch(r"[0-9a-f]{40}", commit)
-    told = found.get("number"), found.get("run_url"), found.get("override"), found.get("refused") or ""
-    return Plan(commit if known else _NO_COMMIT, *told)
+    labels = {key: found[key] for key in ("override", "engine_reviewed") if found.get(key)}
+    refused = found.get("refused") or {}
+    return Plan(commit if known else _NO_COMMIT, found.get("number"), found.get("run_url"), labels, refused)
 
 
 def _head() -> str:
