@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from ruamel.yaml import YAML
 from standin import GitHub, clone, commit
+
+from src.github.api import GitHub as Client
+from src.github.cancelled import tell
+from src.github.status import set_status
 
 REVIEWED = {"dvc.lock": "stages: {}\n", "metrics.json": '{"accuracy": 1}\n', "manifest.json": '{"model": 1}\n'}
 PERMISSIONS = {
@@ -295,3 +300,54 @@ def test_without_a_plan_it_ends_in_a_sentence(world: World) -> None:
     )
     assert result.returncode == 1
     assert "publish: there is no plan" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that was cancelled
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+    """Cancel run 7 of the reviewed commit, and return the status that it is left with."""
+
+    def go(with_number: bool = True) -> tuple[str, str]:
+        world.github.add_run(7, head_sha=world.sha, status="in_progress")
+        github = Client("team/models", world.github.token(PERMISSIONS), world.github.url)
+        for variable, value in {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "team/models"}.items():
+            monkeypatch.setenv(variable, value)
+        set_status(github, world.sha, "pending", "being judged")
+        tell(github, world.sha, str(world.number) if with_number else "", "7")
+        status = world.github.statuses(world.sha, "model-gate")[0]
+        return status["state"], status["description"]
+
+    return go
+
+
+@pytest.mark.parametrize("with_number", [True, False])
+def test_a_cancelled_run_says_so(world: World, cancelled: Any, with_number: bool) -> None:
+    world.github.add_run(6, head_sha=world.sha)  # completed, as are those that a label of others started
+    said = ("error", "the run was cancelled: push again or re-run it")
+    assert cancelled(with_number) == said
+
+
+def test_a_newer_run_of_the_same_commit_keeps_its_status(world: World, cancelled: Any) -> None:
+    world.github.add_run(8, head_sha=world.sha, status="pending", conclusion=None)
+    assert cancelled() == ("pending", "being judged")
+
+
+def test_a_newer_push_supersedes(world: World, cancelled: Any) -> None:
+    git = clone(world.github, world.tmp / "second")
+    git("checkout", "-q", "wider")
+    newer = commit(git, world.tmp / "second", "wider", params_yaml="x: 2")
+    assert cancelled() == ("error", f"superseded: a newer push is judged, {newer[:12]}")
+
+
+def test_the_job_that_tells_it_runs_when_the_one_that_publishes_no_longer_does() -> None:
+    jobs = YAML(typ="safe").load((ROOT / ".github/workflows/report.yml").read_text())["jobs"]
+    assert jobs["publish"]["if"].startswith("!cancelled() && ")
+    assert jobs["cancelled"]["if"].startswith("cancelled() && ")
+    assert "needs.publish.result != 'success'" in jobs["cancelled"]["if"]  # what was told stays
+    assert jobs["cancelled"]["needs"] == ["plan", "train", "publish"]
+    assert jobs["cancelled"]["steps"][-1]["run"] == "python3 -m src.github.cancelled"
+    assert set(jobs["cancelled"]["steps"][-1]["env"]) == {"GITHUB_TOKEN", "SHA", "NUMBER"}

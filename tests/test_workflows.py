@@ -27,6 +27,7 @@ WRITES = {
     ("deploy.yml", "build"): {"packages"},
     ("deploy.yml", "record"): {"deployments", "issues"},
     ("report-comment.yml", "comment"): {"pull-requests", "statuses"},
+    ("report.yml", "cancelled"): {"statuses"},
     ("report.yml", "plan"): {"statuses"},
     ("report.yml", "publish"): {"actions", "contents", "pull-requests", "statuses"},
     ("rollback.yml", "record"): {"deployments", "issues"},

@@ -15,6 +15,6 @@ def run_url() -> str:
 
 
 def set_status(github: GitHub, sha: str, state: str, description: str, context: str = CONTEXT) -> None:
-    """Set a status of a commit; `state` is success, failure or pending."""
+    """Set a status of a commit; `state` is success, failure, error or pending."""
     text = description if len(description) <= _LONGEST else description[: _LONGEST - 1] + "…"
     github.post(f"statuses/{sha}", {"context": context, "description": text, "state": state, "target_url": run_url()})
