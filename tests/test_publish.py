@@ -161,6 +161,7 @@ def test_a_label_of_the_other_kind_is_no_success_and_the_comment_names_the_right
     assert world.status(world.github.head(world.number)) == {"investigate": "pending", "fail": "failure"}[word]
     (body,) = [comment["body"] for comment in world.github.comments(world.number)]
     assert [label for label in ("engine: reviewed", "model-gate: override") if f"`{label}`" in body] == named
+    assert world.github.repository.git("log", "-1", "--format=%s", "wider") == f"Reviewed model: {word}"
 
 
 @pytest.mark.parametrize("missing", ["out/report/verdict.json", "out/report/report.md"])

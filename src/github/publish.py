@@ -92,7 +92,7 @@ def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], 
         people = dict.fromkeys(verdict[key]["by"] for key in LABELS if verdict.get(key))
         state, description = "success", f"{word}, accepted by {' and '.join(people)}: {reasons}"
     elif word == "investigate" and lacking:
-        description = f"investigate (a reviewer may add the label {' and '.join(lacking)}): {reasons}"
+        description = f"investigate: a reviewer may add the label {' and '.join(lacking)}; {reasons}"
     reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in REVIEWED) and _has_model(verdict)
     started = word == "investigate" or any(verdict.get(key) for key in LABELS)
     return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
