@@ -35,6 +35,7 @@ JUDGING = (  # what decides how models are judged
     "src/slices.py",
     "src/speed.py",
     "src/stages/evaluate.py",
+    "src/worktree.py",
 )
 _KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")
 

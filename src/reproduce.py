@@ -21,6 +21,7 @@ from src.command import UserError, run, table
 from src.files import read_json, write_json
 from src.params import load
 from src.versioning import dvc, has_unrecorded_changes, watch_dvc
+from src.worktree import bring
 
 _METRICS = Path("metrics.json")
 _TIMINGS = Path("out/timings.json")
@@ -132,10 +133,11 @@ def _pull(told: dict[str, Any]) -> None:
     """Fetch data/ as data.dvc names it, unless it has changes of the user's own: those are never overwritten."""
     if has_unrecorded_changes(Path("data")):
         print("data/ differs from data.dvc: it is used as it is, and recorded (as by dvc add data)")
-    elif (result := dvc("pull", "data.dvc")).returncode:
-        told |= {"failed": "data", "said": f"dvc pull data.dvc ended with status {result.returncode}"}
+    elif dvc("pull", "data.dvc").returncode and (lost := bring(Path(), ["data.dvc"])):
+        told["failed"] = "data"
         raise UserError(
-            "the data could not be pulled; the lines above say why. Check the remote in .dvc/config, then run again"
+            f"the data that data.dvc names are in no store ({lost}): run dvc push on the machine where they were added, "
+            "or mend the remote in .dvc/config; then run again"
         )
 
 

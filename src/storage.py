@@ -13,42 +13,46 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import time
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from src import lineage
 from src.command import UserError, run
 from src.github.api import ApiError, GitHub
 from src.versioning import dvc
+from src.worktree import checked_out, git, reason, remotes
 
 REMOTE = "ci"
 _STORE = Path("out/store")
 _EARLIER = Path("out/earlier")
 _LARGEST = 2 * 2**30  # bytes; it is held in memory: larger models want a store of their own
 _TRIES = 3
+_EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 
 
 def connect() -> None:
     """Make the store DVC's default remote, and bring what other remotes of the repository hold into the cache.
 
     Raises:
-        UserError: the remote's address or configuration is refused by DVC.
+        UserError: the remote's address or configuration is refused by DVC, or the remote does not take an object.
     """
     url = None if _is_forks_code() else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
-    others = _remotes()
+    others = [name for name in remotes(Path()) if name != REMOTE]
     if url:
         print(f"data and models are kept in {_without_password(url)}")
         _add(REMOTE, url)
         _configure(os.environ.get("DVC_REMOTE_CONFIG", ""))
+        _require_answer()
     else:
         print("data and models are kept as artifacts of the workflow runs: set DVC_REMOTE_URL for a lasting store")
         _STORE.mkdir(parents=True, exist_ok=True)
         _add(REMOTE, str(_STORE.resolve()))
-        others += _earlier_artifacts()
-    _require(dvc("remote", "default", "--local", "--quiet", REMOTE, capture=True), "made the default")
+    others += _earlier_artifacts()  # beside any store: it may be younger than main's model
+    _remote("made the default", "default", "--local", "--quiet", REMOTE)
     for name in others:
         # what is only there, as the starter data, is found in the cache from now on; what is missing is no fault yet
         dvc("fetch", "--quiet", "--run-cache", "--remote", name, capture=True)
@@ -64,11 +68,11 @@ def push() -> None:
         result = dvc("push", "--run-cache", "--remote", REMOTE, capture=True)
         if result.returncode == 0:
             break
-        print(f"push {attempt} of {_TRIES} failed: {_last(result.stderr)}")
+        print(f"push {attempt} of {_TRIES} failed: {reason(result.stderr)}")
         time.sleep(0 if attempt == _TRIES else 5 * attempt)
     else:
         raise UserError(
-            f"data and model could not be pushed ({_last(result.stderr)}): check DVC_REMOTE_URL and its credentials, "
+            f"data and model could not be pushed ({reason(result.stderr)}): check DVC_REMOTE_URL and its credentials, "
             "then run the job again; nothing is trained twice, the run cache has it"
         )
     if _STORE.is_dir() and any(_STORE.iterdir()):
@@ -94,9 +98,9 @@ def _name_artifact(name: str) -> None:
 
 
 def _add(name: str, url: str) -> None:
-    _require(dvc("remote", "add", "--local", "--force", "--quiet", name, url, capture=True), f"taken ({url})")
+    _remote(f"taken ({_without_password(url)})", "add", "--local", "--force", "--quiet", name, url)
     # objects are hashed again when they come: a changed one of the same size is otherwise taken as it is
-    _require(dvc("remote", "modify", "--local", "--quiet", name, "verify", "true", capture=True), "set to verify")
+    _remote("set to verify", "modify", "--local", "--quiet", name, "verify", "true")
 
 
 def _configure(lines: str) -> None:
@@ -104,24 +108,32 @@ def _configure(lines: str) -> None:
         name, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not name:
             raise UserError("DVC_REMOTE_CONFIG has a line that is not `name = value`: see dvc remote modify --help")
-        _require(
-            dvc("remote", "modify", "--local", "--quiet", REMOTE, name, value, capture=True), f"given the option {name}"
-        )
+        _remote(f"given the option {name}", "modify", "--local", "--quiet", REMOTE, name, value)
 
 
-def _require(result: "subprocess.CompletedProcess[str]", what: str) -> None:
+def _remote(what: str, *arguments: str) -> None:
+    result = dvc("remote", *arguments, capture=True)
     if result.returncode:
-        raise UserError(f"the DVC remote of this run could not be {what}: {_last(result.stderr)}. Check DVC_REMOTE_URL")
+        raise UserError(f"the DVC remote of this run could not be {what}: {reason(result.stderr)}. Check DVC_REMOTE_URL")
 
 
-def _remotes() -> list[str]:
-    listed = dvc("remote", "list", capture=True).stdout.splitlines()
-    return [line.split()[0] for line in listed if line.split() and line.split()[0] != REMOTE]
+def _require_answer() -> None:
+    """Store the object of an empty file: a store that is down, or refuses, is noticed before hours of training.
 
+    DVC's own questions do not tell: of a server that does not answer it says that nothing is there.
+    """
+    from dvc.repo import Repo  # type: ignore[import-untyped] # takes a second, and only this needs it
+    from dvc_objects.fs.local import localfs
 
-def _last(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("ERROR: ")[:300] if lines else "no reason given"
+    try:
+        with Repo() as repo, NamedTemporaryFile() as empty:
+            repo.cloud.get_remote_odb(REMOTE).add(empty.name, localfs, _EMPTY_MD5, check_exists=False)
+    except Exception as error:  # each kind of store has exceptions of its own
+        said = reason(str(error) or type(error).__name__)
+        raise UserError(
+            f"the DVC remote of this run takes no data ({said}): nothing was trained. Check DVC_REMOTE_URL (or "
+            "LOCAL_DVC_REMOTE) and DVC_REMOTE_CONFIG, and that the store is up; then run the job again"
+        ) from None
 
 
 def _without_password(url: str) -> str:
@@ -149,15 +161,27 @@ def _earlier_artifacts() -> list[str]:
 
 
 def _known_digests() -> Iterable[str]:
-    """Yield the input digests that the manifests of this commit and of the base name."""
-    here = lineage.read_manifest(Path("manifest.json"))
-    if here:
-        yield here["inputs"]["digest"]
-    base = os.environ.get("BASE", "origin/HEAD")
-    shown = subprocess.run(["git", "show", f"{base}:manifest.json"], capture_output=True, text=True, check=False)
-    if shown.returncode == 0:
-        found = lineage.parse_manifest(shown.stdout, f"{base}:manifest.json")
-        yield found["inputs"]["digest"]
+    """Yield the input digests under which runs may have stored the models of this commit, of the base and of its anchor."""
+    yield from _digests_of(Path())
+    for commit in _judged_against():
+        with checked_out(commit) as tree:
+            yield from _digests_of(tree)
+
+
+def _digests_of(tree: Path) -> Iterable[str]:
+    """Yield what manifest.json names and what dvc.lock comes to: another file may have changed since the manifest."""
+    with suppress(UserError):  # a damaged file of an earlier commit; that of this one is named by what needs it
+        manifest = lineage.read_manifest(tree / "manifest.json")
+        if manifest:
+            yield manifest["inputs"]["digest"]
+    with suppress(UserError, AttributeError, KeyError, TypeError):
+        yield lineage.inputs(tree)["digest"]
+
+
+def _judged_against() -> list[str]:
+    """Return the commits whose models judge this one: the base, and its anchor where that is another."""
+    base = git("rev-parse", "--verify", "--quiet", f"{os.environ.get('BASE', 'origin/HEAD')}^{{commit}}")
+    return [base] if base else []
 
 
 def _download(name: str, folder: Path) -> bool:

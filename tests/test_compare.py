@@ -186,17 +186,51 @@ def test_another_set_of_classes_and_test_images_is_asked_of_both(fork: Path) -> 
     ("damage", "words"),
     [
         (lambda fork: git(fork, "branch", "--delete", "--force", "main"), "there is no branch main here"),
-        (lambda fork: commit_on_main(fork, (fork / "dvc.lock").unlink), "main has no dvc.lock yet"),
-        (lose_store, "could not be pulled"),
+        (lambda fork: commit_on_main(fork, (fork / "dvc.lock").unlink), "main's dvc.lock was removed by"),
+        (lose_store, "main's model is in no store (starter: it does not hold all of it)"),
     ],
 )
-def test_without_a_model_of_main_the_reason_is_told_and_floors_decide(fork: Path, damage: Any, words: str) -> None:
+def test_a_model_of_main_that_cannot_be_had_asks_for_a_look_with_the_reason(fork: Path, damage: Any, words: str) -> None:
     damage(fork)
     facts = compare(fork)
-    assert not facts["found"]
+    assert (facts["found"], facts["never"]) == (False, False)
     assert words in facts["why"]
     verdict = judge(fork)
+    assert (verdict["verdict"], verdict["baseline"]) == ("investigate", False)
+    assert any(words in reason for reason in verdict["reasons"])
+
+
+def test_where_main_never_had_a_model_floors_decide(fork: Path) -> None:
+    git(fork, "update-index", "--force-remove", "dvc.lock")
+    git(fork, "branch", "--force", "main", git(fork, "commit-tree", git(fork, "write-tree"), "-m", "no model yet"))
+    facts = compare(fork)
+    assert (facts["found"], facts["never"]) == (False, True)
+    assert "main has no dvc.lock yet" in facts["why"]
+    verdict = judge(fork)
     assert (verdict["verdict"], verdict["baseline"]) == ("pass", False)
+    assert "main has no dvc.lock yet" in verdict["reasons"][-1]
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_mains_model_is_found_in_any_store_though_this_branch_has_another(fork: Path, tmp_path: Path, default: bool) -> None:
+    """After the report's own commit dvc.lock of the branch no longer names what main's does."""
+    require_success(python(fork, "dvc", "remote", "add", "--local", "dead", "https://me:secret@127.0.0.1:9/x"))
+    require_success(python(fork, "dvc", "remote", "add", "--local", "young", str(tmp_path / "young")))
+    require_success(python(fork, "dvc", "remote", "add", "--local", "other", str(tmp_path / "other")))
+    require_success(python(fork, "dvc", "remote", "default", "--local", "other" if default else "young"))
+    require_success(python(fork, "dvc", "push", "--remote", "other", "out/model", "out/manifest.parquet"))
+    lock = YAML(typ="safe").load((fork / "dvc.lock").read_text())
+    lock["stages"]["train"]["outs"][1]["md5"] = "0" * 32 + ".dir"
+    with (fork / "dvc.lock").open("w") as file:
+        YAML().dump(lock, file)
+    git(fork, "commit", "--quiet", "--all", "--message", "judged by the report")
+    lose_store(fork)
+    assert compare(fork)["found"]
+    shutil.rmtree(tmp_path / "other")
+    shutil.rmtree(fork / ".dvc/cache")
+    why = compare(fork)["why"]
+    assert all(f"{name}: " in why for name in ("starter", "dead", "young", "other"))
+    assert "secret" not in why
 
 
 def test_a_lineage_of_an_earlier_model_does_not_hide_mains_model(fork: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -149,3 +150,16 @@ def test_the_lane_says_whether_hardware_numbers_compare(
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     assert lane() == {"comparable": comparable, "name": name}
+
+
+@pytest.mark.slow
+def test_data_that_were_never_pushed_are_named_with_what_to_do(run: Run, tmp_path: Path) -> None:
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
+    for line in (["add", "-q", "data"], ["remote", "add", "-q", "-d", "team", str(tmp_path / "team")]):
+        subprocess.run([sys.executable, "-m", "dvc", *line], cwd=tmp_path, env=environment, check=True)
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    done, told = run("pass")
+    assert (done.returncode, told["failed"]) == (1, "data")
+    assert "in no store (team: it does not hold all of it): run dvc push on the machine" in told["said"]
+    assert told["said"] in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -143,7 +144,7 @@ def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Pa
 def test_credentials_go_into_the_file_that_git_ignores(repository: Path, command: Command) -> None:
     told: dict[str, Any] = {"DVC_REMOTE_URL": "s3://bucket/path", "DVC_REMOTE_CONFIG": "access_key_id = me\nregion=eu\n\n"}
     done = command(repository, "src.storage", "connect", **told)
-    assert done.returncode == 0, done.stderr
+    assert "takes no data (s3 is supported, but requires 'dvc-s3' to be installed)" in done.stderr
     local = (repository / ".dvc/config.local").read_text()
     assert "access_key_id = me" in local
     assert "region = eu" in local
@@ -176,9 +177,48 @@ def test_a_wrong_setting_is_one_sentence(repository: Path, command: Command, var
     assert done.stderr.count("storage: ") == 1
 
 
-def test_a_store_that_cannot_be_reached_fails_with_its_reason(repository: Path, command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["file/remote", "https://me:secret@127.0.0.1:9/dvc"])
+def test_a_store_that_cannot_be_reached_is_noticed_before_training(
+    repository: Path, command: Command, tmp_path: Path, url: str
+) -> None:
     (tmp_path / "file").write_text("no folder")
-    assert command(repository, "src.storage", "connect", DVC_REMOTE_URL=str(tmp_path / "file/remote")).returncode == 0
-    done = command(repository, "src.storage", "push", STORAGE_PAUSE="0")
+    done = command(repository, "src.storage", "connect", DVC_REMOTE_URL=url if "//" in url else str(tmp_path / url))
+    assert done.returncode == 1
+    assert "the DVC remote of this run takes no data" in done.stderr
+    assert "Not a directory" in done.stderr or "Cannot connect to host 127.0.0.1:9" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    assert done.stderr.count("storage: ") == 1
+
+
+def test_a_store_that_is_lost_meanwhile_fails_with_its_reason(repository: Path, command: Command, tmp_path: Path) -> None:
+    assert command(repository, "src.storage", "connect", DVC_REMOTE_URL=str(tmp_path / "remote")).returncode == 0
+    shutil.rmtree(tmp_path / "remote")
+    (tmp_path / "remote").write_text("no folder")
+    done = command(repository, "src.storage", "push")
     assert done.returncode == 1
     assert "could not be pushed" in done.stderr
+
+
+def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
+    repository: Path, tmp_path: Path, command: Command, github: GitHub
+) -> None:
+    """Main's manifest is of an earlier model: what its dvc.lock comes to is looked for as well."""
+    for action in ("connect", "push"):
+        assert command(repository, "src.storage", action).returncode == 0
+    name = (repository / "github-env").read_text().strip().removeprefix("STORE_NAME=")
+    github.add_run(5)
+    github.upload_artifact(5, name, repository / "out/store")
+    manifest = {"inputs": {"digest": "a" * 64}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    files = ["dvc.yaml", "dvc.lock", "stage.py", "manifest.json"]
+    for line in (["add", *files], ["commit", "-qm", "main"], ["branch", "base"]):
+        subprocess.run([*git, *line], cwd=repository, check=True, capture_output=True)
+    (repository / "dvc.lock").unlink()
+    shutil.rmtree(repository / ".dvc/cache")
+    told = {"BASE": "base", "DVC_REMOTE_URL": str(tmp_path / "young")}
+    assert command(repository, "src.storage", "connect", **told).returncode == 0
+    (repository / "model").unlink()
+    subprocess.run([*git, "checkout", "-q", "base", "--", "dvc.lock"], cwd=repository, check=True)
+    done = command(repository, "dvc", "pull", "--remote", "earlier-0", "model")
+    assert done.returncode == 0, done.stderr

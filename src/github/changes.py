@@ -18,7 +18,7 @@ _ALWAYS = (
     r"(params|reference|metrics|manifest)\.(yaml|json)",
     r"requirements/(lock|torch)\.txt",
     r".*\.dvc",
-    r"src/(gates|significance|lineage|precision|quantization|speed|release/quantize|reproduce|storage)\.py",
+    r"src/(gates|significance|lineage|precision|quantization|speed|release/quantize|reproduce|storage|worktree)\.py",
     r"src/(report|judging)/.*",
     r"\.github/workflows/report\.yml",
 )

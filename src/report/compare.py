@@ -28,8 +28,7 @@ from src.command import UserError, run
 from src.files import check_outputs, replacing, sha256, write_json
 from src.inference import Model
 from src.params import Evaluate, load
-from src.versioning import dvc
-from src.worktree import checked_out, git, share_dvc
+from src.worktree import bring, checked_out, git, share_dvc
 
 _BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
 _FETCHED = ("out/model", "out/manifest.parquet")
@@ -37,7 +36,7 @@ _DECIDING = ("prepare", "validate", "train", "evaluate")
 
 
 class NoModelError(Exception):
-    """Main has no model to compare with; the text says why, for the report."""
+    """Main's model cannot be had; the text says why, for the report."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def compare(base: str, out: Path, paths: Paths) -> None:
         fresh.mkdir()
         facts = _history(base, paths.params)
         try:
-            if not facts["commit"]:
+            if facts["why"]:
                 raise NoModelError(facts["why"])
             with checked_out(facts["commit"]) as tree:
                 share_dvc(tree)
@@ -77,7 +76,7 @@ def compare(base: str, out: Path, paths: Paths) -> None:
 
 def _tell(facts: dict[str, Any]) -> str:
     if not facts["found"]:
-        return f"no model of main to compare with: {facts['why']}"
+        return f"not compared with main: {facts['why']}"
     moved = f", {facts['behind']} commits ahead of this branch" if facts["behind"] else ""
     return f"compared with {facts['ref']} at {facts['commit'][:12]}{moved}"
 
@@ -98,10 +97,13 @@ def _history(base: str, params: Path) -> dict[str, Any]:
         "main_run": None,
         "merge_base": commit,
         "moved_inputs": [],
+        "never": False,
         "ref": base,
         "same_test_set": False,
         "why": "" if commit else f"there is no branch {base} here: fetch it, or name another with BASE=",
     }
+    if commit and not git("ls-tree", "--name-only", commit, "dvc.lock"):
+        facts |= _never(commit)
     fork_point = git("merge-base", "HEAD", commit) if commit else ""
     if not fork_point:
         return facts
@@ -111,6 +113,17 @@ def _history(base: str, params: Path) -> dict[str, Any]:
         facts["moved_inputs"] = _moved(fork_point, commit, params)
     facts["judging_changed"] = _judging_changed(fork_point, params)
     return facts
+
+
+def _never(commit: str) -> dict[str, Any]:
+    """Say whether main never had a model, or had one that nobody can find without its dvc.lock."""
+    removed = git("log", "-1", "--format=%h", commit, "--", "dvc.lock")
+    if removed:
+        why = f"main's dvc.lock was removed by {removed}: restore it with git checkout {removed}^ dvc.lock"
+        return {"never": False, "why": why}
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        return {"never": False, "why": "main has no dvc.lock here, and its history is cut off: git fetch --unshallow"}
+    return {"never": True, "why": "main has no dvc.lock yet: nothing was reproduced there"}
 
 
 def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
@@ -154,12 +167,10 @@ def _text(path: Path) -> str:
 
 def _fetch(tree: Path, out: Path) -> dict[str, Any]:
     """Copy what is compared out of main's tree; the model only when it is the one that main's dvc.lock names."""
-    if not (tree / "dvc.lock").is_file():
-        raise NoModelError("main has no dvc.lock yet: nothing was reproduced there")
-    pulled = dvc("pull", "--quiet", *_FETCHED, folder=tree, capture=True)
-    if pulled.returncode or not (tree / "out/model/model.onnx").is_file():
-        reason = (pulled.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
-        raise NoModelError(f"its outputs could not be pulled ({reason[:200]}); the store may have lost them")
+    if lost := bring(tree, _FETCHED):
+        raise NoModelError(
+            f"main's model is in no store ({lost}): check the store and its credentials, or dvc push it from where it is"
+        )
     if not lineage.is_as_recorded(tree, "out/model"):
         raise NoModelError(
             "the model that the store gave is not the one that main's dvc.lock names: somebody changed it there"

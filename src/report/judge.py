@@ -112,6 +112,7 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         moved_inputs=known["moved_inputs"],
         judging_changed=known["judging_changed"],
         bins=params.evaluate.calibration_bins,
+        main_never=known.get("never", False),
     )
 
 
