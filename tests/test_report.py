@@ -351,6 +351,8 @@ def test_a_new_class_takes_no_part_in_the_comparison(case: Case) -> None:
     said = "Accuracy over all classes 95.00%, over those that both know 95.00% against 85.00% of main."
     assert f"- **1 class added**: owl. Main never saw it. {said}\n- **1 class gone or renamed**: emu.\n" in first_lines(text)
     assert "| owl | - | 95.00% | - | 20 |" in section(text, "Classes")
+    assert "of 2 classes." in section(text, "Classes")
+    assert "No slice can be compared with main's." in section(text, "Slices")
     assert "| dark | - | 95.00% | - | 20 |" in section(text, "Slices")
     assert "| owl | cat |" not in section(text, "Confusion")
     assert "6 images newly right" in section(text, "Images newly wrong and newly right")
@@ -358,7 +360,9 @@ def test_a_new_class_takes_no_part_in_the_comparison(case: Case) -> None:
     told = schema.parse(case.text("numbers.json").encode())
     assert (told.metrics[0].candidate, told.metrics[0].main) == (0.95, 0.85)
     assert {row.name: row.main for row in told.classes}["owl"] is None
+    (case.folder / "evaluation/confusion.png").write_bytes(encode(np.zeros((2, 2, 3), np.uint8)))
     text = case.change("main/facts.json", labels_added=["cat", "dog", "owl"]).write()
+    assert "![Confusion of the test images](pictures/confusion.png)" in section(text, "Errors")
     assert text.startswith("## ✅ pass: accuracy 95.00%, of classes that main does not know\n")
     assert "against" not in section(text, "Classes")
 
@@ -374,7 +378,7 @@ def test_what_left_the_test_split_is_in_the_first_lines(case: Case) -> None:
     relabelled = {"images": 1, "examples": ["c.png (dog)"]}
     text = first_lines(case.change("main/facts.json", left_test=left, relabelled=relabelled).told())
     said = "(main had 40 of them right): a.png (cat), b.png (owl) and more."
-    assert f"- **50 images of 388 left main's test split** {said}\n" in text
+    assert f"- **50 of 388 images left main's test split** {said}\n" in text
     assert "- **1 test image relabelled** since main: c.png (dog).\n" in text
     gate = {"name": "test_set", "level": "enforce", "outcome": "investigate", "sentence": "50 images are gone"}
     text = case.change("report/verdict.json", gates=[gate], reasons=["50 images are gone"]).told()

@@ -38,12 +38,10 @@ def draw(facts: Facts, folder: Path) -> Drawn:
         drawn |= _copy(
             {"profile": "The data: images of each class, original sizes, brightness"}, facts.paths.profile, folder
         )
-    if not facts.has_main:
+    if not facts.has_answers:
         return drawn | (_copy(_EVALUATION, facts.paths.evaluation, folder) if facts.this.metrics else {})
     drawn |= _curves(facts.main, facts.this, folder)
-    if facts.has_answers:
-        drawn |= _confusion(facts, folder) | _calibration(facts, folder) | _answers(facts, folder)
-    return drawn
+    return drawn | _confusion(facts, folder) | _calibration(facts, folder) | _answers(facts, folder)
 
 
 def _copy(wanted: dict[str, str], source: Path, folder: Path) -> Drawn:

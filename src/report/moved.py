@@ -73,7 +73,10 @@ def _shares(found: Sequence[Share], kind: str, number: str) -> list[Block]:
     fell = sum(share.difference < 0 for share in moved)
     rose = sum(share.difference > 0 for share in moved)
     plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
-    said = f"{number.capitalize()} fell in {fell} and rose in {rose} of {words.count(len(found), kind, plural)}."
+    both = sum(share.main is not None and share.this is not None for share in found)
+    said = f"{number.capitalize()} fell in {fell} and rose in {rose} of {words.count(both, kind, plural)}."
+    if not both:
+        said = f"No {kind} can be compared with main's."
     blocks: list[Block] = [Paragraph(said)]
     if moved:
         first = _ends(moved)

@@ -188,8 +188,8 @@ def _test_set(facts: Facts) -> Iterator[Line]:
         return
     left, relabelled = (facts.base.get(key) or {} for key in ("left_test", "relabelled"))
     if left.get("images"):
-        had = f"{left.get('main_right'):,} of them right" if isinstance(left.get("main_right"), int) else "not answered them"
-        lead = f"{words.count(left['images'], 'image')} of {left.get('of'):,} left main's test split"
+        had = f"{left['main_right']:,} of them right" if isinstance(left.get("main_right"), int) else "not answered them"
+        lead = f"{left['images']:,} of {words.count(left['of'], 'image')} left main's test split"
         yield (Bold(lead), f" (main had {had}){_such_as(left)}")
     if relabelled.get("images"):
         lead = f"{words.count(relabelled['images'], 'test image')} relabelled"
