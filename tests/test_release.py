@@ -42,7 +42,7 @@ pytestmark = [
 
 @dataclass
 class Story:
-    """Two merges, a forged one, a rollback, and what could be seen after each."""
+    """Two merges, documents, a rollback, documents again, a forged merge, and what could be seen after each."""
 
     world: World
     variables: dict[str, str]
@@ -64,6 +64,17 @@ class Story:
         self.pulls[name] = number
         self.look(name, self.start("deploy.yml", "push", github.payload("push", before=before)))
 
+    def write_documents(self, name: str) -> None:
+        """Push a line of README to main."""
+        github, before = self.world.github, self.world.github.repository.sha("main")
+        folder = self.world.folder / name
+        git = clone(github, folder)
+        with (folder / "README.md").open("a") as file:
+            file.write("\nwords\n")
+        git("commit", "--quiet", "--all", "--message", name)
+        git("push", "--quiet", "origin", "HEAD:main")
+        self.look(name, self.start("deploy.yml", "push", github.payload("push", before=before)))
+
     def start(self, workflow: str, event: str, payload: dict[str, Any]) -> Result:
         environment = {"DOCKER_HOST": os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")}
         options = {"variables": self.variables, "environment": environment, "timeout": 3 * PATIENCE}
@@ -72,7 +83,7 @@ class Story:
     def look(self, name: str, result: Result) -> None:
         """Keep what a person can see now."""
         self.runs[name] = result
-        assert result.rc == 0 or name == "forged", result.log[-12000:]
+        assert result.rc == 0 or name in ("forged", "documents after it"), result.log[-12000:]
         told = {**os.environ, **self.variables, "MLFLOW_TRACKING_URI": ""}
         command = [sys.executable, "-m", "src.release.status"]
         self.status[name] = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True).stdout
@@ -152,12 +163,14 @@ def tell(story: Story) -> Story:
     better = world.propose("better", set_params(train__epochs=20))
     world.report(better, "opened")
     story.merge("better", better)
-    forged = world.propose("forged", spoil_gate)
-    world.report(forged, "opened")
-    story.merge("forged", forged)
+    story.write_documents("documents")
     inputs = {"version": "", "reason": "a trial"}
     payload = world.github.payload("workflow_dispatch", inputs=inputs, branch="main")
     story.look("rollback", story.start("rollback.yml", "workflow_dispatch", payload))
+    story.write_documents("documents after it")
+    forged = world.propose("forged", spoil_gate)
+    world.report(forged, "opened")
+    story.merge("forged", forged)
     over.set()
     asking.join()
     return story
@@ -183,8 +196,8 @@ def test_a_merge_that_weakened_its_gate_is_refused_and_the_old_model_serves(stor
     result = story.runs["forged"]
     assert result.jobs["verify"] == "failure"
     assert {result.jobs[name] for name in ("build", "deploy")} == {"skipped"}
-    assert story.serving["forged"] == story.serving["better"]
-    assert story.aliases["forged"]["champion"] == "2"
+    assert story.serving["forged"] == story.serving["rollback"]
+    assert story.aliases["forged"]["champion"] == "1"
     issues = [issue for issue in story.world.github.issues.values() if "stopped" in issue["title"].lower()]
     assert len(issues) == 1
 
@@ -193,6 +206,19 @@ def test_a_rollback_brings_the_old_one_back(story: Story) -> None:
     assert story.runs["rollback"].rc == 0, story.runs["rollback"].log[-8000:]
     assert story.serving["rollback"] == story.serving["first"]
     assert (story.aliases["rollback"]["champion"], story.aliases["rollback"]["previous"]) == ("1", "2")
+
+
+def test_a_push_of_documents_builds_and_deploys_nothing(story: Story) -> None:
+    jobs = story.runs["documents"].jobs
+    assert (jobs["verify"], jobs["build"], jobs["deploy"]) == ("success", "skipped", "skipped")
+    assert story.status["documents"] == story.status["better"]
+
+
+def test_what_was_rolled_back_stays_away_after_a_push_of_documents(story: Story) -> None:
+    assert story.runs["documents after it"].jobs["deploy"] == "failure"
+    assert "version 2 was rolled back (a trial)" in story.runs["documents after it"].logs["deploy"]
+    assert story.serving["documents after it"] == story.serving["rollback"]
+    assert story.aliases["documents after it"]["champion"] == "1"
 
 
 def test_no_request_failed_in_all_that_time(story: Story) -> None:

@@ -362,9 +362,9 @@ def test_outputs_of_another_run_in_the_working_tree_are_no_fault(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def weaken_params(fork: Path) -> None:
+def weaken_params(fork: Path, seed: int = 0) -> None:
     write_params(
-        fork / "params.yaml", train__epochs=1, train__warmup_epochs=0, gates__max_accuracy_drop=0.99,
+        fork / "params.yaml", train__seed=seed, train__epochs=1, train__warmup_epochs=0, gates__max_accuracy_drop=0.99,
         gates__max_log_loss_rise=9.0, gates__max_class_drop=1.0, gates__max_slice_drop=0.99, gates__min_accuracy=0.0,
         gates__min_macro_f1=0.0, gates__min_class_recall=0.0, gates__min_slice_accuracy=0.0, gates__min_baseline_margin=-1.0,
     )  # fmt: skip
@@ -395,7 +395,7 @@ def test_a_gate_weakened_one_merge_earlier_does_not_judge_it_either(fork: Path) 
     weaken_params(fork)
     weaken_code(fork)
     commit(fork, "B")
-    write_params(fork / "params.yaml", train__seed=5)
+    weaken_params(fork, seed=5)
     stages = YAML(typ="safe").load((fork / "dvc.yaml").read_text())["stages"]
     for stage in ("train", "evaluate"):
         require_success(python(fork, *stages[stage]["cmd"].split()[2:]))
