@@ -191,7 +191,7 @@ def test_a_commit_of_documents_on_what_is_deployed_releases_nothing_unless_asked
     output = fork.parent / "output"
     done = verify(fork, GITHUB_OUTPUT=str(output))
     require_success(done)
-    assert "unchanged: neither the model nor the engine" in done.stdout
+    assert "unchanged: neither model nor engine" in done.stdout
     assert output.read_text() == "unchanged=true\n"
     assert not (fork / OUT).exists()
     assert accept(fork, "--again").verdict == "pass"

@@ -65,7 +65,7 @@ def ending(results: Mapping[str, str], found: Mapping[str, Outcome], image: str,
     if last and last.ok:
         return Ending("rolled back" if rollback else "deployed", last.sentence)
     if results.get("build") == "skipped":
-        return Ending("unchanged", "neither the model nor the engine is another than what is deployed")
+        return Ending("unchanged", "neither the model nor the engine has changed since the deployed commit")
     if not can_deploy:
         return Ending("pushed", f"the image is {f'`{image}`' if image else 'built'}, and no deploy host is set up")
     return _stopped("rollback" if rollback else "deploy", "failure", None)

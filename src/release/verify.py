@@ -53,7 +53,7 @@ def verify(folder: Path, commit_name: str, *, again: bool) -> None:
     _tell_uncommitted()
     deployed = production.find()
     if not again and production.is_unchanged(deployed, commit):
-        print(f"unchanged: neither the model nor the engine is another than in {deployed.commit}, which is deployed")
+        print(f"unchanged: neither model nor engine has changed since the deployed commit {str(deployed.commit)[:12]}")
         _tell_workflow()
         return
     with checked_out(commit) as tree, _without_its_path(tree), TemporaryDirectory(prefix="judged-") as judged:
