@@ -608,7 +608,7 @@ def test_a_base_that_moved_on_asks_for_a_look_and_a_passer_by_cannot_decide(worl
     assert seen.verdict["verdict"] == "investigate"
     assert seen.verdict["override"] is None
     assert "params.yaml: train" in seen.text
-    assert "passer-by may not write" in seen.result.logs["plan"]
+    assert "passer-by, who may not write" in seen.result.logs["plan"]
     states = [status["state"] for status in world.github.statuses(seen.head, GATE)]
     assert "failure" not in states
     assert states[-1] == "pending"
