@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: confusion, learning curves, calibration, worst errors, where the network looked."""
+"""The pictures of an evaluation: confusion, learning curves, calibration, worst errors, where the model looked."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src import explain, pictures
+from src import pictures
 from src.arrays import Split
 from src.command import UserError
-from src.model import Classifier
+from src.inference import Model
+from src.occlusion import occlusion
 
 _HISTORY = ("epoch", "learning_rate", "train_loss", "validation_loss", "validation_accuracy")
 
@@ -97,16 +98,14 @@ def activation(
     predicted: NDArray[Any],
     shown: NDArray[np.int64],
     classes: Sequence[str],
-    classifier: Classifier,
+    model: Model,
 ) -> None:
-    """Draw the rows `shown` of the test split under their activation maps."""
-    heat = explain.activation_maps(classifier, test.images[shown], predicted[shown])
-    title = "Where the network looked (class-activation maps); wrong predictions in red"
-    made, squares = pictures.grid(len(shown), 8, title if heat is not None else "This network has no feature maps to show")
-    for axes, place in zip(squares, range(len(shown)), strict=True):
-        row = shown[place]
+    """Draw the rows `shown` of the test split under the places that spoke for their predictions."""
+    title = "Where the model looked: how much less sure it is with a fifth of the side hidden; wrong predictions in red"
+    made, squares = pictures.grid(len(shown), 8, title)
+    for axes, row in zip(squares, shown, strict=True):
         colour = "black" if predicted[row] == test.labels[row] else pictures.RED
         pictures.show_image(axes, test.images[row], pictures.shorten(classes[int(predicted[row])]), colour)
-        if heat is not None:
-            axes.imshow(heat[place], cmap="inferno", alpha=0.5, vmin=0, vmax=1, interpolation="bilinear")
+        heat = occlusion(test.images[row], int(predicted[row]), model.probabilities)
+        pictures.show_heat(axes, heat, test.images[row])
     pictures.save(made, path)

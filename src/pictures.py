@@ -35,6 +35,16 @@ def show_image(axes: Any, image: NDArray[Any], title: str = "", colour: str = "b
     axes.set_axis_off()
 
 
+def show_heat(axes: Any, heat: NDArray[np.float32], image: NDArray[Any]) -> None:
+    """Lay equal cells of 0..1 over an image that is drawn, or say that all are 0: hiding no one place changes the answer."""
+    if heat.any():
+        edges = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+        axes.imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1, interpolation="bilinear", extent=edges)
+    else:
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(0.5, 0.04, "no one place", transform=axes.transAxes, ha="center", va="bottom", fontsize=7, bbox=box)
+
+
 def grid(count: int, columns: int, title: str) -> tuple[Figure, list[Any]]:
     """Return a figure of `count` small squares and their axes, `columns` in a row; unused squares stay blank."""
     rows = max(1, -(-count // columns))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src import explain, export, model
+from src import export, model
 from src.command import UserError
 from src.model import Classifier, Shape, build
 
@@ -121,32 +121,6 @@ def test_what_onnx_cannot_say_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"cannot be exported to ONNX \(.+\); rewrite that operation") as caught:
         export.to_onnx(Classifier(Unexportable(), [0.0] * 3, [1.0] * 3), (16, 16), 3, list("abcde"))
     assert "\n" not in str(caught.value)
-
-
-def test_the_activation_map_points_at_what_decides() -> None:
-    """A network that only looks at the upper left corner must light up there."""
-
-    class Corner(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 2, 3, padding=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(self.conv(x))[:, :, :4, :4].mean(dim=(2, 3))
-
-    torch.manual_seed(1)
-    images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    made = Classifier(Corner(), [127.0] * 3, [60.0] * 3).eval()
-    heat = explain.activation_maps(made, images, made(torch.from_numpy(images).permute(0, 3, 1, 2)).argmax(1).numpy())
-    assert heat is not None
-    assert heat.shape == (4, 16, 16)
-    assert heat.max() <= 1
-    assert heat[:, :4, :4].mean() > 10 * heat[:, 6:, 6:].mean()
-
-
-def test_a_network_without_feature_maps_has_none_to_show() -> None:
-    made = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5)), [0.0] * 3, [1.0] * 3).eval()
-    assert explain.activation_maps(made, np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64)) is None
 
 
 @pytest.mark.parametrize("tta", ["flip", "flip_shift"])

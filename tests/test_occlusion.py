@@ -4,8 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from conftest import COLOURS, write_params
 
-from src.serving.occlusion import occlusion
+from src.arrays import Split
+from src.occlusion import occlusion
+from src.training.loop import fit
+from src.training.task import Task
 
 Model = Callable[[np.ndarray], np.ndarray]
 SHAPES = [(8, 8, 3), (8, 8, 1), (32, 32, 3), (20, 60, 3), (61, 7, 1), (224, 224, 3), (1, 300, 1), (1, 1, 3)]
@@ -88,3 +93,56 @@ def test_the_picture_is_left_as_it_was_even_where_it_cannot_be_written() -> None
     pixels.flags.writeable = False
     occlusion(pixels, 1, looks_at(region))
     assert (pixels == before).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A network that was trained: strides and shortcuts that read every second cell must not show in the answer
+# ---------------------------------------------------------------------------------------------------------------------
+
+CORNERS = [(0, 0), (0, 6), (6, 0), (6, 6)]
+
+
+def spots(random: np.random.Generator, places: np.ndarray) -> Split:
+    """Draw 8x8 images of noise with 2x2 pixels of the colour of their class at a place of each."""
+    images = random.integers(0, 256, (len(places), 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(len(places), dtype=np.int64) % len(COLOURS)
+    for image, label, (row, column) in zip(images, labels, places, strict=True):
+        image[row : row + 2, column : column + 2] = list(COLOURS.values())[label]
+    return Split(images, labels)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    random = np.random.default_rng(3)
+    training, validation = (spots(random, random.integers(0, 7, (count, 2))) for count in (600, 200))
+    changes = {"train__epochs": 12, "train__width": 8, "train__batch_size": 32, "train__seed": 3}
+    params = write_params(tmp_path_factory.mktemp("params") / "params.yaml", **changes).train
+    task = Task(training, validation, list(COLOURS), (8, 8), 3, "crop", "")
+    classifier = fit(task, params, None, quiet=True, threads=1).classifier.eval()
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return classifier(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)).softmax(dim=1).numpy()
+
+    return probabilities
+
+
+def peaks(network: Model, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    heats = [occlusion(image, int(label), network) for image, label in zip(images, labels, strict=True)]
+    return np.array([np.unravel_index(heat.argmax(), heat.shape) for heat in heats])
+
+
+def test_peaks_for_noise_prefer_no_row_or_column_of_the_feature_map(network: Model) -> None:
+    """Gradient times activation before a shortcut of stride 2 put most of these peaks into even cells of its 4x4 map."""
+    images = np.random.default_rng(4).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    cells = peaks(network, images, network(images).argmax(axis=1)) // 2
+    shares = np.bincount(cells[:, 0] % 2 * 2 + cells[:, 1] % 2, minlength=4) / len(cells)
+    assert shares.min() > 0.15
+    assert shares.max() < 0.35
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_the_peak_is_in_the_corner_that_shows_the_class(network: Model, corner: tuple[int, int]) -> None:
+    split = spots(np.random.default_rng(5), np.array([corner] * 30))
+    inside = (peaks(network, split.images, split.labels) // 2 == np.array(corner) // 2).all(axis=1)
+    assert inside.mean() > 0.6

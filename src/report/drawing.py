@@ -1,4 +1,4 @@
-"""The pictures of a report: what differs between main and this pull request, and where the network looked."""
+"""The pictures of a report: what differs between main and this pull request, and where the model looked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from src import explain, pictures
-from src import model as networks
+from src import pictures
 from src.command import UserError
-from src.model import Classifier
+from src.inference import Model
+from src.occlusion import occlusion
 from src.report import changes
 from src.report.document import Picture
 from src.report.facts import Facts, Side
@@ -25,7 +25,7 @@ _EVALUATION = {  # what the evaluation drew of this model alone, for where there
     "curves": "Learning curves: loss, validation accuracy and learning rate over the epochs",
     "calibration": "Calibration: accuracy over confidence",
     "errors": "The worst errors: what was predicted, then what is true",
-    "activation": "Where the network looked (class-activation maps)",
+    "activation": "Where the model looked: how much less sure it is with a fifth of the side hidden",
 }
 
 Drawn = dict[str, Picture]
@@ -146,30 +146,29 @@ def _answers(facts: Facts, folder: Path) -> Drawn:
     found = changes.answers(*facts.answers)
     if found is None or facts.test is None or len(facts.test.labels) != len(facts.this.predictions):
         return {}
-    drawn, classifier = {}, _classifier(facts)
+    drawn, model = {}, _model(facts)
     for name, rows, words in zip(("wrong", "right"), found, ("newly wrong", "newly right"), strict=True):
         if len(rows):
-            _draw_images(facts, rows[:_IMAGES], classifier, words, folder / f"newly_{name}.png")
-            alt = f"Images {words}, and below each where this pull request's network looked (class-activation maps)"
-            drawn[name] = Picture(alt if classifier else f"Images {words}", f"newly_{name}.png")
+            _draw_images(facts, rows[:_IMAGES], model, words, folder / f"newly_{name}.png")
+            alt = f"Images {words}, and below each where this pull request's model looked (with a fifth of the side hidden)"
+            drawn[name] = Picture(alt if model else f"Images {words}", f"newly_{name}.png")
     return drawn
 
 
-def _classifier(facts: Facts) -> Classifier | None:
+def _model(facts: Facts) -> Model | None:
     try:
-        return networks.load(facts.this.card, facts.paths.model / "weights.safetensors")
-    except (UserError, KeyError):  # without its weights the images are still worth showing
+        return Model(facts.paths.model)
+    except UserError:  # without it the images are still worth showing
         return None
 
 
-def _draw_images(facts: Facts, rows: NDArray[np.int64], classifier: Classifier | None, words: str, path: Path) -> None:
-    """Draw each image with what both models said of it, and under it the same image with its activation map."""
+def _draw_images(facts: Facts, rows: NDArray[np.int64], model: Model | None, words: str, path: Path) -> None:
+    """Draw each image with what both models said of it, and under it the same image with where the model looked."""
     assert facts.test is not None
     order = {name: i for i, name in enumerate(facts.this.card.get("classes", []))}
     images = np.array(facts.test.images[rows])
     targets = np.array(facts.this.predictions.iloc[rows]["prediction"].map(order).fillna(0).astype(int))
-    heat = explain.activation_maps(classifier, images, targets) if classifier else None
-    lines = 1 if heat is None else 2
+    lines = 2 if model else 1
     columns = max(4, len(rows))
     made = pictures.figure(1.45 * columns, 1.48 * lines + 0.7)
     made.suptitle(f"{words.capitalize()}: actual, what this pull request says, what main says", fontsize=10)
@@ -179,9 +178,10 @@ def _draw_images(facts: Facts, rows: NDArray[np.int64], classifier: Classifier |
     for column, row in enumerate(rows):
         colour = pictures.RED if "wrong" in words else "black"
         pictures.show_image(squares[0][column], images[column], _title(facts, int(row)), colour)
-        if heat is not None:
+        if model:
             pictures.show_image(squares[1][column], images[column])
-            squares[1][column].imshow(heat[column], cmap="inferno", alpha=0.5, vmin=0, vmax=1, interpolation="bilinear")
+            heat = occlusion(images[column], int(targets[column]), model.probabilities)
+            pictures.show_heat(squares[1][column], heat, images[column])
     pictures.save(made, path)
 
 

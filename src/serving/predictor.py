@@ -15,12 +15,12 @@ from PIL import Image
 
 from src import images, statistics
 from src.inference import Model
+from src.occlusion import occlusion
 from src.serving import batching, layout
 from src.serving.batching import Batcher, Observed
 from src.serving.decoding import Decoder
 from src.serving.identity import Identity
 from src.serving.metrics import Metrics
-from src.serving.occlusion import occlusion
 from src.serving.problems import ProblemError, check_time
 from src.serving.settings import Settings
 

@@ -57,7 +57,7 @@ def evaluate(
         fresh.mkdir()
         _write_tables(fresh, test, probabilities, facts, told, data.classes, params)
         _write_golden(fresh / "golden", test, probabilities, data.classes, params)
-        _draw(fresh, test, probabilities, told, data.classes, model_folder, classifier, params)
+        _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
         write_json(fresh_timings, _time(model, test))
         write_json(fresh_metrics, told)
     print(_summary(told))
@@ -202,7 +202,7 @@ def _draw(
     told: Mapping[str, Any],
     classes: Sequence[str],
     model_folder: Path,
-    classifier: Classifier,
+    model: Model,
     params: Evaluate,
 ) -> None:
     figures.confusion(folder / "confusion.png", metrics.confusion(test.labels, probabilities), classes)
@@ -216,7 +216,7 @@ def _draw(
     worst = wrong[np.argsort(-losses[wrong], kind="stable")][: params.worst]
     figures.errors(folder / "errors.png", test, probabilities, worst, classes)
     shown = np.concatenate([worst[:8], np.array(_spread(test.labels, 8), dtype=np.int64)])
-    figures.activation(folder / "activation.png", test, predicted, shown, classes, classifier)
+    figures.activation(folder / "activation.png", test, predicted, shown, classes, model)
 
 
 def main() -> None:
