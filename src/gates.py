@@ -23,6 +23,10 @@ VERDICTS: tuple[Outcome, ...] = ("pass", "investigate", "fail")  # from mild to 
 _GAP_RESAMPLES = 1000  # each costs a pass over the test images
 _CALIBRATED_DRAWS = 200
 _FIRST_LOOK = 0.92  # share of the chance of a false pass that is the first model's of a pull request
+_OWN = 0.9  # one-sided: how surely worse the very model must look to stop what its recipe's evidence would pass
+_POWER = 0.8  # the chance of a pass that further evidence should give
+_FOLDS, _SEEDS = 5, (3, 5, 10)  # what further evidence is proposed
+_SEED_GAIN = 0.8  # examples that one more seed is worth for each, by simulation
 _ANCHOR_MOVES = 0.99  # one-sided: how surely a model has to be better to become the anchor
 _ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _FELT_MS = 1.0  # nobody feels less
@@ -36,6 +40,17 @@ class Answers:
     log_losses: NDArray[np.float64]
     confidences: NDArray[np.float64]
     predictions: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Right answers of several trainings of both recipes: bool of shape (seeds, examples), both of the same examples.
+
+    The first row is the seed of the model itself. Of folds, each example is answered by the model that did not see it.
+    """
+
+    right: NDArray[np.bool_]
+    main_right: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,9 @@ class Facts:
     why_no_main: str = ""
     main_never: bool = False
     shared: NDArray[np.bool_] | None = None
+    folds: Trainings | None = None
+    seeds: Trainings | None = None
+    training_images: int = 0
     labels_added: Sequence[str] = ()
     labels_gone: Sequence[str] = ()
     left_test: Mapping[str, Any] | None = None
@@ -312,21 +330,41 @@ def _budget(facts: Facts, _params: Gates) -> _Finding:
 
 
 def _no_worse(facts: Facts, params: Gates) -> _Finding:
-    """Non-inferiority of accuracy: pass when the whole interval lies over minus the margin, fail when surely below it."""
+    """Non-inferiority of accuracy: pass when the whole interval lies over minus the margin, fail when surely below it.
+
+    Folds and seeds, where both models have them, speak of the recipe; so the very model must not look worse on its own.
+    """
     paired = _pair(facts, facts.main_answers)
     if paired is None:
         return _not_compared(facts)
-    found = significance.pairs(paired[0].right, paired[1].right)
-    total = 1 - params.pass_confidence
+    kind, found = _pooled(facts, paired)
+    margin, total = params.max_accuracy_drop, 1 - params.pass_confidence
     alpha = _alpha(facts.looks, total)
     convention = f"one-sided {_level(alpha)}, of {_level(total)} for all models of one pull request"
-    outcome, said, numbers = _non_inferior(found, paired, "main", params.max_accuracy_drop, alpha, convention, params)
+    outcome, said, numbers = _non_inferior(found, paired, "main", margin, alpha, convention, params, kind)
+    if kind != "test":
+        own = significance.score(significance.pairs(paired[0].right, paired[1].right), margin)
+        if own <= -significance.quantile(params.fail_confidence):
+            outcome, said = "fail", f"{said}; but this very model is surely worse by more than that on the test images"
+        elif outcome == "pass" and own <= -significance.quantile(_OWN):
+            outcome, said = "investigate", f"{said}; but this very model looks worse by more than that on the test images"
     if facts.shared is not None and facts.answers is not None and not facts.shared.all():
-        whole = facts.answers.right
-        said = (
-            f"on the {found.n} images whose label main's model knows: {said}; {_percent(whole.mean())} on all {len(whole)}"
-        )
+        whole, known = facts.answers.right, len(paired[0].right)
+        said = f"on the {known} images whose label main's model knows: {said}; {_percent(whole.mean())} on all {len(whole)}"
     return _Finding(outcome, said, numbers)
+
+
+def _pooled(facts: Facts, paired: tuple[Answers, Answers]) -> tuple[str, significance.Pairs]:
+    """Return the strongest evidence that both models have, and its name: test, folds, seeds, or folds and seeds."""
+    sides, names = [one.right[np.newaxis] for one in paired], []
+    if facts.seeds is not None:
+        sides, names = [facts.seeds.right, facts.seeds.main_right], ["seeds"]
+    if facts.folds is not None:
+        held = (facts.folds.right, facts.folds.main_right)
+        rows = min(map(len, (*sides, *held)))
+        sides = [np.hstack([test[:rows], fold[:rows]]) for test, fold in zip(sides, held, strict=True)]
+        names = ["folds", *names] if rows > 1 else ["folds"]
+    return " and ".join(names) or "test", significance.pooled(*sides)
 
 
 def _not_compared(facts: Facts) -> _Finding:
@@ -364,6 +402,7 @@ def _non_inferior(
     alpha: float,
     convention: str,
     params: Gates,
+    kind: str = "test",
 ) -> _Finding:
     """Judge by Tango's score z at the margin, one-sided: at `alpha` to pass, at `fail_confidence` to fail.
 
@@ -372,8 +411,10 @@ def _non_inferior(
     z, level = significance.score(found, margin), 1 - 2 * alpha
     low, high = significance.score_interval(found, level)
     shares = [float(one.right.mean()) for one in paired]
+    examples = f"{found.n} test images" if kind == "test" else f"{found.n} examples of test split and {kind}"
+    over = "" if kind == "test" else f"over {examples} "
     said = (
-        f"accuracy {_percent(shares[0])} against {_percent(shares[1])} of {whom}: {_points(found.difference)} "
+        f"accuracy {_percent(shares[0])} against {_percent(shares[1])} of {whom}: {over}{_points(found.difference)} "
         f"({_level(level)} interval {low * 100:+.2f} to {high * 100:+.2f})"
     )
     numbers = {"value": shares[0], "main": shares[1], "limit": -margin, "difference": found.difference}
@@ -386,7 +427,7 @@ def _non_inferior(
         return _Finding("pass", f"{said}: {shown} than {whom} ({convention})", numbers)
     if z <= -significance.quantile(params.fail_confidence):
         return _Finding("fail", f"{said}: worse than {whom} by more than the margin of {asked}", numbers)
-    return _Finding("investigate", f"{said}: {found.n} test images cannot show that it keeps the margin of {asked}", numbers)
+    return _Finding("investigate", f"{said}: {examples} cannot show that it keeps the margin of {asked}", numbers)
 
 
 def _same(mine: Answers, theirs: Answers) -> bool:
@@ -406,9 +447,11 @@ def _anchor(facts: Facts, params: Gates) -> _Finding:
     paired = _pair(facts, facts.anchor_answers)
     if paired is None:
         return _Finding("investigate", f"this data has no label that {whom} knows: nothing can be compared", {})
-    alpha = 1 - params.pass_confidence
+    alpha, kind = 1 - params.pass_confidence, "test"
     found = significance.pairs(paired[0].right, paired[1].right)
-    return _non_inferior(found, paired, whom, params.max_total_drop, alpha, f"one-sided {_level(alpha)}", params)
+    if facts.main_answers is not None and _same(facts.anchor_answers, facts.main_answers):
+        kind, found = _pooled(facts, paired)
+    return _non_inferior(found, paired, whom, params.max_total_drop, alpha, f"one-sided {_level(alpha)}", params, kind)
 
 
 def _anchor_moves(facts: Facts) -> bool:
@@ -457,16 +500,49 @@ def _evidence(facts: Facts, params: Gates) -> dict[str, Any] | None:
     if facts.answers is None:
         return None
     paired = _pair(facts, facts.main_answers)
-    found = significance.pairs(paired[0].right, paired[1].right) if paired else None
     alpha = _alpha(facts.looks, 1 - params.pass_confidence)
+    told = {"looks": _looks(facts.looks, alpha), "models_judged": _models_judged(facts, paired)}
+    if paired is None:
+        return {"kind": "test", "examples": 0, "way_out": "", **told, "vouches_for": None}
+    kind, found = _pooled(facts, paired)
+    unsettled = _no_worse(facts, params).outcome == "investigate"
     return {
-        "kind": "test",
-        "examples": found.n if found else 0,
-        "way_out": "",
-        "looks": _looks(facts.looks, alpha),
-        "models_judged": _models_judged(facts, found),
-        "vouches_for": rounded(significance.margin_of_equals(found, 1 - alpha)) if found else None,
+        "kind": kind,
+        "examples": found.n,
+        "way_out": _way_out(facts, paired, found, alpha, params.max_accuracy_drop) if unsettled else "",
+        **told,
+        "vouches_for": rounded(significance.margin_of_equals(found, 1 - alpha)),
     }
+
+
+def _way_out(facts: Facts, paired: tuple[Answers, Answers], found: significance.Pairs, alpha: float, margin: float) -> str:
+    """Name the cheapest further evidence that would show in four of five cases that the margin is kept.
+
+    Taken that the difference is what it looks like, and not better than none: examples are needed in proportion to the share
+    on which the models differ, and to the inverse square of how far the difference is from the margin.
+    """
+    gap = margin + min(0.0, found.difference)
+    if gap < margin / 4:
+        return (
+            "the loss that is seen is near the margin or over it: more evidence will hardly settle it, a better model will"
+        )
+    test, pairs = len(paired[0].right), significance.pairs(paired[0].right, paired[1].right)
+    differ = max(pairs.won + pairs.lost, 1) / test
+    needed = (significance.quantile(1 - alpha) + significance.quantile(_POWER)) ** 2 * differ / gap**2
+    seeds, folded = len(facts.seeds.right) if facts.seeds else 1, facts.folds is not None
+    ways = []
+    for repeats in (seeds, *(count for count in _SEEDS if count > seeds)):
+        for with_folds in {folded, True}:
+            examples = (test + facts.training_images * with_folds) * (_SEED_GAIN * repeats if repeats > 1 else 1)
+            trainings = repeats * (1 + _FOLDS * with_folds)
+            dials = [f"train.folds: {_FOLDS}"] if with_folds > folded else []
+            dials += [f"train.repeats: {repeats}"] if repeats > seeds else []
+            if dials and examples >= needed:
+                ways.append((trainings, " and ".join(dials)))
+    more = math.ceil(needed / (_SEED_GAIN * seeds if seeds > 1 else 1)) - test - facts.training_images * folded
+    images = f"about {max(more, 1):,} more test images"
+    cheapest = "{1} ({0} trainings in all) or ".format(*min(ways)) if ways else ""
+    return f"{cheapest}{images} would most likely settle it, if the difference is what it looks like"
 
 
 def _looks(looks: int, alpha: float) -> str:
@@ -476,7 +552,7 @@ def _looks(looks: int, alpha: float) -> str:
     return f"{which} model of this pull request on these examples: it passes by a one-sided test at {_level(alpha)} only"
 
 
-def _models_judged(facts: Facts, found: significance.Pairs | None) -> str:
+def _models_judged(facts: Facts, paired: tuple[Answers, Answers] | None) -> str:
     """Say by how much the luckiest of so many equal models is expected to be too good.
 
     Of each model's accuracy only what it does not share with the others is luck among them: half of the variance of a
@@ -485,8 +561,7 @@ def _models_judged(facts: Facts, found: significance.Pairs | None) -> str:
     count, answers = facts.models_judged, facts.answers
     if count < 2 or answers is None:
         return ""
-    errors = 1 - float(answers.right.mean())
-    differ = (found.won + found.lost) / found.n if found else errors
+    differ = float((paired[0].right != paired[1].right).mean()) if paired else 1 - float(answers.right.mean())
     luck = 0.9 * math.sqrt(differ / 2 / len(answers.right)) * math.sqrt(2 * math.log(count))
     since = f" since {facts.judged_since}" if facts.judged_since else ""
     return (
@@ -587,60 +662,6 @@ def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates, drop:
     chance = significance.chance_below(significance.pairs(mine, theirs), drop)
     dropped, p_drop = float(theirs.mean() - mine.mean()), significance.one_sided(mine, theirs)
     return alone._replace(main=float(theirs.mean()), dropped=dropped, p_drop=p_drop, p_limit=chance)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Over several trainings: folds and seeds
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _several(kind: str, trainings: str) -> "Check":
-    """Judge the mean accuracy of several trainings: surely under the floor, or surely dropped, fails.
-
-    Against main only where both were scored on the same images in the same folds.
-    """
-
-    def check(facts: Facts, params: Gates) -> _Finding:
-        told = (facts.metrics or {}).get(kind)
-        if told is None:
-            return _skipped(f"train.{kind} asks for none")
-        mine, least = _accuracies(told), params.min_accuracy
-        shown = significance.spread(mine, told["overlap"], params.confidence)
-        surely = significance.spread(mine, told["overlap"], _two_sided(params.fail_confidence))
-        outcome: Outcome = "pass" if shown.low >= least else "fail" if surely.high < least else "investigate"
-        said = (
-            f"accuracy {_percent(shown.mean)} over {len(mine)} {trainings}, deviation {shown.deviation * 100:.2f} points "
-            f"({params.confidence:.0%} interval {_percent(shown.low)} to {_percent(shown.high)}), floor {_percent(least)}"
-        )
-        numbers: dict[str, float | None] = {"value": shown.mean, "limit": least}
-        other = (facts.main_metrics or {}).get(kind)
-        if other is None or other["split_sha256"] != told["split_sha256"] or len(other["runs"]) != len(mine):
-            return _Finding(outcome, f"{said}; main has none of the same images to compare with", numbers)
-        theirs = _accuracies(other)
-        step, low, high = _step(kind, mine, theirs, told["overlap"], params.confidence)
-        _, _, at_most = _step(kind, mine, theirs, told["overlap"], _two_sided(params.fail_confidence))
-        margin = -params.max_accuracy_drop
-        against: Outcome = "pass" if low >= margin else "fail" if at_most < margin else "investigate"
-        numbers |= {"main": float(theirs.mean()), "difference": step, "low": low, "high": high}
-        said += f"; {_points(step)} against main ({low * 100:+.2f} to {high * 100:+.2f}), at most {_points(margin)}"
-        return _Finding(max(outcome, against, key=VERDICTS.index), said, numbers)
-
-    return check
-
-
-def _accuracies(told: Mapping[str, Any]) -> NDArray[np.float64]:
-    runs = told["runs"]
-    return np.array([runs[number]["accuracy"] for number in sorted(runs, key=int)])
-
-
-def _step(
-    kind: str, mine: NDArray[np.float64], theirs: NDArray[np.float64], overlap: float, confidence: float
-) -> tuple[float, float, float]:
-    """Return the difference and its interval: folds are paired, one seed has nothing to do with another's."""
-    if kind == "repeats" and not np.array_equal(mine, theirs):  # the very trainings of main are no chance either
-        return significance.difference(mine, theirs, confidence)
-    found = significance.spread(mine - theirs, overlap, confidence)
-    return found.mean, found.low, found.high
 
 
 def _log_loss(facts: Facts, params: Gates) -> _Finding:
@@ -766,8 +787,6 @@ _CHECKS: dict[str, Check] = {
     "log_loss": _log_loss,
     "calibration": _calibration,
     "churn": _churn_gate,
-    "folds": _several("folds", "folds"),
-    "repeats": _several("repeats", "seeds"),
     "latency": _latency,
     "model_size": _model_size,
     "data_checks": _data_checks,

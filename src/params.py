@@ -168,8 +168,6 @@ class GateLevels(_Section):
     log_loss: GateLevel
     calibration: GateLevel
     churn: GateLevel
-    folds: GateLevel
-    repeats: GateLevel
     latency: GateLevel
     model_size: GateLevel
     data_checks: GateLevel

@@ -56,6 +56,8 @@ def trainings(model: Path, confidence: float) -> dict[str, Any]:
 
 def _spread(made: dict[str, Any], kind: str, confidence: float) -> dict[str, Any]:
     runs = made["runs"]
+    if kind == "folds":  # those of the model's own seed: further seeds are trained on the same folds
+        runs = [run for run in runs if run["seed"] == runs[0]["seed"]]
     overlap = float(np.mean([run["images"] / run["training_images"] for run in runs])) if kind == "folds" else 0.0
     spreads = {name: significance.spread(np.array([run[name] for run in runs]), overlap, confidence) for name in _SPREAD}
     return {

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from src import gates, metrics, significance
-from src.gates import Answers, Facts, Verdict
+from src.files import write_json
+from src.gates import Answers, Facts, Trainings, Verdict
 from src.params import Params
+from src.report import judge as judging
 
 N = 400
 LABELS = np.array([f"c{i % 5}" for i in range(N)], dtype=object)
@@ -439,3 +442,112 @@ def test_mcnemar_and_holm_agree_with_their_definitions() -> None:
     mine, theirs = wrong([0, 1, 2, 3, 4, 5]), wrong([10])
     assert significance.mcnemar(mine, theirs) == {"only_main_right": 6, "only_candidate_right": 1, "p": 0.125}
     assert significance.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# More evidence: folds and seeds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trainings(seeds: int, examples: int, lost: int = 0, rate: float = 0.97) -> Trainings:
+    """Two recipes that agree but for `lost` examples, which the candidate has wrong with each seed."""
+    right = np.random.default_rng(8).random(examples) < rate
+    mine = right.copy()
+    mine[np.flatnonzero(right)[:lost]] = False
+    return Trainings(np.tile(mine, (seeds, 1)), np.tile(right, (seeds, 1)))
+
+
+# the candidate has 4 errors, main 4 others: 400 images cannot tell
+CLOSE = facts(wrong(range(4)), wrong(range(100, 104)))
+
+
+def test_folds_and_seeds_settle_what_the_test_split_cannot(judge: Callable[..., Verdict]) -> None:
+    assert gate(judge(CLOSE), "no_worse_than_main").outcome == "investigate"
+    found = gate(judge(replace(CLOSE, folds=trainings(1, 1200))), "no_worse_than_main")
+    assert found.outcome == "pass"
+    assert "over 1600 examples of test split and folds +0.00 points" in found.sentence
+    seeds = replace(CLOSE, seeds=trainings(3, 400, lost=1))
+    for told, kind, examples in (
+        (CLOSE, "test", 400),
+        (replace(CLOSE, folds=trainings(1, 1200)), "folds", 1600),
+        (seeds, "seeds", 400),
+        (replace(seeds, folds=trainings(3, 1200)), "folds and seeds", 1600),
+    ):
+        evidence = judge(told).evidence
+        assert evidence is not None
+        assert (evidence["kind"], evidence["examples"]) == (kind, examples)
+
+
+def test_folds_find_the_worse_recipe_and_do_not_excuse_the_worse_model(judge: Callable[..., Verdict]) -> None:
+    assert gate(judge(replace(CLOSE, folds=trainings(1, 1200, lost=60))), "no_worse_than_main").outcome == "fail"
+    for errors, outcome in ((10, "investigate"), (30, "fail")):
+        worse = facts(wrong(range(errors)), wrong([]), folds=trainings(1, 20_000))
+        found = gate(judge(worse), "no_worse_than_main")
+        assert found.outcome == outcome
+        assert "but this very model" in found.sentence
+
+
+def test_pooled_seeds_count_an_example_by_its_share_and_trainings_that_are_worse_as_a_whole() -> None:
+    right = np.ones((4, 100), dtype=bool)
+    some = right.copy()
+    some[:2, :10] = False
+    found = significance.pooled(some, right)
+    assert (found.won, found.lost, found.difference) == (0, 5, -0.05)
+    assert found.unit == pytest.approx((1 + 10 * 0.25) / (1 + 5))
+    assert found.between > 0  # two trainings lose the same ten examples, two lose none
+    one = significance.pooled(some[:1], right[:1])
+    assert one == significance.pairs(some[0], right[0]) == significance.Pairs(100, 0, 10)
+
+
+def test_nothing_seen_over_several_seeds_is_no_certainty_either(judge: Callable[..., Verdict]) -> None:
+    right = np.ones((3, 100), dtype=bool)
+    assert significance.score(significance.pooled(right, right), 0.01) < 1.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"answers": answers(wrong(range(8))), "main_answers": answers(wrong(range(100, 108))), "training_images": 2800},
+            "train.folds: 5 (6 trainings in all) or about 2,",
+        ),
+        ({"training_images": 0}, "train.repeats: 5 (5 trainings in all) or about 877 more test images would most likely"),
+        (
+            {"training_images": 1200, "folds": trainings(1, 1200, lost=9)},
+            "train.repeats: 10 (60 trainings in all) or about ",
+        ),
+        ({"answers": answers(wrong(range(8))), "training_images": 9000}, "a better model will"),
+    ],
+)
+def test_a_verdict_that_cannot_tell_names_the_cheapest_way_out(
+    judge: Callable[..., Verdict], changes: dict[str, Any], words: str
+) -> None:
+    evidence = judge(replace(CLOSE, **changes)).evidence
+    assert evidence is not None
+    assert words in evidence["way_out"]
+
+
+def test_a_settled_verdict_needs_no_way_out(judge: Callable[..., Verdict]) -> None:
+    evidence = judge(facts(wrong([]), wrong(range(60)))).evidence
+    assert evidence is not None
+    assert evidence["way_out"] == ""
+
+
+def test_answers_of_both_recipes_are_paired_by_example(tmp_path: Path) -> None:
+    def write(name: str, examples: list[str], right: dict[str, str], folds: int = 2) -> Path:
+        runs = [{"seed": seed} for seed in (4, 5) for _ in range(folds)]
+        told = {"runs": runs, "split_sha256": "x", "answers": {"examples": examples, "right": right}}
+        write_json(tmp_path / name / "folds.json", told)
+        return tmp_path / name
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "main").mkdir()
+    mine = write("mine", ["a cat", "b cat", "c dog"], {"5": "011", "4": "110"})
+    main = write("main", ["c dog", "b owl", "a cat"], {"4": "001", "5": "100"})
+    found = judging._trainings(mine, main, "folds")
+    assert found is not None
+    assert found.right.tolist() == [[True, False], [False, True]]  # seed 4 first; a cat, c dog
+    assert found.main_right.tolist() == [[True, False], [False, True]]
+    assert judging._trainings(mine, tmp_path / "none", "folds") is None
+    assert judging._trainings(mine, write("main", ["a cat"], {"4": "1", "5": "1"}, folds=3), "folds") is None
+    assert judging._trainings(mine, write("main", ["z cat"], {"4": "1", "5": "1"}), "folds") is None

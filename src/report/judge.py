@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from src import gates, lineage, results, slices
 from src.command import UserError, run
+from src.data import read_manifest
 from src.files import read_json, write_json
-from src.gates import Answers, Facts
+from src.gates import Answers, Facts, Trainings
 from src.params import Params, load
 from src.report import plan
 from src.report.plan import Plan
@@ -37,6 +39,7 @@ class Paths:
     evaluation: Path
     manifest: Path
     validation: Path
+    model: Path = Path("out/model")
 
 
 def judge(
@@ -109,11 +112,44 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         main_answers=_answers(theirs) if theirs is not None else None,
         main_latency=timings["main"],
         why_no_main=known["why"],
+        folds=_trainings(paths.model, main_folder / "model", "folds") if compared else None,
+        seeds=_trainings(paths.model, main_folder / "model", "repeats") if compared else None,
+        training_images=read_manifest(paths.manifest).column("split").to_pylist().count("train"),
         moved_inputs=known["moved_inputs"],
         judging_changed=known["judging_changed"],
         bins=params.evaluate.calibration_bins,
         main_never=known.get("never", False),
     )
+
+
+def _trainings(model: Path, main: Path, kind: str) -> Trainings | None:
+    """Read what several trainings of both recipes have right, of the examples that both have; None where none is comparable.
+
+    Folds are comparable where there are as many: with fewer each model learns from less.
+    """
+    paths = [folder / f"{kind}.json" for folder in (model, main)]
+    if not all(path.is_file() for path in paths):
+        return None
+    told = [read_json(path, made_by="train", keys=("runs", "split_sha256")) for path in paths]
+    if not all("answers" in one for one in told):  # trained before answers were kept
+        return None
+    first = [[run for run in one["runs"] if run["seed"] == one["runs"][0]["seed"]] for one in told]
+    if len(first[0]) != len(first[1]):
+        return None
+    columns = [{example: column for column, example in enumerate(one["answers"]["examples"])} for one in told]
+    both = [example for example in columns[0] if example in columns[1]]
+    if not both:
+        return None
+    return Trainings(
+        *(_marks(one, [column[example] for example in both]) for one, column in zip(told, columns, strict=True))
+    )
+
+
+def _marks(told: dict[str, Any], columns: list[int]) -> NDArray[np.bool_]:
+    """Return which of these columns are right, a row a seed, that of the model itself first."""
+    right, own = told["answers"]["right"], str(told["runs"][0]["seed"])
+    seeds = sorted(right, key=lambda seed: (seed != own, int(seed)))
+    return np.array([[right[seed][column] == "1" for column in columns] for seed in seeds], dtype=bool)
 
 
 def _predictions(path: Path, rows: pa.Table) -> pa.Table:
@@ -188,10 +224,11 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, required=True, help="folder that evaluate wrote")
     parser.add_argument("--manifest", type=Path, required=True, help="manifest that prepare wrote")
     parser.add_argument("--validation", type=Path, required=True, help="validation.json that validate wrote")
+    parser.add_argument("--model", type=Path, default=Path("out/model"), help="folder that train wrote")
     parser.add_argument("--history", type=Path, help="folder that train wrote speed, memory and energy into")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
-    paths = Paths(args.metrics, args.evaluation, args.manifest, args.validation)
+    paths = Paths(args.metrics, args.evaluation, args.manifest, args.validation, args.model)
     judge(args.main, args.run, args.verdict, args.lineage, paths, args.params, args.history)
 
 

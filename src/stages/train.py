@@ -45,6 +45,7 @@ def train(
     """Train on the arrays in `folder`; write the model into `out` and speed, memory and energy into `history`.
 
     Folds and further seeds, where params ask for them, are trained after the model; `out` gets folds.json and repeats.json.
+    The models of further seeds answer the test split, as evidence for the gates: nothing is selected by it.
 
     Args:
         folder: that prepare wrote.

@@ -82,8 +82,8 @@ def _require_whole(dealt: Sequence[tuple[Rows, Rows]], labels: Rows, k: int, cla
             )
 
 
-def training_and_validation(manifest: Path, data: Arrays) -> tuple[pa.Table, pa.Table]:
-    """Read the manifest's rows of both splits, in the order of their arrays.
+def tables(manifest: Path, data: Arrays) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Read the manifest's rows of training, validation and test split, in the order of their arrays.
 
     Raises:
         UserError: the manifest is missing, damaged or of other data than the arrays.
@@ -91,10 +91,16 @@ def training_and_validation(manifest: Path, data: Arrays) -> tuple[pa.Table, pa.
     rows = read_manifest(manifest)
     if sha256(manifest) != data.manifest_sha256:
         raise UserError(f"{manifest} is of other data than {data.folder}: run `dvc repro prepare`")
-    training, validation = (
-        rows.filter(pc.equal(rows.column("split"), name)).sort_by("index") for name in ("train", "validation")
+    training, validation, test = (
+        rows.filter(pc.equal(rows.column("split"), name)).sort_by("index") for name in ("train", "validation", "test")
     )
-    return training, validation
+    return training, validation, test
+
+
+def examples(rows: pa.Table) -> list[str]:
+    """Return the digest and label of each row: by them two models' answers to one example are found."""
+    columns = (rows.column("digest").to_pylist(), rows.column("label").to_pylist())
+    return [f"{image} {label}" for image, label in zip(*columns, strict=True)]
 
 
 def digest(rows: pa.Table, places: NDArray[np.int64] | None = None) -> str:

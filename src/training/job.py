@@ -57,6 +57,9 @@ class Setting:
 def train(setting: Setting, job: Job, world: World | None = None) -> Row:
     """Train, score the held-out images, keep the result; go on from a checkpoint where there is one.
 
+    `right` of the result has a mark for each held-out image; of a further seed, for each image of the test split. The test
+    split is scored as evidence for the gates only: nothing is selected by it.
+
     Raises:
         UserError: as src.training.loop.fit does.
     """
@@ -78,7 +81,11 @@ def train(setting: Setting, job: Job, world: World | None = None) -> Row:
     facts = {"epoch": fitted.best["epoch"], "seed": job.seed, "training_images": len(training.labels)}
     if not world.writes:
         return facts
-    row = {**facts, **score(fitted.classifier, scored, machine.device(params, world))}
+    device = machine.device(params, world)
+    row, right = score(fitted.classifier, scored, device)
+    if job.held is None:
+        right = marks(fitted.classifier, setting.data.split("test"), device)
+    row = {**facts, **row, "right": right}
     write_json(setting.checkpoints / job.folder / _RESULT, {"key": key, "row": row})
     return row
 
@@ -108,14 +115,29 @@ def _key(setting: Setting, job: Job) -> str:
     return checkpoint.key(shaped, torch.__version__, *loop.CODE, Path(__file__))
 
 
+def score(classifier: Classifier, split: Split, device: torch.device) -> tuple[Row, str]:
+    """Return `images` and METRICS of a split, and its marks; the classifier ends on the CPU."""
+    probabilities = _probabilities(classifier, split, device)
+    found = metrics.overall(split.labels, probabilities, 0.95, _BINS)
+    return {"images": len(split.labels), **{name: found[name] for name in METRICS}}, _marks(probabilities, split)
+
+
+def marks(classifier: Classifier, split: Split, device: torch.device) -> str:
+    """Return a 1 for each example of a split that is answered rightly, a 0 for each other one, in order."""
+    return _marks(_probabilities(classifier, split, device), split) if len(split.labels) else ""
+
+
+def _marks(probabilities: NDArray[np.float32], split: Split) -> str:
+    return "".join("01"[right] for right in (probabilities.argmax(axis=1) == split.labels).astype(int))
+
+
 @torch.inference_mode()
-def score(classifier: Classifier, split: Split, device: torch.device) -> Row:
-    """Return `images` and METRICS of a split; the classifier ends on the CPU."""
+def _probabilities(classifier: Classifier, split: Split, device: torch.device) -> NDArray[np.float32]:
     classifier.to(device).eval()
     parts = []
     for first in range(0, len(split.labels), _BATCH):
         images = torch.from_numpy(np.array(split.images[first : first + _BATCH])).to(device).permute(0, 3, 1, 2)
         parts.append(classifier(images).float().softmax(dim=1).cpu())
     classifier.cpu()
-    found = metrics.overall(split.labels, torch.cat(parts).numpy(), 0.95, _BINS)
-    return {"images": len(split.labels), **{name: found[name] for name in METRICS}}
+    probabilities: NDArray[np.float32] = torch.cat(parts).numpy()
+    return probabilities

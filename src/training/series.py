@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from src.arrays import Arrays
 from src.command import UserError, cores, table
@@ -33,15 +34,19 @@ _COPIES = 4  # of the training images: src/batches.py keeps them in memory, padd
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained beside the model; `digests` say for each kind on which images it is scored."""
+    """What is to be trained beside the model.
+
+    For each kind `digests` say on which images it is scored, `examples` of which images it keeps each answer.
+    """
 
     jobs: list[Job] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
     groups: bool = False
 
 
 def plan(data: Arrays, params: Train, manifest: Path | None) -> Plan:
-    """Return the folds and seeds that params ask for.
+    """Return the folds and seeds that params ask for; with both, the folds are trained with each seed.
 
     Raises:
         UserError: there are too few images or groups, no validation image, or the manifest is missing or of other data.
@@ -50,14 +55,13 @@ def plan(data: Arrays, params: Train, manifest: Path | None) -> Plan:
         return Plan()
     if manifest is None:
         raise UserError("train.folds and train.repeats need to know which images are the same: name --manifest")
-    training, validation = folds.training_and_validation(manifest, data)
+    training, validation, test = folds.tables(manifest, data)
     made, digests, groups = [], {}, training.column("group").to_pylist()
+    examples = {"folds": folds.examples(training), "repeats": folds.examples(test)}
+    seeds = [(params.seed + i) % 2**32 for i in range(params.repeats)]
     if params.folds:
         dealt = folds.split(data.split("train").labels, groups, params.folds, params.seed, data.classes)
-        made += [
-            Job("folds", f"fold {i} of {params.folds}", f"fold-{i}", params.seed, rows, held)
-            for i, (rows, held) in enumerate(dealt, start=1)
-        ]
+        made += [_fold(params, i, seed, rows, held) for seed in seeds for i, (rows, held) in enumerate(dealt, start=1)]
         places = np.zeros(len(training), dtype=np.int64)
         for i, (_, held) in enumerate(dealt):
             places[held] = i
@@ -67,10 +71,16 @@ def plan(data: Arrays, params: Train, manifest: Path | None) -> Plan:
             raise UserError(
                 "train.repeats needs validation images to score on: raise prepare.validation_share, or set it to 1"
             )
-        seeds = [(params.seed + i) % 2**32 for i in range(1, params.repeats)]
-        made += [Job("repeats", f"seed {seed}", f"seed-{seed}", seed) for seed in seeds]
+        made += [Job("repeats", f"seed {seed}", f"seed-{seed}", seed) for seed in seeds[1:]]
         digests["repeats"] = folds.digest(validation)
-    return Plan(made, digests, any(group is not None for group in groups))
+    return Plan(made, digests, examples, any(group is not None for group in groups))
+
+
+def _fold(params: Train, number: int, seed: int, rows: NDArray[np.int64], held: NDArray[np.int64]) -> Job:
+    name, folder = f"fold {number} of {params.folds}", f"fold-{number}"
+    if seed != params.seed:
+        name, folder = f"{name}, seed {seed}", f"{folder}-seed-{seed}"
+    return Job("folds", name, folder, seed, rows, held)
 
 
 def run(
@@ -131,7 +141,7 @@ def room(setting: Setting, count: int, seconds: float | None, world: World) -> i
 def remove(checkpoints: Path) -> None:
     """Remove what the series and the main run left in the folder of checkpoints, and nothing else."""
     for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
-        if path.is_dir() and re.fullmatch(r"(fold|seed)-\d+", path.name):
+        if path.is_dir() and re.fullmatch(r"(fold|seed)-\d+(-seed-\d+)?", path.name):
             shutil.rmtree(path)
         elif re.fullmatch(r"[0-9a-f]{32}\.pt", path.name):
             path.unlink()
@@ -159,7 +169,8 @@ def _threads(count: int, world: World) -> int:
 
 
 def _announced(params: Train, left: int, done: int, at_once: int, seconds: float | None) -> str:
-    asked = [f"{params.folds} folds"] if params.folds else []
+    each = f" for each of {params.repeats} seeds" if params.repeats > 1 else ""
+    asked = [f"{params.folds} folds{each}"] if params.folds else []
     asked += [f"{params.repeats - 1} more seed{'s' if params.repeats > 2 else ''}"] if params.repeats > 1 else []
     kept = f", {done} of them done before" if done else ""
     together = f", {at_once} at a time" if at_once > 1 else ""
@@ -182,16 +193,31 @@ def _rows(setting: Setting, todo: Sequence[Job], at_once: int, world: World) -> 
 
 
 def _told(made: Plan, done: dict[str, Row], fitted: Fitted, params: Train, data: Arrays, world: World) -> dict[str, Any]:
-    """Put the results in order, those of the model that ships first among the seeds."""
+    """Put the results in order, those of the model that ships first among the seeds.
+
+    `answers` keep a mark for each of their examples, by seed: of the test split for the seeds, of the training split for the
+    folds, each image by the model that did not see it.
+    """
     told: dict[str, Any] = {}
     for kind, digest in made.digests.items():
         runs = [{"name": one.name, **done[one.folder]} for one in made.jobs if one.kind == kind]
-        told[kind] = {"runs": runs, "split_sha256": digest}
+        right = {str(run["seed"]): run.pop("right") for run in runs} if kind == "repeats" else _out_of_fold(made, runs)
+        told[kind] = {"runs": runs, "split_sha256": digest, "answers": {"examples": made.examples[kind], "right": right}}
     if "repeats" in told:
-        task = of(data)
-        own = job.score(fitted.classifier, task.validation, machine.device(params, world))
+        task, device = of(data), machine.device(params, world)
+        own, _ = job.score(fitted.classifier, task.validation, device)
         facts = {"epoch": fitted.best["epoch"], "seed": params.seed, "training_images": len(task.training.labels)}
         told["repeats"]["runs"].insert(0, {"name": f"seed {params.seed}", **facts, **own})
+        told["repeats"]["answers"]["right"][str(params.seed)] = job.marks(fitted.classifier, data.split("test"), device)
     if "folds" in told:
         told["folds"]["grouped"] = made.groups
     return told
+
+
+def _out_of_fold(made: Plan, runs: list[Row]) -> dict[str, str]:
+    """Take the marks out of the folds' results; return those of all training images in their order, by seed."""
+    marks = {run["seed"]: np.full(len(made.examples["folds"]), "0") for run in runs}
+    for one, run in zip((one for one in made.jobs if one.kind == "folds"), runs, strict=True):
+        assert one.held is not None
+        marks[one.seed][one.held] = list(run.pop("right"))
+    return {str(seed): "".join(each) for seed, each in marks.items()}
