@@ -5,6 +5,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 BASE ?= origin/main
+RETRAIN ?= 1
 .PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
@@ -17,8 +18,8 @@ setup: ## make the virtual environment .venv with the pinned packages
 reproduce: setup ## pull the data, run the pipeline, show the metrics (PARAMS=params/cifar10.yaml puts a recipe into params.yaml first)
 	@$(RUN) -m src.reproduce $(if $(PARAMS),--params $(PARAMS))
 
-report: setup ## compare the last run with main (BASE=origin/main), judge it, write out/report
-	@$(RUN) -m src.report.compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model
+report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trains no lost model again), judge it, write out/report
+	@$(RUN) -m src.report.compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $(if $(RETRAIN),--retrain)
 	@$(RUN) -m src.report.judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
 	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json --history out/history
 	@$(RUN) -m src.report.write --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \

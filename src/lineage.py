@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from src import results
 from src.command import UserError
 from src.files import read_json, sha256
 
 MODEL = "out/model/model.onnx"
 EVALUATION = "metrics.json"
+TEST_ROWS = "out/manifest.parquet"
 ENVIRONMENT = ("requirements/lock.txt", "requirements/torch.txt")
 JUDGING = (  # what decides how models are judged
     "src/gates.py",
@@ -174,7 +177,8 @@ def model_inputs(root: Path) -> set[str]:
 def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the lineage of the model that lies in `root`.
 
-    `told` adds what files do not know: commit, pull_request, verdict, hardware, training_seconds, throughput, run_url. A
+    `told` adds what files do not know: commit, pull_request, verdict, hardware, training_seconds, throughput, run_url,
+    anchor (the best model so far) and looks (how many models these test examples have judged). A
     previous manifest of the same inputs, outputs and verdict is returned as it is, so that judging again changes no file.
     """
     metrics = read_json(root / EVALUATION, made_by="evaluate")
@@ -189,7 +193,8 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
     }
     same_model = previous is not None and previous["outputs"] == outputs and previous["inputs"] == facts["inputs"]
     if same_model and previous is not None:
-        if _decision(previous["verdict"]) == _decision(told["verdict"]):
+        whole = previous.keys() >= {*facts, *told}  # else an earlier version wrote it
+        if whole and _decision(previous["verdict"]) == _decision(told["verdict"]):
             return dict(previous)
         # judged anew, made once: where and when it was trained stays
         kept = {
@@ -209,7 +214,15 @@ def _data(root: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     classes = sorted(metrics["per_class"])
     record = root / "data.dvc"
     found = _yaml(record)["outs"][0]["md5"] if record.is_file() else None
-    return {"classes": classes, "digest": found, "test_images": metrics["images"]}
+    rows = root / TEST_ROWS
+    test = test_digest(results.test_rows(rows)) if rows.is_file() else None
+    return {"classes": classes, "digest": found, "test_images": metrics["images"], "test_sha256": test}
+
+
+def test_digest(rows: pa.Table) -> str:
+    """Return the SHA-256 of a test split: the digest and label of each example, whatever their order."""
+    pairs = zip(rows.column("digest").to_pylist(), rows.column("label").to_pylist(), strict=True)
+    return digest(sorted(map(list, pairs)))
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

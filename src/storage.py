@@ -24,7 +24,7 @@ from src import lineage
 from src.command import UserError, run
 from src.github.api import ApiError, GitHub
 from src.versioning import dvc
-from src.worktree import checked_out, git, reason, remotes
+from src.worktree import anchor_of, checked_out, git, reason, remotes, share_dvc
 
 REMOTE = "ci"
 _STORE = Path("out/store")
@@ -75,7 +75,11 @@ def push() -> None:
             f"data and model could not be pushed ({reason(result.stderr)}): check DVC_REMOTE_URL and its credentials, "
             "then run the job again; nothing is trained twice, the run cache has it"
         )
-    if _STORE.is_dir() and any(_STORE.iterdir()):
+    for commit in _judged_against():  # so that this store has what the next comparison needs, and no artifact of it expires
+        with checked_out(commit) as tree:
+            share_dvc(tree)
+            dvc("push", "--quiet", "--remote", REMOTE, "out/model", "out/manifest.parquet", folder=tree, capture=True)
+    if _STORE.is_dir() and any(_STORE.iterdir()) and Path("dvc.lock").is_file():
         _name_artifact(artifact_name(lineage.inputs(Path())["digest"]))
     print("data, model and run cache are stored")
 
@@ -181,7 +185,7 @@ def _digests_of(tree: Path) -> Iterable[str]:
 def _judged_against() -> list[str]:
     """Return the commits whose models judge this one: the base, and its anchor where that is another."""
     base = git("rev-parse", "--verify", "--quiet", f"{os.environ.get('BASE', 'origin/HEAD')}^{{commit}}")
-    return [base] if base else []
+    return list(dict.fromkeys(filter(None, [base, anchor_of(base).get("commit")]))) if base else []
 
 
 def _download(name: str, folder: Path) -> bool:

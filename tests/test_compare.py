@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -55,9 +56,9 @@ def fork(template: Path, tmp_path: Path) -> Path:
 
 
 def compare(
-    folder: Path, base: str = "main", arrays: str = "out/arrays", manifest: str = "out/manifest.parquet"
+    folder: Path, *options: str, base: str = "main", arrays: str = "out/arrays", manifest: str = "out/manifest.parquet"
 ) -> dict[str, Any]:
-    paths = ["--arrays", arrays, "--manifest", manifest, "--model", "out/model"]
+    paths = ["--arrays", arrays, "--manifest", manifest, "--model", "out/model", *options]
     require_success(python(folder, "src.report.compare", base, OUT, *paths))
     return read_json(folder / OUT / "facts.json", "")
 
@@ -175,6 +176,13 @@ def test_another_set_of_classes_and_test_images_is_asked_of_both(fork: Path) -> 
     require_success(python(fork, "src.stages.prepare", "data", "out/arrays", "out/manifest.parquet"))
     facts = compare(fork)
     assert (facts["found"], facts["same_test_set"]) == (True, False)
+    assert (facts["labels_added"], facts["labels_gone"]) == (["nine"], ["8", "9"])
+    left, other = facts["left_test"], facts["relabelled"]
+    assert min(left["images"], other["images"]) > 10
+    assert 0.9 * left["images"] < left["main_right"] <= left["images"] < left["of"]
+    assert len(left["examples"]) == len(other["examples"]) == 5
+    assert all(text.endswith("(8)") for text in left["examples"])
+    assert all(text.endswith("(9), now nine") for text in other["examples"])
     metrics = read_json(fork / OUT / "metrics.json", "")
     assert metrics["per_class"]["nine"]["recall"] == 0
     assert metrics["per_class"]["3"]["recall"] > 0.9
@@ -231,6 +239,87 @@ def test_mains_model_is_found_in_any_store_though_this_branch_has_another(fork: 
     why = compare(fork)["why"]
     assert all(f"{name}: " in why for name in ("starter", "dead", "young", "other"))
     assert "secret" not in why
+
+
+def hasty_main(fork: Path) -> None:
+    """Main asks for a smaller training than that of its model."""
+    commit_on_main(fork, lambda: write_params(fork / "params.yaml", train__epochs=1, train__warmup_epochs=0, train__width=8))
+
+
+def test_a_lost_model_of_main_is_made_by_training_its_commit_again(fork: Path, tmp_path: Path) -> None:
+    hasty_main(fork)
+    require_success(python(fork, "dvc", "remote", "add", "--local", "data", str(tmp_path / "data")))
+    require_success(python(fork, "dvc", "push", "--remote", "data", "data.dvc"))
+    lose_store(fork)
+    assert "check the store and its credentials" in compare(fork)["why"]
+    facts = compare(fork, "--retrain")
+    assert (facts["found"], facts["why"]) == (True, "")
+    assert "its commit was trained again for this comparison (the same recipe on this machine" in facts["retrained"]
+    assert "data: it does not hold all of it" in facts["retrained"]
+    assert read_json(fork / OUT / "card.json", "")["width"] == 8
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(fork / ".dvc/cache")
+    facts = compare(fork, "--retrain")
+    assert not facts["found"]
+    assert "its commit cannot be trained again (its data are in no store either" in facts["why"]
+
+
+def test_main_gets_the_folds_that_this_models_recipe_has(fork: Path) -> None:
+    hasty_main(fork)
+    write_params(fork / "params.yaml", train__folds=2)
+    model = sha256(fork / "out/model/model.onnx")
+    (fork / "out/model").chmod(0o755)
+    (fork / "out/model/folds.json").write_text(json.dumps({"runs": [{}, {}], "split_sha256": "0" * 64}))
+    facts = compare(fork, "--retrain")
+    assert facts["retrained"] == "main's commit was trained again with 2 folds and 1 seeds, as this model was"
+    assert len(read_json(fork / OUT / "model/folds.json", "")["runs"]) == 2
+    assert sha256(fork / OUT / "model/model.onnx") == model
+
+
+def test_looks_are_counted_and_the_anchor_is_found_in_mains_history(fork: Path) -> None:
+    compare(fork)
+    judge(fork)
+    first = read_json(fork / "manifest.json", "")
+    (fork / "manifest.json").unlink()
+    assert (first["looks"]["examples"], first["looks"]["pull_request"]) == (1, 1)
+    anchor = {"commit": git(fork, "rev-parse", "main"), "model_sha256": first["outputs"]["model_sha256"]}
+    assert first["anchor"] == anchor
+    commit_on_main(fork, lambda: (fork / "manifest.json").write_text(json.dumps(first)))
+    path = fork / "out/model/model.onnx"
+    network = onnx.load(path)
+    network.doc_string = "main's next model"
+    path.unlink()
+    onnx.save(network, path)
+    card = read_json(fork / "out/model/card.json", "")
+    (fork / "out/model/card.json").unlink()
+    (fork / "out/model/card.json").write_text(json.dumps({**card, "model_sha256": sha256(path)}))
+    require_success(python(fork, "dvc", "commit", "--force", "train"))
+    lock = (fork / "dvc.lock").read_text()
+    git(fork, "checkout", "--quiet", "dvc.lock")
+    told = {**first, "outputs": {**first["outputs"], "model_sha256": sha256(path)}, "anchor": {**anchor, "commit": "f" * 40}}
+    told["looks"] = {"examples": 7, "pull_request": 2, "since": "2026-01-02"}
+
+    def edit() -> None:
+        (fork / "dvc.lock").write_text(lock)
+        (fork / "manifest.json").write_text(json.dumps(told))
+
+    commit_on_main(fork, edit)
+    other = {**told, "outputs": {**told["outputs"], "model_sha256": "e" * 64}}
+    (fork / "manifest.json").write_text(json.dumps(other))
+    git(fork, "add", "manifest.json")
+    git(fork, "commit", "--quiet", "--message", "the report's own")
+    facts = compare(fork)
+    assert facts["found"]
+    commit = facts["anchor"]["commit"]
+    assert facts["anchor"] == {**anchor, "commit": commit, "is_main": False, "found": True, "why": ""}
+    assert json.loads(git(fork, "show", f"{commit}:manifest.json"))["outputs"] == first["outputs"]
+    assert git(fork, "merge-base", commit, "main") == commit
+    answers = pq.read_table(fork / OUT / "anchor/predictions.parquet")
+    assert answers.equals(pq.read_table(fork / "out/evaluation/predictions.parquet"))
+    test = first["data"]["test_sha256"]
+    assert facts["looks"] == {"examples": 8, "pull_request": 2, "since": "2026-01-02", "test_sha256": test}
+    judge(fork)
+    assert read_json(fork / "manifest.json", "")["anchor"] == {**anchor, "commit": commit}
 
 
 def test_a_lineage_of_an_earlier_model_does_not_hide_mains_model(fork: Path) -> None:

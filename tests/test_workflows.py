@@ -408,6 +408,7 @@ OWN_MACHINES = {
     "report.yml": {"train"},
     "deploy.yml": {"verify", "register", "staging", "deploy"},
     "rollback.yml": {"rollback"},
+    "keep.yml": {"keep"},
     "studies.yml": {"study"},
     "sweep.yml": {"search"},
 }

@@ -4,10 +4,13 @@
 
 Writes a folder: facts.json (what main is, how far it has moved, or why there is no model of it), timings.json, and where
 main has a model its metrics, predictions, learning curve, card, parameters and manifest rows. Main's model always answers
-this working tree's test split, so that a changed test set changes both.
+this working tree's test split, so that a changed test set changes both; so does the anchor, the best model before main's
+(anchor/predictions.parquet). With --retrain a commit whose model no store has is trained again in its own tree, and main's
+recipe gets the folds and seeds that this working tree's has.
 """
 
 import argparse
+import datetime as dt
 import os
 import shutil
 import subprocess
@@ -19,19 +22,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from src import arrays, hardware, lineage, results
 from src.command import UserError, run
-from src.files import check_outputs, replacing, sha256, write_json
+from src.data import read_manifest
+from src.files import check_outputs, read_json, replacing, sha256, write_json
 from src.inference import Model
 from src.params import Evaluate, load
-from src.worktree import bring, checked_out, git, share_dvc
+from src.versioning import dvc
+from src.worktree import anchor_of, bring, checked_out, git, manifest_at, share_dvc
 
 _BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
 _FETCHED = ("out/model", "out/manifest.parquet")
+_NAMED = 5  # examples of a list
 _DECIDING = ("prepare", "validate", "train", "evaluate")
 
 
@@ -50,8 +57,8 @@ class Paths:
     params: Path
 
 
-def compare(base: str, out: Path, paths: Paths) -> None:
-    """Write the folder `out`.
+def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
+    """Write the folder `out`; `retrain` makes models that no store has by training their commits again.
 
     Raises:
         UserError: this is no Git repository, or a file of the working tree is damaged.
@@ -64,11 +71,16 @@ def compare(base: str, out: Path, paths: Paths) -> None:
                 raise NoModelError(facts["why"])
             with checked_out(facts["commit"]) as tree:
                 share_dvc(tree)
-                facts |= _fetch(tree, fresh)
-                facts |= _answer(fresh, paths)
+                facts |= _fetch(tree, fresh, retrain)
+                if retrain:
+                    facts["retrained"] = f"{facts['retrained']} {_train_series(tree, fresh, paths)}".strip()
+                _answer(fresh, paths)
+                facts |= _test_changes(tree, fresh, paths)
                 facts["found"] = True
         except (NoModelError, UserError) as error:  # whatever main holds, the report on this side is still wanted
             facts["why"] = str(error)
+        facts["looks"] = _looks(facts, paths)
+        facts |= _anchor(facts, fresh, paths, retrain)
         write_json(fresh / "timings.json", _time(fresh / "model", paths))
         write_json(fresh / "facts.json", facts)
     print(_tell(facts))
@@ -89,16 +101,22 @@ def _tell(facts: dict[str, Any]) -> str:
 def _history(base: str, params: Path) -> dict[str, Any]:
     names = [base, base.removeprefix("origin/")]  # a repository without a remote has its own main
     commit = next(filter(None, (git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") for name in names)), "")
+    nothing: dict[str, Any] = {"images": 0, "examples": []}
     facts: dict[str, Any] = {
         "behind": 0,
         "commit": commit,
         "found": False,
         "judging_changed": [],
+        "labels_added": [],
+        "labels_gone": [],
+        "left_test": {**nothing, "of": 0},
         "main_run": None,
         "merge_base": commit,
         "moved_inputs": [],
         "never": False,
         "ref": base,
+        "relabelled": nothing,
+        "retrained": "",
         "same_test_set": False,
         "why": "" if commit else f"there is no branch {base} here: fetch it, or name another with BASE=",
     }
@@ -165,13 +183,11 @@ def _text(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _fetch(tree: Path, out: Path) -> dict[str, Any]:
-    """Copy what is compared out of main's tree; the model only when it is the one that main's dvc.lock names."""
-    if lost := bring(tree, _FETCHED):
-        raise NoModelError(
-            f"main's model is in no store ({lost}): check the store and its credentials, or dvc push it from where it is"
-        )
-    if not lineage.is_as_recorded(tree, "out/model"):
+def _fetch(tree: Path, out: Path, retrain: bool) -> dict[str, Any]:
+    """Copy what is compared out of main's tree: the model that main's dvc.lock names, or its recipe trained again."""
+    lost = bring(tree, _FETCHED)
+    retrained = _train_again(tree, "main's model", lost, retrain) if lost else ""
+    if not lost and not lineage.is_as_recorded(tree, "out/model"):
         raise NoModelError(
             "the model that the store gave is not the one that main's dvc.lock names: somebody changed it there"
         )
@@ -186,13 +202,75 @@ def _fetch(tree: Path, out: Path) -> dict[str, Any]:
         ("params.yaml", "params.yaml"),
     ):
         shutil.copyfile(tree / source, out / name)
-    return {"main_run": main_run}
+    return {"main_run": main_run, "retrained": retrained}
 
 
-def _answer(out: Path, paths: Paths) -> dict[str, Any]:
-    """Let main's model answer this working tree's test split; write metrics.json and predictions.parquet."""
+def _train_again(tree: Path, whose: str, lost: str, wanted: bool) -> str:
+    """Train a checked-out commit whose model no store has; return the sentence that tells it.
+
+    Raises:
+        NoModelError: it is not wanted, or does not go.
+    """
+    told = f"{whose} is in no store ({lost})"
+    if not wanted:
+        raise NoModelError(f"{told}: check the store and its credentials, or dvc push it from where it is")
+    print(f"{told}: its commit is trained again")
+    recorded = lineage.recorded(tree).get("out/model")
+    if why := _reproduce(tree):
+        raise NoModelError(f"{told}, and its commit cannot be trained again ({why}): dvc push it from where it is")
+    same = lineage.md5(tree / "out/model") == recorded
+    model = "the very model, byte for byte" if same else "the same recipe on this machine, not the same bytes"
+    return f"{told}: its commit was trained again for this comparison ({model})"
+
+
+def _reproduce(tree: Path) -> str:
+    """Run the stages up to train in a checked-out commit; return why they failed, or ""."""
+    if (tree / "data.dvc").is_file() and (lost := bring(tree, ["data.dvc"])):
+        return f"its data are in no store either: {lost}"
+    done = dvc("repro", "train", folder=tree, capture=True)
+    return " ".join(done.stderr.split())[-300:] if done.returncode else ""
+
+
+def _train_series(tree: Path, out: Path, paths: Paths) -> str:
+    """Train main's commit with the folds and seeds of this working tree's model, where main's own are not comparable.
+
+    Only folds.json and repeats.json are taken of it. Returns the sentence that tells it, or "".
+    """
+    made = [paths.model / f"{kind}.json" for kind in ("folds", "repeats")]
+    wanted = [mine for mine in made if mine.is_file() and not _alike(mine, out / "model" / mine.name)]
+    if not wanted or not _same(*(_fitted_rows(manifest) for manifest in (paths.manifest, out / "rows.parquet"))):
+        return ""
+    train = load(paths.params).train
+    yaml = YAML()
+    content = yaml.load((tree / "params.yaml").read_text())
+    content["train"] |= {"folds": train.folds, "repeats": train.repeats, "seed": train.seed}  # the seed deals the folds
+    with (tree / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    series = f"{train.folds} folds and {train.repeats} seeds"
+    print(f"main's commit is trained again with {series}")
+    if why := _reproduce(tree):
+        print(f"main's commit could not be trained with {series}: {why}")
+        return ""
+    for mine in wanted:
+        shutil.copyfile(tree / "out/model" / mine.name, out / "model" / mine.name)
+    return f"main's commit was trained again with {series}, as this model was"
+
+
+def _alike(mine: Path, theirs: Path) -> bool:
+    """True where both series were scored on the same examples and are as long."""
+    one, other = (read_json(path, made_by="train") if path.is_file() else {} for path in (mine, theirs))
+    return one.get("split_sha256") == other.get("split_sha256") and len(one["runs"]) == len(other.get("runs", []))
+
+
+def _fitted_rows(manifest: Path) -> pa.Table:
+    rows = read_manifest(manifest)
+    return rows.filter(pc.is_in(rows.column("split"), pa.array(["train", "validation"])))
+
+
+def _answer(out: Path, paths: Paths) -> None:
+    """Let the model in `out` answer this working tree's test split; write metrics.json and predictions.parquet."""
     if not (paths.arrays.is_dir() and paths.manifest.is_file()):
-        return {}
+        return
     model = Model(out / "model")
     rows = results.test_rows(paths.manifest)
     probabilities = model.probabilities(_images_for(model, out, paths))
@@ -203,7 +281,38 @@ def _answer(out: Path, paths: Paths) -> dict[str, Any]:
     params = load(paths.params).evaluate
     write_json(out / "metrics.json", _numbers(labels, spread, classes, rows, params, model))
     pq.write_table(results.predictions(labels, spread, classes, rows), out / "predictions.parquet", compression="zstd")
-    return {"same_test_set": _same(rows, results.test_rows(out / "rows.parquet"))}
+
+
+def _test_changes(tree: Path, out: Path, paths: Paths) -> dict[str, Any]:
+    """Tell how labels and test examples differ from main's."""
+    if not (paths.arrays.is_dir() and paths.manifest.is_file()):
+        return {}
+    mine, theirs = results.test_rows(paths.manifest), results.test_rows(out / "rows.parquet")
+    labels = dict(zip(mine.column("digest").to_pylist(), mine.column("label").to_pylist(), strict=True))
+    rows = theirs.select(["path", "row", "digest", "label"]).to_pylist()
+    gone = [row for row in rows if row["digest"] not in labels]
+    other = [row for row in rows if row["digest"] in labels and labels[row["digest"]] != row["label"]]
+    left: dict[str, Any] = {"images": len(gone), "of": len(rows), "examples": [_named(row) for row in gone[:_NAMED]]}
+    if gone and not bring(tree, ["out/evaluation"]):
+        answers = pq.read_table(tree / "out/evaluation/predictions.parquet").to_pylist()
+        digests = {row["digest"] for row in gone}
+        left["main_right"] = sum(row["prediction"] == row["label"] for row in answers if row["digest"] in digests)
+    known, here = read_json(out / "card.json", made_by="train")["classes"], arrays.load(paths.arrays).classes
+    return {
+        "labels_added": sorted(set(here) - set(known)),
+        "labels_gone": sorted(set(known) - set(here)),
+        "left_test": left,
+        "relabelled": {
+            "images": len(other),
+            "examples": [f"{_named(row)}, now {labels[row['digest']]}" for row in other[:_NAMED]],
+        },
+        "same_test_set": _same(mine, theirs),
+    }
+
+
+def _named(row: dict[str, Any]) -> str:
+    place = row["path"] if row["row"] is None else f"{row['path']} row {row['row']}"
+    return f"{place} ({row['label']})"
 
 
 def _numbers(
@@ -256,6 +365,56 @@ def _images_for(model: Model, out: Path, paths: Paths) -> NDArray[np.uint8]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What these test examples have judged before, and the best model so far
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _looks(facts: dict[str, Any], paths: Paths) -> dict[str, Any]:
+    """Count the models that these test examples have judged: those of this branch, and those that led to main's."""
+    test = lineage.test_digest(results.test_rows(paths.manifest)) if paths.manifest.is_file() else ""
+    commits = git("log", "--format=%H", f"{facts['merge_base'] or 'HEAD'}..HEAD", "--", "manifest.json").splitlines()
+    ours = [found for found in map(manifest_at, commits) if found and found["data"].get("test_sha256") == test]
+    models = {found["outputs"]["model_sha256"] for found in ours}
+    if (paths.model / "model.onnx").is_file():
+        models.add(sha256(paths.model / "model.onnx"))
+    main = manifest_at(facts["commit"])
+    counted = main.get("looks") or {}
+    same = main and (main["data"].get("test_sha256") == test or facts["same_test_set"])
+    before = counted.get("examples", 1) if same else 0
+    dates = [counted.get("since")] if same else [found["looks"]["since"] for found in ours if found.get("looks")]
+    since = min(filter(None, dates), default=None if same else dt.datetime.now(dt.UTC).date().isoformat())
+    new = models - {main["outputs"]["model_sha256"]} if same else models
+    return {"examples": before + len(new), "pull_request": max(1, len(models)), "since": since, "test_sha256": test}
+
+
+def _anchor(facts: dict[str, Any], out: Path, paths: Paths, retrain: bool) -> dict[str, Any]:
+    """Let the anchor answer the test split too, where it is another model than main's."""
+    retrained = facts["retrained"]
+    main = manifest_at(facts["commit"]).get("outputs", {}).get("model_sha256", "")
+    if facts["found"] and facts["main_run"] is None and not retrained:
+        main = sha256(out / "model/model.onnx")  # the manifest is of an earlier model
+    named = anchor_of(facts["commit"])
+    if facts["never"] or not named or named["model_sha256"] == main:
+        known = {"commit": "" if facts["never"] else facts["commit"], "model_sha256": main, "is_main": not facts["never"]}
+        return {"anchor": {**known, "found": facts["found"], "why": "" if facts["never"] else facts["why"]}}
+    anchor = {**named, "is_main": False, "found": False, "why": ""}
+    try:
+        with checked_out(named["commit"]) as tree:
+            share_dvc(tree)
+            if lost := bring(tree, ["out/model"]):
+                whose = f"the anchor's model (the best so far, {named['commit'][:12]})"
+                retrained = f"{retrained} {_train_again(tree, whose, lost, retrain)}".strip()
+            elif sha256(tree / lineage.MODEL) != named["model_sha256"]:
+                raise NoModelError(f"{named['commit'][:12]} holds another model than the anchor that main's manifest names")
+            shutil.copytree(tree / "out/model", out / "anchor/model")
+        _answer(out / "anchor", paths)
+        anchor["found"] = True
+    except (NoModelError, UserError) as error:
+        anchor["why"] = str(error)
+    return {"anchor": anchor, "retrained": retrained}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Time
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -287,11 +446,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder that train wrote")
     parser.add_argument("--data", type=Path, default=Path("data"), help="raw data, for another image size than main's")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--retrain", action="store_true", help="train the commit of a model that no store has again")
     args = parser.parse_args()
     check_outputs([args.arrays, args.manifest, args.model, args.data], folders=[args.out])
-    compare(args.base, args.out, Paths(args.arrays, args.manifest, args.model, args.data, args.params))
+    paths = Paths(args.arrays, args.manifest, args.model, args.data, args.params)
+    compare(args.base, args.out, paths, args.retrain)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")
+    os.environ["MLFLOW_TRACKING_URI"] = ""  # what is trained again here is nobody's experiment
     run("compare", main)

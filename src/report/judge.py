@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from src import gates, lineage, results, slices
 from src.command import UserError, run
 from src.data import read_manifest
-from src.files import read_json, write_json
+from src.files import read_json, sha256, write_json
 from src.gates import Answers, Facts, Trainings
 from src.params import Params, load
 from src.report import plan
@@ -99,10 +99,14 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
     mine = _predictions(paths.evaluation / "predictions.parquet", rows)
     compared = known["found"] and (main_folder / "predictions.parquet").is_file()
     theirs = _predictions(main_folder / "predictions.parquet", rows) if compared else None
+    anchor, looks = known.get("anchor") or {}, known.get("looks") or {}
+    apart = bool(anchor) and not anchor["is_main"] and anchor["found"]
+    best = _predictions(main_folder / "anchor/predictions.parquet", rows) if apart else theirs
+    labels = _column(mine, "label")
     return Facts(
         validation=validation,
         metrics=read_json(paths.metrics, made_by="evaluate"),
-        labels=_column(mine, "label"),
+        labels=labels,
         answers=_answers(mine),
         slices=slices.members(rows),
         latency=timings["candidate"],
@@ -119,6 +123,17 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         judging_changed=known["judging_changed"],
         bins=params.evaluate.calibration_bins,
         main_never=known.get("never", False),
+        shared=~np.isin(labels, known["labels_added"]) if known.get("labels_added") else None,
+        labels_added=known.get("labels_added", ()),
+        labels_gone=known.get("labels_gone", ()),
+        left_test=known.get("left_test"),
+        relabelled=known.get("relabelled"),
+        looks=looks.get("pull_request", 1),
+        models_judged=looks.get("examples", 1),
+        judged_since=looks.get("since"),
+        anchor_answers=_answers(best) if best is not None and (apart or anchor.get("is_main")) else None,
+        anchor_commit=anchor.get("commit", ""),
+        why_no_anchor="" if anchor.get("is_main") else anchor.get("why", ""),
     )
 
 
@@ -191,9 +206,12 @@ def _lineage(
     path: Path, verdict: dict[str, Any], known: dict[str, Any], told: dict[str, Any], given: Plan
 ) -> dict[str, Any]:
     main_run = known["main_run"] or {}
+    looks = known.get("looks") or {}
     facts = {
+        "anchor": _anchor(verdict, known, given.commit),
         "commit": given.commit,
         "hardware": told.get("hardware"),
+        "looks": {name: looks.get(name) for name in ("examples", "pull_request", "since")},
         "main": {"commit": known["commit"], "model_sha256": main_run.get("outputs", {}).get("model_sha256")},
         "pull_request": given.pull_request,
         "run_url": given.run_url,
@@ -202,6 +220,14 @@ def _lineage(
         "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override", "engine_reviewed")},
     }
     return lineage.manifest(Path(), facts, lineage.read_manifest(path))
+
+
+def _anchor(verdict: dict[str, Any], known: dict[str, Any], commit: str | None) -> dict[str, Any] | None:
+    """Return the best model so far: this one where the verdict says so, else the one before."""
+    before = known.get("anchor") or {}
+    if verdict.get("anchor_moves") and (before.get("found") or known.get("never")):
+        return {"commit": commit, "model_sha256": sha256(Path(lineage.MODEL))}
+    return {name: before[name] for name in ("commit", "model_sha256")} if before.get("model_sha256") else None
 
 
 def _throughput(history: Path | None) -> dict[str, Any] | None:
