@@ -522,7 +522,7 @@ def _way_out(facts: Facts, paired: tuple[Answers, Answers], found: significance.
     on which the models differ, and to the inverse square of how far the difference is from the margin.
     """
     gap = margin + min(0.0, found.difference)
-    if gap < margin / 4:
+    if gap <= margin / 4:
         return (
             "the loss that is seen is near the margin or over it: more evidence will hardly settle it, a better model will"
         )

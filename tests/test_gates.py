@@ -527,6 +527,13 @@ def test_a_verdict_that_cannot_tell_names_the_cheapest_way_out(
     assert words in evidence["way_out"]
 
 
+def test_without_a_margin_no_evidence_is_enough(judge: Callable[..., Verdict]) -> None:
+    verdict = judge(CLOSE, max_accuracy_drop=0.0)
+    assert gate(verdict, "no_worse_than_main").outcome == "investigate"
+    assert verdict.evidence is not None
+    assert "more evidence will hardly settle it" in verdict.evidence["way_out"]
+
+
 def test_a_settled_verdict_needs_no_way_out(judge: Callable[..., Verdict]) -> None:
     evidence = judge(facts(wrong([]), wrong(range(60)))).evidence
     assert evidence is not None
