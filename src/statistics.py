@@ -23,7 +23,9 @@ def luma(images: Images) -> Floats:
     """Return grey values in 0..255, float32 of shape (n, height, width)."""
     if images.shape[-1] == 1:
         return images[..., 0].astype(np.float32)
-    return np.asarray(images.astype(np.float32) @ _LUMA, dtype=np.float32)
+    # channel by channel: a matrix product rounds as the processor's BLAS does, and the manifest would differ by machine
+    red, green, blue = (images[..., channel] * weight for channel, weight in enumerate(_LUMA))
+    return np.asarray(red + green + blue, dtype=np.float32)
 
 
 def measure(images: Images, grey: Floats | None = None) -> dict[str, Floats]:

@@ -1,7 +1,13 @@
 """The ruler: python -m pytest tests/test_statistics.py"""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from src import statistics
@@ -24,6 +30,27 @@ def test_grey_and_replicated_grey_measure_alike(random: np.random.Generator) -> 
     grey = random.integers(0, 256, (5, 9, 7, 1), dtype=np.uint8)
     for one, three in zip(statistics.measure(grey).values(), statistics.measure(grey.repeat(3, 3)).values(), strict=True):
         np.testing.assert_allclose(one, three, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not any("avx512f" in path.read_text() for path in Path("/proc").glob("cpuinfo")),
+    reason="no processor whose products round otherwise",
+)
+def test_the_measures_do_not_depend_on_the_processors_matrix_product(random: np.random.Generator) -> None:
+    """One with AVX-512 rounds a product otherwise than an old one: the manifest's digest, and all after it, would differ."""
+    images = random.integers(0, 256, (50, 33, 47, 3), dtype=np.uint8)
+    code = (
+        "import sys, numpy; from src import statistics\n"
+        f"images = numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8).reshape({images.shape})\n"
+        "sys.stdout.buffer.write(b''.join(values.tobytes() for values in statistics.measure(images).values()))"
+    )
+    found = set()
+    for kernels in ("Prescott", "SkylakeX"):
+        environment = {**os.environ, "OPENBLAS_CORETYPE": kernels}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, env=environment, input=images.tobytes(), capture_output=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("side", [2, 5, 8, 9, 32, 100])
