@@ -345,6 +345,11 @@ class GitHub:
         self._artifacts[number] = (shown, blob)
         return number
 
+    def expire_artifacts(self, *run_ids: int) -> None:
+        """Let the artifacts of these runs reach the end of their retention."""
+        for shown, _ in self._artifacts.values():
+            shown["expired"] |= shown["workflow_run"]["id"] in run_ids
+
     def artifacts(self, run_id: int | None = None) -> dict[str, bytes]:
         """Return the artifacts of a run (or of all), by name, as the bytes of their zips."""
         found = self._artifacts.values()

@@ -256,6 +256,19 @@ def worse_model(world: World) -> dict[str, Seen]:
     return seen
 
 
+def uncertain_model(world: World) -> dict[str, Seen]:
+    """It is a little worse; a remark is pushed on top of the report's own commit, once for each store there is."""
+    number = world.propose("uncertain", set_params(train__epochs=7))
+    seen = {"opened": world.report(number, "opened", **HOSTED)}
+    young = {"variables": {"DVC_REMOTE_URL": str(world.folder / "young")}, **NO_STORE}
+    for moment, options in {"pushed": HOSTED, "younger store": young, "expired": HOSTED}.items():
+        if moment == "expired":
+            world.github.expire_artifacts(*world.github.runs)
+        world.branch("uncertain", REMARK, start="uncertain")
+        seen[moment] = world.report(number, **options)
+    return seen
+
+
 def similar_model(world: World) -> dict[str, Seen]:
     """Next to nothing is changed. Then the base moves on, who may and who may not decide give the label, and more is pushed.
 
@@ -592,6 +605,28 @@ def test_the_artifact_store_alone_is_enough_not_to_train_twice(world: World, mom
     assert (
         json.loads(seen.files["manifest.json"])["outputs"] == json.loads(moments["opened"].files["manifest.json"])["outputs"]
     )
+
+
+@about(uncertain_model)
+def test_every_push_is_compared_with_mains_model_whatever_store_holds_it(world: World, moments: dict[str, Seen]) -> None:
+    opened = moments["opened"]
+    assert opened.verdict["baseline"], opened.result.log[-8000:]
+    assert opened.verdict["verdict"] in ("investigate", "fail")
+    for moment in ("pushed", "younger store"):
+        seen = moments[moment]
+        assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+        assert not seen.trained
+        assert (seen.verdict["verdict"], seen.verdict["baseline"]) == (opened.verdict["verdict"], True)
+        assert seen.verdict["mcnemar"] == opened.verdict["mcnemar"]
+        assert world.gate(seen.head)[0] == world.gate(opened.head)[0]
+
+
+@about(uncertain_model, "expired")
+def test_where_mains_artifact_has_expired_its_commit_is_trained_again(seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert "main's model is in no store" in seen.result.logs["train"]
+    assert "its commit is trained again" in seen.result.logs["train"]
+    assert seen.verdict["baseline"]
 
 
 @about(similar_model)

@@ -28,8 +28,7 @@ from src.release.outcome import RefusedError, telling
 from src.release.production import Deployed
 from src.release.reviewed import RELEASE, Release
 from src.release.verdict import CannotJudgeError, Judgement
-from src.versioning import dvc
-from src.worktree import cache, checked_out, git, share_dvc
+from src.worktree import bring, cache, checked_out, git, share_dvc
 
 _PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")
 _TRACKED = ("manifest.json", "dvc.lock", "dvc.yaml", "params.yaml", "metrics.json")
@@ -156,15 +155,13 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
 def _pull(tree: Path) -> None:
     """Bring what is judged and shipped, from the cache or a remote."""
     for attempt in range(1, _TRIES + 1):
-        pulled = dvc("pull", "--quiet", *_PULLED, folder=tree, capture=True)
-        absent = [name for name in _PULLED if not (tree / name).exists()]
-        if not pulled.returncode and not absent:
+        lost = bring(tree, _PULLED)
+        if not lost:
             return
         time.sleep(0 if attempt == _TRIES else attempt)
-    reason = (pulled.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
     raise RefusedError(
         "missing",
-        f"the reviewed model could not be pulled ({reason[:200].replace(f'{tree}/', '')})",
+        f"the reviewed model could not be pulled ({lost})",
         "check the DVC remote and its credentials; where it has lost the model, make reproduce, dvc push and a pull request "
         "bring one that is reviewed",
     )
