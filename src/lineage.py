@@ -225,6 +225,27 @@ def test_digest(rows: pa.Table) -> str:
     return digest(sorted(map(list, pairs)))
 
 
+def pack_series(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return main's folds.json or repeats.json in the small form that manifest.json keeps, None where examples are missing.
+
+    The marks are hexadecimal, in the order of the examples of `mine`, the same file of the model under review.
+    """
+    columns = {example: column for column, example in enumerate(theirs["answers"]["examples"])}
+    if not columns.keys() >= set(mine["answers"]["examples"]):
+        return None
+    order = [columns[example] for example in mine["answers"]["examples"]]
+    marked = theirs["answers"]["right"].items()
+    right = {seed: f"{int('1' + ''.join(marks[i] for i in order), 2):x}" for seed, marks in marked}
+    return {"runs": theirs["runs"], "split_sha256": theirs["split_sha256"], "right": right}
+
+
+def unpack_series(packed: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return main's folds.json or repeats.json from what `pack_series` made of it."""
+    right = {seed: f"{int(marks, 16):b}"[1:] for seed, marks in packed["right"].items()}
+    answers = {"examples": mine["answers"]["examples"], "right": right}
+    return {"runs": packed["runs"], "split_sha256": packed["split_sha256"], "answers": answers}
+
+
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """Read a manifest.json; None when there is none.
 

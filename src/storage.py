@@ -1,6 +1,6 @@
 """Where data and models are kept between runs in CI: `connect` before the pipeline, `push` after it.
 
-    python -m src.storage connect
+    python -m src.storage connect [--deployed]
     python -m src.storage push
 
 DVC_REMOTE_URL names a DVC remote; without it LOCAL_DVC_REMOTE, a directory of the runner's machine; without that the
@@ -23,19 +23,23 @@ from tempfile import NamedTemporaryFile
 from src import lineage
 from src.command import UserError, run
 from src.github.api import ApiError, GitHub
+from src.release import production
 from src.versioning import dvc
-from src.worktree import anchor_of, checked_out, git, reason, remotes, share_dvc
+from src.worktree import LOST_ARTIFACTS, anchor_of, checked_out, git, reason, remotes, share_dvc
 
 REMOTE = "ci"
 _STORE = Path("out/store")
-_EARLIER = Path("out/earlier")
+_EARLIER = LOST_ARTIFACTS.parent
 _LARGEST = 2 * 2**30  # bytes; it is held in memory: larger models want a store of their own
 _TRIES = 3
 _EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 
 
-def connect() -> None:
+def connect(*, deployed: bool = False) -> None:
     """Make the store DVC's default remote, and bring what other remotes of the repository hold into the cache.
+
+    Args:
+        deployed: bring the artifacts of what is deployed, which a merge is compared with, in place of those of the base.
 
     Raises:
         UserError: the remote's address or configuration is refused by DVC, or the remote does not take an object.
@@ -51,7 +55,7 @@ def connect() -> None:
         print("data and models are kept as artifacts of the workflow runs: set DVC_REMOTE_URL for a lasting store")
         _STORE.mkdir(parents=True, exist_ok=True)
         _add(REMOTE, str(_STORE.resolve()))
-    others += _earlier_artifacts()  # beside any store: it may be younger than main's model
+    others += _earlier_artifacts(deployed)  # beside any store: it may be younger than main's model
     _remote("made the default", "default", "--local", "--quiet", REMOTE)
     for name in others:
         # what is only there, as the starter data, is found in the cache from now on; what is missing is no fault yet
@@ -75,7 +79,8 @@ def push() -> None:
             f"data and model could not be pushed ({reason(result.stderr)}): check DVC_REMOTE_URL and its credentials, "
             "then run the job again; nothing is trained twice, the run cache has it"
         )
-    for commit in _judged_against():  # so that this store has what the next comparison needs, and no artifact of it expires
+    # so that this store has what the next comparison needs, and no artifact of it expires
+    for commit in _judged_against(deployed=False):
         with checked_out(commit) as tree:
             share_dvc(tree)
             dvc("push", "--quiet", "--remote", REMOTE, "out/model", "out/manifest.parquet", folder=tree, capture=True)
@@ -150,24 +155,28 @@ def _without_password(url: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _earlier_artifacts() -> list[str]:
+def _earlier_artifacts(deployed: bool) -> list[str]:
     """Bring the stores of this commit and of main, where earlier runs left them; return the names of remotes for them."""
     if not os.environ.get("GITHUB_TOKEN"):
         return []
-    found = []
-    for number, digest in enumerate(sorted(set(_known_digests()))):
-        folder = _EARLIER / str(number)
-        if _download(artifact_name(digest), folder):
-            name = f"earlier-{number}"
-            _add(name, str(folder.resolve()))
-            found.append(name)
+    found, lost = [], []
+    for number, digest in enumerate(sorted(set(_known_digests(deployed)))):
+        folder, name = _EARLIER / str(number), artifact_name(digest)
+        if why := _download(name, folder):
+            lost.append(f"artifact {name}: {why}\n")
+        else:
+            found.append(f"earlier-{number}")
+            _add(found[-1], str(folder.resolve()))
+    LOST_ARTIFACTS.parent.mkdir(parents=True, exist_ok=True)
+    LOST_ARTIFACTS.write_text("".join(lost))
+    print("".join(lost), end="")
     return found
 
 
-def _known_digests() -> Iterable[str]:
+def _known_digests(deployed: bool) -> Iterable[str]:
     """Yield the input digests under which runs may have stored the models of this commit, of the base and of its anchor."""
     yield from _digests_of(Path())
-    for commit in _judged_against():
+    for commit in _judged_against(deployed):
         with checked_out(commit) as tree:
             yield from _digests_of(tree)
 
@@ -182,14 +191,17 @@ def _digests_of(tree: Path) -> Iterable[str]:
         yield lineage.inputs(tree)["digest"]
 
 
-def _judged_against() -> list[str]:
-    """Return the commits whose models judge this one: the base, and its anchor where that is another."""
-    base = git("rev-parse", "--verify", "--quiet", f"{os.environ.get('BASE', 'origin/HEAD')}^{{commit}}")
+def _judged_against(deployed: bool) -> list[str]:
+    """Return the commits whose models judge this one: the base or what is deployed, and its anchor where that is another."""
+    if deployed:
+        base = production.find().commit or ""  # where it cannot be found out, verify says why
+    else:
+        base = git("rev-parse", "--verify", "--quiet", f"{os.environ.get('BASE', 'origin/HEAD')}^{{commit}}")
     return list(dict.fromkeys(filter(None, [base, anchor_of(base).get("commit")]))) if base else []
 
 
-def _download(name: str, folder: Path) -> bool:
-    """Download the newest artifact of that name that a run of this repository's own branches made; False without one."""
+def _download(name: str, folder: Path) -> str:
+    """Download the newest artifact of that name that a run of this repository's own branches made; return why not, or ""."""
     try:
         github = GitHub.from_environment()
         own = github.get("")["id"]
@@ -197,27 +209,30 @@ def _download(name: str, folder: Path) -> bool:
             artifact
             for artifact in github.pages("actions/artifacts", name=name)
             # a fork's run can choose any name, and what it stored is not to be trusted
-            if not artifact.get("expired") and (artifact.get("workflow_run") or {}).get("head_repository_id") == own
+            if (artifact.get("workflow_run") or {}).get("head_repository_id") == own
         ]
         if not artifacts:
-            return False
-        newest = max(artifacts, key=lambda artifact: artifact["created_at"])
+            return "no run has left it"
+        kept = [artifact for artifact in artifacts if not artifact.get("expired")]
+        if not kept:
+            return f"it has expired ({max(str(artifact.get('expires_at')) for artifact in artifacts)})"
+        newest = max(kept, key=lambda artifact: artifact["created_at"])
         content = github.download(f"actions/artifacts/{newest['id']}/zip", _LARGEST)
     except ApiError as error:
-        print(f"the artifact {name} could not be fetched ({error}): the run goes on without it")
-        return False
+        return f"it could not be fetched ({error})"
     shutil.rmtree(folder, ignore_errors=True)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         archive.extractall(folder)
-    return True
+    return ""
 
 
 def main() -> None:
     """Parse the command line, connect or push."""
     parser = argparse.ArgumentParser(description="Connect CI with the store of data and models, or push to it.")
     parser.add_argument("action", choices=["connect", "push"])
-    action = parser.parse_args().action
-    connect() if action == "connect" else push()
+    parser.add_argument("--deployed", action="store_true", help="connect: with what is deployed in place of the base")
+    args = parser.parse_args()
+    connect(deployed=args.deployed) if args.action == "connect" else push()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from src import lineage
 from src.command import UserError
 from src.versioning import dvc
 
+LOST_ARTIFACTS = Path("out/earlier/lost.txt")  # which artifacts of workflow runs could not be had, and why; a line each
+
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
@@ -60,6 +62,7 @@ def bring(tree: Path, outputs: Sequence[str]) -> str:
         if not pulled.returncode:
             return ""
         reasons.append(f"{name}: {reason(pulled.stderr)}")
+    reasons += LOST_ARTIFACTS.read_text().splitlines() if LOST_ARTIFACTS.is_file() else []
     return "; ".join(reasons).replace(f"{tree}/", "") or "no DVC remote is configured"
 
 

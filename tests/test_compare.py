@@ -269,11 +269,27 @@ def test_main_gets_the_folds_that_this_models_recipe_has(fork: Path) -> None:
     write_params(fork / "params.yaml", train__folds=2)
     model = sha256(fork / "out/model/model.onnx")
     (fork / "out/model").chmod(0o755)
-    (fork / "out/model/folds.json").write_text(json.dumps({"runs": [{}, {}], "split_sha256": "0" * 64}))
+    run = {"seed": 1, "accuracy": 0.9, "macro_f1": 0.9, "log_loss": 0.1, "ece": 0.1, "images": 1, "training_images": 1}
+    mine: dict[str, Any] = {"runs": [run, run], "split_sha256": "0" * 64, "answers": {"examples": [], "right": {"1": ""}}}
+    (fork / "out/model/folds.json").write_text(json.dumps(mine))
     facts = compare(fork, "--retrain")
     assert facts["retrained"] == "main's commit was trained again with 2 folds and 1 seeds, as this model was"
-    assert len(read_json(fork / OUT / "model/folds.json", "")["runs"]) == 2
+    theirs = read_json(fork / OUT / "model/folds.json", "")
+    assert len(theirs["runs"]) == 2
     assert sha256(fork / OUT / "model/model.onnx") == model
+    # a deployment finds them in the lineage, and trains nothing
+    examples = theirs["answers"]["examples"][::-1]
+    mine["answers"] = {"examples": examples, "right": {"1": "1" * len(examples)}}
+    (fork / "out/model/folds.json").write_text(json.dumps(mine))
+    judge(fork)
+    assert compare(fork)["series"] == ["folds"]
+    again = read_json(fork / OUT / "model/folds.json", "")
+    assert again["answers"] == {"examples": examples, "right": {"1": theirs["answers"]["right"]["1"][::-1]}}
+    assert {name: again[name] for name in ("runs", "split_sha256")} == {
+        name: theirs[name] for name in again if name != "answers"
+    }
+    (fork / "manifest.json").unlink()
+    assert compare(fork)["series"] == []
 
 
 def test_looks_are_counted_and_the_anchor_is_found_in_mains_history(fork: Path) -> None:

@@ -126,6 +126,8 @@ def test_an_artifact_that_a_forks_run_left_is_not_taken(
     next_run = fresh(repository, tmp_path)
     assert command(next_run, "src.storage", "connect").returncode == 0
     assert not (next_run / "out/earlier/0").exists()
+    said = (next_run / "out/earlier/lost.txt").read_text()
+    assert f"artifact {artifact_name(digest)}: no run has left it\n" in said
 
 
 def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Path, command: Command) -> None:

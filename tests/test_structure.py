@@ -30,6 +30,7 @@ VERBS = (*FOLDERS_OF_VERBS, "src/reproduce.py", "src/environment.py", "src/stora
 NOUNS_AMONG_THEM = {
     *(f"src/github/{name}.py" for name in ("api", "deployments", "git", "labels", "numbers")),
     "src/release/client.py",
+    "src/release/production.py",
 }
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
 

@@ -74,6 +74,7 @@ def judge(
     judged = facts.metrics is not None and facts.budget is None
     if judged:
         _override(verdict, given)
+    told["main"] = _compared_with(main_folder, paths.model, known) if judged else {}
     described = _lineage(lineage_path, verdict, known, told, given) if judged else None
     write_json(verdict_path, verdict)
     print(f"verdict: {verdict['verdict']}" + (", accepted" if verdict["accepted"] and verdict["verdict"] != "pass" else ""))
@@ -205,14 +206,13 @@ def _override(verdict: dict[str, Any], given: Plan) -> None:
 def _lineage(
     path: Path, verdict: dict[str, Any], known: dict[str, Any], told: dict[str, Any], given: Plan
 ) -> dict[str, Any]:
-    main_run = known["main_run"] or {}
     looks = known.get("looks") or {}
     facts = {
         "anchor": _anchor(verdict, known, given.commit),
         "commit": given.commit,
         "hardware": told.get("hardware"),
         "looks": {name: looks.get(name) for name in ("examples", "pull_request", "since")},
-        "main": {"commit": known["commit"], "model_sha256": main_run.get("outputs", {}).get("model_sha256")},
+        "main": told["main"],
         "pull_request": given.pull_request,
         "run_url": given.run_url,
         "throughput": told["throughput"],
@@ -220,6 +220,20 @@ def _lineage(
         "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override", "engine_reviewed")},
     }
     return lineage.manifest(Path(), facts, lineage.read_manifest(path))
+
+
+def _compared_with(main_folder: Path, model: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Return what of main the lineage keeps.
+
+    `series` are its folds and repeats where this comparison trained them: no store has them, and they judge the merge too.
+    """
+    packed = {}
+    for kind in known.get("series", ()):
+        theirs, mine = (read_json(folder / f"{kind}.json", made_by="train") for folder in (main_folder / "model", model))
+        packed[kind] = lineage.pack_series(theirs, mine)
+    series = {kind: one for kind, one in packed.items() if one}
+    path = main_folder / "model" / "model.onnx"
+    return {"commit": known["commit"], "model_sha256": sha256(path) if path.is_file() else None, "series": series}
 
 
 def _anchor(verdict: dict[str, Any], known: dict[str, Any], commit: str | None) -> dict[str, Any] | None:
