@@ -158,11 +158,9 @@ def fill(folder: Path) -> None:
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in names:
-        if name and (ROOT / name).is_file() and not name.startswith(("src/release/", "tests/", "starter/files/")):
+        if name and (ROOT / name).is_file() and not name.startswith(("tests/", "starter/files/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    (folder / "src" / "release").mkdir()
-    (folder / "src" / "release" / "__init__.py").touch()
     for step in STEPS:
         (folder / "src" / "release" / f"{step}.py").write_text(COMMAND % {"manifest": MANIFEST})
 
