@@ -214,7 +214,8 @@ def change_cache(fork: Path) -> str:
 
 def change_remote(fork: Path) -> str:
     """DVC's own default: a read-only object of a local remote is taken as it is."""
-    require_success(python(fork, "dvc", "remote", "add", "--local", "--default", "store", str(fork.parent / "store")))
+    require_success(python(fork, "dvc", "remote", "modify", "--local", "starter", "url", str(fork.parent / "store")))
+    require_success(python(fork, "dvc", "remote", "modify", "--local", "starter", "verify", "false"))
     require_success(python(fork, "dvc", "push"))
     object_of_model = stored(fork, MODEL)
     there = fork.parent / "store" / object_of_model.relative_to(fork / ".dvc/cache")
@@ -362,7 +363,7 @@ def test_outputs_of_another_run_in_the_working_tree_are_no_fault(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def weaken_params(fork: Path, seed: int = 0) -> None:
+def weaken_params(fork: Path, seed: int = 1) -> None:
     write_params(
         fork / "params.yaml", train__seed=seed, train__epochs=1, train__warmup_epochs=0, gates__max_accuracy_drop=0.99,
         gates__max_log_loss_rise=9.0, gates__max_class_drop=1.0, gates__max_slice_drop=0.99, gates__min_accuracy=0.0,
