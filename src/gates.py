@@ -234,7 +234,7 @@ def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "C
         if facts.metrics is None:
             return _skipped(_NO_RESULTS)
         value, least = facts.metrics[key], getattr(params, limit)
-        main = None if facts.main_metrics is None else facts.main_metrics[key]
+        main = _of_main(facts, key)
         numbers = {"value": value, "limit": least, "main": main}
         highest = _highest(facts.answers.right, params) if key == "accuracy" and facts.answers else 1.0
         outcome, note = _held(value, least, main, sure=highest < least)
@@ -245,6 +245,12 @@ def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "C
         return _Finding("pass", f"{name} {spell(value)}, floor {spell(least)}", numbers)
 
     return check
+
+
+def _of_main(facts: Facts, key: str) -> float | None:
+    """Return a number of main's model, None where images with a label that it cannot know count against it."""
+    knows_all = facts.shared is None or bool(facts.shared.all())
+    return float(facts.main_metrics[key]) if facts.main_metrics is not None and knows_all else None
 
 
 def _highest(right: NDArray[np.bool_], params: Gates) -> float:
@@ -268,7 +274,8 @@ def _baseline_margin(facts: Facts, params: Gates) -> _Finding:
         return _skipped(_NO_RESULTS)
     margin, least = facts.metrics["baseline"]["margin"], params.min_baseline_margin
     simple = facts.metrics["baseline"]["accuracy"]
-    main = None if facts.main_metrics is None else facts.main_metrics["accuracy"] - simple
+    main = _of_main(facts, "accuracy")
+    main = None if main is None else main - simple
     shares = np.array([facts.metrics["accuracy"], simple])
     images = len(facts.answers.right) if facts.answers else 1
     deviation = math.sqrt(float((shares * (1 - shares)).sum()) / images)  # as if unpaired: wider than it is
@@ -471,6 +478,8 @@ def _test_set(facts: Facts, _params: Gates) -> _Finding:
     """Ask where main's test examples are gone or have other labels: what was hard may have been taken out."""
     if facts.answers is None or facts.main_never:
         return _skipped(_NO_MAIN if facts.main_never else _NO_RESULTS)
+    if facts.main_answers is None:
+        return _Finding("investigate", "main's labels and test images are not known, as its model is not", {})
     left, other = facts.left_test or {}, facts.relabelled or {}
     found = []
     if facts.labels_gone:

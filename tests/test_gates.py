@@ -293,6 +293,11 @@ def test_a_model_of_main_that_cannot_be_had_is_no_reason_to_pass(judge: Callable
     assert lost.verdict == "investigate"
     assert "the best champion so far (abcdef0) could not be compared with (no store has it)" in lost.reasons[0]
     assert not lost.anchor_moves
+    known = gate(verdict, "test_set")
+    assert (known.outcome, known.sentence) == (
+        "investigate",
+        "main's labels and test images are not known, as its model is not",
+    )
 
 
 def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[..., Verdict]) -> None:
@@ -333,6 +338,17 @@ def test_a_label_that_main_does_not_know_flatters_nobody(judge: Callable[..., Ve
     renamed = judge(facts(wrong([]), wrong(range(N)), shared=np.zeros(N, dtype=bool)))
     assert renamed.verdict == "investigate"
     assert "no label that main's model knows" in renamed.reasons[0]
+
+
+def test_a_label_that_main_does_not_know_lowers_no_floor(judge: Callable[..., Verdict]) -> None:
+    """Main has half of the images wrong, for their labels are new: that is no reason to be content with 60 %."""
+    new = (LABELS == "c4") | (np.arange(N) < 150)
+    told = facts(wrong(range(160)), wrong(np.flatnonzero(new)), shared=~new)
+    verdict = judge(told, min_class_recall=0, min_baseline_margin=0.2)
+    for name in ("accuracy", "macro_f1", "baseline_margin"):
+        found = gate(verdict, name)
+        assert (found.outcome, found.main) == ("investigate" if name == "macro_f1" else "fail", None), name
+        assert "than main" not in found.sentence
 
 
 def test_a_small_loss_against_main_is_judged_against_the_best_champion_too(judge: Callable[..., Verdict]) -> None:
