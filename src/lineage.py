@@ -179,7 +179,8 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
 
     `told` adds what files do not know: commit, pull_request, verdict, hardware, training_seconds, throughput, run_url,
     anchor (the best model so far) and looks (how many models these test examples have judged). A
-    previous manifest of the same inputs, outputs and verdict is returned as it is, so that judging again changes no file.
+    previous manifest of the same inputs, outputs, verdict and basis is returned as it is, so that judging again changes no
+    file.
     """
     metrics = read_json(root / EVALUATION, made_by="evaluate")
     card = read_json(root / MODEL.replace("model.onnx", "card.json"), made_by="train", keys=("network", "parameters"))
@@ -194,7 +195,8 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
     same_model = previous is not None and previous["outputs"] == outputs and previous["inputs"] == facts["inputs"]
     if same_model and previous is not None:
         whole = previous.keys() >= {*facts, *told}  # else an earlier version wrote it
-        if whole and _decision(previous["verdict"]) == _decision(told["verdict"]):
+        same = _decision(previous["verdict"]) == _decision(told["verdict"])
+        if whole and same and _basis(previous) == _basis(told):
             return dict(previous)
         # judged anew, made once: where and when it was trained stays
         kept = {
@@ -208,6 +210,13 @@ def _decision(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what a person decided too: the labels, which count at the commit where they were given."""
     labels = [verdict.get(key) or {} for key in ("override", "engine_reviewed")]
     return verdict.get("verdict"), *((label.get("by"), label.get("head")) for label in labels)
+
+
+def _basis(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what later verdicts rest on, which a hand may have changed since: looks, the anchor, main's folds and seeds."""
+    main, anchor = found["main"] or {}, found["anchor"] or {}
+    series = main.get("series")
+    return found["looks"], anchor.get("model_sha256"), (main.get("model_sha256"), series) if series else None
 
 
 def _data(root: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,20 @@ def test_judging_again_changes_no_file(fork: Path) -> None:
     assert (fork / "manifest.json").read_bytes() == before
 
 
+def test_what_later_verdicts_rest_on_is_not_kept_from_a_manifest_that_a_hand_has_changed(fork: Path) -> None:
+    compare(fork)
+    judge(fork, {"sha": "a" * 40, "number": 7})
+    told = read_json(fork / "manifest.json", "")
+    main = {**told["main"], "series": {"folds": {}}}
+    for forged in ({"looks": {**told["looks"], "examples": 0}}, {"anchor": None}, {"main": main}):
+        (fork / "manifest.json").write_text(json.dumps({**told, **forged}))
+        judge(fork, {"sha": "b" * 40, "number": 7})
+        again = read_json(fork / "manifest.json", "")
+        assert {name: again[name] for name in ("looks", "anchor", "main")} == {
+            name: told[name] for name in ("looks", "anchor", "main")
+        }
+
+
 def test_main_that_moved_is_told_by_what_the_model_depends_on(fork: Path) -> None:
     def edit() -> None:
         (fork / "README.md").write_text("x")
