@@ -19,9 +19,10 @@ from standin import GitHub, user
 from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 
 from src import lineage
-from src.files import read_json, sha256
+from src.files import read_json, sha256, write_json
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
+from src.judging import __main__ as judging
 from src.release import modelcheck, overriding, reviewed, verdict
 from src.release import verify as verifying
 from src.release.production import Deployed
@@ -684,6 +685,17 @@ def test_each_label_covers_its_own_and_no_more(
 ) -> None:
     manifest = {"verdict": {"verdict": review, **{key: {"by": "alice"} for key in labels}}}
     assert verifying._needed(manifest, Deployed("a" * 40), found) == needed
+
+
+def test_models_of_other_pull_requests_since_the_deployed_commit_are_no_looks_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, Any] = {name: {} for name in ("inputs", "outputs", "data", "commit", "metrics", "verdict")}
+    write_json(tmp_path / "manifest.json", {**told, "looks": {"pull_request": 2}})
+    write_json(tmp_path / "facts.json", {"looks": {"pull_request": 5, "examples": 9}, "why": ""})
+    judging._settle(tmp_path / "facts.json", {"deployed": "a" * 40, "why": ""})
+    assert read_json(tmp_path / "facts.json", "")["looks"] == {"pull_request": 2, "examples": 9}
 
 
 def test_a_judge_refuses_a_request_of_another_format(tmp_path: Path) -> None:

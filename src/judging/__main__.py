@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from src import arrays, baseline, metrics, results
+from src import arrays, baseline, lineage, metrics, results
 from src.command import UserError, run
 from src.files import read_json, rounded, write_json
 from src.inference import Model
@@ -97,8 +97,14 @@ def _with_its_split(request: Mapping[str, Any], out: Path) -> Path:
 
 
 def _settle(path: Path, request: Mapping[str, Any]) -> None:
-    """Clear what the review has settled: the rules here are the deployed ones, the inputs the reviewed ones."""
+    """Clear what the review has settled: the rules here are the deployed ones, the inputs the reviewed ones.
+
+    So are the models of the pull request: since the deployed commit there may have been more, of others.
+    """
     facts = read_json(path, made_by="evaluate")
+    looks = (lineage.read_manifest(Path("manifest.json")) or {}).get("looks") or {}
+    if isinstance(looks.get("pull_request"), int):
+        facts["looks"]["pull_request"] = looks["pull_request"]
     if request["deployed"] is None:
         facts |= {"never": not request["why"], "why": request["why"] or "nothing was ever deployed"}
     write_json(path, {**facts, "judging_changed": [], "moved_inputs": [], "ref": "main"})
