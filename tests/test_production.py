@@ -63,6 +63,14 @@ def test_on_github_it_is_the_live_deployment(github: GitHub) -> None:
     assert production.find() == Deployed(sha)
 
 
+def test_a_deployment_that_somebody_made_inactive_is_not_never_deployed(github: GitHub) -> None:
+    built(github, 1)
+    deploy(github)
+    number = next(iter(github.deployments))
+    Api("team/models", github.token(WRITER), github.url).post(f"deployments/{number}/statuses", {"state": "inactive"})
+    assert production.find() == Deployed(github.repository.sha("main"))
+
+
 def test_without_a_host_it_is_the_last_run_that_built_the_default_branch(
     github: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from src.github.api import GitHub
 from src.registry import Registry
 from src.release import settings
 from src.release.journal import Journal, registry_uri
-from src.worktree import git
+from src.worktree import git, has
 
 MODEL = ("manifest.json", "metrics.json", "reference.json", "dvc.lock", "dvc.yaml", "*.dvc")  # or asks for another one
 ENGINE = (  # what ships in the image, or decides how it is judged, built and deployed
@@ -51,19 +51,20 @@ def find() -> Deployed:
         return Deployed(
             None, "what is deployed could not be found out: GitHub's answer has another form: check GITHUB_API_URL"
         )
-    if commit and not git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}"):
+    if commit and not has(commit):
         why = f"the deployed commit {commit[:12]} is not in this clone: run git fetch --unshallow (in CI: fetch-depth: 0)"
         return Deployed(None, why)
     return Deployed(commit)
 
 
 def _on_github() -> str | None:
-    """Return the commit of the live deployment, or where there is no deploy host that of the last pushed image."""
+    """Return the commit of the live deployment, or where there is none, as without a deploy host, of the last pushed image.
+
+    Whoever may write can make a deployment inactive: that must not look as if nothing had ever been deployed.
+    """
     github = GitHub.from_environment()
-    if not os.environ.get("DEPLOY_RUNNER"):
-        return deployments.last_built(github)
-    live = deployments.live(github)
-    return str(live["commit"]) if live else None
+    live = deployments.live(github) if os.environ.get("DEPLOY_RUNNER") else None
+    return str(live["commit"]) if live else deployments.last_built(github)
 
 
 def _on_this_host() -> str | None:
