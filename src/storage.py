@@ -25,7 +25,7 @@ from src.command import UserError, run
 from src.github.api import ApiError, GitHub
 from src.release import production
 from src.versioning import dvc
-from src.worktree import LOST_ARTIFACTS, anchor_of, checked_out, git, reason, remotes, share_dvc
+from src.worktree import LOST_ARTIFACTS, anchor_of, checked_out, git, has, reason, remotes, share_dvc
 
 REMOTE = "ci"
 _STORE = Path("out/store")
@@ -197,7 +197,8 @@ def _judged_against(deployed: bool) -> list[str]:
         base = production.find().commit or ""  # where it cannot be found out, verify says why
     else:
         base = git("rev-parse", "--verify", "--quiet", f"{os.environ.get('BASE', 'origin/HEAD')}^{{commit}}")
-    return list(dict.fromkeys(filter(None, [base, anchor_of(base).get("commit")]))) if base else []
+    anchor = anchor_of(base).get("commit") if base else ""
+    return list(dict.fromkeys(commit for commit in (base, anchor) if commit and has(commit)))
 
 
 def _download(name: str, folder: Path) -> str:

@@ -204,14 +204,15 @@ def test_a_store_that_is_lost_meanwhile_fails_with_its_reason(repository: Path, 
 def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
     repository: Path, tmp_path: Path, command: Command, github: GitHub
 ) -> None:
-    """Main's manifest is of an earlier model: what its dvc.lock comes to is looked for as well."""
+    """Main's manifest is of an earlier model, what its dvc.lock comes to is looked for as well; its anchor is nowhere."""
     for action in ("connect", "push"):
         assert command(repository, "src.storage", action).returncode == 0
     name = (repository / "github-env").read_text().strip().removeprefix("STORE_NAME=")
     github.add_run(5)
     github.upload_artifact(5, name, repository / "out/store")
     manifest = {"inputs": {"digest": "a" * 64}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
-    (repository / "manifest.json").write_text(json.dumps(manifest))
+    anchor = {"commit": "b" * 40, "model_sha256": "c" * 64}
+    (repository / "manifest.json").write_text(json.dumps({**manifest, "anchor": anchor}))
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
     files = ["dvc.yaml", "dvc.lock", "stage.py", "manifest.json"]
     for line in (["add", *files], ["commit", "-qm", "main"], ["branch", "base"]):

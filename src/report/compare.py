@@ -36,7 +36,7 @@ from src.files import check_outputs, read_json, replacing, sha256, write_json
 from src.inference import Model
 from src.params import Evaluate, load
 from src.versioning import dvc
-from src.worktree import anchor_of, bring, checked_out, git, manifest_at, share_dvc
+from src.worktree import anchor_of, bring, checked_out, git, has, manifest_at, share_dvc
 
 _BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
 _FETCHED = ("out/model", "out/manifest.parquet")
@@ -422,6 +422,8 @@ def _anchor(facts: dict[str, Any], out: Path, paths: Paths, retrain: bool) -> di
         return {"anchor": {**known, "found": facts["found"], "why": "" if facts["never"] else facts["why"]}}
     anchor = {**named, "is_main": False, "found": False, "why": ""}
     try:
+        if not has(named["commit"]):
+            raise NoModelError(f"no commit of main holds it, and {named['commit'][:12]} is not in this clone")
         with checked_out(named["commit"]) as tree:
             share_dvc(tree)
             if lost := bring(tree, ["out/model"]):
