@@ -395,7 +395,10 @@ def _images_for(model: Model, out: Path, paths: Paths) -> NDArray[np.uint8]:
 def _looks(facts: dict[str, Any], paths: Paths) -> dict[str, Any]:
     """Count the models that these test examples have judged: those of this branch, and those that led to main's."""
     test = lineage.test_digest(results.test_rows(paths.manifest)) if paths.manifest.is_file() else ""
-    commits = git("log", "--format=%H", f"{facts['merge_base'] or 'HEAD'}..HEAD", "--", "manifest.json").splitlines()
+    since_main = f"{facts['merge_base'] or 'HEAD'}..HEAD"
+    # a merge of main that takes its three files hides from Git's short history what the branch had before
+    asked = ("log", "--full-history", "--no-merges", "--format=%H", since_main, "--", "manifest.json")
+    commits = git(*asked).splitlines()
     ours = [found for found in map(manifest_at, commits) if found and found["data"].get("test_sha256") == test]
     models = {found["outputs"]["model_sha256"] for found in ours}
     if (paths.model / "model.onnx").is_file():
