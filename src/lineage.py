@@ -209,7 +209,8 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
 def _decision(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what a person decided too: the labels, which count at the commit where they were given."""
     labels = [verdict.get(key) or {} for key in ("override", "engine_reviewed")]
-    return verdict.get("verdict"), *((label.get("by"), label.get("head")) for label in labels)
+    lacking = verdict.get("lacking") or []
+    return verdict.get("verdict"), lacking, *((label.get("by"), label.get("head")) for label in labels)
 
 
 def _basis(found: Mapping[str, Any]) -> tuple[Any, ...]:

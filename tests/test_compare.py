@@ -22,6 +22,7 @@ from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 from src import lineage
 from src.command import UserError
 from src.files import read_json, sha256
+from src.report import compare as comparing
 
 pytestmark = pytest.mark.slow
 OUT = "out/main"
@@ -353,6 +354,34 @@ def test_looks_are_counted_and_the_anchor_is_found_in_mains_history(fork: Path) 
     assert read_json(fork / "manifest.json", "")["anchor"] == {**anchor, "commit": commit}
 
 
+def test_a_merge_that_takes_mains_files_hides_no_earlier_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def commit(model: str, where: str) -> str:
+        told: dict[str, Any] = {name: {} for name in ("inputs", "metrics", "verdict")}
+        told |= {"outputs": {"model_sha256": model}, "data": {"test_sha256": ""}, "commit": {}}
+        (tmp_path / "manifest.json").write_text(json.dumps(told))
+        git(tmp_path, "add", "manifest.json")
+        git(tmp_path, "commit", "--quiet", "--message", where)
+        return git(tmp_path, "rev-parse", "HEAD")
+
+    git(tmp_path, "init", "--quiet", "--initial-branch", "main")
+    commit("a", "main")
+    git(tmp_path, "checkout", "--quiet", "-b", "branch")
+    commit("b", "the report's own")
+    git(tmp_path, "checkout", "--quiet", "main")
+    main = commit("c", "another model")
+    git(tmp_path, "checkout", "--quiet", "branch")
+    git(tmp_path, "merge", "--quiet", "--strategy-option", "theirs", "--message", "main's three files", "main")
+    assert git(tmp_path, "diff", "--name-only", "main") == ""
+    paths = comparing.Paths(*(tmp_path / name for name in ("arrays", "manifest", "model", "data", "params.yaml")))
+    counted = comparing._looks({"merge_base": main, "commit": main, "same_test_set": False}, paths)
+    assert (counted["pull_request"], counted["examples"]) == (1, 2)
+    commit("d", "the report's own again")
+    counted = comparing._looks({"merge_base": main, "commit": main, "same_test_set": False}, paths)
+    assert (counted["pull_request"], counted["examples"]) == (2, 3)
+
+
 def test_a_lineage_of_an_earlier_model_does_not_hide_mains_model(fork: Path) -> None:
     compare(fork)
     judge(fork)
@@ -421,6 +450,7 @@ def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork:
         assert (verdict["lacking"], verdict["accepted"]) == (lacking, not lacking)
         assert verdict["reasons"][len(verdict["reasons"]) - len(lacking) :] == [why[key] for key in lacking]
         written = read_json(fork / "manifest.json", "")["verdict"]
+        assert (written["lacking"], "accepted" in written) == (lacking, False)
         for told in (verdict, written):
             assert (told["override"], told["engine_reviewed"]) == (given.get("override"), given.get("engine_reviewed"))
     later = {**override, "head": "b" * 40}

@@ -326,6 +326,10 @@ def test_a_verdict_that_nobody_overrode_is_refused(fork: Path) -> None:
     judge(fork, {**PASS, "verdict": "investigate"}, 1)
     commit(fork, "merged by force")
     assert "the verdict of the review is investigate, and nobody has overridden it" in refuse(fork, "gates")
+    given = {"engine_reviewed": {"by": "bob", "at": "now"}, "lacking": ["override"]}
+    judge(fork, {**PASS, "verdict": "investigate", **given}, 1)
+    commit(fork, "read, and not accepted")
+    assert f"nobody has given {LABEL}" in refuse(fork, "gates")
 
 
 @pytest.mark.slow

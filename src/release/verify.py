@@ -125,7 +125,8 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
         now = lineage.inputs(tree)
         differs = lineage.moved(manifest["inputs"], now) or (["dvc.lock"] if manifest["inputs"] != now else [])
         verdict = manifest["verdict"]["verdict"]
-        # engine: reviewed covers no failed gate; which of the others it covers, the gates below tell
+        # engine: reviewed covers no failed gate; of the others, the review says which label would
+        lacking = [LABELS[key] for key in manifest["verdict"].get("lacking") or ()]
         keys = ("override", *(["engine_reviewed"] if verdict == "investigate" else []))
         by = [manifest["verdict"][key]["by"] for key in keys if manifest["verdict"].get(key)]
         _ = manifest["outputs"]["model_sha256"], manifest["data"]["digest"], manifest["commit"]
@@ -142,11 +143,12 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
             f"({', '.join(differs[:5])}{rest} changed since)",
             f"let it be trained and reviewed: {_RETRAIN}",
         )
-    if verdict != "pass" and not by:
+    if verdict != "pass" and (lacking or not by):
+        label = " and ".join(lacking) or LABELS["override"]
         raise RefusedError(
             "gates",
-            f"the verdict of the review is {verdict}, and nobody has overridden it",
-            f"open a pull request that makes it pass, or on which a person puts the label {LABELS['override']}",
+            f"the verdict of the review is {verdict}, and nobody has {f'given {label}' if by else 'overridden it'}",
+            f"open a pull request that makes it pass, or on which a person puts the label {label}",
         )
     print(f"inputs are those of the review, {manifest['inputs']['digest'][:12]}")
     return manifest

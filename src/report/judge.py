@@ -217,7 +217,7 @@ def _lineage(
         "run_url": given.run_url,
         "throughput": told["throughput"],
         "training_seconds": told.get("seconds", {}).get("train"),
-        "verdict": {name: verdict[name] for name in ("verdict", "reasons", "override", "engine_reviewed")},
+        "verdict": {name: verdict[name] for name in ("verdict", "reasons", *_NO_LABELS) if name != "accepted"},
     }
     return lineage.manifest(Path(), facts, lineage.read_manifest(path))
 
