@@ -60,7 +60,8 @@ class Facts:
     `metrics` and `main_metrics` have the shape of metrics.json; `labels` and `answers` belong to the candidate's test split,
     `slices` are masks over it, `shared` the mask of those whose label main's model knows too (None: all of them). `latency`
     and `main_latency` hold p95 in ms and `blocks`, p95 of interleaved rounds. `main_never` says that main never had a model,
-    `why_no_main` why its answers are missing otherwise. `looks` counts the models of this pull request, `models_judged` all
+    `why_no_main` why its answers are missing otherwise, `same_training` that it learned from the same examples: else main's
+    commit is not trained again with folds and seeds. `looks` counts the models of this pull request, `models_judged` all
     models that these test examples have judged, this one included. The anchor is the best champion so far.
     """
 
@@ -82,6 +83,7 @@ class Facts:
     folds: Trainings | None = None
     seeds: Trainings | None = None
     training_images: int = 0
+    same_training: bool = True
     labels_added: Sequence[str] = ()
     labels_gone: Sequence[str] = ()
     left_test: Mapping[str, Any] | None = None
@@ -540,7 +542,7 @@ def _way_out(facts: Facts, paired: tuple[Answers, Answers], found: significance.
     needed = (significance.quantile(1 - alpha) + significance.quantile(_POWER)) ** 2 * differ / gap**2
     seeds, folded = len(facts.seeds.right) if facts.seeds else 1, facts.folds is not None
     ways = []
-    for repeats in (seeds, *(count for count in _SEEDS if count > seeds)):
+    for repeats in (seeds, *(count for count in _SEEDS if count > seeds)) if facts.same_training else ():
         for with_folds in {folded, True}:
             examples = (test + facts.training_images * with_folds) * (_SEED_GAIN * repeats if repeats > 1 else 1)
             trainings = repeats * (1 + _FOLDS * with_folds)

@@ -532,6 +532,7 @@ def test_nothing_seen_over_several_seeds_is_no_certainty_either(judge: Callable[
             {"training_images": 1200, "folds": trainings(1, 1200, lost=9)},
             "train.repeats: 10 (60 trainings in all) or about ",
         ),
+        ({"training_images": 1200, "same_training": False}, "about 877 more test images would most likely"),
         ({"answers": answers(wrong(range(8))), "training_images": 9000}, "a better model will"),
     ],
 )
@@ -541,6 +542,7 @@ def test_a_verdict_that_cannot_tell_names_the_cheapest_way_out(
     evidence = judge(replace(CLOSE, **changes)).evidence
     assert evidence is not None
     assert words in evidence["way_out"]
+    assert changes.get("same_training", True) or "train." not in evidence["way_out"]
 
 
 def test_without_a_margin_no_evidence_is_enough(judge: Callable[..., Verdict]) -> None:

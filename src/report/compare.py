@@ -240,7 +240,7 @@ def _series_to_bring(out: Path, paths: Paths) -> list[str]:
     """Return which of folds and repeats this working tree's model has, and main's has none that is comparable with them."""
     made = [kind for kind in ("folds", "repeats") if (paths.model / f"{kind}.json").is_file()]
     wanted = [kind for kind in made if not _alike(paths.model / f"{kind}.json", out / "model" / f"{kind}.json")]
-    same = wanted and _same(*(_fitted_rows(manifest) for manifest in (paths.manifest, out / "rows.parquet")))
+    same = wanted and _same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet"))
     return wanted if same else []
 
 
@@ -330,6 +330,7 @@ def _test_changes(tree: Path, out: Path, paths: Paths) -> dict[str, Any]:
             "examples": [f"{_named(row)}, now {labels[row['digest']]}" for row in other[:_NAMED]],
         },
         "same_test_set": _same(mine, theirs),
+        "same_training": _same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet")),
     }
 
 

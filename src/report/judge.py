@@ -120,6 +120,7 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         folds=_trainings(paths.model, main_folder / "model", "folds") if compared else None,
         seeds=_trainings(paths.model, main_folder / "model", "repeats") if compared else None,
         training_images=read_manifest(paths.manifest).column("split").to_pylist().count("train"),
+        same_training=known.get("same_training", True),
         moved_inputs=known["moved_inputs"],
         judging_changed=known["judging_changed"],
         bins=params.evaluate.calibration_bins,
