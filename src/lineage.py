@@ -195,8 +195,7 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
     same_model = previous is not None and previous["outputs"] == outputs and previous["inputs"] == facts["inputs"]
     if same_model and previous is not None:
         whole = previous.keys() >= {*facts, *told}  # else an earlier version wrote it
-        same = _decision(previous["verdict"]) == _decision(told["verdict"])
-        if whole and same and _basis(previous) == _basis(told):
+        if whole and _judged_alike(previous, told):
             return dict(previous)
         # judged anew, made once: where and when it was trained stays
         kept = {
@@ -204,6 +203,13 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
         }
         return {**facts, **told, **kept}
     return {**facts, **told}
+
+
+def _judged_alike(previous: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    try:
+        return _decision(previous["verdict"]) == _decision(told["verdict"]) and _basis(previous) == _basis(told)
+    except (AttributeError, TypeError):  # a hand has made something else of it
+        return False
 
 
 def _decision(verdict: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -137,7 +137,7 @@ def test_what_later_verdicts_rest_on_is_not_kept_from_a_manifest_that_a_hand_has
     judge(fork, {"sha": "a" * 40, "number": 7})
     told = read_json(fork / "manifest.json", "")
     main = {**told["main"], "series": {"folds": {}}}
-    for forged in ({"looks": {**told["looks"], "examples": 0}}, {"anchor": None}, {"main": main}):
+    for forged in ({"looks": {**told["looks"], "examples": 0}}, {"anchor": None}, {"anchor": "x"}, {"main": main}):
         (fork / "manifest.json").write_text(json.dumps({**told, **forged}))
         judge(fork, {"sha": "b" * 40, "number": 7})
         again = read_json(fork / "manifest.json", "")
