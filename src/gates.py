@@ -61,8 +61,9 @@ class Facts:
     `slices` are masks over it, `shared` the mask of those whose label main's model knows too (None: all of them). `latency`
     and `main_latency` hold p95 in ms and `blocks`, p95 of interleaved rounds. `main_never` says that main never had a model,
     `why_no_main` why its answers are missing otherwise, `same_training` that it learned from the same examples: else main's
-    commit is not trained again with folds and seeds. `looks` counts the models of this pull request, `models_judged` all
-    models that these test examples have judged, this one included. The anchor is the best champion so far.
+    commit is not trained again with folds and seeds; `tested_before` is the mask of its own test images. `looks` counts the
+    models of this pull request, `models_judged` all models that these test examples have judged, this one included. The
+    anchor is the best champion so far.
     """
 
     failed: str | None = None
@@ -87,6 +88,7 @@ class Facts:
     labels_added: Sequence[str] = ()
     labels_gone: Sequence[str] = ()
     left_test: Mapping[str, Any] | None = None
+    tested_before: NDArray[np.bool_] | None = None
     relabelled: Mapping[str, Any] | None = None
     looks: int = 1
     models_judged: int = 1
@@ -476,8 +478,8 @@ def _anchor_moves(facts: Facts) -> bool:
     return significance.score(found, 0) >= significance.quantile(_ANCHOR_MOVES)
 
 
-def _test_set(facts: Facts, _params: Gates) -> _Finding:
-    """Ask where main's test examples are gone or have other labels: what was hard may have been taken out."""
+def _test_set(facts: Facts, params: Gates) -> _Finding:
+    """Ask where main's test examples are gone, have other labels or count less: what was hard may have been taken out."""
     if facts.answers is None or facts.main_never:
         return _skipped(_NO_MAIN if facts.main_never else _NO_RESULTS)
     if facts.main_answers is None:
@@ -491,10 +493,27 @@ def _test_set(facts: Facts, _params: Gates) -> _Finding:
         found.append(f"{left['images']} of main's {left['of']} test images are no longer tested{right}{_named(left)}")
     if other.get("images"):
         found.append(f"{other['images']} test images have another label than on main{_named(other)}")
+    found += _diluted(facts, params)
     added = f"labels are new: {_listed(facts.labels_added)}" if facts.labels_added else ""
     if found:
         return _Finding("investigate", "; ".join([*found, added] if added else found), {})
     return _Finding("pass", added or "all of main's test images are still tested, with their labels", {})
+
+
+def _diluted(facts: Facts, params: Gates) -> list[str]:
+    """Tell of a model that looks worse on main's own test images, and better among many new ones that are easy."""
+    old = facts.tested_before
+    if facts.answers is None or facts.main_answers is None or old is None or old.all():
+        return []
+    rows = old if facts.shared is None else old & facts.shared
+    mine, theirs = facts.answers.right[rows], facts.main_answers.right[rows]
+    if not len(mine):
+        return []
+    z = significance.score(significance.pairs(mine, theirs), params.max_accuracy_drop)
+    if z > -significance.quantile(_OWN):
+        return []
+    shares = f"{_percent(mine.mean())} against {_percent(theirs.mean())} of main"
+    return [f"{(~old).sum()} test images are new; on the {len(mine)} of main this model looks worse: accuracy {shares}"]
 
 
 def _named(images: Mapping[str, Any]) -> str:

@@ -340,6 +340,17 @@ def test_a_label_that_main_does_not_know_flatters_nobody(judge: Callable[..., Ve
     assert "no label that main's model knows" in renamed.reasons[0]
 
 
+def test_easy_test_images_that_are_new_hide_no_loss_on_mains_own(judge: Callable[..., Verdict]) -> None:
+    old = np.arange(N) < 100
+    verdict = judge(facts(wrong(range(6)), wrong([]), tested_before=old), max_accuracy_drop=0.03)
+    assert gate(verdict, "test_set").outcome == verdict.verdict == "investigate"
+    said = "300 test images are new; on the 100 of main this model looks worse: accuracy 94.00% against 100.00% of main"
+    assert said in verdict.reasons
+    for mine, before in ((wrong(range(6)), ~np.zeros(N, dtype=bool)), (wrong(range(150, 156)), old)):
+        told = facts(mine, wrong([]), tested_before=before)
+        assert gate(judge(told, max_accuracy_drop=0.03), "test_set").outcome == "pass"
+
+
 def test_a_label_that_main_does_not_know_lowers_no_floor(judge: Callable[..., Verdict]) -> None:
     """Main has half of the images wrong, for their labels are new: that is no reason to be content with 60 %."""
     new = (LABELS == "c4") | (np.arange(N) < 150)

@@ -129,6 +129,7 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         labels_added=known.get("labels_added", ()),
         labels_gone=known.get("labels_gone", ()),
         left_test=known.get("left_test"),
+        tested_before=_tested_before(main_folder / "rows.parquet", rows) if compared else None,
         relabelled=known.get("relabelled"),
         looks=looks.get("pull_request", 1),
         models_judged=looks.get("examples", 1),
@@ -137,6 +138,12 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         anchor_commit=anchor.get("commit", ""),
         why_no_anchor="" if anchor.get("is_main") else anchor.get("why", ""),
     )
+
+
+def _tested_before(path: Path, rows: pa.Table) -> NDArray[np.bool_]:
+    """Return which of these test images are in the test split of main's manifest too."""
+    theirs = set(results.test_rows(path).column("digest").to_pylist())
+    return np.array([digest in theirs for digest in rows.column("digest").to_pylist()], dtype=bool)
 
 
 def _trainings(model: Path, main: Path, kind: str) -> Trainings | None:
