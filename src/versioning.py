@@ -21,9 +21,14 @@ _PATIENCE = 20.0  # seconds a stage may take to end by itself
 
 
 def dvc(*arguments: str, capture: bool = False, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run DVC; the commands of its stages then find this environment's Python as `python`."""
+    """Run DVC; the commands of its stages then find this environment's Python as `python`.
+
+    It gets no answer to a question, as where a store has lost a model: on a terminal it would wait for one.
+    """
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=folder, env=_environment(), capture_output=capture, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, capture_output=capture, text=True, check=False
+    )
 
 
 def watch_dvc(*arguments: str, heard: Callable[[str], None], seconds: float | None = None) -> int | None:
@@ -34,7 +39,9 @@ def watch_dvc(*arguments: str, heard: Callable[[str], None], seconds: float | No
     """
     ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
     command = [sys.executable, "-m", "dvc", *arguments]
-    process = subprocess.Popen(command, env=_environment(), stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=_environment(), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, start_new_session=True
+    )
     os.close(theirs)
     listener = threading.Thread(target=_listen, args=(ours, heard), daemon=True)
     listener.start()
