@@ -23,7 +23,7 @@ from src import metrics
 from src.command import UserError
 from src.data import MANIFEST
 from src.github import numbers as schema
-from src.report import changes, document, drawing, markdown, page, words
+from src.report import changes, document, drawing, markdown, numbers, page, words
 from src.report.document import Alert, Bold, Bullets, Code, Document, Fold, Link, Listing, Paragraph, Section, Table
 from src.report.facts import Paths, read
 from src.report.write import compose, write
@@ -325,6 +325,32 @@ def test_a_difference_that_chance_explains_is_no_headline(case: Case) -> None:
     assert text.startswith(f"## ✅ pass: {said}\n")
 
 
+def test_an_interval_over_folds_stands_beside_its_own_difference(case: Case) -> None:
+    gates = json.loads((case.folder / "report/verdict.json").read_text())["gates"]
+    gates[0] |= {"difference": 0.0033, "low": -0.0024, "high": 0.0093, "confidence": 0.908}
+    text = case.change("report/verdict.json", gates=gates, evidence={"kind": "folds", "examples": 1523}).told()
+    over = "over 1,523 examples of test split and folds +0.33 points (90.8% interval -0.24 to +0.93)"
+    said = f"no difference shown, accuracy 95.00% against 83.33% of main; {over}"
+    assert text.startswith(f"## ✅ pass: {said}\n")
+    found = section(text, "Metrics")
+    assert "| accuracy | 83.33% | **95.00%** | +11.67 points | - |  |" in found
+    row = "| accuracy, 1,523 examples of test split and folds | - | - | +0.33 points | -0.24 to +0.93 (90.8%) |"
+    assert f"{row} within noise |" in found
+    told = {row["name"]: row for row in numbers.collect(read(case.paths))["metrics"]}
+    assert (told["accuracy"]["low"], told["accuracy"]["high"]) == (None, None)
+
+
+def test_a_headline_names_the_gate_that_decided_where_it_is_not_the_comparison_with_main(case: Case) -> None:
+    gates = json.loads((case.folder / "report/verdict.json").read_text())["gates"]
+    gates[0] |= {"low": -0.01, "confidence": 0.9}
+    anchor = {"name": "no_worse_than_anchor", "level": "enforce", "outcome": "fail", "sentence": "worse than the best"}
+    told = {"verdict": "fail", "reasons": ["worse than the best"]}
+    text = case.change("report/verdict.json", **told, gates=[*gates, anchor]).told()
+    assert text.startswith("## ❌ fail (no worse than anchor): no difference shown (+7 of 60 examples)")
+    gates[0] |= {"outcome": "fail"}
+    assert case.change("report/verdict.json", **told, gates=[*gates, anchor]).told().startswith("## ❌ fail: ")
+
+
 def test_a_validation_split_that_points_the_other_way_is_in_the_first_lines(case: Case) -> None:
     case.rows("main/rows.parquet", pq.read_table(case.folder / "manifest.parquet").to_pylist())
     assert "disagrees" not in case.told()  # it rose with the accuracy of the test split
@@ -488,7 +514,7 @@ def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
     assert f"\nEvidence: folds, 1,558 examples. {vouches} {convention} {looks}\n" in text
     assert "3 seeds" not in text, "a pass needs no way out"
     text = case.change("report/verdict.json", verdict="investigate").told()
-    assert "- **what would settle it**: 3 seeds\n" in first_lines(text)
+    assert "- **what would settle the accuracy**: 3 seeds\n" in first_lines(text)
 
 
 def test_an_anchor_that_is_lost_against_and_a_new_training_of_main_are_in_the_first_lines(case: Case) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from src.github import numbers as schema
 from src.report import changes
 from src.report.facts import STAGES, Facts, Json
-from src.report.opening import findings, gate_of, value_and_limit
+from src.report.opening import findings, gate_of, pooled, value_and_limit
 
 _ROWS = 200  # of each list: what the schema allows
 _METRICS = {
@@ -48,7 +48,7 @@ def _metrics(facts: Facts) -> list[Json]:
     made = []
     for key, gate_name in _METRICS.items():
         main, this = map(_number, facts.compared(key))
-        gate = gate_of(facts, gate_name)
+        gate = {} if key == "accuracy" and pooled(facts) else gate_of(facts, gate_name)  # else not of this difference
         if this is not None:
             bounds = {bound: _number(gate.get(bound)) for bound in ("low", "high")}
             made.append({"name": key, "candidate": this, "main": main, **bounds})

@@ -54,7 +54,20 @@ def headline(facts: Facts) -> Line:
     verdict = str(facts.verdict["verdict"])
     given = [f", {did} by {label.get('by')}" for key, did, _ in _LABELS if (label := facts.verdict.get(key))]
     by = "".join(given) if verdict != "pass" else ""
-    return (Mark(verdict), f"{by}: {told}")
+    return (Mark(verdict), f"{by}{_decided(facts)}: {told}")
+
+
+def _decided(facts: Facts) -> str:
+    """Name the gates that decided where the comparison with main, whose numbers follow, is none of them."""
+    verdict = facts.verdict["verdict"]
+    decided = [
+        str(gate["name"])
+        for gate in facts.verdict["gates"]
+        if gate.get("level") == "enforce" and gate.get("outcome") == verdict
+    ]
+    if verdict == "pass" or not decided or {"no_worse_than_main", "pipeline"} & set(decided) or _bad_data(facts):
+        return ""
+    return f" ({words.listed([name.replace('_', ' ') for name in decided], 3)})"
 
 
 def _bad_data(facts: Facts) -> str:
@@ -82,6 +95,9 @@ def _numbers(facts: Facts) -> str:
         return f"{told} ({difference})"
     low, high = (words.signed(gate[key] * 100) for key in ("low", "high"))
     interval = f"{level(gate)}interval {low} to {high}"
+    if over := pooled(facts):
+        told += f"; over {over} {words.side(gate.get('difference'), words.points)} ({interval})"
+        return f"no difference shown, {told}" if gate["low"] <= 0 <= gate["high"] else told
     if gate["low"] <= 0 <= gate["high"]:
         return f"no difference shown{_examples(facts)}, {told}, {interval}"
     return f"{told} ({difference}, {interval})"
@@ -91,6 +107,14 @@ def _examples(facts: Facts) -> str:
     """Say by how many test examples this model has more right than main; nothing where they are not the same."""
     found = changes.answers(*facts.answers) if facts.has_answers else None
     return f" ({len(found[1]) - len(found[0]):+,} of {words.count(len(facts.answers[1]), 'example')})" if found else ""
+
+
+def pooled(facts: Facts) -> str:
+    """Name the examples that main was compared on where they are more than the test split: the difference is another one."""
+    found = facts.verdict.get("evidence") or {}
+    if found.get("kind", "test") == "test":
+        return ""
+    return f"{words.count(int(found['examples']), 'example')} of test split and {found['kind']}"
 
 
 def gate_of(facts: Facts, name: str) -> Json:
@@ -152,7 +176,7 @@ def _reason(facts: Facts, sentence: str) -> Line:
 def _way_out(facts: Facts) -> Iterator[Line]:
     said = (facts.verdict.get("evidence") or {}).get("way_out")
     if said and facts.verdict["verdict"] != "pass":
-        yield (Bold("what would settle it"), f": {said}")
+        yield (Bold("what would settle the accuracy"), f": {said}")
 
 
 def _retrained(facts: Facts) -> Iterator[Line]:

@@ -8,7 +8,7 @@ from src.report import words
 from src.report.document import Block, Bold, Chart, Code, Fold, Line, Mark, Paragraph, Section, Table, table
 from src.report.drawing import Drawn
 from src.report.facts import Facts, Json, Side
-from src.report.opening import confidence, gate_of, level, value_and_limit
+from src.report.opening import confidence, gate_of, level, pooled, value_and_limit
 
 _FEW_EPOCHS = 60  # more points than that no chart made of text can show
 _ORDER = ("fail", "investigate", "pass", "skipped")
@@ -63,10 +63,23 @@ def _metrics(facts: Facts) -> Section:
 
 
 def _compared(facts: Facts) -> Table:
-    rows = [_row(facts, metric) for metric in _METRICS if metric.key in facts.this.metrics]
+    rows = []
+    for metric in _METRICS:
+        if metric.key in facts.this.metrics:
+            rows += _rows(facts, metric)
     rows += [row for part in _PARTS if (row := _worst_row(facts, *part))]
     rows += _baseline_row(facts)
     return table(("", "main", "this pull request", "difference", "interval", "reading"), rows, "lrrrrl", 20)
+
+
+def _rows(facts: Facts, metric: _Metric) -> list[tuple[Line, ...]]:
+    """Return the line of a metric; the interval of accuracy has its own where it is of more examples than the test split."""
+    row = _row(facts, metric)
+    over = pooled(facts) if metric.key == "accuracy" else ""
+    if not over:
+        return [row]
+    difference = words.side(gate_of(facts, metric.gate).get("difference"), metric.differ)
+    return [(*row[:4], words.NONE, ""), (f"accuracy, {over}", words.NONE, words.NONE, difference, *row[4:])]
 
 
 def _row(facts: Facts, metric: _Metric) -> tuple[Line, ...]:
