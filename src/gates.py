@@ -438,6 +438,9 @@ def _non_inferior(
         return _Finding("pass", f"{said}: {shown} than {whom} ({convention})", numbers)
     if z <= -significance.quantile(params.fail_confidence):
         return _Finding("fail", f"{said}: worse than {whom} by more than the margin of {asked}", numbers)
+    if z <= -significance.quantile(1 - alpha):
+        doubt = f"not surely enough to fail (one-sided {_level(1 - params.fail_confidence)})"
+        return _Finding("investigate", f"{said}: worse than {whom} by more than the margin of {asked}, {doubt}", numbers)
     return _Finding("investigate", f"{said}: {examples} cannot show that it keeps the margin of {asked}", numbers)
 
 
@@ -571,7 +574,7 @@ def _way_out(facts: Facts, paired: tuple[Answers, Answers], found: significance.
                 ways.append((trainings, " and ".join(dials)))
     more = math.ceil(needed / (_SEED_GAIN * seeds if seeds > 1 else 1)) - test - facts.training_images * folded
     images = f"about {max(more, 1):,} more test images"
-    cheapest = "{1} ({0} trainings in all) or ".format(*min(ways)) if ways else ""
+    cheapest = "{1} ({0} trainings in all, and as many of main unless it has them) or ".format(*min(ways)) if ways else ""
     return f"{cheapest}{images} would most likely settle it, if the difference is what it looks like"
 
 

@@ -114,6 +114,19 @@ def test_without_a_discordant_image_a_small_test_set_shows_nothing(judge: Callab
     assert "the very answers of main" in same.sentence
 
 
+def test_an_interval_under_the_margin_is_not_said_to_tell_nothing(judge: Callable[..., Verdict]) -> None:
+    """Surely enough not to pass at 5 %, not surely enough to fail at 0.5 %."""
+    found = next(
+        found for lost in range(40)
+        if (found := gate(judge(facts(wrong(range(10, 10 + lost)), wrong([]))), "no_worse_than_main")).high is not None
+        and found.high < -0.01
+    )  # fmt: skip
+    assert found.outcome == "investigate"
+    asked = "worse than main by more than the margin of -1.00 points, not surely enough to fail (one-sided 0.5%)"
+    assert asked in found.sentence
+    assert "cannot show" not in found.sentence
+
+
 def test_a_few_images_more_or_less_never_fail(judge: Callable[..., Verdict]) -> None:
     for lost in range(7):
         verdict = judge(facts(wrong(range(10, 10 + lost)), wrong([])))
@@ -536,12 +549,15 @@ def test_nothing_seen_over_several_seeds_is_no_certainty_either(judge: Callable[
     [
         (
             {"answers": answers(wrong(range(8))), "main_answers": answers(wrong(range(100, 108))), "training_images": 2800},
-            "train.folds: 5 (6 trainings in all) or about 2,",
+            "train.folds: 5 (6 trainings in all, and as many of main unless it has them) or about 2,",
         ),
-        ({"training_images": 0}, "train.repeats: 5 (5 trainings in all) or about 877 more test images would most likely"),
+        (
+            {"training_images": 0},
+            "train.repeats: 5 (5 trainings in all, and as many of main unless it has them) or about 877 more test images",
+        ),
         (
             {"training_images": 1200, "folds": trainings(1, 1200, lost=9)},
-            "train.repeats: 10 (60 trainings in all) or about ",
+            "train.repeats: 10 (60 trainings in all, and as many of main unless it has them) or about ",
         ),
         ({"training_images": 1200, "same_training": False}, "about 877 more test images would most likely"),
         ({"answers": answers(wrong(range(8))), "training_images": 9000}, "a better model will"),
