@@ -288,7 +288,7 @@ def test_main_gets_the_folds_that_this_models_recipe_has(fork: Path) -> None:
     mine: dict[str, Any] = {"runs": [run, run], "split_sha256": "0" * 64, "answers": {"examples": [], "right": {"1": ""}}}
     (fork / "out/model/folds.json").write_text(json.dumps(mine))
     facts = compare(fork, "--retrain")
-    assert facts["retrained"] == "main's commit was trained again with 2 folds and 1 seeds, as this model was"
+    assert facts["retrained"] == "main's commit was trained again with 2 folds, as this model was"
     theirs = read_json(fork / OUT / "model/folds.json", "")
     assert len(theirs["runs"]) == 2
     assert sha256(fork / OUT / "model/model.onnx") == model

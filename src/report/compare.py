@@ -256,7 +256,8 @@ def _train_series(tree: Path, wanted: Sequence[str], out: Path, paths: Paths, *,
     content["train"] |= {"folds": train.folds, "repeats": train.repeats, "seed": train.seed}  # the seed deals the folds
     with (tree / "params.yaml").open("w") as file:
         yaml.dump(content, file)
-    series = f"{train.folds} folds and {train.repeats} seeds"
+    counts = {"folds": train.folds, "seeds": train.repeats}
+    series = " and ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
     print(f"main's commit is trained again with {series}")
     if why := _reproduce(tree):
         print(f"main's commit could not be trained with {series}: {why}")
