@@ -332,6 +332,7 @@ def test_an_interval_over_folds_stands_beside_its_own_difference(case: Case) -> 
     over = "over 1,523 examples of test split and folds +0.33 points (90.8% interval -0.24 to +0.93)"
     said = f"no difference shown, accuracy 95.00% against 83.33% of main; {over}"
     assert text.startswith(f"## ✅ pass: {said}\n")
+    assert "Evidence: 1,523 examples of test split and folds." in first_lines(text)
     found = section(text, "Metrics")
     assert "| accuracy | 83.33% | **95.00%** | +11.67 points | - |  |" in found
     row = "| accuracy, 1,523 examples of test split and folds | - | - | +0.33 points | -0.24 to +0.93 (90.8%) |"
@@ -511,7 +512,7 @@ def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
     vouches = "These examples can vouch for differences of 1.81 points."
     convention = "To pass is a one-sided test at 2.5%, which the 95% interval agrees with."
     looks = "Third model of this pull request. 7 models since 2026-01-02."
-    assert f"\nEvidence: folds, 1,558 examples. {vouches} {convention} {looks}\n" in text
+    assert f"\nEvidence: 1,558 examples of test split and folds. {vouches} {convention} {looks}\n" in text
     assert "3 seeds" not in text, "a pass needs no way out"
     text = case.change("report/verdict.json", verdict="investigate").told()
     assert "- **what would settle the accuracy**: 3 seeds\n" in first_lines(text)

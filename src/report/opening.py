@@ -266,7 +266,8 @@ def _evidence(facts: Facts) -> Block | None:
     found = facts.verdict.get("evidence") or {}
     if not found.get("examples"):
         return None
-    sentences = [f"evidence: {found.get('kind')}, {words.count(int(found['examples']), 'example')}"]
+    of_test = f"{words.count(int(found['examples']), 'example')} of the test split"
+    sentences = [f"evidence: {pooled(facts) or of_test}"]
     if found.get("vouches_for") is not None:
         sentences.append(f"these examples can vouch for differences of {abs(found['vouches_for']) * 100:.2f} points")
     sure = gate_of(facts, "no_worse_than_main").get("confidence")
