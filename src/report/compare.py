@@ -81,13 +81,19 @@ def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
                 _answer(fresh, paths)
                 facts |= _test_changes(tree, fresh, paths)
                 facts["found"] = True
-        except (NoModelError, UserError) as error:  # whatever main holds, the report on this side is still wanted
-            facts["why"] = str(error)
+        except Exception as error:  # whatever main holds, the report on this side is still wanted, and asks for a look
+            facts["why"] = _words(error, "main's")
         facts["looks"] = _looks(facts, paths)
         facts |= _anchor(facts, fresh, paths, retrain)
         write_json(fresh / "timings.json", _time(fresh / "model", paths))
         write_json(fresh / "facts.json", facts)
     print(_tell(facts))
+
+
+def _words(error: Exception, whose: str) -> str:
+    if isinstance(error, NoModelError | UserError):
+        return str(error)
+    return f"{whose} files cannot be read: {type(error).__name__}: {error}"
 
 
 def _tell(facts: dict[str, Any]) -> str:
@@ -439,8 +445,8 @@ def _anchor(facts: dict[str, Any], out: Path, paths: Paths, retrain: bool) -> di
             shutil.copytree(tree / "out/model", out / "anchor/model")
         _answer(out / "anchor", paths)
         anchor["found"] = True
-    except (NoModelError, UserError) as error:
-        anchor["why"] = str(error)
+    except Exception as error:  # likewise
+        anchor["why"] = _words(error, "the anchor's")
     return {"anchor": anchor, "retrained": retrained}
 
 
