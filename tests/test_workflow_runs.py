@@ -228,7 +228,8 @@ def first_model(world: World) -> dict[str, Seen]:
     for name, blob in github.artifacts(seen.result.run_id).items():
         if name.startswith("dvc-store-"):  # the machine of TRAIN_RUNNER comes later, and gets what there is
             zipfile.ZipFile(io.BytesIO(blob)).extractall(world.store)
-    return {"first": seen}
+    kept = world.start("keep.yml", "workflow_dispatch", github.payload("workflow_dispatch"), **HOSTED)
+    return {"first": seen, "kept": Seen(number, kept, "", "", {}, 0, {})}
 
 
 def better_model(world: World) -> dict[str, Seen]:
@@ -511,6 +512,15 @@ def test_a_report_whose_pictures_are_refused_is_posted_without_them(seen: Seen) 
 def test_without_cml_the_same_comment_is_posted_and_the_log_says_so(seen: Seen) -> None:
     assert "CML cannot be installed" in seen.result.logs["publish"]
     assert seen.text
+
+
+@about(first_model, "kept")
+def test_each_month_mains_model_is_stored_anew(world: World, moments: dict[str, Seen], seen: Seen) -> None:
+    assert seen.result.jobs == {"keep": "success"}, seen.result.log[-8000:]
+    first, kept = (world.github.artifacts(moments[moment].result.run_id) for moment in ("first", "kept"))
+    (name,) = kept
+    assert name.startswith("dvc-store-")
+    assert {path for path in unzipped(first[name]) if "/runs/" not in f"/{path}"} <= set(unzipped(kept[name]))
 
 
 @about(better_model)
