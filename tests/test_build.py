@@ -496,6 +496,7 @@ def test_only_the_newest_bentos_stay(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def image(folder: Path, command: Command) -> Iterator[dict[str, Any]]:
     """The image, built once for the tests here; its layers stay in the builder's cache."""
+    remove_images(NAME)  # of a run that was killed, which would be taken for built already
     done = command(folder)
     assert done.returncode == 0, done.stderr
     yield json.loads((folder / "image.json").read_text())
