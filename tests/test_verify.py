@@ -649,6 +649,20 @@ def test_a_deployed_judge_that_cannot_judge_is_investigate_and_no_crash(
         assert found.verdict["reasons"][0] == f"judging moved: {found.moved}"
 
 
+def test_no_judge_gets_a_token(merge: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge's own code judges where nothing was ever deployed, and nothing that judges needs GitHub."""
+    for name in ("GITHUB_TOKEN", "GH_TOKEN"):
+        monkeypatch.setenv(name, "hush-hush")
+    spy = JUDGE.replace("import json, sys", "import json, os, sys").replace(
+        'f"{accuracy} against {least}"', "str(dict(os.environ))"
+    )
+    deployed = Deployed(merge(0.95, 0.9, spy))
+    for judge in (deployed, Deployed(None)):
+        (reason,) = judged(merge(0.96, 0.9, spy), judge, tmp_path / "out").verdict["reasons"]
+        assert "PYTHONSAFEPATH" in reason
+        assert "hush-hush" not in reason
+
+
 def test_a_deployed_commit_without_the_judges_folder_is_investigate(merge: Callable[..., str], tmp_path: Path) -> None:
     merge(0.95, 0.9)
     git(Path(), "mv", "src/judging", "src/judges")

@@ -19,11 +19,11 @@ from src.files import read_json, write_json
 from src.release import int8
 from src.release.outcome import RefusedError
 from src.release.production import Deployed
-from src.versioning import dvc
-from src.worktree import checked_out, git
+from src.worktree import bring, checked_out, git
 
 _FORMAT = 1  # of request and answer, as src/judging has it
 _VERDICTS = ("pass", "investigate", "fail")
+_SECRETS = ("GITHUB_TOKEN", "GH_TOKEN")  # of this job: nothing that judges needs them
 
 
 class CannotJudgeError(Exception):
@@ -73,7 +73,7 @@ def _pull_data(tree: Path, deployed: str) -> None:
     """Bring the raw data where the deployed model may take other images: they are prepared again for it."""
     here, there = ((tree / "params.yaml").read_text(), git("show", f"{deployed}:params.yaml"))
     if _section(here, "prepare") != _section(there, "prepare"):
-        dvc("pull", "--quiet", "data", folder=tree, capture=True)  # the judge says what is missing
+        bring(tree, ["data.dvc"])  # the judge says what is missing
 
 
 def _section(params: str, name: str) -> Any:
@@ -137,11 +137,12 @@ def report(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> N
 
 
 def _run(module: str, arguments: list[str], code: Path, tree: Path, commit: str, manifest: Mapping[str, Any]) -> None:
-    """Run a command of `code` in the tree, whose own code stays out of it."""
+    """Run a command of `code` in the tree, whose own code stays out of it; it gets no token of this job."""
     plan = {"sha": commit, "number": manifest.get("pull_request"), "run_url": manifest.get("run_url")}
     variables = {"PLAN": json.dumps(plan), "GIT_TERMINAL_PROMPT": "0", "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
+    kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=tree, env={**os.environ, **variables}, capture_output=True,
+        [sys.executable, "-m", module, *arguments], cwd=tree, env={**kept, **variables}, capture_output=True,
         text=True, errors="replace", check=False,
     )  # fmt: skip
     if done.returncode:
