@@ -392,6 +392,7 @@ def test_a_new_class_takes_no_part_in_the_comparison(case: Case) -> None:
     text = case.change("main/facts.json", labels_added=["cat", "dog", "owl"]).write()
     assert "![Confusion of the test images](pictures/confusion.png)" in section(text, "Errors")
     assert text.startswith("## ✅ pass: accuracy 95.00%, of classes that main does not know\n")
+    assert "| accuracy | - | **95.00%** | - |" in section(text, "Metrics")
     assert "against" not in section(text, "Classes")
 
 

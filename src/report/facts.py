@@ -119,9 +119,14 @@ class Facts:
         return int(told) if told.isdecimal() and int(told) else 15
 
     def compared(self, metric: str) -> tuple[float | None, float | None]:
-        """Return what main and this model have of a metric, over the test images whose label both know."""
+        """Return what main and this model have of a metric, over the test images whose label both know.
+
+        Where there is none, this model's own over all of them.
+        """
         if not self.labels_added or metric == "model_bytes":
             return self.main.metrics.get(metric), self.this.metrics.get(metric)
+        if not self.has_answers:
+            return None, self.this.metrics.get(metric)
         main, this = (changes.overall(frame, self.calibration_bins).get(metric) for frame in self.answers)
         return main, this
 

@@ -58,7 +58,8 @@ def _metrics(facts: Facts) -> Section:
     if facts.base.get("same_test_set") is False:
         said += " The test set changed: both were judged on the new one."
     if facts.labels_added:
-        said += " The first rows are of the classes that both know."
+        shared = "The first rows are of the classes that both know."
+        said += f" {shared if facts.has_answers else 'No class is known to both: the first rows are of this model alone.'}"
     return Section("Metrics", (Paragraph(said), _compared(facts), *_disagreement(facts)))
 
 
