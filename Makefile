@@ -62,7 +62,7 @@ test: setup ## lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@$(RUN) -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	@$(RUN) -m pytest -m "not slow and not template" --numprocesses auto --dist loadfile
 
 test-slow: setup ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
 	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
@@ -118,8 +118,10 @@ soak: setup ## ask the service 200,000 times beside 10,000 hostile requests, and
 bench-deploy: setup ## put constant load on what is deployed, and count what fails (URL=... IMAGE=a file)
 	@$(RUN) -m src.benchmarks.deploy_load $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)
 
-starter: reproduce report ## put data, outputs and lineage of the last run into starter/ (for the template itself, not for forks)
-	@rm -rf starter/files && $(RUN) -m dvc push --quiet && git add --force starter dvc.lock metrics.json manifest.json data.dvc
+starter: reproduce report ## put data, outputs, lineage and the project's own files into starter/ (for the template itself, not for forks)
+	@rm -rf starter/files && $(RUN) -m dvc push --quiet
+	@cd starter/project && find . -type f -exec cp ../../{} {} \;
+	@git add --force starter dvc.lock metrics.json manifest.json data.dvc
 
 lock: ## resolve requirements/direct.txt, serving.in and serving-gpu.in into their hashed locks (needs uv)
 	@command -v uv >/dev/null || { echo "lock: uv is not installed: pip install uv, then run make lock again" >&2; exit 1; }

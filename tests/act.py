@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from conftest import ROOT
 from ruamel.yaml import YAML
 from standin import GitHub
 
-ROOT = Path(__file__).parent.parent
 ACTIONS = Path(__file__).parent / "actions"
 LABELS = ("ubuntu-24.04", "self-hosted", "gpu", "deploy")
 TYPES = {

@@ -1,11 +1,19 @@
-"""What the tests share: small images drawn on the spot, parameters to vary, a tiny data set that has been prepared."""
+"""What the tests share: the project that they run on, small images drawn on the spot, parameters to vary.
+
+The tests run on a temporary copy of the working tree, in which what a fork replaces (data, params.yaml, src/data.py,
+src/model.py, and the records of its model) is the template's own, from starter/project. So they test the engine, whatever
+the fork's data, params and network are. ROOT is that copy; TEST_ROOT=FOLDER names another folder to test.
+"""
 
 import io
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +23,35 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from src.params import Params, load
 
-ROOT = Path(__file__).parent.parent
+def copy_files(source: Path, target: Path, without: tuple[str, ...] = ()) -> None:
+    """Copy what Git tracks, and new files that it does not ignore, but no path that starts with one of `without`."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\0"):
+        if (source / name).is_file() and not name.startswith(without):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, target / name)
+
+
+def copy_project() -> Path:
+    """Copy the working tree into a temporary Git repository, and put what is in starter/project over it."""
+    folder = Path(tempfile.mkdtemp(prefix="test-root-"))
+    copy_files(WORKING_TREE, folder)
+    shutil.copytree(folder / "starter" / "project", folder, dirs_exist_ok=True)
+    for command in (["git", "init", "--quiet"], ["git", "add", "--all", "--force"]):
+        subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+WORKING_TREE = Path(__file__).parent.parent
+IS_OWNER = "TEST_ROOT" not in os.environ  # pytest-xdist's workers and other processes of a test use the controller's copy
+ROOT = copy_project() if IS_OWNER else Path(os.environ["TEST_ROOT"])
+os.environ["TEST_ROOT"] = str(ROOT)
+sys.path.insert(0, str(ROOT))
+
+from src.params import Params, load  # noqa: E402
+
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 PATIENCE = 600  # seconds until a process counts as hanging; no measure of speed: ten of them may share two slow cores
 
@@ -52,6 +86,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
+def pytest_unconfigure() -> None:
+    """Remove the copy, also after Ctrl-C."""
+    if IS_OWNER:
+        shutil.rmtree(ROOT, ignore_errors=True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
@@ -64,6 +104,15 @@ def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _in_root() -> Iterator[None]:
+    """Start every test in the copy, so that a relative path leads into it too."""
+    before = Path.cwd()
+    os.chdir(ROOT)
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(autouse=True)

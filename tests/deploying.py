@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conftest import ROOT
+
 from src.command import run
 from src.release import site
 from src.release.journal import Journal
@@ -30,7 +32,7 @@ class SmallProcesses(Processes):
     """Processes with a small server in place of BentoML; nothing is to be installed."""
 
     def _command(self, bento: Path, port: int) -> list[str]:
-        return [sys.executable, str(Path(__file__).with_name("small_version.py")), str(bento), str(port)]
+        return [sys.executable, str(ROOT / "tests" / "small_version.py"), str(bento), str(port)]
 
     def _python(self, bento: Path) -> Path:
         return Path(sys.executable)

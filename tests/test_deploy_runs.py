@@ -6,8 +6,6 @@ says: what is looked at here is how jobs, artifacts, records and the issue go to
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 from act import Result, run_workflow
-from conftest import ROOT
+from conftest import ROOT, copy_files
 from standin import BOT, GitHub, clone, states_of
 
 from src.files import write_json
@@ -155,12 +153,7 @@ class World:
 
 def fill(folder: Path) -> None:
     """Write this repository's files, with the commands of the release replaced."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in names:
-        if name and (ROOT / name).is_file() and not name.startswith(("tests/", "starter/files/")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    copy_files(ROOT, folder, without=("tests/", "starter/files/"))
     for step in STEPS:
         (folder / "src" / "release" / f"{step}.py").write_text(COMMAND % {"manifest": MANIFEST})
 

@@ -20,7 +20,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, draw_colours, encode, write_params
+from conftest import ROOT, copy_files, draw_colours, encode, write_params
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -36,11 +36,7 @@ ENVIRONMENT = {
 
 def copy_repository(folder: Path) -> Path:
     """Copy what Git knows of into a repository of its own, as a fork would have it."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target)
+    copy_files(ROOT, folder)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
     for arguments in (["init", "--quiet"], ["add", "--all", "--force"], ["commit", "--quiet", "--message", "fork"]):
         subprocess.run([*git, *arguments], cwd=folder, check=True)

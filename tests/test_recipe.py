@@ -213,6 +213,7 @@ def test_adopting_a_recipe_keeps_remarks_and_says_what_changed(tmp_path: Path) -
     assert recipe.adopt(path, target) == []
 
 
+@pytest.mark.template
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_committed_recipe_is_valid_and_explains_each_departure(path: Path) -> None:
     load(path)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import PATIENCE, encode, write_params
+from conftest import PATIENCE, ROOT, encode, write_params
 from onnx import TensorProto, helper, numpy_helper
 from ports import free_port
 
@@ -36,7 +36,6 @@ from src.release.outcome import RefusedError
 from src.release.register import register
 from src.release.reviewed import Release
 
-ROOT = Path(__file__).parent.parent
 CLASSES = ["cat", "dog", "emu"]
 SIZE = (4, 5)
 EPOCHS = 3

@@ -16,13 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from ports import free_port
 
 from src.command import UserError
 from src.mlflow_client import RegistryError, artifacts_of, connect
 from src.registry import Registry
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from conftest import PATIENCE, ROOT, encode, until
 from onnx import TensorProto, helper
 from PIL import Image
 from ports import free_port
+from test_pipeline import copy_repository, python, require_success
 
 from src import images, lineage
 from src.command import UserError, cores
@@ -833,10 +834,10 @@ def test_a_model_that_the_runtime_cannot_open_never_gets_ready_and_says_why_once
 
 @pytest.mark.slow
 def test_make_serve_says_where_and_answers_as_the_golden_examples_say(tmp_path: Path) -> None:
-    folder, golden = ROOT / "out" / "model", ROOT / "out" / "evaluation" / "golden"
-    if not (golden / "golden.json").is_file() or not (folder / "model.onnx").is_file():
-        pytest.skip("there is no finished pipeline run in out/: make reproduce makes one")
-    with served(tmp_path, ["src.serving.serve"], ROOT) as (process, url):
+    folder = copy_repository(tmp_path / "project")
+    require_success(python(folder, "dvc", "pull"))
+    golden = folder / "out" / "evaluation" / "golden"
+    with served(tmp_path, ["src.serving.serve"], folder) as (process, url):
         wait_ready(url)
         told = json.loads((golden / "golden.json").read_text())
         with httpx.Client(base_url=url) as client:

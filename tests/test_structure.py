@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, WORKING_TREE
 from ruamel.yaml import YAML
+
+from src import model
 
 FOLDERS_OF_VERBS = (
     "src/stages/",
@@ -65,6 +67,20 @@ def reach(module: str) -> set[str]:
             seen.add(path)
             todo += imports(path)
     return seen
+
+
+def test_tests_use_the_model_of_the_template_whatever_the_fork_has() -> None:
+    code = "import importlib.util; print(importlib.util.find_spec('src.model').origin)"
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert model.__file__ == other.stdout.strip() == str(ROOT / "src" / "model.py")
+    assert (ROOT / "src" / "model.py").read_bytes() == (ROOT / "starter" / "project" / "src" / "model.py").read_bytes()
+
+
+@pytest.mark.template
+def test_the_starter_holds_the_project_as_it_is() -> None:
+    project = ROOT / "starter" / "project"
+    for path in project.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (WORKING_TREE / path.relative_to(project)).read_bytes(), path
 
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -164,6 +180,7 @@ def test_help_lists_every_target() -> None:
     assert targets == set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
 
 
+@pytest.mark.template
 def test_the_readme_names_only_targets_and_files_that_exist() -> None:
     readme = (ROOT / "README.md").read_text()
     targets = help_lines()
@@ -179,12 +196,14 @@ def test_the_readme_names_only_targets_and_files_that_exist() -> None:
     assert len(readme.splitlines()) <= 230
 
 
+@pytest.mark.template
 def test_the_readme_shows_the_pipeline_as_dvc_draws_it() -> None:
     readme = (ROOT / "README.md").read_text()
     for stage in STAGES:
         assert re.search(rf"\b{stage}\b", readme)
 
 
+@pytest.mark.template
 def test_links_in_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "starter" / "README.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from act import Result, run_workflow
-from conftest import ROOT, encode, write_params
+from conftest import ROOT, copy_files, encode, write_params
 from ruamel.yaml import YAML
 from standin import BOT, GitHub, clone, commit
 
@@ -35,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.act]
 MARKER = "<!-- model-report -->"
 GATE = "model-gate"
 OVERRIDE = "model-gate: override"
-REVIEWED = {"dvc.lock", "metrics.json", "manifest.json"}
+REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
 GPU = {"TRAIN_RUNNER": '["self-hosted","gpu"]'}
 # GitHub's own machines: each starts empty, so there is no store on it
 NO_STORE = {"environment": {"LOCAL_DVC_REMOTE": ""}}
@@ -197,12 +196,7 @@ REMARK = append("README.md", "\nA remark.\n")
 
 def fill(folder: Path) -> None:
     """Write this repository's files, with a small and hasty network and without a model."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in names:
-        if name and (ROOT / name).is_file() and name not in REVIEWED:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    copy_files(ROOT, folder, without=REVIEWED)
     floors = {"min_accuracy": 0.5, "min_macro_f1": 0.3, "min_class_recall": 0, "min_slice_accuracy": 0}
     busy = {"max_latency_ms": 5000, "max_latency_ratio": 100}  # beside other tests a latency says nothing
     hasty = {"epochs": 9, "width": 16, "warmup_epochs": 1}
@@ -489,7 +483,7 @@ def test_without_a_model_on_main_only_the_floors_count_and_the_report_says_so(wo
     assert "no model of main" in seen.text
     assert (seen.verdict["verdict"], seen.verdict["baseline"]) == ("pass", False)
     assert world.gate(seen.head)[0] == "success"
-    assert world.changed_by(seen.head) == REVIEWED
+    assert world.changed_by(seen.head) == set(REVIEWED)
     assert world.github.repository.git("log", "-1", "--format=%an", seen.head) == BOT
     assert {"workflow": "ci.yml", "ref": "first", "inputs": {}} in world.github.dispatches  # all-green was not known yet
 
@@ -529,7 +523,7 @@ def test_a_better_model_passes_and_the_pushed_commit_is_mergeable(world: World, 
     assert "pass" in seen.first_line
     compared = next(gate for gate in seen.verdict["gates"] if gate["name"] == "no_worse_than_main")
     assert (compared["outcome"], compared["difference"] > 0.03, compared["low"] > 0) == ("pass", True, True)
-    assert world.changed_by(seen.head) == REVIEWED
+    assert world.changed_by(seen.head) == set(REVIEWED)
     combined = {status["context"]: status["state"] for status in reversed(world.github.statuses(seen.head))}
     assert combined == {GATE: "success", "all-green": "success"}
     assert world.github.repository.sha(f"{seen.head}^") == seen.sha
