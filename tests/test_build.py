@@ -70,8 +70,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with this one's code, and one commit."""
     folder = tmp_path_factory.mktemp("build") / "repository"
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "requirements").mkdir()
-    for name in ("bentofile.yaml", "requirements/serving.txt"):
+    for name in ("requirements", "starter/project"):
+        (folder / name).mkdir(parents=True)
+    for name in ("bentofile.yaml", "requirements/serving.txt", "starter/project/manifest.json"):
         shutil.copyfile(ROOT / name, folder / name)
     git(folder.parent, "init", "--quiet", str(folder))
     git(folder, "add", ".")
@@ -134,7 +135,7 @@ def test_only_what_bentofile_names_is_assembled_from_the_commit(repository: Path
     found = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     assert found == {*content.files, "bentofile.yaml", "requirements/serving.txt"}
     assert {"out/model/model.onnx", "manifest.json", "src/serving/service.py"} <= found
-    assert not [path for path in found if "stages" in path or path in ("src/model.py", "src/serving/new.py")]
+    assert not [path for path in found if path.startswith(("src/stages", "src/model.py", "src/serving/new.py", "starter"))]
     assert (source / "src/serving/service.py").read_bytes() == before
     identity = json.loads((source / "out/release/identity.json").read_text())
     assert (identity["version"], identity["manifest"], identity["pull_request"]) == ("3", "a" * 64, 7)
