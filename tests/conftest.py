@@ -46,7 +46,7 @@ def copy_project() -> Path:
 
 WORKING_TREE = Path(__file__).parent.parent
 IS_OWNER = "TEST_ROOT" not in os.environ  # pytest-xdist's workers and other processes of a test use the controller's copy
-ROOT = copy_project() if IS_OWNER else Path(os.environ["TEST_ROOT"])
+ROOT = copy_project() if IS_OWNER else Path(os.environ["TEST_ROOT"]).resolve()
 os.environ["TEST_ROOT"] = str(ROOT)
 sys.path.insert(0, str(ROOT))
 
