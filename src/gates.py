@@ -60,7 +60,8 @@ class Facts:
     `metrics` and `main_metrics` have the shape of metrics.json; `labels` and `answers` belong to the candidate's test split,
     `slices` are masks over it, `shared` the mask of those whose label main's model knows too (None: all of them). `latency`
     and `main_latency` hold p95 in ms and `blocks`, p95 of interleaved rounds. `main_never` says that main never had a model,
-    `why_no_main` why its answers are missing otherwise, `same_training` that it learned from the same examples: else main's
+    or none but the template's example, `why_no_main` why its answers are missing, `first_rules` which sections of
+    params.yaml are the first own ones then, `same_training` that it learned from the same examples: else main's
     commit is not trained again with folds and seeds; `tested_before` is the mask of its own test images. `looks` counts the
     models of this pull request, `models_judged` all models that these test examples have judged, this one included. The
     anchor is the best champion so far.
@@ -98,6 +99,7 @@ class Facts:
     why_no_anchor: str = ""
     moved_inputs: Sequence[str] = ()
     judging_changed: Sequence[str] = ()
+    first_rules: Sequence[str] = ()
     bins: int = 15
 
 
@@ -197,7 +199,8 @@ def _reasons(worst: Outcome, enforced: Sequence[Gate], facts: Facts) -> list[str
     if worst == "pass":
         because = [gate.sentence for gate in enforced if gate.name == "no_worse_than_main" and gate.outcome == "pass"]
     if facts.main_never and not facts.failed:
-        because.append(f"there is no model of main to compare with ({facts.why_no_main or 'it never had one'}): floors only")
+        why = facts.why_no_main or "main never had one"
+        because.append(f"there is no model of your own to compare with yet ({why}): floors only")
     return because or ["every gate that is enforced holds"]
 
 
@@ -228,7 +231,10 @@ def _skipped(why: str) -> _Finding:
 
 
 _NO_RESULTS = "no results to judge"
-_NO_MAIN = "no model of main to compare with"
+
+
+def _no_main(facts: Facts) -> _Finding:
+    return _skipped((facts.main_never and facts.why_no_main) or "no model of main to compare with")
 
 
 def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "Check":
@@ -313,6 +319,9 @@ def _data_checks(facts: Facts, _params: Gates) -> _Finding:
 
 
 def _judging(facts: Facts, _params: Gates) -> _Finding:
+    if not facts.judging_changed and facts.first_rules:
+        said = f"judged by the first rules of your own ({_listed(facts.first_rules)}), as main's are the template's"
+        return _Finding("pass", said, {})
     if not facts.judging_changed:
         return _Finding("pass", "judged by the same rules as main", {})
     changed = _listed(facts.judging_changed)
@@ -386,7 +395,7 @@ def _not_compared(facts: Facts) -> _Finding:
         said = "this data has no label that main's model knows: nothing can be compared, and a person has to look"
         return _Finding("investigate", said, {})
     if facts.main_never:
-        return _skipped(_NO_MAIN)
+        return _no_main(facts)
     said = (
         f"main has a model, but it could not be compared with ({facts.why_no_main or 'no reason was given'}): make it "
         "available and run this again; nothing shows that the new model is no worse"
@@ -457,7 +466,7 @@ def _anchor(facts: Facts, params: Gates) -> _Finding:
         said = f"{whom} could not be compared with ({facts.why_no_anchor}): make it available and run this again"
         return _Finding("investigate", said, {})
     if facts.anchor_answers is None:
-        return _skipped("there is no champion before main's model")
+        return _no_main(facts) if facts.main_never else _skipped("there is no champion before main's model")
     paired = _pair(facts, facts.anchor_answers)
     if paired is None:
         return _Finding("investigate", f"this data has no label that {whom} knows: nothing can be compared", {})
@@ -483,8 +492,10 @@ def _anchor_moves(facts: Facts) -> bool:
 
 def _test_set(facts: Facts, params: Gates) -> _Finding:
     """Ask where main's test examples are gone, have other labels or count less: what was hard may have been taken out."""
-    if facts.answers is None or facts.main_never:
-        return _skipped(_NO_MAIN if facts.main_never else _NO_RESULTS)
+    if facts.main_never:
+        return _no_main(facts)
+    if facts.answers is None:
+        return _skipped(_NO_RESULTS)
     if facts.main_answers is None:
         return _Finding("investigate", "main's labels and test images are not known, as its model is not", {})
     left, other = facts.left_test or {}, facts.relabelled or {}
@@ -494,6 +505,8 @@ def _test_set(facts: Facts, params: Gates) -> _Finding:
     if left.get("images"):
         right = f", of which main's model had {left['main_right']} right" if left.get("main_right") is not None else ""
         found.append(f"{left['images']} of main's {left['of']} test images are no longer tested{right}{_named(left)}")
+    if left.get("why"):
+        found.append(left["why"])
     if other.get("images"):
         found.append(f"{other['images']} test images have another label than on main{_named(other)}")
     found += _diluted(facts, params)
@@ -700,7 +713,7 @@ def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates, drop:
 def _log_loss(facts: Facts, params: Gates) -> _Finding:
     paired = _pair(facts, facts.main_answers)
     if paired is None:
-        return _skipped(_NO_MAIN)
+        return _no_main(facts)
     mine, theirs = paired
     steps, level = mine.log_losses - theirs.log_losses, _two_sided(params.pass_confidence)
     low, high = significance.mean_interval(steps, level, params.resamples)
@@ -755,7 +768,7 @@ def _churn_gate(facts: Facts, params: Gates) -> _Finding:
     """Churn beyond what the change of accuracy makes necessary: two equally good models that disagree surprise users."""
     paired = _pair(facts, facts.main_answers)
     if paired is None:
-        return _skipped(_NO_MAIN)
+        return _no_main(facts)
     churn, (mine, theirs) = _churn(*paired), paired
     needed = abs(float(mine.right.mean() - theirs.right.mean()))
     said = f"{_percent(churn)} of the predictions changed, {_percent(max(0.0, churn - needed))} more than accuracy explains"

@@ -39,6 +39,7 @@ JUDGING = (  # what decides how models are judged
     "src/speed.py",
     "src/stages/evaluate.py",
     "src/worktree.py",
+    "starter/project/manifest.json",  # by its data main's model is the template's example, or a fork's own
 )
 _KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")
 

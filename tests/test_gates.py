@@ -292,9 +292,18 @@ def test_only_where_main_never_had_a_model_the_floors_decide(judge: Callable[...
     assert verdict.verdict == "pass"
     assert not verdict.baseline
     assert verdict.anchor_moves
-    assert "no model of main to compare with (main has no dvc.lock yet): floors only" in verdict.reasons[-1]
-    assert gate(verdict, "no_worse_than_main").outcome == "skipped"
+    assert "no model of your own to compare with yet (main has no dvc.lock yet): floors only" in verdict.reasons[-1]
+    for name in ("no_worse_than_main", "no_worse_than_anchor", "test_set", "log_loss", "churn"):
+        assert (gate(verdict, name).outcome, gate(verdict, name).sentence) == ("skipped", "main has no dvc.lock yet")
     assert judge(facts(wrong(range(200)), main_never=True)).verdict == "fail"
+
+
+def test_the_first_rules_of_a_repository_are_told_and_a_changed_engine_is_held(judge: Callable[..., Verdict]) -> None:
+    first = {"main_never": True, "first_rules": ["params.yaml: gates"]}
+    verdict = judge(facts(wrong([]), **first))
+    assert verdict.verdict == "pass"
+    assert "judged by the first rules of your own (params.yaml: gates)" in gate(verdict, "judging").sentence
+    assert judge(facts(wrong([]), **first, judging_changed=["src/gates.py"])).verdict == "investigate"
 
 
 def test_a_model_of_main_that_cannot_be_had_is_no_reason_to_pass(judge: Callable[..., Verdict]) -> None:
@@ -311,6 +320,13 @@ def test_a_model_of_main_that_cannot_be_had_is_no_reason_to_pass(judge: Callable
         "investigate",
         "main's labels and test images are not known, as its model is not",
     )
+
+
+def test_where_nothing_tells_whether_main_is_the_example_the_reason_is_named(judge: Callable[..., Verdict]) -> None:
+    left = {"images": 388, "of": 388, "main_right": 385, "examples": [], "why": "its copy cannot be read"}
+    verdict = judge(facts(wrong([]), wrong([]), left_test=left))
+    assert verdict.verdict == "investigate"
+    assert "of which main's model had 385 right; its copy cannot be read" in gate(verdict, "test_set").sentence
 
 
 def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[..., Verdict]) -> None:

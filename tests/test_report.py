@@ -506,6 +506,15 @@ def test_main_without_a_model_is_no_main_whose_model_is_lost(case: Case, never: 
     assert said not in case.change("report/verdict.json", reasons=["its model is lost"]).told(), "a reason says it already"
 
 
+def test_a_first_model_of_ones_own_is_told_from_the_templates_example(case: Case) -> None:
+    case.without("main/metrics.json", "main/predictions.parquet")
+    why = "main's model is the template's example, made of the starter data"
+    case.change("main/facts.json", never=True, example=True, why=why, first_rules=["params.yaml: gates"])
+    text = case.change("report/verdict.json", reasons=[f"nothing to compare with ({why})"]).told()
+    assert text.splitlines()[0].endswith(f"accuracy 95.00%; {why}, so floors and data checks alone decided")
+    assert "Judged by this pull request's own params.yaml: gates: those of main are the template's." in first_lines(text)
+
+
 def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
     evidence = {"kind": "folds", "examples": 1558, "way_out": "3 seeds", "looks": "third model of this pull request",
                 "models_judged": "7 models since 2026-01-02.", "vouches_for": 0.0181}  # fmt: skip

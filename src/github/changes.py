@@ -20,6 +20,7 @@ _ALWAYS = (
     r".*\.dvc",
     r"src/(gates|significance|lineage|precision|quantization|speed|release/quantize|reproduce|storage|worktree)\.py",
     r"src/(report|judging)/.*",
+    r"starter/project/manifest\.json",
     r"\.github/workflows/report\.yml",
 )
 _WITHOUT_LINEAGE = (r"src/(?!github/).*",)

@@ -16,7 +16,7 @@ PROTECTED = re.compile(
     r"(?s)(?:\.github|\.dvc|runner|requirements|src/github|src/judging|src/report)/"
     r"|src/(?:gates|inference|lineage|metrics|precision|quantization|reproduce|results|significance|slices|speed|storage|worktree)\.py\Z"
     r"|src/(?:release/quantize|stages/evaluate)\.py\Z"
-    r"|(?:(?:params|dvc)\.yaml|dvc\.lock|(?:manifest|metrics)\.json|.+\.dvc)\Z"
+    r"|(?:(?:params|dvc)\.yaml|dvc\.lock|(?:(?:starter/project/)?manifest|metrics)\.json|.+\.dvc)\Z"
 )
 _SHOWN = 50
 _SHOWN_CLASSES = 20

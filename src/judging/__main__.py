@@ -78,10 +78,12 @@ def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:
     main = str(out / "main")
     pulled = [word for name in ("arrays", "manifest", "model", "data") for word in (f"--{name}", request[name])]
     _run("src.report.compare", [request["deployed"] or _NOBODY, main, *pulled], _with_its_split(request, out))
-    _settle(out / "main" / "facts.json", request)
+    facts = _settle(out / "main" / "facts.json", request)
     made = [main, request["run"], str(out / "verdict.json"), str(out / "judged.json")]
     made += ["--metrics", str(out / "metrics.json"), "--evaluation", str(out / "evaluation")]
-    _run("src.report.judge", [*made, "--manifest", request["manifest"], "--validation", request["validation"]])
+    made += ["--manifest", request["manifest"], "--validation", request["validation"]]
+    # where only the template's example was ever deployed, so are its gates the template's
+    _run("src.report.judge", made, Path(request["params"]) if facts["example"] else _PARAMS)
     found: dict[str, Any] = read_json(out / "verdict.json", made_by="evaluate", keys=("verdict", "reasons", "gates"))
     return found
 
@@ -96,18 +98,20 @@ def _with_its_split(request: Mapping[str, Any], out: Path) -> Path:
     return out / "params.yaml"
 
 
-def _settle(path: Path, request: Mapping[str, Any]) -> None:
+def _settle(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Clear what the review has settled: the rules here are the deployed ones, the inputs the reviewed ones.
 
-    So are the models of the pull request: since the deployed commit there may have been more, of others.
+    So are the models of the pull request: since the deployed commit there may have been more, of others. Returns the facts.
     """
-    facts = read_json(path, made_by="evaluate")
+    facts: dict[str, Any] = read_json(path, made_by="evaluate")
     looks = (lineage.read_manifest(Path("manifest.json")) or {}).get("looks") or {}
     if isinstance(looks.get("pull_request"), int):
         facts["looks"]["pull_request"] = looks["pull_request"]
     if request["deployed"] is None:
         facts |= {"never": not request["why"], "why": request["why"] or "nothing was ever deployed"}
-    write_json(path, {**facts, "judging_changed": [], "moved_inputs": [], "ref": "main"})
+    facts |= {"judging_changed": [], "moved_inputs": [], "ref": "main"}
+    write_json(path, facts)
+    return facts
 
 
 def _refusing(verdict: Mapping[str, Any]) -> set[str]:

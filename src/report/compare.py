@@ -40,12 +40,17 @@ from src.worktree import anchor_of, bring, checked_out, git, has, manifest_at, s
 
 _BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
 _FETCHED = ("out/model", "out/manifest.parquet")
+_EXAMPLE = "starter/project/manifest.json"  # the lineage of the model that the template comes with
 _NAMED = 5  # examples of a list
 _DECIDING = ("prepare", "validate", "train", "evaluate")
 
 
 class NoModelError(Exception):
     """Main's model cannot be had; the text says why, for the report."""
+
+
+class ExampleModelError(NoModelError):
+    """Main's model is the template's example: this repository has no model of its own to compare with yet."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
                 raise NoModelError(facts["why"])
             with checked_out(facts["commit"]) as tree:
                 share_dvc(tree)
-                facts |= _fetch(tree, fresh, retrain)
+                facts |= _fetch(tree, fresh, paths, retrain)
                 if wanted := _series_to_bring(fresh, paths):
                     # a pull request could write its own manifest.json: only what nobody reviews any more reads it
                     trained = partial(_train_series, tree, retrained=facts["retrained"]) if retrain else _reviewed_series
@@ -81,6 +86,11 @@ def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
                 _answer(fresh, paths)
                 facts |= _test_changes(tree, fresh, paths)
                 facts["found"] = True
+        except ExampleModelError as error:
+            facts |= {"example": True, "never": True, "why": str(error)}
+            # the gates of params.yaml, too, are the template's: these are the first of this repository's own
+            facts["judging_changed"] = _judging_files(facts["merge_base"])
+            facts["first_rules"] = _judging_params(facts["merge_base"], paths.params)
         except Exception as error:  # whatever main holds, the report on this side is still wanted, and asks for a look
             facts["why"] = _words(error, "main's")
         facts["looks"] = _looks(facts, paths)
@@ -115,6 +125,8 @@ def _history(base: str, params: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "behind": 0,
         "commit": commit,
+        "example": False,
+        "first_rules": [],
         "found": False,
         "judging_changed": [],
         "labels_added": [],
@@ -140,7 +152,7 @@ def _history(base: str, params: Path) -> dict[str, Any]:
     facts["behind"] = int(git("rev-list", "--count", f"HEAD..{commit}"))
     with suppress(UserError):  # a dvc.yaml that cannot be read has failed the pipeline already
         facts["moved_inputs"] = _moved(fork_point, commit, params)
-    facts["judging_changed"] = _judging_changed(fork_point, params)
+    facts["judging_changed"] = _judging_files(fork_point) + _judging_params(fork_point, params)
     return facts
 
 
@@ -166,13 +178,17 @@ def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
     return moved
 
 
-def _judging_changed(fork_point: str, params: Path) -> list[str]:
-    """Return what decides how models are judged and this working tree has changed."""
-    changed = set(git("diff", "--name-only", fork_point).splitlines()) & set(lineage.JUDGING)
+def _judging_files(fork_point: str) -> list[str]:
+    """Return the files that decide how models are judged and this working tree has changed."""
+    return sorted(set(git("diff", "--name-only", fork_point).splitlines()) & set(lineage.JUDGING))
+
+
+def _judging_params(fork_point: str, params: Path) -> list[str]:
+    """Return the sections of params.yaml that decide it and this working tree has changed."""
     then, here = _sections(fork_point, params), _sections("", params)
     # where main had no such section, there is nothing that could have been weakened
     sections = [name for name in ("evaluate", "gates") if name in then and then[name] != here.get(name)]
-    return sorted(changed) + [f"{params}: {name}" for name in sections]
+    return [f"{params}: {name}" for name in sections]
 
 
 def _sections(commit: str, params: Path) -> dict[str, Any]:
@@ -194,14 +210,20 @@ def _text(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _fetch(tree: Path, out: Path, retrain: bool) -> dict[str, Any]:
-    """Copy what is compared out of main's tree: the model that main's dvc.lock names, or its recipe trained again."""
+def _fetch(tree: Path, out: Path, paths: Paths, retrain: bool) -> dict[str, Any]:
+    """Copy what is compared out of main's tree: the model that main's dvc.lock names, or its recipe trained again.
+
+    Raises:
+        NoModelError: it cannot be had, or is the template's example and no image of that is left.
+    """
     lost = bring(tree, _FETCHED)
     retrained = _train_again(tree, "main's model", lost, retrain) if lost else ""
-    if not lost and not lineage.is_as_recorded(tree, "out/model"):
+    if not lost and not all(lineage.is_as_recorded(tree, name) for name in _FETCHED):
         raise NoModelError(
             "the model that the store gave is not the one that main's dvc.lock names: somebody changed it there"
         )
+    if _has_no_image_of(tree, paths) and _is_example(tree):
+        raise ExampleModelError("main's model is the template's example, made of the starter data")
     main_run = lineage.read_manifest(tree / "manifest.json")
     if main_run and main_run["outputs"]["model_sha256"] != sha256(tree / "out/model/model.onnx"):
         main_run = None  # reproduced on main since, without a report: the lineage is an earlier model's
@@ -214,6 +236,29 @@ def _fetch(tree: Path, out: Path, retrain: bool) -> dict[str, Any]:
     ):
         shutil.copyfile(tree / source, out / name)
     return {"main_run": main_run, "retrained": retrained}
+
+
+def _has_no_image_of(tree: Path, paths: Paths) -> bool:
+    """True where none of main's images, by its digest, is in this data set."""
+    if not paths.manifest.is_file():
+        return False
+    mine, theirs = (
+        pq.read_table(path, columns=["digest"]).column("digest") for path in (paths.manifest, tree / "out/manifest.parquet")
+    )
+    return not pc.any(pc.is_in(theirs.drop_null(), mine.drop_null())).as_py()
+
+
+def _is_example(tree: Path) -> bool | None:
+    """True where main's model is made of the data that the template comes with; None where its own files do not tell.
+
+    Main's files tell, which no pull request can change.
+    """
+    with suppress(UserError):
+        example, main = (lineage.read_manifest(tree / name) for name in (_EXAMPLE, "manifest.json"))
+        if example and main and example["data"]["digest"]:
+            of_model = lineage.inputs(tree)["stages"]["prepare"]["deps"].get("data")
+            return {main["data"]["digest"], of_model} == {example["data"]["digest"]}
+    return None
 
 
 def _train_again(tree: Path, whose: str, lost: str, wanted: bool) -> str:
@@ -323,6 +368,8 @@ def _test_changes(tree: Path, out: Path, paths: Paths) -> dict[str, Any]:
     gone = [row for row in rows if row["digest"] not in labels]
     other = [row for row in rows if row["digest"] in labels and labels[row["digest"]] != row["label"]]
     left: dict[str, Any] = {"images": len(gone), "of": len(rows), "examples": [_named(row) for row in gone[:_NAMED]]}
+    if _has_no_image_of(tree, paths) and _is_example(tree) is None:
+        left["why"] = f"whether main's model is the template's example is not known, as {_EXAMPLE} there cannot be read"
     if gone and not bring(tree, ["out/evaluation"]):
         answers = pq.read_table(tree / "out/evaluation/predictions.parquet").to_pylist()
         digests = {row["digest"] for row in gone}

@@ -125,6 +125,7 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         judging_changed=known["judging_changed"],
         bins=params.evaluate.calibration_bins,
         main_never=known.get("never", False),
+        first_rules=known.get("first_rules", ()),
         shared=~np.isin(labels, known["labels_added"]) if known.get("labels_added") else None,
         labels_added=known.get("labels_added", ()),
         labels_gone=known.get("labels_gone", ()),

@@ -83,6 +83,8 @@ def _numbers(facts: Facts) -> str:
     total = facts.this.metrics.get("accuracy")
     if total is None:
         return "there are no results to judge"
+    if facts.base.get("example"):
+        return f"accuracy {words.percent(total)}; {facts.base['why']}, so floors and data checks alone decided"
     if not facts.has_main:
         return f"accuracy {words.percent(total)}, {_NO_MAIN[facts.base.get('never')]}"
     main, this = facts.compared("accuracy")
@@ -307,7 +309,9 @@ def _stale(facts: Facts) -> Block | None:
 
 
 def _judging(facts: Facts) -> Block | None:
-    changed = [str(name) for name in facts.base.get("judging_changed") or []]
+    changed, first = ([str(name) for name in facts.base.get(key) or []] for key in ("judging_changed", "first_rules"))
+    if first:
+        return Paragraph(f"Judged by this pull request's own {words.listed(first)}: those of main are the template's.")
     if not changed or _is_told(facts, "judging"):
         return None
     said = f"This pull request also changes how models are judged: {words.listed(changed)}."
