@@ -6,6 +6,7 @@ python -m pytest tests/test_report.py
 import csv
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -513,6 +514,23 @@ def test_a_first_model_of_ones_own_is_told_from_the_templates_example(case: Case
     text = case.change("report/verdict.json", reasons=[f"nothing to compare with ({why})"]).told()
     assert text.splitlines()[0].endswith(f"accuracy 95.00%; {why}, so floors and data checks alone decided")
     assert "Judged by this pull request's own params.yaml: gates: those of main are the template's." in first_lines(text)
+
+
+def test_a_model_of_uncommitted_changes_is_not_said_to_be_that_of_the_commit(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository"
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    (folder / "params.yaml").write_text("x: 1")
+    for line in (["add", "--all"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "x"]):
+        subprocess.run(["git", *line], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PLAN")
+    assert "git checkout" in section(case.told(), "Where it comes from")
+    (folder / "params.yaml").write_text("x: 2")
+    text = section(case.told(), "Where it comes from")
+    assert "No commit has what this model was made of: commit params.yaml, then run make report again." in text
+    assert "git checkout" not in text
 
 
 def test_the_evidence_is_in_the_first_lines(case: Case) -> None:

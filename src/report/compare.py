@@ -475,9 +475,11 @@ def _anchor(facts: dict[str, Any], out: Path, paths: Paths, retrain: bool) -> di
     if facts["found"] and facts["main_run"] is None and not retrained:
         main = sha256(out / "model/model.onnx")  # the manifest is of an earlier model
     named = anchor_of(facts["commit"])
-    if facts["never"] or not named or named["model_sha256"] == main:
-        known = {"commit": "" if facts["never"] else facts["commit"], "model_sha256": main, "is_main": not facts["never"]}
-        return {"anchor": {**known, "found": facts["found"], "why": "" if facts["never"] else facts["why"]}}
+    if facts["never"]:
+        return {"anchor": {"commit": "", "model_sha256": "", "is_main": False, "found": False, "why": ""}}
+    if not named or named["model_sha256"] == main:
+        known = {"commit": facts["commit"], "model_sha256": main, "is_main": True}
+        return {"anchor": {**known, "found": facts["found"], "why": facts["why"]}}
     anchor = {**named, "is_main": False, "found": False, "why": ""}
     try:
         if not has(named["commit"]):

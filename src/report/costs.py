@@ -175,7 +175,11 @@ def _lineage(facts: Facts) -> list[Section]:
         blocks.append(Fold("Digests in full", (table(("digest of", "this pull request"), full, "ll", 12),)))
     if facts.lineage:
         blocks.append(Paragraph((Code("manifest.json"), " lists the digest of every file that went in.")))
-    blocks += [Paragraph("To make this model again and see this report:"), Listing(_commands(facts), "sh")]
+    if changed := facts.at.uncommitted:
+        named = words.listed(list(changed))
+        blocks.append(Paragraph(f"No commit has what this model was made of: commit {named}, then run make report again."))
+    else:
+        blocks += [Paragraph("To make this model again and see this report:"), Listing(_commands(facts), "sh")]
     if facts.at.run_url:
         blocks.append(Paragraph((Link("The run that made it", facts.at.run_url), " has report.html and all files.")))
     return [Section("Where it comes from", tuple(blocks))]

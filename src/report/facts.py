@@ -24,6 +24,7 @@ from src.arrays import Split
 from src.command import UserError
 from src.files import read_json
 from src.report import changes, plan
+from src.worktree import git
 
 Json = dict[str, Any]
 
@@ -78,6 +79,7 @@ class Circumstances:
     pull_request: int | None
     run_url: str | None
     hourly_cost: str | None  # HOURLY_COST as it is set
+    uncommitted: tuple[str, ...] = ()  # what the commit has otherwise, on a person's own machine
 
 
 @dataclass(frozen=True)
@@ -316,9 +318,12 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _circumstances(lineage: Json) -> Circumstances:
     told = plan.read()
+    made_of = ("params.yaml", "dvc.yaml", "*.dvc", "requirements", "src")
+    uncommitted = () if os.environ.get("PLAN") else git("diff", "--name-only", "HEAD", "--", *made_of).splitlines()
     return Circumstances(
         commit=told.commit,
         pull_request=told.pull_request or lineage.get("pull_request"),
         run_url=told.run_url or lineage.get("run_url"),
         hourly_cost=os.environ.get("HOURLY_COST") or None,
+        uncommitted=tuple(uncommitted),
     )
