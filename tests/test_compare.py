@@ -235,6 +235,74 @@ def test_where_main_never_had_a_model_floors_decide(fork: Path) -> None:
     assert "main has no dvc.lock yet" in verdict["reasons"][-1]
 
 
+def replace_images(fork: Path, keep: int = 0) -> None:
+    """Give all images but the first ones another digest, as a fork's own would have."""
+    for name in ("out/manifest.parquet", "out/evaluation/predictions.parquet"):
+        table, place = pq.read_table(fork / name), Path(fork / name)
+        digests = table.column("digest").to_pylist()
+        theirs = [digest and f"{digest}{'' if i < keep else '-own'}" for i, digest in enumerate(digests)]
+        place.unlink()
+        pq.write_table(table.set_column(table.column_names.index("digest"), "digest", pa.array(theirs)), place)
+
+
+def test_the_templates_example_is_no_model_to_compare_a_first_own_one_with(fork: Path) -> None:
+    commit_on_main(fork, lambda: shutil.copyfile(ROOT / "starter/project/manifest.json", fork / "manifest.json"))
+    git(fork, "merge", "--quiet", "main")
+    replace_images(fork)
+    write_params(fork / "params.yaml", gates__min_accuracy=0.5)
+    facts = compare(fork)
+    assert (facts["example"], facts["never"], facts["found"]) == (True, True, False)
+    assert (facts["judging_changed"], facts["first_rules"]) == ([], ["params.yaml: gates"])
+    assert not (fork / OUT / "model").exists()  # no latency of the example's either
+    verdict = judge(fork)
+    assert (verdict["verdict"], verdict["accepted"]) == ("pass", True)
+    first = read_json(fork / "manifest.json", "")
+    own = sha256(fork / "out/model/model.onnx")
+    assert (first["anchor"]["model_sha256"], first["looks"]["examples"], first["looks"]["pull_request"]) == (own, 1, 1)
+    (fork / "src/gates.py").write_text((fork / "src/gates.py").read_text() + "\n# x\n")
+    assert compare(fork)["judging_changed"] == ["src/gates.py"]
+    verdict = judge(fork)
+    assert (verdict["verdict"], verdict["lacking"]) == ("investigate", ["engine_reviewed"])
+
+
+def test_data_that_keep_one_of_the_examples_images_are_compared_as_usual(fork: Path) -> None:
+    commit_on_main(fork, lambda: shutil.copyfile(ROOT / "starter/project/manifest.json", fork / "manifest.json"))
+    replace_images(fork, keep=1)
+    facts = compare(fork)
+    assert (facts["example"], facts["never"], facts["found"]) == (False, False, True)
+    assert facts["left_test"]["images"] >= facts["left_test"]["of"] - 1
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """What tells of main, in its tree, that its model is the template's example."""
+    for name in ("dvc.lock", "manifest.json", "starter/project/manifest.json"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / "tree" / name)
+    return tmp_path / "tree"
+
+
+def made_of_other_data(tree: Path, name: str) -> None:
+    text = (tree / name).read_text()
+    (tree / name).write_text(text.replace(read_json(tree / "manifest.json", "")["data"]["digest"], "0" * 32 + ".dir"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda tree: None, True),
+        (lambda tree: made_of_other_data(tree, "manifest.json"), False),  # the first own model was merged
+        (lambda tree: made_of_other_data(tree, "dvc.lock"), False),  # likewise, without a report
+        (lambda tree: (tree / "starter/project/manifest.json").unlink(), None),
+        (lambda tree: (tree / "starter/project/manifest.json").write_text("{"), None),
+        (lambda tree: (tree / "manifest.json").write_text("{"), None),
+    ],
+)
+def test_mains_own_files_tell_whether_its_model_is_the_templates_example(example: Path, damage: Any, said: Any) -> None:
+    damage(example)
+    assert comparing._is_example(example) is said
+
+
 @pytest.mark.parametrize("default", [True, False])
 def test_mains_model_is_found_in_any_store_though_this_branch_has_another(fork: Path, tmp_path: Path, default: bool) -> None:
     """After the report's own commit dvc.lock of the branch no longer names what main's does."""

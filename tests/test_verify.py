@@ -716,6 +716,27 @@ def test_models_of_other_pull_requests_since_the_deployed_commit_are_no_looks_of
     assert read_json(tmp_path / "facts.json", "")["looks"] == {"pull_request": 2, "examples": 9}
 
 
+@pytest.mark.parametrize("example", [True, False])
+def test_the_first_own_gates_judge_where_only_the_templates_example_was_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: bool
+) -> None:
+    by: dict[str, Path] = {}
+
+    def run(module: str, arguments: list[str], params: Path = judging._PARAMS) -> None:
+        by[module] = params
+        if module == "src.report.compare":
+            write_json(tmp_path / "main/facts.json", {"looks": {}, "why": "", "example": example})
+        else:
+            write_json(tmp_path / "verdict.json", {"verdict": "pass", "reasons": [], "gates": []})
+
+    monkeypatch.setattr(judging, "_run", run)
+    (tmp_path / "params.yaml").write_text("prepare: {}\n")
+    names = ("arrays", "manifest", "model", "validation", "data", "params", "run")
+    request = {name: str(tmp_path / "params.yaml") for name in names} | {"deployed": "a" * 40, "why": ""}
+    judging._verdict(request, tmp_path)
+    assert by["src.report.judge"] == (tmp_path / "params.yaml" if example else judging._PARAMS)
+
+
 def test_a_judge_refuses_a_request_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "request.json").write_text('{"format": 2}')
     command = [sys.executable, "-m", "src.judging", str(tmp_path / "request.json"), str(tmp_path / "out")]
