@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 BASE ?= origin/main
 RETRAIN ?= 1
-.PHONY: help setup reproduce report lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trai
 	  --manifest out/manifest.parquet --validation out/validation.json --profile out/profile --run out/run.json \
 	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --history out/history \
 	  --out out/report
+
+update: ## merge main into this branch, with main's results where both have some (BASE=origin/main)
+	@$(PYTHON) -m src.update $(BASE)
 
 MODEL ?= out/model/model.onnx
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit

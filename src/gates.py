@@ -332,7 +332,7 @@ def _stale_base(facts: Facts, _params: Gates) -> _Finding:
     if not facts.moved_inputs:
         return _Finding("pass", "main's model has the same inputs as when this branch left it", {})
     moved = _listed(facts.moved_inputs)
-    said = f"main has since changed what the model depends on ({moved}): merge main into this branch and push"
+    said = f"main has since changed what the model depends on ({moved}): run `make update` in this branch and push"
     return _Finding("investigate", said, {})
 
 

@@ -125,7 +125,7 @@ def _require_reviewed(told: dict[str, Any]) -> None:
         told["failed"] = "review"
         raise UserError(
             f"this merge asks for another model than the one that was reviewed ({', '.join(differs[:8])} differ from "
-            "dvc.lock): merge main into the pull request's branch, push, and queue it again when it has been judged"
+            "dvc.lock): run make update in the pull request's branch, push, and queue it again when it has been judged"
         )
 
 

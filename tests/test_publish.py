@@ -109,6 +109,7 @@ def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> 
     (body,) = [comment["body"] for comment in world.github.comments(world.number)]
     address = f"{world.github.server_url}/team/models/blob/reports/1-1-{world.number}/curves.png?raw=true"
     assert f"![Curves: both]({address})" in body
+    assert "run `make update` in it and push" in body
     assert world.github.repository.git("cat-file", "-t", f"reports:1-1-{world.number}/curves.png") == "blob"
     assert "the end" in (world.tmp / "summary.md").read_text()
 

@@ -451,7 +451,7 @@ def test_a_stale_base_names_what_moved_and_what_to_do(case: Case) -> None:
         "Main is 2 commits ahead of where this branch left it and has changed what the model depends on: src/model.py."
         in text
     )
-    assert "`git pull --no-rebase origin main`" in text
+    assert "`make update`" in text
     text = case.change("main/facts.json", moved_inputs=[]).told()
     assert "none of it touches what the model depends on" in text
 

@@ -27,7 +27,14 @@ FOLDERS_OF_VERBS = (
     "src/release/",
     "src/serving/",
 )
-VERBS = (*FOLDERS_OF_VERBS, "src/reproduce.py", "src/environment.py", "src/storage.py", "src/runner_doctor.py")
+VERBS = (
+    *FOLDERS_OF_VERBS,
+    "src/reproduce.py",
+    "src/environment.py",
+    "src/storage.py",
+    "src/update.py",
+    "src/runner_doctor.py",
+)
 # clients, and the schema that writer and reader share
 NOUNS_AMONG_THEM = {
     *(f"src/github/{name}.py" for name in ("api", "deployments", "git", "labels", "numbers")),

@@ -131,6 +131,10 @@ def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> s
             "Trained here from a fork's commit, at a maintainer's request. To keep this model, its author commits its "
             f"files: `{download}`, then `{commit}`; a maintainer then starts this run again, which trains nothing."
         )
+    if plan["branch"]:
+        hints.append(
+            "If GitHub says that this branch has conflicts, it starts no workflow: run `make update` in it and push."
+        )
     return markdown + "".join(f"\n> {hint}\n" for hint in hints)
 
 

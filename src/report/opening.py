@@ -303,7 +303,7 @@ def _stale(facts: Facts) -> Block | None:
     parts = (
         f"{ahead.capitalize()} and has changed what the model depends on{named}. ",
         "What is judged here is not what a merge would give. Bring the branch up to date and push: ",
-        Code(f"git pull --no-rebase {ref.replace('/', ' ', 1)}"),
+        Code("make update" if ref == "origin/main" else f"make update BASE={ref}"),
     )
     return Alert("warning", parts)
 
