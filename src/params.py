@@ -203,6 +203,12 @@ class Gates(_Section):
     levels: GateLevels
 
 
+class Report(_Section):
+    """What a report shows of the data."""
+
+    pictures: Literal["all", "charts", "none"] = "all"
+
+
 class Quantize(_Section):
     """How the INT8 model is made, and what it must keep to before it may be served."""
 
@@ -284,6 +290,7 @@ class Params(_Section):
     train: Train
     evaluate: Evaluate
     gates: Gates
+    report: Report = Report()
     quantize: Quantize
     sweep: Sweep
     energy: Energy

@@ -109,6 +109,7 @@ def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> 
     (body,) = [comment["body"] for comment in world.github.comments(world.number)]
     address = f"{world.github.server_url}/team/models/blob/reports/1-1-{world.number}/curves.png?raw=true"
     assert f"![Curves: both]({address})" in body
+    assert "](pictures/" not in body  # an address of this machine is one that CML could upload from
     assert "run `make update` in it and push" in body
     assert world.github.repository.git("cat-file", "-t", f"reports:1-1-{world.number}/curves.png") == "blob"
     assert "the end" in (world.tmp / "summary.md").read_text()
@@ -229,10 +230,12 @@ def test_a_branch_that_refuses_pictures_costs_the_pictures_only(world: World) ->
     assert "Repository rule violations" in said
 
 
-def test_pictures_can_be_switched_off(world: World) -> None:
-    world.report()
-    world.publish(world.plan(), REPORT_PICTURES="off")
-    assert "switched off" in world.github.comments(world.number)[0]["body"]
+def test_a_report_without_pictures_makes_no_branch_of_them(world: World) -> None:
+    folder = world.report()
+    (folder / "out/report/report.md").write_text("## pass\n\nthe end\n")
+    (folder / "out/report/pictures/curves.png").unlink()
+    world.publish(world.plan())
+    assert "![" not in world.github.comments(world.number)[0]["body"].replace("![](https://cml.dev", "")
     assert world.github.repository.sha("reports") is None
 
 

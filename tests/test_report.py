@@ -679,6 +679,31 @@ def test_a_picture_is_a_line_of_its_own_and_the_report_reads_without(whole: Case
     assert [line for line in plain.splitlines() if line] == left
 
 
+@pytest.mark.parametrize(
+    ("pictures", "main", "expected"),
+    [
+        ("charts", True, {"calibration.png", "confusion_difference.png", "curves.png"}),
+        ("charts", False, {"calibration.png", "confusion.png", "curves.png"}),
+        ("none", True, set()),
+        ("none", False, set()),
+    ],
+)
+def test_no_picture_that_params_forbid_reaches_report_page_or_artifact(
+    case: Case, pictures: str, main: bool, expected: set[str]
+) -> None:
+    for name in ("confusion", "curves", "calibration", "errors", "activation"):
+        (case.folder / f"evaluation/{name}.png").write_bytes(encode(np.zeros((2, 2, 3), dtype=np.uint8)))
+    write_params(case.folder / "params.yaml", report__pictures=pictures)
+    if not main:
+        (case.folder / "main/metrics.json").unlink()
+    text = case.write()
+    shown = set(re.findall(r"!\[[^\]]*\]\(pictures/([\w.-]+)\)", text))
+    files = {path.name for path in (case.folder / "report").rglob("*.png")}
+    assert shown == files == expected
+    assert case.text("report.html").count("<img") == len(expected)
+    assert f"`report.pictures` of `params.yaml` is {pictures}" in text
+
+
 VOID = ("meta", "img", "br", "hr")
 
 

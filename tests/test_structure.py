@@ -110,6 +110,10 @@ def test_every_path_of_a_command_is_a_dependency_or_an_output(stage: str) -> Non
     assert [word for word in words if word not in known and word not in options] == []
 
 
+def test_what_a_report_shows_makes_no_stage_stale() -> None:
+    assert not [name for stage in STAGES.values() for name in stage["params"] if name.split(".")[0] == "report"]
+
+
 def test_the_stage_that_costs_has_only_cached_outputs() -> None:
     assert STAGES["train"]["outs"] == ["out/model", "out/history"]
     assert "metrics" not in STAGES["train"]

@@ -60,6 +60,29 @@ def judge(folder: Path, verdict: dict[str, Any], number: int) -> None:
 PASS = {"verdict": "pass", "reasons": ["good"], "override": None}
 
 
+@pytest.mark.parametrize(
+    ("pictures", "expected"),
+    [("all", {"confusion.png", "errors.png", "activation.png"}), ("charts", {"confusion.png"}), ("none", set())],
+)
+def test_a_release_holds_no_picture_that_params_forbid(tmp_path: Path, pictures: str, expected: set[str]) -> None:
+    tree, made = tmp_path / "tree", ("model.onnx", "weights.safetensors", "history.csv")
+    for name in (*(f"out/model/{name}" for name in made), "out/evaluation/golden/0.png", "judged/report/report.md"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    for name in ("confusion.png", "errors.png", "activation.png", "confusion.csv"):
+        (tree / "out/evaluation" / name).touch()
+    manifest = {"outputs": {"model_sha256": "5" * 64}, "commit": "a" * 40, "data": {"digest": "d"},
+                "inputs": {"digest": "i"}, "verdict": PASS}  # fmt: skip
+    write_json(tree / "manifest.json", manifest)
+    write_json(tree / "metrics.json", dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5))
+    write_json(tree / "out/model/card.json", {"classes": ["cat"]})
+    write_params(tree / "params.yaml", report__pictures=pictures)
+    verifying._write(tmp_path / "release", tree, "a" * 40, manifest, tree / "judged", None)
+    shown = {path.name for path in (tmp_path / "release/evaluation").iterdir()}
+    assert shown == {"confusion.csv", *expected}
+    assert (tmp_path / "release/golden/0.png").is_file()
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with branches: `empty` has no model, `main` the starter's on top of it, `bad` a model of one epoch."""

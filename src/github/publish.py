@@ -3,8 +3,8 @@
     python3 -m src.github.publish DIR
 
 DIR is the artifact `reviewed` of the job that trained: out/report, dvc.lock, metrics.json, manifest.json. Reads PLAN (what
-src/github/plan.py found out), TRAINED (how that job ended), REPORT_PICTURES and REPORT_KEEP. Runs no model and imports no
-package, since it holds the write token. Whatever is missing, the status says so: a gate that crashed has not passed.
+src/github/plan.py found out), TRAINED (how that job ended) and REPORT_KEEP. Runs no model and imports no package, since it
+holds the write token. Whatever is missing, the status says so: a gate that crashed has not passed.
 """
 
 import argparse
@@ -171,8 +171,6 @@ def _with_pictures(markdown: str, folder: Path, plan: Mapping[str, Any], remote:
     """Put addresses into the picture lines, or take the lines out: the report reads without them."""
     if not _PICTURE.search(markdown) or not folder.is_dir():
         return _PICTURE.sub("", markdown)
-    if os.environ.get("REPORT_PICTURES", "").lower() in ("off", "false", "no", "0"):
-        return _PICTURE.sub("", markdown) + "\nPictures are switched off (variable `REPORT_PICTURES`).\n"
     name = f"{_run_id() or '0'}-{os.environ.get('GITHUB_RUN_ATTEMPT', '1')}-{plan['number'] or 'branch'}"
     try:
         address = pictures.push(remote, folder, name, _keep())

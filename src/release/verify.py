@@ -23,6 +23,7 @@ from src import lineage
 from src.command import UserError, run
 from src.files import check_outputs, read_json, replacing, sha256, write_json
 from src.github.labels import LABELS
+from src.params import load
 from src.release import int8, modelcheck, overriding, production, reviewed, verdict
 from src.release.outcome import RefusedError, telling
 from src.release.production import Deployed
@@ -379,8 +380,9 @@ def _write(
         for name in ("model.onnx", "weights.safetensors", "card.json", "history.csv"):
             shutil.copyfile(tree / "out/model" / name, fresh / "model" / name)
         shutil.copytree(tree / "out/evaluation/golden", fresh / "golden", copy_function=shutil.copyfile)
-        whole = shutil.ignore_patterns("golden")
-        shutil.copytree(tree / "out/evaluation", fresh / "evaluation", ignore=whole, copy_function=shutil.copyfile)
+        hidden = {"all": (), "charts": ("errors.png", "activation.png"), "none": ("*.png",)}
+        left = shutil.ignore_patterns("golden", *hidden[load(tree / "params.yaml").report.pictures])
+        shutil.copytree(tree / "out/evaluation", fresh / "evaluation", ignore=left, copy_function=shutil.copyfile)
         shutil.copytree(judged / "report", fresh / "report", copy_function=shutil.copyfile)
         int8.add(fresh, judged / int8.FOLDER, table)
         reviewed.write(fresh, release)

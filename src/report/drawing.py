@@ -20,10 +20,13 @@ from src.report.facts import Facts, Side
 _CLASSES = 20  # rows and columns of a confusion that can still be read
 _IMAGES = 8
 _FEWER_MORE = LinearSegmentedColormap.from_list("fewer and more", [pictures.ORANGE, "#ffffff", pictures.BLUE])
-_EVALUATION = {  # what the evaluation drew of this model alone, for where there is nothing to compare it with
+# what the evaluation drew of this model alone, for where there is nothing to compare it with
+_CHARTS = {
     "confusion": "Confusion of the test images",
     "curves": "Learning curves: loss, validation accuracy and learning rate over the epochs",
     "calibration": "Calibration: accuracy over confidence",
+}
+_EXAMPLES = {
     "errors": "The worst errors: what was predicted, then what is true",
     "activation": "Where the model looked: how much less sure it is with a fifth of the side hidden",
 }
@@ -32,16 +35,21 @@ Drawn = dict[str, Picture]
 
 
 def draw(facts: Facts, folder: Path) -> Drawn:
-    """Draw every picture there is something to show in; returns them by the name of their subject."""
+    """Draw every picture that has something to show and that report.pictures allows; returns them by their subject."""
     drawn: Drawn = {}
+    if facts.pictures == "none":
+        return drawn
+    examples = facts.pictures == "all"
     if facts.validation and not facts.validation.get("passed", True):
         drawn |= _copy(
             {"profile": "The data: images of each class, original sizes, brightness"}, facts.paths.profile, folder
         )
     if not facts.has_answers:
-        return drawn | (_copy(_EVALUATION, facts.paths.evaluation, folder) if facts.this.metrics else {})
+        wanted = _CHARTS | (_EXAMPLES if examples else {})
+        return drawn | (_copy(wanted, facts.paths.evaluation, folder) if facts.this.metrics else {})
     drawn |= _curves(facts.main, facts.this, folder)
-    return drawn | _confusion(facts, folder) | _calibration(facts, folder) | _answers(facts, folder)
+    drawn |= _confusion(facts, folder) | _calibration(facts, folder)
+    return drawn | (_answers(facts, folder) if examples else {})
 
 
 def _copy(wanted: dict[str, str], source: Path, folder: Path) -> Drawn:

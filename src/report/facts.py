@@ -120,6 +120,12 @@ class Facts:
         told = self.this.params.get("evaluate.calibration_bins", "")
         return int(told) if told.isdecimal() and int(told) else 15
 
+    @property
+    def pictures(self) -> str:
+        """Return report.pictures of params.yaml: all, charts or none."""
+        wanted = self.this.params.get("report.pictures", "all")
+        return wanted if wanted in ("all", "charts") else "none"
+
     def compared(self, metric: str) -> tuple[float | None, float | None]:
         """Return what main and this model have of a metric, over the test images whose label both know.
 

@@ -164,7 +164,7 @@ def head(facts: Facts) -> tuple[Block, ...]:
     lines += [line for lines_of in notable for line in lines_of(facts)]
     blocks: list[Block] = [Bullets(tuple(lines))] if lines else []
     blocks += [block for key, _, said in _LABELS if (block := _label(facts, key, said))]
-    notes = (_evidence, _stale, _judging, _budget, _lane, _no_baseline, _not_trained)
+    notes = (_evidence, _stale, _judging, _budget, _lane, _no_baseline, _not_trained, _pictures)
     blocks += [block for note in notes if (block := note(facts))]
     return (*blocks, _where(facts))
 
@@ -351,6 +351,13 @@ def _not_trained(facts: Facts) -> Block | None:
         "Nothing the model depends on differs from a run that is recorded, so nothing was trained: model, training time and "
         "commit are that run's."
     )
+
+
+def _pictures(facts: Facts) -> Block | None:
+    if facts.pictures == "all":
+        return None
+    said = "No picture shows an example of the data" if facts.pictures == "charts" else "There are no pictures"
+    return Paragraph((f"{said}: ", Code("report.pictures"), " of ", Code("params.yaml"), f" is {facts.pictures}."))
 
 
 def _is_told(facts: Facts, gate: str) -> bool:
