@@ -63,7 +63,7 @@ class World:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("GITHUB_", "DEPLOY_", "CANARY_"))},
             "DEPLOY_HOME": str(folder / "home"), "DEPLOY_PORT": str(self.port), "DEPLOY_WATCH_SECONDS": "1.5",
-            "DEPLOY_ENGINE": "processes", "DEPLOY_DRAIN_SECONDS": "2", "MLFLOW_TRACKING_URI": self.uri,
+            "DEPLOY_DRAIN_SECONDS": "2", "MLFLOW_TRACKING_URI": self.uri,
             "DEPLOY_LATENCY_MS": "10000", "DEPLOY_READY_SECONDS": str(PATIENCE),  # other tests run beside these
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         }  # fmt: skip

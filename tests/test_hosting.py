@@ -23,6 +23,7 @@ from src.release import containers, settings
 from src.release.containers import Containers
 from src.release.hosting import open_host
 from src.release.settings import Settings
+from src.release.steps import steps
 from src.release.workload import ABSENT, Workload
 
 SERVER = """
@@ -93,6 +94,16 @@ def test_the_first_engine_that_answers_is_taken(tmp_path: Path, monkeypatch: pyt
     pretend(tools, "docker", 0)
     assert open_host(given).kind == "docker"
     assert not given.home.exists()
+
+
+def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path / "tools", "podman", 1)
+    monkeypatch.setenv("PATH", str(tmp_path / "tools"))
+    monkeypatch.setenv("DEPLOY_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DEPLOY_ENGINE", raising=False)
+    with pytest.raises(UserError, match=r"deploying needs Docker or Podman: docker: .*podman: no daemon here.*make serve"):
+        steps(tmp_path / "out/release", again=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["tools"]
 
 
 def test_an_engine_that_is_named_and_silent_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,7 @@ def choose(wanted: str | None, environment: Mapping[str, str] = os.environ) -> t
     """Return the engine that builds here, or None, and a sentence on the choice.
 
     Args:
-        wanted: DEPLOY_ENGINE: docker, podman, processes (none) or None (whatever there is).
+        wanted: docker, podman, processes (none) or None (whatever there is).
         environment: where PATH and BENTOML_CONTAINERIZE_BACKEND are looked up.
 
     Raises:
@@ -248,7 +248,7 @@ def choose(wanted: str | None, environment: Mapping[str, str] = os.environ) -> t
             f"BENTOML_CONTAINERIZE_BACKEND is {named!r}: use docker, buildx, podman or buildah, or leave it unset"
         )
     if not kind and wanted == "processes":
-        return None, "DEPLOY_ENGINE is processes: no image is built, the host runs the service as a process"
+        return None, "no image is built: this host runs the service as a process"
     only = kind or wanted
     why_not = []
     for candidate in [only] if only else _TITLES:
@@ -259,7 +259,7 @@ def choose(wanted: str | None, environment: Mapping[str, str] = os.environ) -> t
     if only:
         variable = "BENTOML_CONTAINERIZE_BACKEND" if kind else "DEPLOY_ENGINE"
         raise UserError(f"{variable} asks for {_TITLES[only]}, but {why_not[0]}: start or install it, or unset {variable}")
-    return None, f"no image is built: {', '.join(why_not)}. The host can run the service as a process"
+    return None, f"no image is built: {', '.join(why_not)}"
 
 
 def _open(kind: str, environment: Mapping[str, str]) -> tuple[Engine | None, str]:

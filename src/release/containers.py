@@ -241,8 +241,7 @@ def _reference(image: Mapping[str, Any]) -> str:
     """
     if image["engine"] == "none":
         raise UserError(
-            "this release was built without a container engine: run make deploy again where the engine answers, or set "
-            "DEPLOY_ENGINE=processes"
+            "this release was built without a container engine: run make deploy again where Docker or Podman answers"
         )
     name = str(image["image"])
     return name if "@" in name else str(image.get("id") or name)

@@ -1,4 +1,4 @@
-"""Where versions run on this machine: Docker, Podman, or plain processes where neither is there. Used by deploy."""
+"""Where versions run on this machine: Docker or Podman. Used by deploy."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ def open_host(settings: Settings) -> Host:
     """Return the host that DEPLOY_ENGINE names; without it the one that runs versions already, else the first that answers.
 
     Raises:
-        UserError: the engine that is wanted, or that has run versions here, does not answer.
+        UserError: the engine that is wanted, or that has run versions here, does not answer, or there is none.
     """
     wanted, known = settings.engine, known_kind(settings)
     if wanted or known:
@@ -29,9 +29,15 @@ def open_host(settings: Settings) -> Host:
         why = "DEPLOY_ENGINE wants it" if wanted else "the versions of this host run in it"
         raise UserError(
             f"{kind} does not answer ({reason}), and {why}: start it ({_START.get(str(kind), kind)}) and run the same "
-            "command again; or set DEPLOY_ENGINE to docker, podman or processes to go on with another"
+            "command again; or set DEPLOY_ENGINE to docker or podman to go on with another"
         )
-    return _host(settings, next((kind for kind in ("docker", "podman") if _silence(kind) is None), "processes"))
+    silent = {kind: _silence(kind) for kind in _START}
+    if answering := [kind for kind, reason in silent.items() if reason is None]:
+        return _host(settings, answering[0])
+    raise UserError(
+        f"deploying needs Docker or Podman: {', '.join(f'{kind}: {reason}' for kind, reason in silent.items())}. Install or "
+        "start one of them and run the same command again; `make serve` serves the current model without either"
+    )
 
 
 _START = {"docker": "sudo systemctl start docker", "podman": "see podman info"}

@@ -238,8 +238,7 @@ def _bento(image: Mapping[str, Any]) -> Path:
     folder = image.get("bento")
     if not folder:
         raise UserError(
-            f"there is no bento of {image['image']}, only an image: run make deploy again with DEPLOY_ENGINE=processes, "
-            "which builds one; or start Docker"
+            f"there is no bento of {image['image']}, only an image: start Docker or Podman and run make deploy again"
         )
     if not Path(folder).is_dir():
         raise UserError(f"the bento {folder} is not there any more: run make deploy again, which builds it")

@@ -14,7 +14,7 @@ from src.command import UserError
 from src.variables import filled, number, word
 
 STRATEGIES = ("bluegreen", "canary", "shadow")
-ENGINES = ("docker", "podman", "processes")
+ENGINES = ("docker", "podman")
 ENVIRONMENTS = ("production", "staging")
 
 

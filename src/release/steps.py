@@ -13,11 +13,18 @@ from pathlib import Path
 
 from src.command import run
 from src.locks import locked
+from src.release import settings as all_settings
+from src.release.hosting import open_host
 from src.release.reviewed import RELEASE
 
 
 def steps(folder: Path, *, again: bool) -> int:
-    """Run the steps; return the exit status of the first that fails, which has said why."""
+    """Run the steps; return the exit status of the first that fails, which has said why.
+
+    Raises:
+        UserError: neither Docker nor Podman answers; nothing has run then.
+    """
+    open_host(all_settings.read())  # without a container engine the last step fails, after minutes
     # another run would replace the folder in between
     lock = folder.with_name(f"{folder.name}.lock")
     with locked(lock, lambda: f"waiting: another make deploy uses {folder}"):
