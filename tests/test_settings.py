@@ -26,6 +26,7 @@ from ruamel.yaml import YAML
 from src.command import UserError
 from src.github.gh import Gh, _parse
 from src.github.labels import LABELS
+from src.github.state import _owners
 from src.github.wanted import Repository, raised
 
 SETTINGS = ROOT / ".github" / "settings"
@@ -353,6 +354,22 @@ def test_settings_make_everything_right_once_and_the_doctor_only_looks(site: Sit
     assert re.search(r"^(\d+) of \1 required settings hold$", after.stdout, re.MULTILINE)
     assert len(lines(after.stdout, "missing ")) == len(json.loads((SETTINGS / "variables.json").read_text()))
     assert "secret-token" not in before.stdout + first.stdout + after.stdout
+
+
+def test_an_engine_that_nobody_owns_is_told(tmp_path: Path) -> None:
+    owners = tmp_path / "CODEOWNERS"
+    repository = Repository(Gh("github.com", "alice/demo"), tmp_path / "settings", True, True, "main", False, ("alice", 7))
+    assert [finding.word for finding in _owners(repository)] == ["warning"]
+    owners.write_text("# /src/ @team\n/src/model.py # of everybody\n")
+    assert [finding.word for finding in _owners(repository)] == ["warning"]
+    owners.write_text("/src/ @organisation/team\n")
+    assert [finding.word for finding in _owners(repository)] == ["ok"]
+
+
+def test_the_paths_of_codeowners_exist() -> None:
+    paths = re.findall(r"^(?:# )?/(\S+)", (ROOT / ".github/CODEOWNERS").read_text(), re.MULTILINE)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.slow

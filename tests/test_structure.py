@@ -204,7 +204,7 @@ def test_the_readme_names_only_targets_and_files_that_exist() -> None:
         path = line.split()[0].rstrip("/")
         made = path in ("data", "out")
         assert made or any(file == path or file.startswith(path + "/") for file in tracked), path
-    assert len(readme.splitlines()) <= 230
+    assert len(readme.splitlines()) <= 250
 
 
 @pytest.mark.template
@@ -216,7 +216,7 @@ def test_the_readme_shows_the_pipeline_as_dvc_draws_it() -> None:
 
 @pytest.mark.template
 def test_links_in_documents_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "starter" / "README.md"]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "starter" / "README.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"

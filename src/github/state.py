@@ -149,6 +149,7 @@ def _checks(repository: Repository) -> list[_Check]:
         _Check("the report may push to its branches", _open_branches),
         *(_Check(f"the label of {file.removesuffix('.json')}", partial(_label, file)) for file in labels),
         *(_Check(file.removesuffix(".json"), partial(_environment, file), required=False) for file in environments),
+        _Check("the owners of the engine", _owners, required=False),
         _Check("the variables", _variables, required=False, permission=_COLLABORATOR),
         _Check("the secret of the DVC remote", _secret, required=False, permission=_COLLABORATOR),
         _Check("the runners", _runners, required=False),
@@ -351,6 +352,15 @@ def _environment_branch(name: str, policy: dict[str, bool], repository: Reposito
     body = {"name": repository.branch}
     sentence = f"the environment {name} takes no job of {repository.branch}"
     yield Finding("missing", False, sentence, *repository.change("POST", path, body, "deployment-branch.json"))
+
+
+def _owners(repository: Repository) -> Iterator[Finding]:
+    path = repository.folder.parent / "CODEOWNERS"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if any("@" in line.partition("#")[0] for line in lines):
+        yield Finding("ok", False, f"{path} names who reviews the engine")
+        return
+    yield Finding("warning", False, f"{path} names nobody who reviews the engine: put your team's handle there, and push it")
 
 
 @cache
