@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 BASE ?= origin/main
 RETRAIN ?= 1
-.PHONY: help setup reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup setup-checks reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,10 @@ help: ## list what can be made
 setup: ## make the virtual environment .venv with the pinned packages
 	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) src/environment.py
+
+setup-checks: ## the same, with what tests and lint need
+	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) src/environment.py --checks
 
 reproduce: setup ## pull the data, run the pipeline, show the metrics (PARAMS=params/cifar10.yaml puts a recipe into params.yaml first)
 	@$(RUN) -m src.reproduce $(if $(PARAMS),--params $(PARAMS))
@@ -61,19 +65,19 @@ settings: ## make the settings on GitHub what .github/settings says (asks first;
 runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it there)
 	@$(PYTHON) -m src.runner_doctor
 
-test: setup ## lint, types and the fast tests; no GPU, Docker or account
+test: setup-checks ## lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m pytest -m "not slow and not template" --numprocesses auto --dist loadfile
 
-test-slow: setup ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
+test-slow: setup-checks ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
 	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
 
-workflows: setup ## run the GitHub workflows with act against a stand-in for GitHub
+workflows: setup-checks ## run the GitHub workflows with act against a stand-in for GitHub
 	@$(RUN) -m pytest -m act
 
-test-all: setup ## all tests
+test-all: setup-checks ## all tests
 	@$(RUN) -m pytest
 
 reference: ## record the image statistics of the last run as what later data are compared with
@@ -126,11 +130,9 @@ starter: reproduce report ## put data, outputs, lineage and the project's own fi
 	@cd starter/project && find . -type f -exec cp ../../{} {} \;
 	@git add --force starter dvc.lock metrics.json manifest.json data.dvc
 
-lock: ## resolve requirements/direct.txt, serving.in and serving-gpu.in into their hashed locks (needs uv)
-	@command -v uv >/dev/null || { echo "lock: uv is not installed: pip install uv, then run make lock again" >&2; exit 1; }
-	@uv pip compile requirements/direct.txt --universal --python-version 3.11 --generate-hashes --no-header --quiet --output-file requirements/lock.txt
-	@uv pip compile requirements/serving.in --universal --python-version 3.11 --generate-hashes --no-header --quiet --constraints requirements/lock.txt --output-file requirements/serving.txt
-	@uv pip compile requirements/serving-gpu.in --python-platform x86_64-unknown-linux-gnu --python-version 3.11 --generate-hashes --no-header --quiet --constraints requirements/serving.txt --output-file requirements/serving-gpu.txt
+lock: ## resolve each requirements/*.in into its hashed lock; versions that are locked already stay
+	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) src/environment.py --lock
 
 clean: ## remove what the pipeline made (data/ and the DVC cache stay)
 	@rm -rf out

@@ -21,7 +21,7 @@ from src.files import read_json, sha256
 MODEL = "out/model/model.onnx"
 EVALUATION = "metrics.json"
 TEST_ROWS = "out/manifest.parquet"
-ENVIRONMENT = ("requirements/lock.txt", "requirements/torch.txt")
+ENVIRONMENT = ("requirements/run.txt", "requirements/yours.txt", "requirements/torch.txt")
 JUDGING = (  # what decides how models are judged
     "src/gates.py",
     "src/inference.py",

@@ -460,7 +460,7 @@ def test_a_token_that_may_not_set_statuses_still_posts(
 def test_changes_to_what_judges_are_named_by_githubs_own_list(
     github: GitHub, poster: Callable[..., str], tmp_path: Path
 ) -> None:
-    names = [".github/workflows/x.yml", "params.yaml", "deep/data.dvc", "requirements/lock.txt", "src/gates.py", "docs/a.md"]
+    names = [".github/workflows/x.yml", "params.yaml", "deep/data.dvc", "requirements/run.txt", "src/gates.py", "docs/a.md"]
     sha = push_to_fork(github, tmp_path, dict.fromkeys(names, "changed\n"))
     poster(packed(report(commit=sha)))
     warning = the_comment(github).split("[!WARNING]")[1].split("\n\n")[0]

@@ -85,7 +85,7 @@ def test_the_lineage_says_what_the_model_depends_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["dvc.lock", "dvc.yaml", "a/b.dvc", ".dvc/config", "params.yaml", "src/gates.py",
-                                  "requirements/lock.txt", "manifest.json", ".github/workflows/report.yml"])  # fmt: skip
+                                  "requirements/run.txt", "manifest.json", ".github/workflows/report.yml"])  # fmt: skip
 def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/model.py": "1"}}}}}))

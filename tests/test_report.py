@@ -138,7 +138,7 @@ class Case:
         self.json("validation.json", {"drift": {}, "faults": {"count": 0, "files": []}, "findings": [], "passed": True})
         latency = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
         self.json("main/timings.json", {"candidate": latency, "main": {**latency, "p95": 1.5}, "hardware": hardware})
-        digests = {"inputs": {"digest": "1" * 64, "environment": {"requirements/lock.txt": "2" * 64}},
+        digests = {"inputs": {"digest": "1" * 64, "environment": {"requirements/run.txt": "2" * 64}},
                    "outputs": {"model_sha256": "5" * 64, "evaluation_sha256": "3" * 64},
                    "data": {"digest": "4" * 32}, "commit": "6" * 40}  # fmt: skip
         self.json("manifest.json", {**digests, "training_seconds": 90.0})
@@ -274,7 +274,7 @@ def test_every_verdict_has_its_sign_and_word(case: Case, verdict: str, begin: st
         ("Latency and size", ["Zilog Z80, 2 cores"]),
         ("Latency and size", ["| size of model.onnx | 0.38 MiB | 0.48 MiB | +0.10 MiB (+25%) |  |"]),
         ("Training time and cost", ["| training | 30.0 s | 1 min 30 s |", "gh variable set HOURLY_COST --body 2.50"]),
-        ("Where it comes from", ["| model | `777777777777` | `555555555555` |", f"`{'5' * 64}`", "requirements/lock.txt"]),
+        ("Where it comes from", ["| model | `777777777777` | `555555555555` |", f"`{'5' * 64}`", "requirements/run.txt"]),
         ("Where it comes from", [f"git fetch origin\ngit checkout {COMMIT}\nmake reproduce\nmake report"]),
     ],
 )  # fmt: skip

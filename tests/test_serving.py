@@ -648,7 +648,7 @@ def versions(name: str) -> dict[str, str]:
 
 
 def test_the_image_gets_the_versions_of_the_lock_with_hashes_and_without_what_trains() -> None:
-    mine, all_of_it = versions("serving.txt"), versions("lock.txt")
+    mine, all_of_it = versions("serving.txt"), versions("run.txt")
     assert {name: version for name, version in mine.items() if all_of_it.get(name, version) != version} == {}
     assert not {"torch", "mlflow", "dvc", "scikit-learn", "pandas", "onnx", "matplotlib"} & set(mine)
     text = (ROOT / "requirements" / "serving.txt").read_text()

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -168,15 +169,51 @@ def test_nothing_is_pickled() -> None:
         assert text.count("torch.load(") == text.count("weights_only=True"), module
 
 
-def test_the_lock_holds_what_is_asked_for_with_hashes_and_no_address() -> None:
-    lock = (ROOT / "requirements" / "lock.txt").read_text()
-    for line in (ROOT / "requirements" / "direct.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            assert re.search(rf"^{re.escape(line)} \\$", lock, re.MULTILINE), line
+def pins(name: str) -> dict[str, str]:
+    """Return {package: version} of a file of requirements/."""
+    text = (ROOT / "requirements" / name).read_text()
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+?)(?: \\)?$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["run", "check", "uv", "yours"])
+def test_a_lock_holds_what_is_asked_for_with_hashes_and_no_address(name: str) -> None:
+    lock = (ROOT / "requirements" / f"{name}.txt").read_text()
+    assert pins(f"{name}.in").items() <= pins(f"{name}.txt").items()
     assert "://" not in lock
-    packages = re.split(r"\n(?=[a-z0-9])", lock.strip())
+    packages = re.findall(r"^[a-z0-9](?:.*\n)(?: .*\n)*", lock, re.MULTILINE)
     assert all("--hash=sha256:" in package for package in packages)
     assert not re.search(r"^(torch|nvidia-(?!ml-py)[\w-]+)==", lock, re.MULTILINE)  # ml-py asks the driver, no more
+
+
+def test_the_locks_of_one_environment_agree() -> None:
+    run, check = pins("run.txt"), pins("check.txt")
+    assert {name: version for name, version in check.items() if run.get(name, version) != version} == {}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """src is held to run.in, the tests to run.in and check.in: what others need may go with their next version."""
+    distributions = metadata.packages_distributions()
+    run = {*pins("run.in"), "torch"}
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"src", "tests"} | set(sys.stdlib_module_names)
+    for folder, declared in (
+        ("src", run | set(pins("yours.in"))),
+        ("tests", run | set(pins("check.in")) | set(pins("yours.in"))),
+    ):
+        for path in (ROOT / folder).rglob("*.py"):
+            for module in imported(ast.parse(path.read_text())) - own:
+                packages = {re.sub(r"[-_.]+", "-", name).lower() for name in distributions.get(module, [module])}
+                assert packages & declared, f"{path.relative_to(ROOT)} imports {module}, which no requirements/*.in names"
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Return the top names of what a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(str(node.module).partition(".")[0])
+    return names
 
 
 def help_lines() -> dict[str, str]:

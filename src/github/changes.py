@@ -16,7 +16,7 @@ _ALWAYS = (
     r"\.dvc/config",
     r"dvc\.(yaml|lock)",
     r"(params|reference|metrics|manifest)\.(yaml|json)",
-    r"requirements/(lock|torch)\.txt",
+    r"requirements/(run|yours|torch)\.txt",
     r".*\.dvc",
     r"src/(gates|significance|lineage|precision|quantization|speed|release/quantize|reproduce|storage|worktree)\.py",
     r"src/(report|judging)/.*",

@@ -59,13 +59,15 @@ def fetch(ref: str) -> None:
 def prepare_environment() -> None:
     """Make `.venv` here out of the packages of the tests' own, if this checkout locks the same ones."""
     root, setup = Path(os.environ["STANDIN_ROOT"]), FOLDER / "src" / "environment.py"
-    locks = [Path("requirements", name) for name in ("lock.txt", "torch.txt")]
+    locks = [Path("requirements", name) for name in ("run.txt", "yours.txt", "check.txt", "uv.txt", "torch.txt")]
     if not all((FOLDER / path).exists() and (FOLDER / path).read_bytes() == (root / path).read_bytes() for path in locks):
         return
     venv.create(FOLDER / ".venv", symlinks=True)
     packages = Path("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages")
     (FOLDER / ".venv" / packages / "ready.pth").write_text(f"{os.environ['STANDIN_PACKAGES']}\n")
-    (FOLDER / ".venv" / "installed").write_text(runpy.run_path(str(setup))["fingerprint"]())
+    environment = runpy.run_path(str(setup))
+    plugins = [path.stem.removeprefix("remote-") for path in (FOLDER / "requirements").glob("remote-*.txt")]
+    environment["write_stamp"](environment["outdated"](environment["lock_names"](True, plugins)))
 
 
 if __name__ == "__main__":
