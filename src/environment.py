@@ -1,8 +1,9 @@
 """Make the virtual environment: `python3 src/environment.py`, or `make setup`. Does nothing when it is up to date.
 
 Runs before anything is installed and perhaps on an old Python, so: standard library only, and no new syntax.
---checks also installs what tests and lint need; --remote NAME also a plug-in for DVC, requirements/remote-NAME.txt.
---lock installs nothing, and resolves each requirements/*.in into its lock (`make lock`).
+DVC's plug-in for the scheme of each DVC remote (.dvc/config, .dvc/config.local, DVC_REMOTE_URL) is installed too.
+--checks also installs what tests and lint need. --plugins installs the plug-ins alone, into the environment whose Python
+runs this: a job of CI learns of its remote later. --lock resolves each requirements/*.in into its lock (`make lock`).
 """
 
 import argparse
@@ -21,7 +22,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REQUIREMENTS = os.path.join(ROOT, "requirements")
-VENV = os.path.join(ROOT, ".venv")
+VENV = sys.prefix if "--plugins" in sys.argv else os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 PIP = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile"]
 PACKAGES = os.path.join(VENV, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
@@ -31,6 +32,7 @@ TORCH = "torch.txt"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNFINISHED = "unfinished"
 OLDEST, NEWEST = (3, 11), (3, 13)
+OTHER_PLUGINS = ("gdrive", "hdfs", "oss", "webdav", "webdavs", "webhdfs")  # DVC has them, and no lock is kept here
 UV_VARIABLES = {  # pip's setting: uv's variable
     "index-url": "UV_INDEX_URL",
     "extra-index-url": "UV_EXTRA_INDEX_URL",
@@ -46,9 +48,7 @@ def main():
     # type: () -> None
     parser = argparse.ArgumentParser(prog="setup", description="Make the virtual environment .venv")
     parser.add_argument("--checks", action="store_true", help="also what tests and lint need")
-    parser.add_argument(
-        "--remote", action="append", default=[], metavar="NAME", help="also DVC's plug-in: s3, gs, azure, ssh"
-    )
+    parser.add_argument("--plugins", action="store_true", help="only DVC's plug-ins, into the Python that runs this")
     parser.add_argument("--lock", action="store_true", help="resolve each requirements/*.in into its lock instead")
     options = parser.parse_args()
     try:
@@ -56,8 +56,10 @@ def main():
         require_git_clone()
         if options.lock:
             resolve()
+        elif options.plugins:
+            install_plugins()
         else:
-            install_locked(lock_names(options.checks, options.remote))
+            install_locked(lock_names(options.checks))
     except KeyboardInterrupt:
         clear_line()
         print("setup: stopped: run it again, and it goes on with what is downloaded", file=sys.stderr)
@@ -107,20 +109,31 @@ def require_git_clone():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def lock_names(checks, remotes):
-    # type: (bool, list[str]) -> list[str]
-    """Return the locks to install. The DVC remotes in use add theirs, by the scheme of their address."""
-    addresses = os.environ.get("DVC_REMOTE_URL", "")
-    for path in glob.glob(os.path.join(ROOT, ".dvc", "config*")):
+def lock_names(checks):
+    # type: (bool) -> list[str]
+    """Return the locks to install."""
+    return ["run.txt", "yours.txt"] + plugin_locks() + (["check.txt", "uv.txt"] if checks else []) + [TORCH]
+
+
+def plugin_locks():
+    # type: () -> list[str]
+    """Return the locks of DVC's plug-ins for the remotes of .dvc/config, .dvc/config.local and DVC_REMOTE_URL."""
+    text = "url = %s\n" % os.environ.get("DVC_REMOTE_URL", "")
+    for path in glob.glob(os.path.join(".dvc", "config*")):
         with open(path) as file:
-            addresses += "\n" + file.read()
-    by_scheme = ["remote-%s.txt" % scheme for scheme in sorted(set(re.findall(r"(\w+)://", addresses)))]
-    plugins = [name for name in by_scheme if os.path.exists(os.path.join(REQUIREMENTS, name))]
-    named = ["remote-%s.txt" % remote for remote in remotes]
-    for name in named:
-        if not os.path.exists(os.path.join(REQUIREMENTS, name)):
-            fail("there is no requirements/%s: --remote names one of the files requirements/remote-NAME.txt" % name)
-    return ["run.txt", "yours.txt"] + sorted(set(plugins + named)) + (["check.txt", "uv.txt"] if checks else []) + [TORCH]
+            text += file.read()
+    schemes = sorted(set(re.findall(r"^\s*url\s*=\s*[\"']?([a-z0-9]+)://", text, re.MULTILINE)))
+    for scheme in schemes:
+        name = "dvc-" + scheme.replace("webdavs", "webdav")
+        with open(os.path.join(REQUIREMENTS, "yours.txt")) as file:
+            is_locked = name + "==" in file.read()
+        if scheme in OTHER_PLUGINS and not is_locked:
+            fail(
+                "a DVC remote begins with %s://, which needs %s, and no lock of this project has that: write it with "
+                "its version into requirements/yours.in, run make lock, then make setup" % (scheme, name)
+            )
+    named = ["remote-%s.txt" % scheme for scheme in schemes]
+    return [name for name in named if os.path.exists(os.path.join(REQUIREMENTS, name))]
 
 
 def torch_index():
@@ -184,6 +197,14 @@ def install_locked(names):
             install(locks, log)
         if TORCH in pending:
             install_torch(pending[TORCH], log)
+
+
+def install_plugins():
+    # type: () -> None
+    """Install the plug-ins of DVC that are missing in the environment whose Python runs this."""
+    for name, digest in outdated(plugin_locks()).items():
+        with open(LOG, "a") as log:
+            install({name: digest}, log, "DVC's plug-in for %s://" % name[len("remote-") : -len(".txt")])
 
 
 @contextlib.contextmanager
@@ -278,11 +299,11 @@ def remove_half_installed():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def install(locks, log):
-    # type: (dict[str, str], typing.IO[str]) -> None
+def install(locks, log, what="the locked packages"):
+    # type: (dict[str, str], typing.IO[str], str) -> None
     """Install locked packages with uv; where there is none or it fails, with pip."""
     installed = begin(locks)
-    print("setup: installing the locked packages", flush=True)
+    print("setup: installing " + what, flush=True)
     arguments = ["--no-deps", "--require-hashes"]  # a lock names all that its packages need, but for torch
     for name in locks:
         arguments += ["-r", os.path.join(REQUIREMENTS, name)]
@@ -296,7 +317,7 @@ def install(locks, log):
         print("setup: uv could not do it (%s): pip does it, which takes longer" % why, flush=True)
         remove_half_installed()
         why = run(PIP + arguments, log)
-    finish("the locked packages", why, installed, locks)
+    finish(what, why, installed, locks)
 
 
 def install_torch(digest, log):

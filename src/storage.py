@@ -5,14 +5,19 @@
 
 DVC_REMOTE_URL names a DVC remote; without it LOCAL_DVC_REMOTE, a directory of the runner's machine; without that the
 workflow's artifact store, through the folder out/store, which the workflow uploads. DVC_REMOTE_CONFIG holds lines
-`name = value` for that remote (credentials). All of it goes into .dvc/config.local, which Git ignores.
+`name = value` for that remote (credentials); a value `base64:...` is the content of a file, such as a key. All of it goes
+into .dvc/config.local and .dvc/tmp, which Git ignores. DVC's plug-in for the scheme is installed where it is missing.
 """
 
 import argparse
+import base64
+import binascii
 import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterable
@@ -43,7 +48,11 @@ def connect(*, deployed: bool = False) -> None:
 
     Raises:
         UserError: the remote's address or configuration is refused by DVC, or the remote does not take an object.
+        SystemExit: the plug-in for the remote's scheme cannot be installed, which has been said.
     """
+    installed = subprocess.run([sys.executable, Path(__file__).with_name("environment.py"), "--plugins"], check=False)
+    if installed.returncode:
+        sys.exit(installed.returncode)
     url = None if _is_forks_code() else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
     others = [name for name in remotes(Path()) if name != REMOTE]
     if url:
@@ -117,7 +126,24 @@ def _configure(lines: str) -> None:
         name, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not name:
             raise UserError("DVC_REMOTE_CONFIG has a line that is not `name = value`: see dvc remote modify --help")
+        if value.startswith("base64:"):
+            value = str(_write_key(name, value.removeprefix("base64:")))
         _remote(f"given the option {name}", "modify", "--local", "--quiet", REMOTE, name, value)
+
+
+def _write_key(name: str, encoded: str) -> Path:
+    """Write the decoded content into a file that only this account can read, and return its path."""
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        raise UserError(
+            f"DVC_REMOTE_CONFIG: what follows {name} = base64: is no base64: encode the file with the command base64, on one line"
+        ) from None
+    path = Path(".dvc/tmp", f"{REMOTE}-{name}").resolve()
+    path.parent.mkdir(exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    return path
 
 
 def _remote(what: str, *arguments: str) -> None:
@@ -222,8 +248,11 @@ def _download(name: str, folder: Path) -> str:
     except ApiError as error:
         return f"it could not be fetched ({error})"
     shutil.rmtree(folder, ignore_errors=True)
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        archive.extractall(folder)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(folder)
+    except zipfile.BadZipFile as error:
+        return f"it is damaged ({error})"
     return ""
 
 
@@ -233,6 +262,8 @@ def main() -> None:
     parser.add_argument("action", choices=["connect", "push"])
     parser.add_argument("--deployed", action="store_true", help="connect: with what is deployed in place of the base")
     args = parser.parse_args()
+    if args.deployed and args.action == "push":
+        parser.error("--deployed belongs to connect")
     connect(deployed=args.deployed) if args.action == "connect" else push()
 
 

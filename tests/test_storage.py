@@ -1,17 +1,19 @@
 """Where CI keeps data and models: python -m pytest tests/test_storage.py"""
 
+import base64
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
+from s3 import BUCKET, S3, make_environment
 from standin import GitHub
 
 from src.storage import artifact_name
@@ -31,7 +33,9 @@ def github(tmp_path: Path) -> Iterator[GitHub]:
 def command(github: GitHub, tmp_path: Path) -> Command:
     """Run a Python module in a folder, as a job does."""
 
-    def go(folder: Path, module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def go(
+        folder: Path, module: str, *arguments: str, python: Path = Path(sys.executable), **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         told = {
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
@@ -40,16 +44,28 @@ def command(github: GitHub, tmp_path: Path) -> Command:
             "GITHUB_REPOSITORY": "team/models",
             "GITHUB_TOKEN": github.token(READ),
             "LOCAL_DVC_REMOTE": "",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             **variables,
         }
-        line = [sys.executable, "-m", module, *arguments]
+        line = [python, "-m", module, *arguments]
         done = subprocess.run(line, cwd=folder, env={**os.environ, **told}, capture_output=True, text=True)
         assert "Traceback" not in done.stderr
         return done
 
     return go
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with S3(tmp_path_factory.mktemp("s3") / "server") as s3:
+        yield s3
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment of its own, in which a plug-in may be installed."""
+    return make_environment(tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture
@@ -92,6 +108,75 @@ def test_what_one_run_pushes_the_next_does_not_make_again(
     done = command(next_run, "dvc", "repro", "--pull", **store)
     assert "Running stage" not in done.stdout
     assert (next_run / "model").read_text() == (repository / "model").read_text()
+
+
+def test_the_plug_in_for_s3_is_installed_and_one_run_brings_what_another_pushed(
+    repository: Path, tmp_path: Path, command: Command, s3: S3
+) -> None:
+    """The second run has its key in a file, as a key of Google Cloud Storage or of SSH is one; its machine is another."""
+    url = f"s3://{BUCKET}/dvc"
+    python = make_environment(tmp_path / "environment")
+    store = {"DVC_REMOTE_URL": url, "DVC_REMOTE_CONFIG": s3.config}
+    done = command(repository, "src.storage", "connect", python=python, **store)
+    assert done.returncode == 0, done.stderr
+    assert "setup: installing DVC's plug-in for s3://\n" in done.stdout
+    assert f"data and models are kept in {url}\n" in done.stdout
+    assert command(repository, "src.storage", "push", python=python).returncode == 0
+    next_run = fresh(repository, tmp_path)
+    key = f"[default]\naws_access_key_id = ci\naws_secret_access_key = {s3.secret}\n"
+    told = f"endpointurl = {s3.endpoint}\ncredentialpath = base64:{base64.b64encode(key.encode()).decode()}"
+    again = command(next_run, "src.storage", "connect", python=python, DVC_REMOTE_URL=url, DVC_REMOTE_CONFIG=told)
+    assert again.returncode == 0, again.stderr
+    assert "installing" not in again.stdout
+    assert s3.secret not in done.stdout + done.stderr + again.stdout + again.stderr
+    brought = command(next_run, "dvc", "repro", "--pull", python=python)
+    assert "Running stage" not in brought.stdout
+    assert (next_run / "model").read_text() == (repository / "model").read_text()
+    written = next_run / ".dvc/tmp/ci-credentialpath"
+    assert written.read_text() == key
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    status = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=next_run, capture_output=True, text=True)
+    assert "tmp" not in status.stdout
+    assert "config.local" not in status.stdout
+
+
+@pytest.mark.parametrize(
+    ("bucket", "change", "words"),
+    [
+        (BUCKET, ("= hunter2", "= wrong"), "(Forbidden)"),
+        ("nobody", ("", ""), "(The specified bucket does not exist)"),
+        (BUCKET, ("127.0.0.1", "127.0.0.2"), "(Could not connect to the endpoint URL"),
+    ],
+)
+def test_an_s3_store_that_takes_nothing_is_one_sentence_before_training(
+    repository: Path, command: Command, s3: S3, python: Path, bucket: str, change: tuple[str, str], words: str
+) -> None:
+    """A wrong key, no such bucket, a server that is down."""
+    told = s3.config.replace(*change)
+    url = f"s3://{bucket}/dvc"
+    done = command(repository, "src.storage", "connect", python=python, DVC_REMOTE_URL=url, DVC_REMOTE_CONFIG=told)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"storage: the DVC remote of this run takes no data {words}"), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert s3.secret not in done.stdout + done.stderr
+
+
+def test_a_plug_in_that_cannot_be_had_is_one_sentence(repository: Path, tmp_path: Path, command: Command) -> None:
+    python = make_environment(tmp_path / "environment")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    done = command(repository, "src.storage", "connect", python=python, DVC_REMOTE_URL="s3://models/dvc", **offline)
+    assert done.returncode == 1
+    assert done.stderr.startswith("setup: DVC's plug-in for s3:// could not be installed (ERROR: "), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_artifact_is_a_lost_one(repository: Path, command: Command, github: GitHub) -> None:
+    manifest = {"inputs": {"digest": "a" * 64}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    github.add_run(5)
+    github.upload_artifact(5, artifact_name("a" * 64), b"half a zip")
+    assert command(repository, "src.storage", "connect").returncode == 0
+    assert "it is damaged (File is not a zip file)\n" in (repository / "out/earlier/lost.txt").read_text()
 
 
 def test_without_any_store_the_artifacts_of_runs_are_one(
@@ -143,24 +228,6 @@ def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Pa
     assert (repository / "out/store/files").is_dir()
 
 
-def test_credentials_go_into_the_file_that_git_ignores(repository: Path, command: Command) -> None:
-    told: dict[str, Any] = {"DVC_REMOTE_URL": "s3://bucket/path", "DVC_REMOTE_CONFIG": "access_key_id = me\nregion=eu\n\n"}
-    done = command(repository, "src.storage", "connect", **told)
-    assert "takes no data (s3 is supported, but requires 'dvc-s3' to be installed)" in done.stderr
-    local = (repository / ".dvc/config.local").read_text()
-    assert "access_key_id = me" in local
-    assert "region = eu" in local
-    assert "verify = true" in local
-    ignored = subprocess.run(["git", "check-ignore", ".dvc/config.local"], cwd=repository, capture_output=True)
-    assert ignored.returncode == 0
-    assert "me" not in done.stdout.split()
-
-
-def test_an_address_shows_no_password(repository: Path, command: Command) -> None:
-    done = command(repository, "src.storage", "connect", DVC_REMOTE_URL="ssh://user:secret@host/path")
-    assert "secret" not in done.stdout + done.stderr
-
-
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -170,6 +237,7 @@ def test_an_address_shows_no_password(repository: Path, command: Command) -> Non
             "could not be given the option no_such_option",
         ),
         ({"DVC_REMOTE_URL": "gopher://x"}, "could not be"),
+        ({"DVC_REMOTE_URL": "/x", "DVC_REMOTE_CONFIG": "keyfile = base64:!"}, "keyfile = base64: is no base64"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(repository: Path, command: Command, variables: dict[str, str], words: str) -> None:
@@ -177,6 +245,13 @@ def test_a_wrong_setting_is_one_sentence(repository: Path, command: Command, var
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("storage: ") == 1
+
+
+def test_a_remote_whose_plug_in_is_not_locked_says_which_to_add(repository: Path, command: Command) -> None:
+    done = command(repository, "src.storage", "connect", DVC_REMOTE_URL="webdavs://host/path")
+    assert done.returncode == 1
+    assert done.stderr.startswith("setup: a DVC remote begins with webdavs://, which needs dvc-webdav, and no lock")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("url", ["file/remote", "https://me:secret@127.0.0.1:9/dvc"])

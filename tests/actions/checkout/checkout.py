@@ -66,8 +66,7 @@ def prepare_environment() -> None:
     packages = Path("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages")
     (FOLDER / ".venv" / packages / "ready.pth").write_text(f"{os.environ['STANDIN_PACKAGES']}\n")
     environment = runpy.run_path(str(setup))
-    plugins = [path.stem.removeprefix("remote-") for path in (FOLDER / "requirements").glob("remote-*.txt")]
-    environment["write_stamp"](environment["outdated"](environment["lock_names"](True, plugins)))
+    environment["write_stamp"](environment["outdated"](environment["lock_names"](True)))
 
 
 if __name__ == "__main__":

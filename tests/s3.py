@@ -1,0 +1,72 @@
+"""A real S3 server for tests, SeaweedFS, with one bucket and one account; and what a job needs to install DVC's plug-in."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from itertools import count
+from pathlib import Path
+from typing import Self
+
+from conftest import until
+from ports import free_ports
+
+BUCKET = "models"
+ROLES = ("master", "volume", "filer", "s3")
+
+
+class S3:
+    """`with S3(folder) as s3:` serves the bucket `models` at `s3.endpoint`; `s3.config` is for DVC_REMOTE_CONFIG."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = [f"{role}.port{kind}" for role in ROLES for kind in ("", ".grpc")]
+        self.ports = dict(zip(names, count(free_ports()), strict=False))
+        self.endpoint = f"http://127.0.0.1:{self.ports['s3.port']}"
+        self.secret = "hunter2"
+        self.config = f"endpointurl = {self.endpoint}\naccess_key_id = ci\nsecret_access_key = {self.secret}\n"
+
+    def __enter__(self) -> Self:
+        credentials = [{"accessKey": "ci", "secretKey": self.secret}]
+        account = {"name": "ci", "credentials": credentials, "actions": ["Admin"]}
+        self.folder.mkdir()
+        (self.folder / "accounts.json").write_text(json.dumps({"identities": [account]}))
+        options = {"dir": self.folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "bucket": BUCKET, **self.ports}
+        options |= {"s3.config": self.folder / "accounts.json", "s3.port.iceberg": 0, "s3.port.lance": 0}
+        options |= {"s3.autoCreateBucket": "false", "admin.ui": "false", "webdav": "false", "master.telemetry": "false"}
+        weed = shutil.which("weed")
+        assert weed, "weed is missing: it is part of the environment (make setup)"
+        with (self.folder / "log").open("w") as log:
+            command = [weed, "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        until(self._is_ready)
+        return self
+
+    def _is_ready(self) -> bool:
+        said = (self.folder / "log").read_text(errors="replace")
+        assert self.process.poll() is None, said[-3000:]
+        return f"created bucket {BUCKET}" in said
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+        for port in self.ports.values():
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket.unlink()
+
+
+def make_environment(folder: Path) -> Path:
+    """Make a virtual environment with the packages of this one, in which a test may install more; return its Python."""
+    venv.create(folder, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (packages / "shared.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    return folder / "bin" / "python"
+
+
+def pip_cache() -> dict[str, str]:
+    """Return the variable by which pip in a job finds what this machine has downloaded already."""
+    found = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True)
+    return {"PIP_CACHE_DIR": found.stdout.strip(), **{key: os.environ[key] for key in os.environ if key.startswith("PIP_")}}
