@@ -137,7 +137,7 @@ def _write_key(name: str, encoded: str) -> Path:
         content = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         raise UserError(
-            f"DVC_REMOTE_CONFIG: what follows {name} = base64: is no base64: encode the file with the command base64, on one line"
+            f"DVC_REMOTE_CONFIG: what follows {name} = base64: is no base64: encode the file by base64, on one line"
         ) from None
     path = Path(".dvc/tmp", f"{REMOTE}-{name}").resolve()
     path.parent.mkdir(exist_ok=True)

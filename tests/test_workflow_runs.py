@@ -24,6 +24,7 @@ import pytest
 from act import Result, run_workflow
 from conftest import ROOT, copy_files, encode, write_params
 from ruamel.yaml import YAML
+from s3 import BUCKET, S3, pip_cache
 from standin import BOT, GitHub, clone, commit
 
 from src.command import cores
@@ -205,6 +206,14 @@ def fill(folder: Path) -> None:
     write_params(folder / "params.yaml", gates__levels__baseline_margin="off", **changes)
 
 
+def begin(world: World) -> None:
+    """Push the first commit to main."""
+    git = clone(world.github, world.folder / "base")
+    fill(world.folder / "base")
+    git("add", "--all", "--force")
+    commit(git, world.folder / "base", "main")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What happens
 # ---------------------------------------------------------------------------------------------------------------------
@@ -289,6 +298,27 @@ def similar_model(world: World) -> dict[str, Seen]:
         event = github.payload("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha}, sender="alice")
         seen[name] = world.see(number, "report.yml", "workflow_dispatch", event)
     return seen
+
+
+def object_store(world: World) -> dict[str, Seen]:
+    """A repository of its own keeps data and models on an S3 server. Its first pull request is merged, and deployed."""
+    folder = world.folder / "object-store"
+    folder.mkdir()
+    with S3(folder / "s3") as s3, GitHub(folder) as github:
+        own = World(github, folder)
+        begin(own)
+        options = {
+            "variables": {"DVC_REMOTE_URL": f"s3://{BUCKET}/dvc", "REPORT_BENCH": "off"},
+            "secrets": {"DVC_REMOTE_CONFIG": s3.config},
+            "environment": {"LOCAL_DVC_REMOTE": "", **pip_cache()},
+        }
+        number = own.propose("first", set_params(train__epochs=8))
+        opened = own.report(number, "opened", **options)
+        before = github.repository.sha("main")
+        clone(github, folder / "merge")("push", "--quiet", "origin", "origin/first:refs/heads/main")
+        deployed = own.see(number, "deploy.yml", "push", github.payload("push", before=before), **options)
+        assert s3.secret not in opened.result.log + deployed.result.log
+    return {"opened": opened, "deployed": deployed}
 
 
 def other_matters(world: World) -> dict[str, Seen]:
@@ -442,10 +472,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
     with GitHub(folder) as github:
         made = World(github, folder)
-        git = clone(github, folder / "base")
-        fill(folder / "base")
-        git("add", "--all", "--force")
-        commit(git, folder / "base", "main")
+        begin(made)
         yield made
 
 
@@ -673,6 +700,22 @@ def test_a_push_after_the_label_is_to_be_decided_anew(world: World, moments: dic
 @about(similar_model, "labelled")
 def test_a_label_that_is_none_of_ours_starts_nothing(seen: Seen) -> None:
     assert set(seen.result.jobs.values()) == {"skipped"}
+
+
+@about(object_store)
+def test_a_job_installs_the_plug_in_of_an_s3_remote_and_stores_there(seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert "setup: installing DVC's plug-in for s3://" in seen.result.logs["train"]
+    assert f"data and models are kept in s3://{BUCKET}/dvc" in seen.result.logs["train"]
+    assert seen.verdict["verdict"] == "pass"
+
+
+@about(object_store, "deployed")
+def test_a_deployment_finds_the_reviewed_model_in_an_s3_remote(seen: Seen) -> None:
+    """Its image cannot be built here, without Docker."""
+    assert seen.result.jobs["verify"] == "success", seen.result.log[-8000:]
+    assert "verified: out/release holds what is released" in seen.result.logs["verify"]
+    assert "setup: installing DVC's plug-in for s3://" in seen.result.logs["verify"]
 
 
 @about(other_matters, "documents")
