@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 BASE ?= origin/main
 RETRAIN ?= 1
-.PHONY: help setup setup-checks reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup setup-checks reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-yours test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,11 +65,16 @@ settings: ## make the settings on GitHub what .github/settings says (asks first;
 runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it there)
 	@$(PYTHON) -m src.runner_doctor
 
-test: setup-checks ## lint, types and the fast tests; no GPU, Docker or account
+test: setup-checks test-yours ## test-yours, then lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff check --select E9,F50,F52,F63,F7,F82 src/data.py src/model.py tests/test_yours.py
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@$(RUN) -m pytest -m "not slow and not template" --numprocesses auto --dist loadfile
+	@$(RUN) -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
+
+test-yours: setup-checks ## the contract of your data, params and network, in under a minute
+	@test -e data || $(RUN) -m dvc pull --quiet data.dvc || true # where data cannot be had, the tests say what to do
+	@TEST_ROOT="$(CURDIR)" $(RUN) -m pytest tests/test_yours.py -rs
 
 test-slow: setup-checks ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
 	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
@@ -77,8 +82,8 @@ test-slow: setup-checks ## the slow tests: trains, clones, fills disks, deploys 
 workflows: setup-checks ## run the GitHub workflows with act against a stand-in for GitHub
 	@$(RUN) -m pytest -m act
 
-test-all: setup-checks ## all tests
-	@$(RUN) -m pytest
+test-all: setup-checks test-yours ## all tests
+	@$(RUN) -m pytest --ignore tests/test_yours.py
 
 reference: ## record the image statistics of the last run as what later data are compared with
 	@test -f out/profile/statistics.json || { echo "reference: there is no profile yet: run make reproduce first" >&2; exit 1; }

@@ -54,7 +54,7 @@ def _in_order(pieces: Iterator[Piece], scratch: str, params: Prepare) -> Iterato
                 return
             piece, future = waiting.pop(0)
             try:
-                yield _batch(future.result())
+                yield to_record_batch(future.result())
             except BrokenProcessPool:
                 # a decoder took its process down; find the image, then go on with a fresh pool
                 pool.shutdown(cancel_futures=True)
@@ -101,15 +101,15 @@ def _decode_one_by_one(piece: Piece, scratch: str, params: Prepare) -> pa.Record
         place = piece.start + offset
         with _pool(1) as pool:
             try:
-                rows.append(_batch(pool.submit(_decode_examples, place, [example], scratch, params).result()))
+                rows.append(to_record_batch(pool.submit(_decode_to_file, place, [example], scratch, params).result()))
             except BrokenProcessPool:
                 fault = "corrupt image: the decoder crashed on it, or memory ran out"
                 broken = example._replace(content=None, fault=fault)
-                rows.append(_batch(_decode_examples(place, [broken], scratch, params)))
+                rows.append(to_record_batch(_decode_to_file(place, [broken], scratch, params)))
     return pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
 
 
-def _batch(columns: _Columns) -> pa.RecordBatch:
+def to_record_batch(columns: _Columns) -> pa.RecordBatch:
     """Make a batch of rows out of a worker's columns.
 
     Not in the worker: pyarrow imports pandas with the first array it makes, a fifth of a second in each process.
@@ -123,19 +123,25 @@ def _batch(columns: _Columns) -> pa.RecordBatch:
 
 
 def _decode_piece(piece: Piece, scratch: str, params: Prepare) -> _Columns:
-    return _decode_examples(piece.start, list(data.examples(piece)), scratch, params)
+    return _decode_to_file(piece.start, list(data.examples(piece)), scratch, params)
 
 
-def _decode_examples(start: int, examples: list[Example], scratch: str, params: Prepare) -> _Columns:
+def _decode_to_file(start: int, examples: list[Example], scratch: str, params: Prepare) -> _Columns:
     """Decode some examples in a worker: pixels go straight into the scratch file, the columns of their rows come back."""
+    pixels, columns = decode_examples(examples, params)
+    with open(scratch, "r+b") as file:
+        file.seek(start * pixels[0].nbytes)
+        file.write(pixels.data)
+    return columns
+
+
+def decode_examples(examples: list[Example], params: Prepare) -> tuple[NDArray[np.uint8], _Columns]:
+    """Return uint8 pixels (n, height, width, channels), zeros for a faulty example, and the columns of the rows."""
     pixels = np.zeros((len(examples), *params.image_size, params.channels), dtype=np.uint8)
     rows = [_decode_example(example, pixels[i], params) for i, example in enumerate(examples)]
     facts = dict(zip(_FACTS, zip(*rows, strict=True), strict=True))
     grey = statistics.luma(pixels)
-    with open(scratch, "r+b") as file:
-        file.seek(start * pixels[0].nbytes)
-        file.write(pixels.data)
-    return {**facts, "perceptual_hash": statistics.difference_hash(grey), **statistics.measure(pixels, grey)}
+    return pixels, {**facts, "perceptual_hash": statistics.difference_hash(grey), **statistics.measure(pixels, grey)}
 
 
 def _decode_example(example: Example, out: NDArray[np.uint8], params: Prepare) -> tuple[Any, ...]:

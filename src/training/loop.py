@@ -85,7 +85,7 @@ class Learner:
     @property
     def judged(self) -> Classifier:
         """The weights that are validated and kept: the moving average where there is one."""
-        return self.average.module if self.average else self.classifier  # type: ignore[return-value]
+        return self.average.module if self.average else self.classifier
 
     def autocast(self) -> torch.autocast:
         """Return the context that steps compute in."""
@@ -184,7 +184,7 @@ def prepare(
     device = machine.device(params, world)
     bf16 = machine.bf16(params, device)
     layers.require_sound(classifier, device)
-    classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier.to(device=device, memory_format=torch.channels_last)
     training, held_out = (
         Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
     )

@@ -80,7 +80,8 @@ def state_dict(path: Path) -> dict[str, Tensor]:
         start = file.read(4)
     if start in _MAGIC:
         return _tensors(_opened(path), path)
-    return read_weights(path, f"{_ADVICE}; expected is a safetensors file or a PyTorch state dict")
+    tensors: dict[str, Tensor] = read_weights(path, f"{_ADVICE}; expected is a safetensors file or a PyTorch state dict")
+    return tensors
 
 
 def _opened(path: Path) -> Any:

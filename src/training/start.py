@@ -33,7 +33,7 @@ def start(task: Task, params: Train, say: Callable[[str], None] = print) -> tupl
     mean, deviation = channel_statistics(images)
     classifier = model.build(params.network, task.shape, params.width, mean, deviation, params.tta)
     if hasattr(classifier.network, "initialise_from"):
-        classifier.network.initialise_from(classifier.normalised(_sample(images, params.seed)))  # type: ignore[operator]
+        classifier.network.initialise_from(classifier.normalised(_sample(images, params.seed)))
     if params.weights:
         _load(classifier, task, params, say)
     return classifier, layers.freeze(classifier, params)
