@@ -1,0 +1,82 @@
+"""`make test` asks little of the style of a fork's own files: python -m pytest tests/test_lint.py"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+YOURS = ("src/data.py", "src/model.py", "tests/test_yours.py")
+
+
+class Careless(ast.NodeTransformer):
+    """Code without annotations and docstrings; ast.unparse adds single quotes and long lines."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        for argument in (*node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg):
+            if argument:
+                argument.annotation = None
+        return self._without_docstring(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._without_docstring(node)
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        return self._without_docstring(node)
+
+    def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef | ast.Module) -> ast.AST:
+        if ast.get_docstring(node):
+            node.body = node.body[1:] or [ast.Pass()]
+        return self.generic_visit(node)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What lint and types look at, with the fork's own files in a careless style."""
+    for name in ("src", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for name in YOURS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        careless = ast.unparse(Careless().visit(ast.parse((ROOT / name).read_text())))
+        (tmp_path / name).write_text(
+            f"import os, sys\n{careless}\ndef unTyped(x, l = []): return [i for i in l if i != x]\n"
+        )
+    return tmp_path
+
+
+def lint(folder: Path, tool: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run the commands of `make test` that call a tool."""
+    recipe = (ROOT / "Makefile").read_text().split("\ntest: ")[1].split("\n\n")[0]
+    commands = re.findall(rf"^\t@\$\(RUN\) (-m {tool}\b.*)$", recipe, re.MULTILINE)
+    assert commands
+    return [
+        subprocess.run([sys.executable, *command.split()], cwd=folder, capture_output=True, text=True)
+        for command in commands
+    ]
+
+
+def test_ruff_takes_a_careless_style_and_refuses_an_undefined_name(clone: Path) -> None:
+    assert [run.stdout for run in lint(clone, "ruff") if run.returncode] == []
+    with (clone / "src/model.py").open("a") as file:
+        file.write("def broken(): return undefined_name\n")
+    refused = [run.stdout for run in lint(clone, "ruff") if run.returncode]
+    assert len(refused) == 1
+    assert "Undefined name `undefined_name`" in refused[0]
+
+
+@pytest.mark.slow
+def test_mypy_takes_functions_without_annotations(clone: Path) -> None:
+    assert [run.stdout for run in lint(clone, "mypy") if run.returncode] == []
+
+
+@pytest.mark.template
+@pytest.mark.parametrize("command", ["check", "format --check"])
+def test_the_template_s_own_are_as_strict_as_the_rest(command: str) -> None:
+    run = subprocess.run([sys.executable, "-m", "ruff", *command.split(), *YOURS], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
