@@ -12,8 +12,9 @@ from torch import nn
 from src import export, model
 from src.arrays import Split
 from src.command import UserError
-from src.model import Shape, Shortcut, build
+from src.model import Shape, build
 from src.params import Train
+from src.shortcut import Shortcut
 from src.training import machine
 from src.training.loop import fit
 from src.training.task import Task

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from src.command import UserError
-from src.model import Classifier, Shortcut
+from src.model import Classifier
 from src.params import Train
+from src.shortcut import Shortcut
 
 
 def freeze(classifier: Classifier, params: Train) -> list[nn.Module]:
@@ -36,7 +37,7 @@ def freeze(classifier: Classifier, params: Train) -> list[nn.Module]:
 
 
 def require_sound(classifier: Classifier, device: torch.device) -> None:
-    """Refuse a layer whose gradient is wrong there: `Shortcut` of src/model.py tells why, and does without it.
+    """Refuse a layer whose gradient is wrong there: `Shortcut` of src/shortcut.py tells why, and does without it.
 
     Raises:
         UserError: names the layer.
@@ -54,7 +55,7 @@ def require_sound(classifier: Classifier, device: torch.device) -> None:
         ):
             raise UserError(
                 f"layer {name} is a strided 1x1 convolution of {layer.in_channels} input channels: PyTorch crashes in its "
-                f"gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put Shortcut of src/model.py in its place, or "
+                f"gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put src.shortcut.Shortcut in its place, or "
                 f"give it {Shortcut.FEWEST} input channels or more"
             )
 

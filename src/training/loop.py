@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from src import airbench, arrays, augment, batches, checkpoint, export, metrics, model, tracking
+from src import airbench, arrays, augment, batches, checkpoint, export, metrics, model, shortcut, tracking
 from src.arrays import Split
 from src.batches import Batches
 from src.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ _CHECK_EVERY = 200  # steps between looks at the loss
 _EVALUATION_BATCH = 512
 _WORTH_A_LOOK = 1e13  # operations of a training, about a minute of two cores: a shorter one is its own look ahead
 CODE = [  # whatever of it changes, a state saved before is no state of this run
-    *(Path(module.__file__) for module in (airbench, arrays, augment, batches, model) if module.__file__),
+    *(Path(module.__file__) for module in (airbench, arrays, augment, batches, model, shortcut) if module.__file__),
     *sorted(Path(__file__).parent.glob("*.py")),
 ]
 
