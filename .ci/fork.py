@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-LABELS = ("circle", "square", "triangle")
+LABELS = {"circle": (220, 60, 60), "square": (60, 200, 60), "triangle": (70, 90, 230)}  # colours: learnt in a few epochs
 EACH = 70
 DIALS = {
     "prepare.image_size": 48,
@@ -60,7 +60,7 @@ def visible_files(root):
 
 
 def draw(label: str, random: np.random.Generator) -> Image.Image:
-    """Draw one shape in a random colour, at a random place and size, on a noisy ground."""
+    """Draw one shape in about its colour, at a random place and size, on a noisy ground."""
     width, height = (int(side) for side in random.integers(48, 80, 2))
     ground = random.integers(0, 100, 3)
     noise = random.normal(0, 12, (height, width, 3))
