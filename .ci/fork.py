@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-LABELS = {"circle": (220, 60, 60), "square": (60, 200, 60), "triangle": (70, 90, 230)}  # colours: learnt in a few epochs
+COLOURS = {"circle": (220, 60, 60), "square": (60, 200, 60), "triangle": (70, 90, 230)}  # learnt in a few epochs
 EACH = 70
 DIALS = {
     "prepare.image_size": 48,
     "prepare.fit": "pad",
     "prepare.validation_share": 0.2,
-    "validate.labels": list(LABELS),
+    "validate.labels": list(COLOURS),
     "validate.max_duplicates": 0.1,
     "validate.checks.drift": "off",
     "train.seed": 7,
@@ -67,10 +67,8 @@ def draw(label: str, random: np.random.Generator) -> Image.Image:
     image = Image.fromarray(np.clip(ground + noise, 0, 255).astype(np.uint8))
     radius = int(random.integers(12, 20))
     x, y = (int(random.integers(radius + 1, side - radius)) for side in (width, height))
-    box, colour = (
-        (x - radius, y - radius, x + radius, y + radius),
-        tuple(int(value) for value in random.integers(140, 256, 3)),
-    )
+    box = (x - radius, y - radius, x + radius, y + radius)
+    colour = tuple(int(np.clip(value + random.normal(0, 25), 0, 255)) for value in COLOURS[label])
     pen = ImageDraw.Draw(image)
     if label == "circle":
         pen.ellipse(box, fill=colour)
@@ -91,7 +89,7 @@ def replace(path: Path, old: str, new: str) -> None:
 def main() -> None:
     """Change data, params, src/data.py, src/model.py and README.md of the clone that this runs in."""
     random = np.random.default_rng(0)
-    for label in LABELS:
+    for label in COLOURS:
         (Path("data") / label).mkdir(parents=True)
         for number in range(EACH):
             name = f"IMG_{number:04}.{'jpg' if number % 3 else 'png'}"
