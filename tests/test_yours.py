@@ -142,12 +142,15 @@ def test_labels_are_sane(examples: Sample) -> None:
     labels = sorted(label for label in examples.labels if label is not None)
     if len(labels) < 2:
         fail(f"data/ has {len(labels)} class ({', '.join(map(repr, labels))}), needed are 2: add data/<another label>/")
+    spaced = [label for label in labels if label != label.strip() or not label]
+    if spaced:
+        fail(f"label {spaced[0]!r} is empty, or begins or ends with a space: give data/{spaced[0]}/ another name")
     near = defaultdict(list)
     for label in labels:
-        near[label.strip().casefold()].append(label)
+        near[label.casefold()].append(label)
     alike = [group for group in near.values() if len(group) > 1]
     if alike:
-        fail(f"labels {', '.join(map(repr, alike[0]))} differ in spaces or capitals alone: give one name to both")
+        fail(f"labels {', '.join(map(repr, alike[0]))} differ in capitals alone: give both one name")
     asked = {"schema", "labels", *(["min_images"] if examples.whole else [])}
     found = checks.inspect(examples.rows, params().validation, reference.Reference(), np.empty((0, 2), dtype=np.int64))[0]
     wrong = [finding for finding in found if finding.check in asked and finding.level == "error"]
