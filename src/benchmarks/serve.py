@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from src import hardware
+from src import hardware, params
 from src.benchmarks import load, questions, rounds, serve_results, serve_table
 from src.benchmarks.limit import Loops
 from src.benchmarks.rounds import CONCURRENCIES, Case
@@ -153,7 +153,13 @@ def _tell(found: Json) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="serve", description="Measure the service as ratios to other ways to serve.")
     parser.add_argument("--model", type=Path, default=Path("out/model"), help="folder with model.onnx and card.json")
-    parser.add_argument("--network", help="measure this network of src/model.py, untrained, in the place of a model")
+    parser.add_argument(
+        "--network",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="measure this network of src/model.py, untrained, in the place of a model; without a name that of params.yaml",
+    )
     parser.add_argument("--input", type=int, default=32, help="pixels of a side that --network takes")
     parser.add_argument("--width", type=int, help="of --network")
     parser.add_argument("--format", choices=("png", "jpeg"), default="png", help="of the uploads")
@@ -164,6 +170,9 @@ def main() -> None:
     parser.add_argument("--base", help="branch whose service is measured too, such as origin/main")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder to write")
     args = parser.parse_args()
+    if args.network == "":
+        chosen = params.load(Path("params.yaml"))
+        args.network, args.width, args.input = chosen.train.network, chosen.train.width, chosen.prepare.image_size[0]
     args.size = args.size or (args.input if args.network else 32)
     if min(args.seconds, args.rounds, args.size, args.input) < 1:
         raise UserError("--seconds, --rounds, --size and --input are at least 1: give whole numbers over 0")
