@@ -97,6 +97,8 @@ def examples() -> Sample:
         return sample()
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename} cannot be read ({error.strerror}): check owner and mode of the file or folder")
 
 
 def fail(message: str) -> Any:
@@ -155,7 +157,7 @@ def test_labels_are_sane(examples: Sample) -> None:
     found = checks.inspect(examples.rows, params().validation, reference.Reference(), np.empty((0, 2), dtype=np.int64))[0]
     wrong = [finding for finding in found if finding.check in asked and finding.level == "error"]
     if wrong:
-        fail("\n".join(f"{each.message}: {', '.join(each.files[:5])}" for each in wrong))
+        fail("\n".join(": ".join([each.message, *([", ".join(each.files[:5])] if each.files else [])]) for each in wrong))
 
 
 def test_split_is_stable_and_has_every_side(examples: Sample) -> None:
