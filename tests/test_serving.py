@@ -34,7 +34,7 @@ from test_pipeline import copy_repository, python, require_success
 from src import images, lineage
 from src.command import UserError, cores
 from src.files import read_json, sha256, write_json
-from src.serving import identity, layout, logs, multipart, settings
+from src.serving import identity, layout, logs, multipart, serve, settings
 from src.serving.engine import Engine
 from src.serving.http import protocol
 from src.serving.problems import ProblemError
@@ -852,6 +852,18 @@ def test_make_serve_says_where_and_answers_as_the_golden_examples_say(tmp_path: 
         stop_all(process)
         assert process.stdout
         assert url in process.stdout.readline()
+
+
+@pytest.mark.parametrize(("given", "home"), [(None, ROOT / "out" / "bentoml"), ("/elsewhere", Path("/elsewhere"))])
+def test_serve_keeps_the_files_of_bentoml_out_of_the_home_folder(
+    model: Path, given: str | None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"BENTOML_HOME": given} if given else {})
+    monkeypatch.setattr(os, "chdir", lambda _: None)
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["serve", "--model", str(model), "--port", str(free_port())])
+    serve.main()
+    assert os.environ["BENTOML_HOME"] == str(home)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Serve the current model on this machine, without a container: `make serve`.
 
-Reads out/model, which the pipeline made; writes nothing. http://127.0.0.1:3000 shows what can be asked.
+Reads out/model, which the pipeline made; BentoML's own files go to out/bentoml, or where BENTOML_HOME says.
+http://127.0.0.1:3000 shows what can be asked.
 
 python -m src.serving.serve [--port 3000] [--host 127.0.0.1] [--model out/model]
 """
@@ -32,6 +33,7 @@ def main() -> None:
     print(
         f"serve: {found.card['network']}, version {found.version}: http://{host}:{given.port} (Ctrl-C stops it)", flush=True
     )
+    os.environ.setdefault("BENTOML_HOME", str(ROOT / "out" / "bentoml"))  # else below the home folder, perhaps read-only
     os.environ |= {"SERVE_MODEL": str(folder), "BENTOML_DO_NOT_TRACK": "true", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
     os.chdir(ROOT)
