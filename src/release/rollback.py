@@ -33,6 +33,8 @@ def rollback(version: str | None, reason: str, record: dict[str, Any]) -> None:
     started = time.monotonic()
     settings = all_settings.read()
     with journal.locked(settings, "rollback") as (notes, lock):
+        if not notes.state.intent:
+            _target(notes, version)  # before the engine is asked for: there may be nothing to go back to
         site = Site(settings, notes)
         opening = threading.Thread(target=partial(_open_registry, site), daemon=True)
         opening.start()  # importing MLflow takes as long as the container takes to start
@@ -65,10 +67,10 @@ def _open_registry(site: Site) -> None:
 
 def _target(notes: Journal, version: str | None) -> Running:
     state = notes.state
+    if state.live is None:
+        raise RefusedError("missing", "nothing is deployed on this host yet", "make deploy")
     known = [running for running in (state.previous, state.live) if running]
     if version is None:
-        if state.live is None:
-            raise RefusedError("missing", "nothing is deployed on this host yet", "make deploy")
         if state.previous is None:
             said = f"version {state.live.version} is the first one on this host: there is nothing to go back to"
             raise RefusedError("missing", said, "deploy another version, or revert the pull request that brought this one")

@@ -33,7 +33,6 @@ def status(settings: Settings) -> dict[str, Any]:
     told: dict[str, Any] = {"environment": settings.environment, "url": settings.url, "wrong": []}
     told |= {"live": None, "previous": None, "aliases": {}}
     if state.live is None:
-        told["wrong"].append("nothing is deployed on this host yet: make deploy")
         return told
     site = Site(settings, notes)
     told["live"] = _describe(site, state.live) | {"ready": site.client(state.live).ready()}
@@ -96,6 +95,8 @@ def _aliases(settings: Settings, live: Running, wrong: list[str]) -> dict[str, A
 
 def show(told: dict[str, Any]) -> str:
     """Lay it out for a person."""
+    if told["live"] is None:
+        return "nothing is deployed on this host yet: make deploy"
     rows = []
     for name in ("live", "previous"):
         found = told[name]
@@ -108,13 +109,12 @@ def show(told: dict[str, Any]) -> str:
         rows.append((name, f"version {found['version']}", doing, f"since {found['since']}", pull_request, verdict))
     header = (told["environment"], "model", "is", "live", "pull request", "verdict")
     lines = [table(header, rows), ""]
-    if told["live"]:
-        live = told["live"]
-        lines += [
-            f"{label:<10}{live[key]}" for label, key in (("commit", "commit"), ("manifest", "manifest"), ("image", "image"))
-        ]
-        lines += [f"{'aliases':<10}" + ", ".join(f"{alias} {number}" for alias, number in told["aliases"].items() if number)]
-        lines += [f"{'address':<10}{told['url']}"]
+    live = told["live"]
+    lines += [
+        f"{label:<10}{live[key]}" for label, key in (("commit", "commit"), ("manifest", "manifest"), ("image", "image"))
+    ]
+    lines += [f"{'aliases':<10}" + ", ".join(f"{alias} {number}" for alias, number in told["aliases"].items() if number)]
+    lines += [f"{'address':<10}{told['url']}"]
     lines += ["", *(f"wrong: {sentence}" for sentence in told["wrong"])] if told["wrong"] else []
     return "\n".join(lines)
 
