@@ -416,10 +416,19 @@ def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: R
     done = command("settings", "--yes")
     assert done.returncode == 1
     assert "failed   ruleset-main.json: POST repos/alice/demo/rulesets: 403, Upgrade to GitHub Pro" in done.stderr
+    assert "make this repository public: your plan does not have it in a private repository" in done.stderr
     assert "failed   environment-fork-training.json:" in done.stderr
     assert site.labels.keys() >= set(LABELS.values())
     assert site.policies
     assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.slow
+@needs_gh
+def test_what_the_plan_lacks_is_told_as_that(site: Site, command: Run) -> None:
+    site.refused["GET rules/branches/main"] = (403, "Upgrade to GitHub Pro or make this repository public", {})
+    (line,) = [line for line in command("doctor").stdout.splitlines() if line.startswith("  unknown  the verdict blocks")]
+    assert line.endswith("; your plan does not have it in a private repository: README has the table of plans")
 
 
 @pytest.mark.slow

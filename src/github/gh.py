@@ -18,17 +18,19 @@ from urllib.parse import urlsplit
 
 from src.command import UserError
 
+PLAN = "your plan does not have it in a private repository: README has the table of plans"
 _PATIENCE = 60  # seconds one request may take
 _PAGE = 30  # the most that a page of variables may hold; every other list allows at least as many
 _QUIET = {"GH_PROMPT_DISABLED": "1", "GH_NO_UPDATE_NOTIFIER": "1", "NO_COLOR": "1", "GH_PAGER": "cat", "GH_DEBUG": ""}
 
 
 class RefusedError(UserError):
-    """GitHub answered, and not with what was asked for: `status` is its HTTP status."""
+    """GitHub answered, and not with what was asked for: `status` is its HTTP status, `by_plan` whether the plan lacks it."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+        self.by_plan = status == 403 and "upgrade to github" in message.lower()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from src.command import UserError, run
-from src.github.gh import Gh, RefusedError
+from src.github.gh import PLAN, Gh, RefusedError
 from src.github.state import inspect
 from src.github.wanted import Change, Finding
 
@@ -63,19 +63,21 @@ def _apply(gh: Gh, change: Change) -> bool:
     try:
         gh.send(change.method, change.path, change.body)
     except RefusedError as error:
-        print(f"failed   {change.file.name}: {error}{_advice(error.status)}", file=sys.stderr)
+        print(f"failed   {change.file.name}: {error}{_advice(error)}", file=sys.stderr)
         return False
     print(f"changed  {change.file.name}: {change.method} {gh.address(change.path)}")
     return True
 
 
-def _advice(status: int) -> str:
+def _advice(error: RefusedError) -> str:
+    if error.by_plan:
+        return f": {PLAN}"
     return {
         403: ": an administrator must do it (a fine-grained token: Administration, write), or your plan does not have it",
         404: ": an administrator must do it (a fine-grained token: Administration, write), or your plan does not have it",
         409: ": your organisation forbids it; ask its owner",
         422: ": your plan does not have it, or the file asks for what GitHub does not know",
-    }.get(status, "; run make settings again")
+    }.get(error.status, "; run make settings again")
 
 
 def _by_hand(findings: list[Finding]) -> None:

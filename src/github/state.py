@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from src.command import UserError
-from src.github.gh import Gh, RefusedError
+from src.github.gh import PLAN, Gh, RefusedError
 from src.github.wanted import Change, Finding, Repository, raised
 
 _ADMIN = "you must be an administrator (a fine-grained token: Administration, read)"
@@ -108,7 +108,7 @@ def _look(repository: Repository, check: _Check) -> list[Finding]:
     try:
         findings.extend(check.look(repository))  # what was found before a refusal stays
     except RefusedError as error:
-        lacking = "" if repository.admin else f"; {check.permission}"
+        lacking = f"; {PLAN}" if error.by_plan else "" if repository.admin else f"; {check.permission}"
         findings.append(Finding("unknown", check.required, f"{check.what}: GitHub does not show it ({error}){lacking}"))
     return findings
 
