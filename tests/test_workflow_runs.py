@@ -507,7 +507,7 @@ def seen(request: pytest.FixtureRequest, moments: dict[str, Seen]) -> Seen:
 def test_without_a_model_on_main_only_the_floors_count_and_the_report_says_so(world: World, seen: Seen) -> None:
     assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
     assert "pass" in seen.first_line
-    assert "no model of main" in seen.text
+    assert "no model of your own" in seen.text
     assert (seen.verdict["verdict"], seen.verdict["baseline"]) == ("pass", False)
     assert world.gate(seen.head)[0] == "success"
     assert world.changed_by(seen.head) == set(REVIEWED)

@@ -1,5 +1,7 @@
 """Judge a model beside the deployed one, by this commit's code and the gates of its params.yaml. Runs no torch.
 
+Where the deployed model is the template's example, the gates are those of the request's params: the first of a fork's own.
+
     python -m src.judging request.json out/judged
 
 The request names files of the commit under judgement, by absolute paths or below the working directory, which is that

@@ -256,7 +256,7 @@ def _is_example(tree: Path) -> bool | None:
     with suppress(UserError):
         example, main = (lineage.read_manifest(tree / name) for name in (_EXAMPLE, "manifest.json"))
         if example and main and example["data"]["digest"]:
-            of_model = lineage.inputs(tree)["stages"]["prepare"]["deps"].get("data")
+            of_model = lineage.inputs(tree)["stages"].get("prepare", {}).get("deps", {}).get("data")
             return {main["data"]["digest"], of_model} == {example["data"]["digest"]}
     return None
 

@@ -176,8 +176,8 @@ def _lineage(facts: Facts) -> list[Section]:
     if facts.lineage:
         blocks.append(Paragraph((Code("manifest.json"), " lists the digest of every file that went in.")))
     if changed := facts.at.uncommitted:
-        named = words.listed(list(changed))
-        blocks.append(Paragraph(f"No commit has what this model was made of: commit {named}, then run make report again."))
+        said = words.listed(list(changed))
+        blocks.append(Paragraph(f"No commit has what this model was made of: commit {said}, then run make report again."))
     else:
         blocks += [Paragraph("To make this model again and see this report:"), Listing(_commands(facts), "sh")]
     if facts.at.run_url:
