@@ -6,7 +6,6 @@ a thread works ahead, so that the device does not wait. All three pass every ima
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -84,10 +83,6 @@ class Batches:
     def example(self, size: int) -> Batch:
         """Return the first images and labels, unchanged: uint8 (n, channels, height, width), and int64 (n,)."""
         return next(self._plain(size, 0, len(self) or 1))
-
-    def trial(self, size: int, seed: int) -> Iterator[Batch]:
-        """Yield what `epoch` does, to time a step with; where that is slow to begin, the first batch over and over."""
-        return repeat(self.example(-(-size // self._world.size))) if self._windowed else self.epoch(size, seed)
 
     def epoch(self, size: int, seed: int) -> Iterator[Batch]:
         """Yield augmented images and their targets in random order.

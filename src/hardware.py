@@ -1,21 +1,14 @@
-"""What machine this is, and how fast a model answers on it."""
+"""What machine this is."""
 
 import os
 import platform
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from src.command import cores
 from src.files import rounded
-from src.inference import Model
-
-_WARM_UP = 20
 
 
 def describe() -> dict[str, Any]:
@@ -27,24 +20,6 @@ def describe() -> dict[str, Any]:
         "memory_gib": rounded(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "processor": _processor(),
     }
-
-
-def latencies(model: Model, images: NDArray[np.uint8], requests: int) -> NDArray[np.float64]:
-    """Return how long each of so many single-image requests took, in milliseconds, after a warm-up."""
-    for _ in range(_WARM_UP):
-        model.probabilities(images[:1])
-    taken = np.empty(requests)
-    for i in range(requests):
-        started = time.perf_counter()
-        model.probabilities(images[i % len(images)][None])
-        taken[i] = (time.perf_counter() - started) * 1000
-    return taken
-
-
-def percentiles(milliseconds: NDArray[np.float64]) -> dict[str, float]:
-    """Return p50, p95 and p99."""
-    values = np.percentile(milliseconds, [50, 95, 99])
-    return {name: rounded(value, 4) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
 
 
 def _accelerator() -> str | None:

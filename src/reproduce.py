@@ -24,7 +24,6 @@ from src.versioning import dvc, has_unrecorded_changes, watch_dvc
 from src.worktree import bring
 
 _METRICS = Path("metrics.json")
-_TIMINGS = Path("out/timings.json")
 _LOCK = Path("dvc.lock")
 _PARAMS = Path("params.yaml")
 _OPEN = {
@@ -178,15 +177,13 @@ def _require_success(status: int | None, journal: Journal, told: dict[str, Any],
 
 
 def _results() -> str:
-    metrics, timings = (read_json(path, made_by="evaluate") for path in (_METRICS, _TIMINGS))
+    metrics = read_json(_METRICS, made_by="evaluate")
     baseline = metrics["baseline"]
     rows = [["accuracy", _accuracy(metrics), _accuracy(baseline)]]
     rows += [[name, f"{metrics[name]:.4f}", f"{baseline[name]:.4f}"] for name in ("macro_f1", "log_loss", "ece")]
     worst, score = min(((name, scores["recall"]) for name, scores in metrics["per_class"].items()), key=lambda pair: pair[1])
     rows.append(["worst class", f"{worst}: recall {score:.2%}", ""])
     rows.append(["model size", f"{metrics['model_bytes'] / 2**20:.1f} MiB", ""])
-    rows.append(["latency p95", f"{timings['latency_ms']['p95']:.2f} ms", ""])
-    rows.append(["throughput", f"{timings['throughput_images_per_second']:,.0f} images/s", ""])
     return table([f"test, {metrics['images']} images", "model", "logistic regression"], rows)
 
 

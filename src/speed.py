@@ -1,4 +1,4 @@
-"""How much faster one model answers than another on this machine: both in turns, so that a busy moment meets both."""
+"""How fast a model answers on this machine, and how much faster than another one: both in turns, to meet the same load."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from src.significance import interval
 _BLOCK = 0.03  # seconds of calls that count as one measurement
 _LEAST, _MOST = 9, 40  # rounds
 _BUDGET = 6.0  # seconds of one comparison, once the least rounds are done
-_WARM_UP = 2
+_WARM_UP = 2  # batches
+_WARM_UP_REQUESTS = 20
 
 
 def side_by_side(slow: Model, fast: Model, images: NDArray[np.uint8], confidence: float, resamples: int) -> dict[str, float]:
@@ -39,6 +40,24 @@ def side_by_side(slow: Model, fast: Model, images: NDArray[np.uint8], confidence
         taken = {which: calls[which]() for which in order}
         times.append([taken[0], taken[1]])
     return _numbers(np.array(times), len(images), confidence, resamples)
+
+
+def latencies(model: Model, images: NDArray[np.uint8], requests: int) -> NDArray[np.float64]:
+    """Return how long each of so many single-image requests took, in milliseconds, after a warm-up."""
+    for _ in range(_WARM_UP_REQUESTS):
+        model.probabilities(images[:1])
+    taken = np.empty(requests)
+    for i in range(requests):
+        started = time.perf_counter()
+        model.probabilities(images[i % len(images)][None])
+        taken[i] = (time.perf_counter() - started) * 1000
+    return taken
+
+
+def percentiles(milliseconds: NDArray[np.float64]) -> dict[str, float]:
+    """Return p50, p95 and p99."""
+    values = np.percentile(milliseconds, [50, 95, 99])
+    return {name: rounded(value, 4) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
 
 
 def _calls(model: Model, images: NDArray[np.uint8]) -> Callable[[], float]:

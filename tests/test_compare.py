@@ -114,7 +114,8 @@ def test_the_same_model_is_no_worse_than_itself(fork: Path) -> None:
     assert timings["candidate"]["p95"] > 0
     assert len(timings["main"]["blocks"]) == len(timings["candidate"]["blocks"])
     (fork / "out/history").mkdir(exist_ok=True)
-    (fork / "out/history/throughput.json").write_text('{"images_per_second": 4000.0, "energy_of": "GPU"}')
+    trained = {"images_per_second": 4000.0, "model_sha256": sha256(fork / "out/model/model.onnx")}
+    (fork / "out/history/throughput.json").write_text(json.dumps(trained))
     verdict = judge(fork, {"sha": "a" * 40, "number": 7, "run_url": "https://x/1"})
     assert verdict["verdict"] == "pass"
     told = read_json(fork / "manifest.json", "")
@@ -122,6 +123,20 @@ def test_the_same_model_is_no_worse_than_itself(fork: Path) -> None:
     assert (told["throughput"]["images_per_second"], told["throughput"]["energy_kwh"]) == (4000.0, None)
     assert told["outputs"]["model_sha256"] == sha256(fork / "out/model/model.onnx")
     assert git(fork, "worktree", "list").count("\n") == 0
+
+
+def test_the_lineage_has_no_figures_of_another_models_training(fork: Path) -> None:
+    compare(fork)
+    (fork / "out/run.json").write_text(json.dumps({**read_json(fork / "out/run.json", ""), "seconds": {}}))
+    (fork / "out/history").mkdir(exist_ok=True)
+    record = {"images_per_second": 4000.0, "seconds": 45.0, "hardware": {"cores": 1}}
+    for digest, seconds in (("0" * 64, None), (sha256(fork / "out/model/model.onnx"), 45.0)):
+        (fork / "manifest.json").unlink(missing_ok=True)
+        (fork / "out/history/throughput.json").write_text(json.dumps({**record, "model_sha256": digest}))
+        judge(fork, {"sha": "a" * 40, "number": 7})
+        told = read_json(fork / "manifest.json", "")
+        assert told["training_seconds"] == seconds
+        assert bool(told["hardware"]) == bool(told["throughput"]) == (seconds is not None)
 
 
 def test_judging_again_changes_no_file(fork: Path) -> None:

@@ -86,19 +86,20 @@ def test_a_network_whose_gradient_would_be_wrong_is_refused_by_layer(monkeypatch
     fit(task(), train.model_copy(update=frozen), None, quiet=True)
 
 
-def test_the_trial_of_threads_leaves_the_network_and_the_draws_as_they_were(train: Train) -> None:
-    network = build("small_resnet", Shape((8, 8), 3, 3), 8, [127.0] * 3, [64.0] * 3).train()
-    images, labels = torch.zeros(32, 3, 8, 8, dtype=torch.uint8), torch.zeros(32, dtype=torch.long)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    torch.manual_seed(3)
-    wanted = torch.rand(1)
-    torch.manual_seed(3)
-    said = machine.threads(network, images, lambda: iter([(images, labels)]), False, train, World())
-    assert "thread" in said
-    assert torch.equal(torch.rand(1), wanted)
-    assert network.training
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+@pytest.mark.parametrize(
+    ("step_flops", "local_size", "threads"),
+    [(0.67e9, 1, 1), (2.9e9, 1, 1), (3.1e9, 1, 2), (196e9, 1, 8), (196e9, 4, 2), (0, 16, 1)],
+)
+def test_the_number_of_threads_follows_from_a_steps_operations_and_the_cores(
+    step_flops: float, local_size: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is the starter's step, 196 GFLOP are those of params/cifar10.yaml."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    assert machine.threads(step_flops, World(local_size=local_size)).startswith(
+        f"{threads} of {8 // local_size or 1} threads"
+    )
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -109,12 +110,12 @@ def test_the_trial_of_threads_leaves_the_network_and_the_draws_as_they_were(trai
         ({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "x"}, None, 3),
     ],
 )
-def test_threads_that_were_asked_for_are_not_measured(
-    variables: dict[str, str], given: int | None, threads: int, train: Train, monkeypatch: pytest.MonkeyPatch
+def test_threads_that_were_asked_for_are_taken(
+    variables: dict[str, str], given: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    said = machine.threads(nn.Identity(), torch.zeros(1, 1), iter, False, train, World(), given)
+    said = machine.threads(1e12, World(), given)
     assert (torch.get_num_threads(), said.split(",")[0]) == (threads, f"{threads} threads")
 
 

@@ -461,11 +461,29 @@ def test_a_change_of_the_judge_is_a_warning(case: Case) -> None:
     assert "> [!WARNING]\n> This pull request also changes how models are judged: src/gates.py." in text
 
 
-def test_a_run_that_trained_nothing_says_so(case: Case) -> None:
-    assert (
-        "so nothing was trained: model, training time and commit are that run's."
-        in case.change("run.json", seconds={}).told()
-    )
+RECORD = {"ended": "2024-05-01T10:00:00+00:00", "hardware": {"processor": "MOS 6502", "cores": 1}, "seconds": 45.0}
+
+
+def test_a_model_that_was_restored_has_the_figures_of_its_own_training(case: Case) -> None:
+    """The fixture's manifest.json names this model; out/history may hold an earlier training of it, or another one's."""
+    case.change("run.json", seconds={"prepare": 1.5})
+    case.json("history/throughput.json", {**SPEED, **RECORD, "model_sha256": "8" * 64})
+    text = case.told()
+    assert "the model was restored, not trained in this run. It was trained at commit `6666666666` in 1 min 30 s." in text
+    assert "| training | 30.0 s | 1 min 30 s |" in text
+    assert "images a second" not in text
+    case.change("manifest.json", outputs={"model_sha256": "0" * 64, "evaluation_sha256": "0" * 64})
+    text = case.told()
+    assert "not trained in this run. Where and when it was trained is not known here." in text
+    assert "| training | 30.0 s | - |" in text
+    assert "commit it was trained at" not in text
+    case.json("history/throughput.json", {**SPEED, **RECORD, "model_sha256": "5" * 64})
+    text = case.told()
+    assert "It was trained on this machine until 2024-05-01T10:00:00+00:00, in 45.0 s." in text
+    assert "| training | 30.0 s | 45.0 s |" in text
+    assert "| trained on | Zilog Z80, 2 cores" in text
+    assert "MOS 6502" in section(text, "Training time and cost")
+    assert "| training images a second | - | 4,610 |" in text
 
 
 @pytest.mark.parametrize(
@@ -601,7 +619,7 @@ SPEED = {"images_per_second": 4610.4, "data_wait_share": 0.004, "flop_utilisatio
 
 def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
     assert "images a second" not in case.told()
-    case.json("history/throughput.json", {**SPEED, "energy_kwh": 0.5, "energy_of": "GPU"})
+    case.json("history/throughput.json", {**SPEED, "energy_kwh": 0.5, "model_sha256": "5" * 64})
     told = case.told()
     for row in (
         "| training images a second | - | 4,610 |",
@@ -622,7 +640,7 @@ def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
 
 
 def test_energy_that_the_machine_does_not_tell_has_no_row(case: Case) -> None:
-    case.json("history/throughput.json", {**SPEED, "energy_kwh": None, "energy_of": None})
+    case.json("history/throughput.json", {**SPEED, "energy_kwh": None, "model_sha256": "5" * 64})
     assert "images a second" in case.told()
     assert "| energy |" not in case.told()
     case.change("run.json", failed="train")

@@ -116,7 +116,7 @@ def test_what_a_report_shows_makes_no_stage_stale() -> None:
 
 
 def test_the_stage_that_costs_has_only_cached_outputs() -> None:
-    assert STAGES["train"]["outs"] == ["out/model", "out/history"]
+    assert STAGES["train"]["outs"] == ["out/model"]
     assert "metrics" not in STAGES["train"]
 
 

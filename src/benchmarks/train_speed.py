@@ -165,7 +165,7 @@ def _serve(pipe: Connection, way: type[Plain] | type[Ours], args: argparse.Names
 def compare(args: argparse.Namespace) -> str:
     """Time an epoch of each in turn; return a table of medians and whether the two promises hold."""
     ours = Runner(Ours, args)
-    ours.epoch()  # before the other starts: it times how many threads pay, for which the machine has to be quiet
+    ours.epoch()  # a first one each, which warms up
     plain = Runner(Plain, args)
     try:
         plain.epoch()

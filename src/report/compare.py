@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from src import arrays, hardware, lineage, results
+from src import arrays, hardware, lineage, results, speed
 from src.command import UserError, run
 from src.data import read_manifest
 from src.files import check_outputs, read_json, replacing, sha256, write_json
@@ -513,11 +513,11 @@ def _time(main_model: Path, paths: Paths) -> dict[str, Any]:
     for _ in range(_BLOCKS):
         for name, model in models.items():
             images = random.integers(0, 256, (8, *model.size, model.channels), dtype=np.uint8)
-            blocks[name].append(hardware.latencies(model, images, _REQUESTS))
+            blocks[name].append(speed.latencies(model, images, _REQUESTS))
     told: dict[str, Any] = {"candidate": None, "hardware": hardware.describe(), "main": None}
     for name, taken in blocks.items():
         p95 = [round(float(np.percentile(block, 95)), 4) for block in taken]
-        told[name] = {**hardware.percentiles(np.concatenate(taken)), "blocks": p95}
+        told[name] = {**speed.percentiles(np.concatenate(taken)), "blocks": p95}
     return told
 
 

@@ -88,14 +88,16 @@ def _row(name: str, sides: tuple[float | None, float | None], write: words.Write
 def _training(facts: Facts) -> list[Section]:
     spent = {stage: facts.run["seconds"][stage] for stage in STAGES if stage in (facts.run.get("seconds") or {})}
     main = facts.base.get("main_run") or {}
-    this = spent.get("train", facts.lineage.get("training_seconds"))
+    this = facts.training.get("seconds")
     if not spent and this is None:
         return []
     rows: list[tuple[Line, ...]] = [("training", _time(main.get("training_seconds")), _time(this))]
     rows += [(stage, words.NONE, _time(seconds)) for stage, seconds in spent.items() if stage != "train"]
-    here = facts.run.get("hardware") if "train" in spent else facts.lineage.get("hardware") or facts.run.get("hardware")
-    rows += _speed(main.get("throughput") or {}, facts.throughput, facts.this.params.get("energy.price"))
-    rows.append(("trained on", hardware(main["hardware"]) if main.get("hardware") else words.NONE, hardware(here or {})))
+    rows += _speed(
+        main.get("throughput") or {}, facts.training.get("throughput") or {}, facts.this.params.get("energy.price")
+    )
+    machines = [hardware(side["hardware"]) if side.get("hardware") else words.NONE for side in (main, facts.training)]
+    rows.append(("trained on", *machines))
     return [
         Section("Training time and cost", (table(("", "main", "this pull request"), rows, "lrr", 12), _cost(facts, this)))
     ]
@@ -152,7 +154,7 @@ def _cost(facts: Facts, seconds: float | None) -> Paragraph:
     except ValueError:
         return Paragraph(("Cost: not known, since the variable HOURLY_COST is no number: ", Code(told)))
     if seconds is None:
-        return Paragraph("Cost: not known, since nothing was trained here.")
+        return Paragraph("Cost: not known, since the model was trained in another run.")
     return Paragraph(
         f"Cost of training, estimated: {seconds / 3600 * price:.2f} ({words.duration(seconds)} at {price:.2f} an hour)."
     )
@@ -194,7 +196,7 @@ def _digests(lineage: Json) -> dict[str, str | None]:
         **{f"environment, {name}": value for name, value in list(environment.items())[:4]},
         "model": outputs.get("model_sha256"),
         "evaluation": outputs.get("evaluation_sha256"),
-        "commit it was trained at": lineage.get("commit"),
+        "commit it was trained at": lineage.get("commit") if lineage.get("training_seconds") is not None else None,
     }
 
 

@@ -98,7 +98,7 @@ class Facts:
     lineage: Json
     test: Split | None  # the pixels of the test images
     serving: Json  # how fast the service is, of src.benchmarks.serve
-    throughput: Json  # how fast the model was trained and what that took, of the train stage
+    training: Json  # of this very model: `here` or not, seconds, hardware, throughput, commit or end; empty: not known
     at: Circumstances
 
     @property
@@ -177,7 +177,7 @@ def read(paths: Paths) -> Facts:
         lineage=lineage,
         test=_test(paths.arrays) if made["evaluate"] else None,
         serving=_serving(paths.serving, this.card),
-        throughput=_json(paths.history / "throughput.json") if made["train"] else {},
+        training=_training(run, lineage, _json(paths.history / "throughput.json"), this.card) if made["train"] else {},
         at=_circumstances(lineage),
     )
 
@@ -224,6 +224,22 @@ def _lineage(path: Path, card: Json) -> Json:
     lineage = _json(path)
     found = (lineage.get("outputs") or {}).get("model_sha256")
     return lineage if found is not None and found == card.get("model_sha256") else {}
+
+
+def _training(run: Json, lineage: Json, measured: Json, card: Json) -> Json:
+    """Return what is known of the training that made the model at hand, from this run, its lineage or an earlier run here.
+
+    `measured` is throughput.json, which an earlier training may have left: it counts where it names this model.
+    """
+    if not card or measured.get("model_sha256") != card.get("model_sha256"):
+        measured = {}
+    seconds = (run.get("seconds") or {}).get("train")
+    if seconds is not None:
+        return {"here": True, "seconds": seconds, "hardware": run.get("hardware"), "throughput": measured}
+    if (seconds := lineage.get("training_seconds")) is not None:
+        told = {name: lineage.get(name) for name in ("commit", "hardware", "throughput")}
+        return {"here": False, "seconds": seconds, **told}
+    return {"here": False, "throughput": measured, **measured} if measured else {}
 
 
 def _serving(path: Path, card: Json) -> Json:

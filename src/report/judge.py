@@ -51,7 +51,7 @@ def judge(
     params_path: Path,
     history: Path | None = None,
 ) -> None:
-    """Write the verdict, and the lineage of what was judged; `history` tells how fast it was trained.
+    """Write the verdict, and the lineage of what was judged; `history` has the figures of the last training on this machine.
 
     Raises:
         UserError: a file is damaged, or PLAN is no JSON.
@@ -66,7 +66,7 @@ def judge(
         write_json(verdict_path, _unjudged(str(error)))
         print(f"verdict: fail\n- {error}")
         return
-    told |= {"throughput": _throughput(history)}
+    told |= _training(told, history, paths.model)
     known = read_json(main_folder / "facts.json", made_by="evaluate")
     facts = _facts(main_folder, known, told, paths, params)
     verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict()
@@ -225,7 +225,7 @@ def _lineage(
         "pull_request": given.pull_request,
         "run_url": given.run_url,
         "throughput": told["throughput"],
-        "training_seconds": told.get("seconds", {}).get("train"),
+        "training_seconds": told["training_seconds"],
         "verdict": {name: verdict[name] for name in ("verdict", "reasons", *_NO_LABELS) if name != "accepted"},
     }
     return lineage.manifest(Path(), facts, lineage.read_manifest(path))
@@ -253,13 +253,21 @@ def _anchor(verdict: dict[str, Any], known: dict[str, Any], commit: str | None) 
     return {name: before[name] for name in ("commit", "model_sha256")} if before.get("model_sha256") else None
 
 
-def _throughput(history: Path | None) -> dict[str, Any] | None:
-    """What main's next report compares with; None where it was not measured."""
-    path = history / "throughput.json" if history else None
-    if path is None or not path.is_file():
-        return None
-    measured = read_json(path, made_by="train")
-    return {name: measured.get(name) for name in _THROUGHPUT}
+def _training(told: dict[str, Any], history: Path | None, model: Path) -> dict[str, Any]:
+    """Return hardware, training_seconds and throughput of the training of this very model, each None where it is not known.
+
+    A model that was restored was trained in another run: on this machine, if `history` names it, else elsewhere.
+    """
+    record, card = history / "throughput.json" if history else None, model / "card.json"
+    measured = read_json(record, made_by="train") if record and record.is_file() and card.is_file() else {}
+    if measured.get("model_sha256", "") != (read_json(card, made_by="train").get("model_sha256") if measured else None):
+        measured = {}
+    here = told.get("seconds", {}).get("train")
+    return {
+        "hardware": told.get("hardware") if here is not None else measured.get("hardware"),
+        "throughput": {name: measured.get(name) for name in _THROUGHPUT} if measured else None,
+        "training_seconds": measured.get("seconds") if here is None else here,
+    }
 
 
 def main() -> None:

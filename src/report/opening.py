@@ -345,12 +345,23 @@ def _no_baseline(facts: Facts) -> Block | None:
 
 
 def _not_trained(facts: Facts) -> Block | None:
-    if facts.failed or "train" in (facts.run.get("seconds") or {}):
+    training = facts.training
+    if facts.failed or training.get("here"):
         return None
-    return Paragraph(
-        "Nothing the model depends on differs from a run that is recorded, so nothing was trained: model, training time and "
-        "commit are that run's."
+    said = (
+        "Nothing the model depends on differs from a run that is recorded: the model was restored, not trained in this run."
     )
+    if training.get("commit"):
+        where: Line = (
+            " It was trained at commit ",
+            Code(training["commit"][:10]),
+            f" in {words.duration(training['seconds'])}.",
+        )
+    elif training:
+        where = (f" It was trained on this machine until {training['ended']}, in {words.duration(training['seconds'])}.",)
+    else:
+        where = (" Where and when it was trained is not known here.",)
+    return Paragraph((said, *where))
 
 
 def _pictures(facts: Facts) -> Block | None:

@@ -1,14 +1,12 @@
-"""Stage 4, evaluate. Runs the ONNX file on the test split; writes metrics.json, details with pictures, and timings.json.
+"""Stage 4, evaluate. Runs the ONNX file on the test split; writes metrics.json and details with pictures.
 
-    python -m src.stages.evaluate out/arrays out/manifest.parquet out/model metrics.json out/evaluation out/timings.json
+    python -m src.stages.evaluate out/arrays out/manifest.parquet out/model metrics.json out/evaluation
 
-It judges the very file that is served, through ONNX Runtime. What differs between equal runs goes into timings.json and
-nowhere else.
+It judges the very file that is served, through ONNX Runtime. It measures no time: equal runs write equal files.
 """
 
 import argparse
 import csv
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import arrays, baseline, figures, hardware, metrics, results
+from src import arrays, baseline, figures, metrics, results
 from src import model as networks
 from src.arrays import Arrays, Split
 from src.command import UserError, run, table
@@ -30,13 +28,9 @@ from src.model import Classifier
 from src.params import Evaluate, load
 
 _PARITY_IMAGES = 1024
-_TIMED = 300  # single-image requests, after a warm-up
-_TIMED_BATCH = 64
 
 
-def evaluate(
-    folder: Path, manifest: Path, model_folder: Path, metrics_path: Path, details: Path, timings: Path, params: Evaluate
-) -> None:
+def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Path, details: Path, params: Evaluate) -> None:
     """Evaluate the model in `model_folder` on the test split of `folder`.
 
     Raises:
@@ -53,12 +47,11 @@ def evaluate(
     simple = baseline.probabilities(data.split("train"), test, len(data.classes))
     told = _results(test, probabilities, simple, facts, model, parity, params)
     told |= results.trainings(model_folder, params.confidence)
-    with replacing(timings) as fresh_timings, replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
+    with replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
         fresh.mkdir()
         _write_tables(fresh, test, probabilities, facts, told, data.classes, params)
         _write_golden(fresh / "golden", test, probabilities, data.classes, params)
         _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
-        write_json(fresh_timings, _time(model, test))
         write_json(fresh_metrics, told)
     print(_summary(told))
 
@@ -104,23 +97,7 @@ def _results(
         **own,
         "baseline": {**plain, "margin": rounded(own["accuracy"] - plain["accuracy"])},
         "model_bytes": model.path.stat().st_size,
-        "parity": rounded(parity, 9),
-    }
-
-
-def _time(model: Model, test: Split) -> dict[str, Any]:
-    """Measure latency of single images and throughput of batches; the only place for what no two runs agree on."""
-    images = np.array(test.images[:_TIMED_BATCH])
-    latency = hardware.percentiles(hardware.latencies(model, images, _TIMED))
-    batch = np.resize(images, (_TIMED_BATCH, *images.shape[1:]))
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < 0.5:
-        model.probabilities(batch)
-        done += len(batch)
-    return {
-        "hardware": hardware.describe(),
-        "latency_ms": latency,
-        "throughput_images_per_second": rounded(done / (time.perf_counter() - started), 1),
+        "parity": rounded(parity),  # its last bits hang on the number of threads
     }
 
 
@@ -226,14 +203,13 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder that train wrote")
     parser.add_argument("metrics", type=Path, help="metrics.json to write")
     parser.add_argument("details", type=Path, help="folder to write tables, golden examples and pictures into")
-    parser.add_argument("timings", type=Path, help="timings.json to write")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
     inputs = [args.arrays, args.manifest, args.model]
-    check_outputs(inputs, folders=[args.details], files=[args.metrics, args.timings])
+    check_outputs(inputs, folders=[args.details], files=[args.metrics])
     params = load(args.params)
     arrays.load(args.arrays, params.prepare)
-    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, args.timings, params.evaluate)
+    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, params.evaluate)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the epoch with the lowest validation loss. A killed run goes on from its last ch
 
 import argparse
 import csv
+import datetime as dt
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from src import arrays, export, model
+from src import arrays, export, hardware, model
 from src.arrays import Arrays
 from src.checkpoint import held
 from src.command import run
@@ -51,7 +52,7 @@ def train(
         folder: that prepare wrote.
         validation: validation.json.
         out: folder to write the model into.
-        history: folder to write what no two runs agree on into.
+        history: folder to write what no two runs agree on into; it is no output of the pipeline, and names its model.
         checkpoints: folder for the state of a run that is stopped.
         params: the section `train`.
         manifest: that prepare wrote; folds and further seeds need it.
@@ -75,14 +76,16 @@ def train(
         several = series.run(further, data, params, checkpoints, fitted, whole, world)
     if not world.writes:
         return
-    _write(fitted, data, out, history, params, several)
+    _write(fitted, data, out, history, params, several, seconds)
     series.remove(checkpoints)  # not before what was trained is written: until then a kill costs nothing
     if several:
         print(series.summary(several))
     print(f"{said}\n{meter.sentence(fitted.summary)}")
 
 
-def _write(fitted: Fitted, data: Arrays, out: Path, history: Path, params: Train, several: dict[str, Any]) -> None:
+def _write(
+    fitted: Fitted, data: Arrays, out: Path, history: Path, params: Train, several: dict[str, Any], seconds: float
+) -> None:
     classifier = fitted.classifier
     with replacing(out) as fresh, replacing(history) as speeds:
         fresh.mkdir()
@@ -94,7 +97,13 @@ def _write(fitted: Fitted, data: Arrays, out: Path, history: Path, params: Train
             write_json(fresh / f"{name}.json", runs)
         speeds.mkdir()
         _write_csv(speeds / "throughput.csv", fitted.throughput)
-        write_json(speeds / "throughput.json", fitted.summary)
+        about = {
+            "ended": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "hardware": hardware.describe(),
+            "model_sha256": sha256(fresh / "model.onnx"),
+            "seconds": rounded(seconds, 2),
+        }
+        write_json(speeds / "throughput.json", fitted.summary | about)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

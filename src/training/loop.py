@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def fit(
         on_epoch: called on rank 0 with the row of each epoch that has ended; may raise Halt.
         exportable: where the training is long, try first whether the network can be exported to ONNX.
         quiet: print nothing and draw no progress bar.
-        threads: of the CPU; None measures how many pay.
+        threads: of the CPU; None leaves the number to the rule of src/training/machine.py.
         keep: leave the last checkpoint where it is: the caller has more to do before all is safe.
 
     Raises:
@@ -184,16 +183,16 @@ def prepare(
     device = machine.device(params, world)
     bf16 = machine.bf16(params, device)
     layers.require_sound(classifier, device)
+    flops = export.training_flops(classifier, task.size, task.channels)
     classifier.to(device=device, memory_format=torch.channels_last)
     training, held_out = (
         Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
     )
     images, labels = training.example(-(-len(training) // (training.steps(params.batch_size) * world.size)))
-    trial = partial(training.trial, params.batch_size, epoch_seed(params.seed, 0))
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else "CPU, " + machine.threads(classifier, images, trial, bf16, params, world, threads)
+        else "CPU, " + machine.threads(flops * len(images), world, threads)
     )
     say(_headline(classifier, task, params, where, bf16))
     if world.size > 1:

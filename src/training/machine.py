@@ -1,24 +1,19 @@
-"""What the machine gives to training: device, precision, as many threads as pay, an allocator that keeps memory."""
+"""What the machine gives to training: device, precision, as many threads as pay, an allocator that keeps memory.
+
+None of it is measured: equal runs on machines of one kind choose alike, whatever else these have to do.
+"""
 
 import ctypes
-import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from src.batches import Batch
 from src.command import UserError, cores
 from src.params import Train
 from src.training.world import World
 
-_LARGE = 2**22  # numbers a batch makes in the first layer, from which on every core pays and nothing need be measured
-_ROUNDS, _SECONDS = 10, 0.5  # of the trial: by turns, so that a busy moment meets both
-_WORTH = 1.3  # a further thread must gain this much: less is lost again when another process wants the core
+_STEP_FLOPS = 1.5e9  # of a step, for each thread: with twice as many a second thread gains a third; docs/training.md
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
@@ -62,25 +57,13 @@ def keep_memory() -> None:
         mallopt(option, value)
 
 
-def threads(
-    network: nn.Module,
-    images: torch.Tensor,
-    trial: Callable[[], Iterator[Batch]],
-    bf16: bool,
-    params: Train,
-    world: World,
-    given: int | None = None,
-) -> str:
-    """Set PyTorch's number of threads by timing training steps of the network, and say why.
+def threads(step_flops: float, world: World, given: int | None = None) -> str:
+    """Set PyTorch's number of threads by a rule, and say how many and why.
 
     Args:
-        network: stays as it was: it is timed in evaluation mode, and no gradient is kept.
-        images: one batch as it will come, on the CPU.
-        trial: begins an epoch.
-        bf16: whether steps run under autocast.
-        params: the section `train`.
+        step_flops: floating-point operations of a training step of this process, forwards and backwards.
         world: the processes that share this machine's cores.
-        given: so many, unmeasured: who runs several trainings at once has shared out the cores.
+        given: so many: who runs several trainings at once has shared out the cores.
     """
     if given:
         torch.set_num_threads(given)
@@ -89,13 +72,9 @@ def threads(
         torch.set_num_threads(wanted)
         return f"{wanted} threads, as OMP_NUM_THREADS says"
     most = max(1, cores() // world.local_size)
-    if most == 1 or images.numel() // images.shape[1] * params.width >= _LARGE:
-        torch.set_num_threads(most)
-        return f"{most} threads"
-    gain = _gain(network, trial, bf16, most)
-    chosen = most if gain >= _WORTH else 1
+    chosen = max(1, min(most, int(step_flops / _STEP_FLOPS)))
     torch.set_num_threads(chosen)
-    return f"{chosen} of {most} threads (a step with {most} was measured {gain:.2f} times as fast as with 1)"
+    return f"{chosen} of {most} threads" + (" (a step is too small for more)" if chosen < most else "")
 
 
 def _wanted() -> int | None:
@@ -104,41 +83,3 @@ def _wanted() -> int | None:
     if not value.isdigit() or (value == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
         return None
     return int(value) or None
-
-
-def _gain(network: nn.Module, trial: Callable[[], Iterator[Batch]], bf16: bool, most: int) -> float:
-    """Return how many times as fast a step, forwards and backwards, is with `most` threads as with one.
-
-    Another thread augments ahead. Beside one thread it has a core to itself; of several it holds one up, and so all. It is
-    timed until it has ended, with what it began after the first batch: that is about what it cost where it was measured.
-    """
-    was_training, began = network.training, time.perf_counter()
-    network.eval()  # batch norm must not learn from being timed
-    ahead = one = several = math.inf
-    batch = next(trial())
-    for rounds in range(_ROUNDS):
-        if rounds > 1 and time.perf_counter() - began > _SECONDS:
-            break
-        torch.set_num_threads(1)
-        ahead = min(ahead, _seconds(lambda: next(trial())))
-        one = min(one, _seconds(lambda: _step(network, *batch, bf16)))
-        torch.set_num_threads(most)
-        several = min(several, _seconds(lambda: _step(network, *batch, bf16)))
-    network.train(was_training)
-    return max(one, ahead) / (several + ahead)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _step(network: nn.Module, images: torch.Tensor, targets: torch.Tensor, bf16: bool) -> None:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        logits = network(images).float()
-    torch.autograd.grad(
-        F.cross_entropy(logits, targets),
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        allow_unused=True,
-    )
