@@ -15,7 +15,10 @@ from conftest import draw_colours, write_params
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_train import QUICK, pass_validation
+from threadpoolctl import threadpool_limits
 
+from src import baseline
+from src.arrays import Split
 from src.command import UserError
 from src.inference import Model
 from src.stages.evaluate import evaluate
@@ -161,3 +164,21 @@ def test_arrays_that_were_prepared_by_other_params_are_refused(
         importlib.import_module(module).main()
     assert "says [16, 12]; prepare.fit crop, params.yaml says pad: run `dvc repro -f prepare`" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_baseline_is_bounded_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(baseline, "_NUMBERS", 1)
+    monkeypatch.setattr(baseline, "_PRODUCTS", 1)
+    split = Split(np.arange(1500 * 12, dtype=np.uint8).reshape(1500, 2, 2, 3), np.arange(1500) % 3)
+    baseline.probabilities(split, split, 3)
+    assert "1,000 of 1,500 training images, at most 20 iterations" in capsys.readouterr().out
+
+
+def test_the_baseline_does_not_depend_on_the_number_of_threads(random: np.random.Generator) -> None:
+    labels = np.arange(400) % 10
+    images = np.clip(random.normal(100 + 5 * labels[:, None, None, None], 60, (400, 8, 8, 3)), 0, 255).astype(np.uint8)
+    answers = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            answers.append(baseline.probabilities(Split(images, labels), Split(images, labels), 10))
+    assert np.array_equal(*answers)

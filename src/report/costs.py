@@ -106,6 +106,7 @@ def _training(facts: Facts) -> list[Section]:
 def _speed(main: Json, this: Json, price: str | None) -> list[tuple[Line, ...]]:
     """Throughput, memory and energy, where either side has them; energy only where the machine counts it."""
     written: list[tuple[str, str, words.Writer]] = [
+        ("threads of the CPU", "threads", _whole),
         ("training images a second", "images_per_second", _whole),
         ("time waiting for data", "data_wait_share", words.percent),
         ("share of the device's FLOP/s", "flop_utilisation", words.percent),

@@ -102,6 +102,7 @@ def _write(
             "hardware": hardware.describe(),
             "model_sha256": sha256(fresh / "model.onnx"),
             "seconds": rounded(seconds, 2),
+            "threads": torch.get_num_threads() if fitted.summary["memory_of"] == "process" else None,  # of a CPU
         }
         write_json(speeds / "throughput.json", fitted.summary | about)
 
