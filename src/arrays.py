@@ -70,6 +70,18 @@ class Arrays:
             raise UserError(f"{paths[1]} holds other labels than card.json says; run `dvc repro -f prepare`")
         return Split(images, np.asarray(labels))
 
+    def thumbnails(self) -> NDArray[np.uint8]:
+        """Open the small grey copies of all images, a manifest row each: uint8 (rows, height, width), memory-mapped.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        path = self.folder / "thumbnails.npy"
+        try:
+            return np.asarray(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} cannot be read ({error}); run `dvc repro -f prepare`") from None
+
 
 def load(folder: Path, params: Prepare | None = None) -> Arrays:
     """Read the card of the arrays in `folder`.

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import forkserver, get_all_start_methods, get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,22 +26,29 @@ _Columns = dict[str, Any]
 _FACTS = ("path", "row", "label", "group", "given_split", "width", "height", "mode", "format", "digest", "fault")
 
 
-def decode_all(found: data.Scan, scratch: Path, params: Prepare) -> pa.Table:
-    """Decode everything that was found.
+class Pixels(NamedTuple):
+    """Two files that receive pixels, uint8, image after image in the scan's order, zeros for a faulty one.
 
-    `scratch` receives the pixels, uint8 of the params' shape, image after image in the scan's order (zeros for a faulty
-    one). The table returned has the columns of the manifest that one image decides alone.
+    `scratch` is raw and has the params' shape; `thumbnails` is an array file of shape (images, *images.THUMBNAIL).
     """
-    scratch.touch()
+
+    scratch: Path
+    thumbnails: Path
+
+
+def decode_all(found: data.Scan, out: Pixels, params: Prepare) -> pa.Table:
+    """Decode everything that was found into `out`; return the columns of the manifest that one image decides alone."""
+    out.scratch.touch()
+    np.lib.format.open_memmap(out.thumbnails, "w+", np.uint8, (found.images, *images.THUMBNAIL))
     results: list[pa.RecordBatch] = []
     with progress(found.images, "image", "prepare: decoding") as bar:
-        for batch in _in_order(data.read(found), str(scratch), params):
+        for batch in _in_order(data.read(found), out, params):
             results.append(batch)
             bar.update(len(batch))
     return pa.Table.from_batches(results, schema=_ROW)
 
 
-def _in_order(pieces: Iterator[Piece], scratch: str, params: Prepare) -> Iterator[pa.RecordBatch]:
+def _in_order(pieces: Iterator[Piece], out: Pixels, params: Prepare) -> Iterator[pa.RecordBatch]:
     """Decode pieces on all cores with a bounded number in flight; results come in the order of the pieces."""
     workers = cores()
     waiting: list[tuple[Piece, Future[_Columns]]] = []
@@ -49,7 +56,7 @@ def _in_order(pieces: Iterator[Piece], scratch: str, params: Prepare) -> Iterato
     try:
         while True:
             for piece in islice(pieces, 3 * workers - len(waiting)):
-                waiting.append((piece, pool.submit(_decode_piece, piece, scratch, params)))
+                waiting.append((piece, pool.submit(_decode_piece, piece, out, params)))
             if not waiting:
                 return
             piece, future = waiting.pop(0)
@@ -58,9 +65,9 @@ def _in_order(pieces: Iterator[Piece], scratch: str, params: Prepare) -> Iterato
             except BrokenProcessPool:
                 # a decoder took its process down; find the image, then go on with a fresh pool
                 pool.shutdown(cancel_futures=True)
-                yield _decode_one_by_one(piece, scratch, params)
+                yield _decode_one_by_one(piece, out, params)
                 pool = _pool(workers)
-                waiting = [(later, pool.submit(_decode_piece, later, scratch, params)) for later, _ in waiting]
+                waiting = [(later, pool.submit(_decode_piece, later, out, params)) for later, _ in waiting]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -94,18 +101,18 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _decode_one_by_one(piece: Piece, scratch: str, params: Prepare) -> pa.RecordBatch:
+def _decode_one_by_one(piece: Piece, out: Pixels, params: Prepare) -> pa.RecordBatch:
     """Decode each example of a piece in a process of its own; one that kills its process becomes a fault."""
     rows = []
     for offset, example in enumerate(data.examples(piece)):
         place = piece.start + offset
         with _pool(1) as pool:
             try:
-                rows.append(to_record_batch(pool.submit(_decode_to_file, place, [example], scratch, params).result()))
+                rows.append(to_record_batch(pool.submit(_decode_to_files, place, [example], out, params).result()))
             except BrokenProcessPool:
                 fault = "corrupt image: the decoder crashed on it, or memory ran out"
                 broken = example._replace(content=None, fault=fault)
-                rows.append(to_record_batch(_decode_to_file(place, [broken], scratch, params)))
+                rows.append(to_record_batch(_decode_to_files(place, [broken], out, params)))
     return pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
 
 
@@ -122,30 +129,37 @@ def to_record_batch(columns: _Columns) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=_ROW)
 
 
-def _decode_piece(piece: Piece, scratch: str, params: Prepare) -> _Columns:
-    return _decode_to_file(piece.start, list(data.examples(piece)), scratch, params)
+def _decode_piece(piece: Piece, out: Pixels, params: Prepare) -> _Columns:
+    return _decode_to_files(piece.start, list(data.examples(piece)), out, params)
 
 
-def _decode_to_file(start: int, examples: list[Example], scratch: str, params: Prepare) -> _Columns:
-    """Decode some examples in a worker: pixels go straight into the scratch file, the columns of their rows come back."""
-    pixels, columns = decode_examples(examples, params)
-    with open(scratch, "r+b") as file:
+def _decode_to_files(start: int, examples: list[Example], out: Pixels, params: Prepare) -> _Columns:
+    """Decode some examples in a worker: pixels go straight into the files, the columns of their rows come back."""
+    pixels, thumbnails, columns = decode_examples(examples, params)
+    with out.scratch.open("r+b") as file:
         file.seek(start * pixels[0].nbytes)
         file.write(pixels.data)
+    np.load(out.thumbnails, mmap_mode="r+")[start : start + len(examples)] = thumbnails
     return columns
 
 
-def decode_examples(examples: list[Example], params: Prepare) -> tuple[NDArray[np.uint8], _Columns]:
-    """Return uint8 pixels (n, height, width, channels), zeros for a faulty example, and the columns of the rows."""
+def decode_examples(examples: list[Example], params: Prepare) -> tuple[NDArray[np.uint8], NDArray[np.uint8], _Columns]:
+    """Return uint8 pixels (n, height, width, channels), thumbnails (n, *images.THUMBNAIL) and the columns of the rows.
+
+    A faulty example has zeros.
+    """
     pixels = np.zeros((len(examples), *params.image_size, params.channels), dtype=np.uint8)
-    rows = [_decode_example(example, pixels[i], params) for i, example in enumerate(examples)]
+    thumbnails = np.zeros((len(examples), *images.THUMBNAIL), dtype=np.uint8)
+    rows = [_decode_example(example, pixels[i], thumbnails[i], params) for i, example in enumerate(examples)]
     facts = dict(zip(_FACTS, zip(*rows, strict=True), strict=True))
-    grey = statistics.luma(pixels)
-    return pixels, {**facts, "perceptual_hash": statistics.difference_hash(grey), **statistics.measure(pixels, grey)}
+    hashes = statistics.difference_hash(thumbnails.astype(np.float32))
+    return pixels, thumbnails, {**facts, "perceptual_hash": hashes, **statistics.measure(pixels)}
 
 
-def _decode_example(example: Example, out: NDArray[np.uint8], params: Prepare) -> tuple[Any, ...]:
-    """Decode one example into `out`; return its _FACTS."""
+def _decode_example(
+    example: Example, out: NDArray[np.uint8], thumbnail: NDArray[np.uint8], params: Prepare
+) -> tuple[Any, ...]:
+    """Decode one example into `out` and `thumbnail`; return its _FACTS."""
     origin = (_text(example.path), example.row, _text(example.label), _text(example.group), example.given_split)
     if example.fault or example.content is None:
         return (*origin, None, None, None, None, None, example.fault)
@@ -155,6 +169,7 @@ def _decode_example(example: Example, out: NDArray[np.uint8], params: Prepare) -
             content = Path(content).read_bytes()
         decoded = images.decode(content, int(params.max_megapixels * 1e6))
         out[:] = images.fit(decoded.pixels, params.image_size, params.channels, params.fit)
+        thumbnail[:] = images.thumbnail(decoded.pixels)
     except (images.UndecodableError, OSError) as error:
         fault = f"unreadable: {error.strerror}" if isinstance(error, OSError) else str(error)
         return (*origin, None, None, None, None, None, fault)

@@ -1,6 +1,5 @@
 """Almost equal images in different splits: what the model learns by heart must not be what it is tested on."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,21 +7,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 NEAR_BITS = 5  # of 64: what a re-encoded or resized copy differs by at most
-NEAR_RMS = 12.0  # grey levels of 255, apart from overall brightness; above it two pictures only share a layout
+NEAR_RMS = 10.0  # grey levels of 255, apart from overall brightness; above it two pictures only share a layout
 _WINDOW = 64  # neighbours looked at in each sorted band: bounds the work when thousands of images are alike
 
-Images = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
-
-def near(manifest: pa.Table, images: Images) -> NDArray[np.int64]:
+def near(manifest: pa.Table, thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Find pairs of almost equal images in different splits.
 
     Two 64-bit hashes within NEAR_BITS are equal in one of NEAR_BITS + 1 bands (pigeonhole), so only neighbours in each
-    sorted band are compared; a candidate counts when its pixels differ by at most NEAR_RMS.
+    sorted band are compared; a candidate counts when its thumbnails differ by at most NEAR_RMS.
 
     Args:
         manifest: rows of `data.MANIFEST`.
-        images: returns the pixels of the given manifest rows, uint8 of shape (n, height, width, channels).
+        thumbnails: of each manifest row, grey, uint8 of shape (rows, height, width), the same for any `prepare.image_size`.
 
     Returns:
         Pairs of manifest rows, int64 of shape (n, 2), each once, in order.
@@ -33,7 +30,7 @@ def near(manifest: pa.Table, images: Images) -> NDArray[np.int64]:
     sides = kept.column("split").combine_chunks().dictionary_encode().indices.to_numpy()
     pairs = [_band_pairs(hashes, sides, band) for band in range(NEAR_BITS + 1)]
     candidates = rows[np.unique(np.concatenate(pairs), axis=0)]
-    close = [_pixels_close(candidates[i : i + 1024], images) for i in range(0, len(candidates), 1024)]
+    close = [_pixels_close(candidates[i : i + 1024], thumbnails) for i in range(0, len(candidates), 1024)]
     return candidates[np.concatenate(close)] if close else candidates
 
 
@@ -50,7 +47,7 @@ def _band_pairs(hashes: NDArray[np.uint64], sides: NDArray[Any], band: int) -> N
     return np.concatenate(found)
 
 
-def _pixels_close(pairs: NDArray[np.int64], images: Images) -> NDArray[np.bool_]:
-    first, second = (images(pairs[:, side]).astype(np.float32) for side in (0, 1))
-    close: NDArray[np.bool_] = (first - second).std(axis=(1, 2, 3)) <= NEAR_RMS
+def _pixels_close(pairs: NDArray[np.int64], thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    first, second = (thumbnails[pairs[:, side]].astype(np.float32) for side in (0, 1))
+    close: NDArray[np.bool_] = (first - second).std(axis=(1, 2)) <= NEAR_RMS
     return close

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+THUMBNAIL = (16, 16)  # height and width, whatever `prepare.image_size` is
 
 # of https://www.w3.org/TR/png-3/: signature and first chunk; bit depth, colour type, compression, filter, interlace
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -250,6 +251,12 @@ def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
     if how == "pad":
         return ImageOps.pad(image, size, Image.Resampling.BILINEAR)
     return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def thumbnail(pixels: Pixels) -> Pixels:
+    """Shrink an RGB image of any size to grey, uint8 of shape THUMBNAIL: what near duplicates are compared by."""
+    small = Image.fromarray(pixels).resize(THUMBNAIL[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
+    return np.asarray(small.convert("L"))
 
 
 def digest(pixels: Pixels) -> str:

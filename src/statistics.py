@@ -28,14 +28,13 @@ def luma(images: Images) -> Floats:
     return np.asarray(red + green + blue, dtype=np.float32)
 
 
-def measure(images: Images, grey: Floats | None = None) -> dict[str, Floats]:
+def measure(images: Images) -> dict[str, Floats]:
     """Measure each image: one float32 array of shape (n,) for each of NAMES, all in 0..1.
 
     brightness is the mean grey value, contrast its standard deviation, sharpness the mean absolute step between
-    neighbouring pixels, saturation the mean spread between an image's colour channels. `grey` is `luma(images)`, for a
-    caller that has it.
+    neighbouring pixels, saturation the mean spread between an image's colour channels.
     """
-    light = (luma(images) if grey is None else grey) / np.float32(255)
+    light = luma(images) / np.float32(255)
     steps = [np.abs(np.diff(light, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
     # channel by channel: numpy's reduction over an axis of three is ten times as slow
     channels = [images[..., channel] for channel in range(images.shape[-1])]

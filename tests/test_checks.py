@@ -12,7 +12,7 @@ import pytest
 from conftest import draw_colours, encode
 from PIL import Image
 
-from src import checks, duplicates, reference, statistics
+from src import arrays, checks, duplicates, reference, statistics
 from src.command import UserError
 from src.data import MANIFEST
 from src.params import Params
@@ -171,22 +171,43 @@ def test_equal_data_have_no_drift_and_a_new_class_has(params: MakeParams) -> Non
 
 
 def test_near_duplicates_are_pairs_in_two_splits_with_equal_looks(random: np.random.Generator) -> None:
-    small = random.integers(0, 256, (30, 6, 6, 3), dtype=np.uint8)
-    originals = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small])
+    small = random.integers(0, 256, (30, 6, 6), dtype=np.uint8)
+    originals = np.stack([np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC)) for image in small])
     again = np.clip(originals[:10].astype(int) + random.integers(-4, 5, originals[:10].shape) + 6, 0, 255).astype(np.uint8)
     pixels = np.concatenate([originals, again])
-    hashes = statistics.difference_hash(statistics.luma(pixels))
+    hashes = statistics.difference_hash(pixels.astype(np.float32))
     rows = [row(i, split="train" if i < 30 else "test", perceptual_hash=int(hashes[i])) for i in range(40)]
     rows[35] |= {"split": "train"}  # its twin, 5, is in the same split
-    found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), lambda chosen: pixels[chosen])
+    found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), pixels)
     assert found.tolist() == [[i, 30 + i] for i in range(10) if i != 5]
 
 
 def test_near_duplicates_of_thousands_alike_stay_cheap() -> None:
     rows = [row(i, perceptual_hash=0) for i in range(5000)]
-    blank = np.zeros((1, 4, 4, 3), dtype=np.uint8)
-    found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), lambda chosen: np.repeat(blank, len(chosen), 0))
+    found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), np.zeros((5000, 16, 16), dtype=np.uint8))
     assert 1000 < len(found) < 5000 * 64
+
+
+@pytest.mark.parametrize("size", [4, 32])
+def test_near_duplicates_do_not_depend_on_the_image_size(
+    size: int, tmp_path: Path, random: np.random.Generator, params: MakeParams
+) -> None:
+    """Pictures that share their coarse look alone are no pairs, and a copy made anew is one, whatever the model sees."""
+    for i in range(40):  # equal but for fine stripes, which 4 pixels do not show
+        picture = Image.fromarray(np.linspace(0, 120, 4 * 4 * 3).reshape(4, 4, 3).astype(np.uint8)).resize((100, 100))
+        stripes = np.repeat(np.repeat(random.integers(0, 2, (8, 8, 1)) * 100, 13, 0), 13, 1)[:100, :100]
+        picture = Image.fromarray((np.asarray(picture) + stripes).astype(np.uint8))
+        for folder in ("train", "test")[: 2 if i < 5 else 1]:
+            (tmp_path / "data" / folder / f"c{i % 2}").mkdir(parents=True, exist_ok=True)
+            if folder == "test":
+                picture = Image.fromarray(np.clip(np.asarray(picture.resize((90, 90))) * 1.03, 0, 255).astype(np.uint8))
+            picture.save(tmp_path / "data" / folder / f"c{i % 2}" / f"{i}.{'jpg' if folder == 'test' else 'png'}", quality=75)
+    prepare(tmp_path / "data", tmp_path / "arrays", tmp_path / "m.parquet", params(prepare__image_size=size).prepare)
+    table = pq.read_table(tmp_path / "m.parquet")
+    names = table.column("path").to_pylist()
+    pairs = duplicates.near(table, arrays.load(tmp_path / "arrays").thumbnails())
+    found = {tuple(sorted(Path(names[row]).stem for row in pair)) for pair in pairs}
+    assert found == {(str(i), str(i)) for i in range(5)}
 
 
 class TestStage:

@@ -74,7 +74,7 @@ def sample() -> Sample:
     examples = [chosen[order] for order in sorted(chosen)]
     with ThreadPoolExecutor(cores()) as pool:
         decoded = list(pool.map(lambda example: decode_examples([example], params().prepare), examples))
-    rows = pa.Table.from_batches([to_record_batch(facts) for _, facts in decoded])
+    rows = pa.Table.from_batches([to_record_batch(facts) for _, _, facts in decoded])
     half = rows.slice(0, max(len(groups), len(rows) // 2))
     half = half.take(list(reversed(range(len(half)))))
     return Sample(
@@ -82,7 +82,7 @@ def sample() -> Sample:
         len(examples) == found.images,
         resolve(rows, params().prepare),
         resolve(half, params().prepare),
-        np.concatenate([pixels for pixels, _ in decoded]),
+        np.concatenate([pixels for pixels, _, _ in decoded]),
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from src import data
 from src.command import UserError, run, table
 from src.data import MANIFEST, SPLITS
-from src.decoding import decode_all
+from src.decoding import Pixels, decode_all
 from src.files import check_outputs, replacing, sha256, write_json
 from src.params import Prepare, load
 
@@ -38,7 +38,7 @@ def prepare(root: Path, arrays: Path, manifest: Path, params: Prepare) -> None:
     with replacing(manifest) as fresh_manifest, replacing(arrays) as fresh_arrays:
         fresh_arrays.mkdir()
         scratch = fresh_arrays.parent / "decoded"  # beside the arrays: same disk, and gone with the temporary folder
-        decoded = decode_all(found, scratch, params)
+        decoded = decode_all(found, Pixels(scratch, fresh_arrays / "thumbnails.npy"), params)
         rows = resolve(decoded, params)
         _require_images(rows, root)
         classes = sorted(set(_kept(rows).column("label").to_pylist()), key=data.class_order)

@@ -37,7 +37,7 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     """
     manifest = read_manifest(manifest_path)
     card = arrays.load(folder)
-    near = duplicates.near(manifest, _pixels(card, manifest)) if params.checks.near_duplicates != "off" else _NONE
+    near = duplicates.near(manifest, card.thumbnails()) if params.checks.near_duplicates != "off" else _NONE
     findings, drift = checks.inspect(manifest, params, recorded.read(reference), near)
     passed = not any(finding.level == "error" for finding in findings)
     told = {
@@ -59,22 +59,6 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
 
 
 _NONE = np.empty((0, 2), dtype=np.int64)
-
-
-def _pixels(card: Arrays, manifest: pa.Table) -> duplicates.Images:
-    """Return a function that fetches the pixels of manifest rows from the memory-mapped splits."""
-    splits = {name: card.split(name).images for name in SPLITS}
-    sides = manifest.column("split").to_numpy()
-    places = manifest.column("index").fill_null(-1).to_numpy()
-
-    def fetch(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        out = np.empty((len(rows), *card.size, card.channels), dtype=np.uint8)
-        for name, images in splits.items():
-            mine = np.flatnonzero(sides[rows] == name)
-            out[mine] = images[places[rows[mine]]]
-        return out
-
-    return fetch
 
 
 def _faults(manifest: pa.Table) -> dict[str, Any]:
