@@ -201,7 +201,9 @@ def test_near_duplicates_do_not_depend_on_the_image_size(
             (tmp_path / "data" / folder / f"c{i % 2}").mkdir(parents=True, exist_ok=True)
             if folder == "test":
                 picture = Image.fromarray(np.clip(np.asarray(picture.resize((90, 90))) * 1.03, 0, 255).astype(np.uint8))
-            picture.save(tmp_path / "data" / folder / f"c{i % 2}" / f"{i}.{'jpg' if folder == 'test' else 'png'}", quality=75)
+            picture.save(
+                tmp_path / "data" / folder / f"c{i % 2}" / f"{i}.{'jpg' if folder == 'test' else 'png'}", quality=75
+            )
     prepare(tmp_path / "data", tmp_path / "arrays", tmp_path / "m.parquet", params(prepare__image_size=size).prepare)
     table = pq.read_table(tmp_path / "m.parquet")
     names = table.column("path").to_pylist()
