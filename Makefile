@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 BASE ?= origin/main
 RETRAIN ?= 1
-.PHONY: help setup setup-checks reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-yours test-slow test-all workflows reference data-cifar10 sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup setup-checks reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-yours test-slow test-all workflows reference data-cifar10 suggest sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ reference: ## record the image statistics of the last run as what later data are
 data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CIFAR10_URL)
 	@$(RUN) -m src.datasets.cifar10 data
 	@$(RUN) -m dvc add --quiet data
+
+suggest: setup ## look at data/ and write a recipe for it, params/suggested.yaml; changes and trains nothing
+	@$(RUN) -m src.experiments.suggest data params/suggested.yaml
 
 sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40 --workers 2")
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(RUN) -m dvc repro --quiet --pull validate

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from src import statistics
 from src.data import MANIFEST, SPLITS, class_order
-from src.images import FORMATS
+from src.images import FORMATS, size_problem
 from src.params import Checks, Level, Validate
 from src.reference import Reference, drift
 
@@ -46,7 +46,7 @@ class Rule(NamedTuple):
 
 
 def inspect(
-    manifest: pa.Table, params: Validate, reference: Reference, near: NDArray[np.int64]
+    manifest: pa.Table, params: Validate, reference: Reference, near: NDArray[np.int64], image_size: tuple[int, int]
 ) -> tuple[list[Finding], dict[str, float]]:
     """Check a manifest against its schema and every rule that is not off.
 
@@ -55,13 +55,14 @@ def inspect(
         params: limits and levels.
         reference: statistics recorded by an earlier run.
         near: pairs of manifest rows, shape (n, 2), that are almost equal and stand in different splits.
+        image_size: (height, width) that the model sees.
 
     Returns:
         The findings, the most serious first, and the drift of each statistic.
     """
     frame = manifest.to_pandas(types_mapper=pd.ArrowDtype)
     distances = drift(manifest, reference)
-    rules = _rules(frame, params, near, distances)
+    rules = _rules(frame, params, near, distances, image_size)
     names = _names(frame)
     found = [*_failures(frame, rules, params.checks, names)]
     return sorted(found, key=lambda finding: (finding.level != "error", finding.check)), distances
@@ -134,8 +135,16 @@ def _names(frame: pd.DataFrame) -> "pd.Series[str]":
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _rules(frame: pd.DataFrame, params: Validate, near: NDArray[np.int64], distances: Mapping[str, float]) -> list[Rule]:
+def _rules(
+    frame: pd.DataFrame,
+    params: Validate,
+    near: NDArray[np.int64],
+    distances: Mapping[str, float],
+    image_size: tuple[int, int],
+) -> list[Rule]:
     kept = frame["split"].notna()
+    short_side = frame.loc[kept, ["width", "height"]].min(axis=1).median()
+    far = size_problem(image_size, float(short_side)) if kept.any() else None
     return [
         _labels(frame, params.labels),
         _min_images(frame, kept, params),
@@ -146,6 +155,7 @@ def _rules(frame: pd.DataFrame, params: Validate, near: NDArray[np.int64], dista
         _near_duplicates(frame, near),
         _group_leakage(frame, kept),
         _imbalance(frame, kept, params.max_imbalance),
+        Rule("image_size", bool(far), far or ""),
         _drift(distances, params.max_drift),
     ]
 
@@ -164,14 +174,16 @@ def _min_images(frame: pd.DataFrame, kept: "pd.Series[bool]", params: Validate) 
     if len(labels) < 2:
         return Rule("min_images", True, f"{len(labels)} class found ({', '.join(labels)}); a classifier needs at least 2")
     counts = frame[kept].groupby(["label", "split"]).size()
-    poor = [
-        f"{label} has {counts.get((label, split), 0)} in {split}"
-        for label in labels
-        for split in SPLITS
-        if counts.get((label, split), 0) < params.min_images
-    ]
+    cells = [(label, split, int(counts.get((label, split), 0))) for label in labels for split in SPLITS]
+    poor = [cell for cell in cells if cell[2] < params.min_images]
+    poor.sort(key=lambda cell: (cell[1] != "train" or cell[2] > 0, cell[2]))  # what cannot be learnt comes first
+    shown = "; ".join(f"{label} has {count} in {split}" for label, split, count in poor[:5])
     more = f" and {len(poor) - 5} more" if len(poor) > 5 else ""
-    message = f"under validate.min_images {params.min_images}: {'; '.join(poor[:5])}{more}. Add images of these classes"
+    message = (
+        f"{len(poor)} of {len(cells)} pairs of class and split are under validate.min_images {params.min_images}: "
+        f"{shown}{more}. Add images of these classes, or remove the classes; where only validation or test lack them, raise "
+        "prepare.validation_share and prepare.test_share, or accept it by validate.checks.min_images: warn"
+    )
     return Rule("min_images", bool(poor), message)
 
 

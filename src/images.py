@@ -253,6 +253,17 @@ def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
+def size_problem(size: tuple[int, int], short_side: float) -> str | None:
+    """Say why images of this median short side, in pixels, hardly fit (height, width) of the model's; None: they do."""
+    side, problem = min(size), ""
+    if side < 32 and short_side > 2 * side:
+        problem = "most of what they show is lost"
+    elif side >= 4 * short_side:
+        problem = "enlarging them costs time and shows no more"
+    sizes = f"prepare.image_size is {side}, the images' median short side is {short_side:g} pixels"
+    return f"{sizes}: {problem}. Take what `make suggest` names" if problem else None
+
+
 def thumbnail(pixels: Pixels) -> Pixels:
     """Shrink an RGB image of any size to grey, uint8 of shape THUMBNAIL: what near duplicates are compared by."""
     small = Image.fromarray(pixels).resize(THUMBNAIL[::-1], Image.Resampling.BILINEAR, reducing_gap=2)

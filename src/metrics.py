@@ -18,6 +18,9 @@ from src.files import rounded
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
+WHAT_TO_TRY = (
+    "Try `make suggest` (a recipe for your data), `make find-lr` (a learning rate), `make check-model` (the network)"
+)
 
 
 def overall(labels: Labels, probabilities: Probabilities, confidence: float, bins: int) -> dict[str, Any]:
@@ -41,6 +44,19 @@ def accuracy(right: NDArray[np.bool_], confidence: float) -> dict[str, float]:
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(confidence, method="wilson")
     low, high = (rounded(bound) for bound in (interval.low, interval.high))
     return {"accuracy": rounded(right.mean()), "accuracy_low": low, "accuracy_high": high}
+
+
+def one_class_warning(predicted: Sequence[int], classes: Sequence[str], images: str) -> str | None:
+    """Warn of a model that gives every image to one class.
+
+    Args:
+        predicted: how many images were given to each of `classes`.
+        classes: their names.
+        images: what they are, such as `validation images`.
+    """
+    if np.count_nonzero(predicted) != 1:
+        return None
+    return f"the model gives all {sum(predicted)} {images} to the class {classes[int(np.argmax(predicted))]}. {WHAT_TO_TRY}"
 
 
 def log_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:

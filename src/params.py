@@ -72,6 +72,7 @@ class Checks(_Section):
     near_duplicates: Level
     group_leakage: Level
     imbalance: Level
+    image_size: Level
     drift: Level
 
 
@@ -123,7 +124,7 @@ class Train(_Section):
     warmup_epochs: float = Field(ge=0)
     label_smoothing: Share
     gradient_clip: float = Field(ge=0)
-    class_weights: Literal["none", "balanced"]
+    class_weights: Literal["none", "sqrt", "balanced"]
     ema: Share
     tta: Literal["none", "flip", "flip_shift"]
     precision: Literal["auto", "bf16", "fp32"]

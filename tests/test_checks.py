@@ -47,7 +47,8 @@ def manifest(*changed: dict[str, Any]) -> pa.Table:
 
 
 def inspect(table: pa.Table, params: Params, recorded: Any = None, near: Any = NONE) -> dict[str, checks.Finding]:
-    findings, _ = checks.inspect(table, params.validation, recorded or reference.Reference(), near)
+    size = params.prepare.image_size
+    findings, _ = checks.inspect(table, params.validation, recorded or reference.Reference(), near, size)
     return {finding.check: finding for finding in findings}
 
 
@@ -70,6 +71,28 @@ def test_all_faults_are_found_at_once(params: MakeParams) -> None:
     assert "16.5%" in found["corrupt"].message
     assert found["conflicts"].files == ["cat/300.png"]
     assert "emu has 0 in train" in found["min_images"].message
+
+
+def test_a_class_that_cannot_be_learnt_comes_first(params: MakeParams) -> None:
+    few = [row(300 + i, label=f"c{i}", split="train") for i in range(10)]  # 20 cells of them are empty
+    found = inspect(manifest(*few, row(320, label="yak", split="test")), params())["min_images"]
+    assert "22 of 42 pairs of class and split are under validate.min_images 1: yak has 0 in train; c0 has" in found.message
+    assert found.message.endswith("or accept it by validate.checks.min_images: warn")
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "words"), [(8, 100, "is lost"), (64, 12, "enlarging"), (64, 500, None), (28, 28, None)]
+)
+def test_a_size_far_from_the_images_own_is_found(size: int, side: int, words: str | None, params: MakeParams) -> None:
+    table = pa.Table.from_pylist([row(i, width=side, height=2 * side) for i in range(90)], MANIFEST)
+    found = inspect(table, params(prepare__image_size=size))
+    assert set(found) == ({"image_size"} if words else set())
+    if words:
+        assert (
+            f"prepare.image_size is {size}, the images' median short side is {side} pixels: " in found["image_size"].message
+        )
+        assert words in found["image_size"].message
+        assert found["image_size"].level == "warn"
 
 
 def test_levels_decide(params: MakeParams) -> None:
@@ -145,7 +168,7 @@ def test_an_image_in_two_groups_leaks(params: MakeParams) -> None:
 
 def test_a_manifest_of_another_type_breaks_the_schema(params: MakeParams) -> None:
     wrong = manifest(row(300, brightness=7.0), row(301, format="PDF"), row(302, split="holdout"))
-    found, _ = checks.inspect(wrong, params().validation, reference.Reference(), NONE)
+    found, _ = checks.inspect(wrong, params().validation, reference.Reference(), NONE, (8, 8))
     messages = [finding.message for finding in found if finding.check == "schema"]
     assert len(messages) == 3
     assert {finding.level for finding in found} == {"error"}

@@ -72,6 +72,22 @@ def test_everything_asked_for_is_there(run: Callable[..., Any], tmp_path: Path) 
     assert (predictions["label"] == predictions["prediction"]).mean() == pytest.approx(results["accuracy"], abs=1e-6)
 
 
+def test_a_model_that_learnt_nothing_is_named(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    assert "Try `make suggest`" not in capsys.readouterr().out
+    one_hot = np.eye(3, dtype=np.float32)
+    monkeypatch.setattr("src.stages.evaluate.baseline.probabilities", lambda _, test, __: one_hot[test.labels])
+    monkeypatch.setattr("src.stages.evaluate._parity", lambda *_: 0.0)
+    monkeypatch.setattr(Model, "probabilities", lambda _, images: one_hot[np.arange(len(images)) % 3])
+    run("guesses")
+    assert "less accurate than the logistic regression on the same pixels. Try `make suggest`" in capsys.readouterr().out
+    monkeypatch.setattr(Model, "probabilities", lambda _, images: one_hot[np.zeros(len(images), dtype=int)])
+    results = run("one")
+    assert f"gives all {results['images']} test images to the class blue. Try `make suggest`" in capsys.readouterr().out
+
+
 def test_equal_runs_give_equal_files(run: Callable[..., Any], tmp_path: Path) -> None:
     run("a")
     run("b")

@@ -70,6 +70,13 @@ def test_folders_and_shards_mix_and_pixels_arrive_at_their_index(
         np.testing.assert_array_equal(card.split(row["split"]).images[int(row["index"])], image)
 
 
+def test_a_forgotten_image_size_is_told(colours: Path, params: MakeParams, capsys: pytest.CaptureFixture[str]) -> None:
+    run(colours, params(prepare__image_size=4))
+    assert "prepare.image_size is 4, the images' median short side is 12 pixels: most" in capsys.readouterr().out
+    run(colours, params(prepare__image_size=12))
+    assert "prepare.image_size" not in capsys.readouterr().out
+
+
 def test_faults_become_rows(colours: Path, params: MakeParams) -> None:
     (colours / "red" / "notes.txt").write_text("not an image")
     (colours / "red" / "empty.png").touch()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -312,6 +313,18 @@ def test_balanced_weights_average_to_one_over_the_images(params: Callable[..., P
     weights = loop.class_weights(split, 3, params(train__class_weights="balanced").train)
     assert weights[split.labels[:100]].mean() == pytest.approx(2 / 3)
     assert weights[1] / weights[0] == pytest.approx(9)
+    halfway = loop.class_weights(split, 2, params(train__class_weights="sqrt").train)
+    assert halfway[split.labels].mean() == pytest.approx(1)
+    assert halfway[1] / halfway[0] == pytest.approx(3)
+
+
+def test_a_model_that_answers_one_class_is_named(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run(train__epochs=1, train__learning_rate=1e-9)
+    assert re.search(
+        r"the model gives all \d+ validation images to the class \w+\. Try `make suggest`", capsys.readouterr().out
+    )
+    run(train__epochs=5)
+    assert "gives all" not in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow

@@ -54,6 +54,11 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
         _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
         write_json(fresh_metrics, told)
     print(_summary(told))
+    predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(data.classes)).tolist()
+    if warning := metrics.one_class_warning(predicted, data.classes, "test images"):
+        print(warning)
+    elif told["baseline"]["margin"] < 0:
+        print(f"the model is less accurate than the logistic regression on the same pixels. {metrics.WHAT_TO_TRY}")
 
 
 def _require_match(model: Model, data: Arrays, test: Split) -> None:

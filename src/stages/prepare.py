@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from src import data
+from src import data, images
 from src.command import UserError, run, table
 from src.data import MANIFEST, SPLITS
 from src.decoding import Pixels, decode_all
@@ -53,6 +53,10 @@ def prepare(root: Path, arrays: Path, manifest: Path, params: Prepare) -> None:
         }
         write_json(fresh_arrays / "card.json", card)
     print(_summary(rows, classes))
+    kept = _kept(rows)
+    short = np.median(np.minimum(kept.column("width").to_numpy(), kept.column("height").to_numpy()))
+    if problem := images.size_problem(params.image_size, float(short)):
+        print(problem)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

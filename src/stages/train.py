@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from src import arrays, export, hardware, model
+from src import arrays, export, hardware, metrics, model
 from src.arrays import Arrays
 from src.checkpoint import held
 from src.command import run
@@ -81,6 +81,8 @@ def train(
     if several:
         print(series.summary(several))
     print(f"{said}\n{meter.sentence(fitted.summary)}")
+    if warning := metrics.one_class_warning(fitted.predicted, data.classes, "validation images"):
+        print(warning)
 
 
 def _write(

@@ -38,7 +38,7 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     manifest = read_manifest(manifest_path)
     card = arrays.load(folder)
     near = duplicates.near(manifest, card.thumbnails()) if params.checks.near_duplicates != "off" else _NONE
-    findings, drift = checks.inspect(manifest, params, recorded.read(reference), near)
+    findings, drift = checks.inspect(manifest, params, recorded.read(reference), near, card.size)
     passed = not any(finding.level == "error" for finding in findings)
     told = {
         "drift": drift,

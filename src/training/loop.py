@@ -52,6 +52,7 @@ class Fitted:
 
     `classifier` holds the best epoch's weights, on the CPU, in evaluation mode, with its temperature fitted; `best` is
     that epoch's row of `history`; `throughput` has a row an epoch that this process trained, and `summary` its whole.
+    `predicted` has how many validation images were given to each class.
     """
 
     classifier: Classifier
@@ -59,6 +60,7 @@ class Fitted:
     history: list[Row]
     throughput: list[Row]
     summary: dict[str, Any]
+    predicted: list[int] = field(default_factory=list)
     run_id: str | None = None  # of MLflow
 
 
@@ -231,11 +233,12 @@ def _headline(classifier: Classifier, task: Task, params: Train, where: str, bf1
 
 
 def class_weights(split: Split, classes: int, params: Train) -> Tensor:
-    """Ones, or for `balanced` the inverse of each class's frequency, 1 on average over the images; float32 (classes,)."""
+    """Ones, or the inverse of each class's frequency, or its root, 1 on average over the images; float32 (classes,)."""
     if params.class_weights == "none":
         return torch.ones(classes)
     counts = np.maximum(np.bincount(split.labels, minlength=classes), 1)
-    return torch.from_numpy(len(split.labels) / (classes * counts)).float()
+    weights = 1 / counts if params.class_weights == "balanced" else 1 / np.sqrt(counts)
+    return torch.from_numpy(weights * len(split.labels) / (weights * counts).sum()).float()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,15 +366,19 @@ def _finish(learner: Learner, held_out: Batches, state: dict[str, Any], meter: M
     """Take the best epoch's weights and fit the temperature."""
     classifier, best = learner.classifier, state["best"]
     classifier.load_state_dict(best.pop("weights"))
-    _calibrate(learner, held_out)
-    return Fitted(classifier.cpu().eval(), best, state["history"], meter.rows, meter.summary())
+    predicted = _calibrate(learner, held_out)
+    return Fitted(classifier.cpu().eval(), best, state["history"], meter.rows, meter.summary(), predicted)
 
 
 @torch.inference_mode()
-def _calibrate(learner: Learner, held_out: Batches) -> None:
-    """Fit the temperature on the validation split: label smoothing leaves a network less sure than it should be."""
+def _calibrate(learner: Learner, held_out: Batches) -> list[int]:
+    """Fit the temperature on the validation split: label smoothing leaves a network less sure than it should be.
+
+    Returns:
+        How many of the images were given to each class.
+    """
     if not len(held_out):
-        return
+        return []
     learner.classifier.eval()
     with learner.autocast():
         parts = [
@@ -380,6 +387,7 @@ def _calibrate(learner: Learner, held_out: Batches) -> None:
         ]
     logits, labels = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     learner.classifier.temperature.fill_(metrics.fitted_temperature(labels, logits))
+    return [int(count) for count in np.bincount(logits.argmax(axis=1), minlength=logits.shape[1])]
 
 
 def _checkpoint(folder: Path | None, task: Task, learner: Learner) -> Checkpoint | None:
