@@ -31,13 +31,24 @@ _HEADERS = 2000  # images whose size is read, spread evenly over the data
 _DECODED = 200  # of them whose pixels are looked at
 _GREY = 8  # grey levels: JPEG gives a grey image stored as RGB so much colour
 _FLAT = 0.5  # of neighbouring pixels are equal in drawings, scans and digits; in photographs far fewer
-_LARGEST_SIDE = 64  # without a GPU; the mean of larger images still shows what they are of
-_SMALLEST_SIDE = 32
+_SIDES = (64, 48, 32)  # without a GPU; the largest that can be trained on in minutes
+_SMALL = 16  # pixels; up to here params.yaml's own recipe, made for digits, stays
 _STEPS = 1200  # of the optimiser, in all: few images need many epochs
 _EPOCHS = (12, 60)
+_BATCHES = ((2_000, 32), (10_000, 64), (30_000, 128), (math.inf, 500))  # (fewer training images than, batch size)
 _OPERATIONS = 6e13  # of a training: ten minutes of a processor with 0.1 TFLOP/s
 _NETWORK, _WIDTH = "airbench_narrow", 32
 _OURS = ("small_resnet", "resnet18", "airbench", _NETWORK)  # the template's networks; a fork's own is left alone
+_RECIPE = (
+    ("network", _NETWORK, "learns most in few steps without a GPU"),
+    ("width", _WIDTH, "64 learns more and costs three times as much"),
+    ("optimizer", "muon", "made for this network"),
+    ("learning_rate", 0.15, "of muon; try others with make find-lr"),
+    ("schedule", "linear", "goes with muon"),
+    ("warmup_epochs", 0, "muon's steps have one length from the first"),
+    ("weight_decay", 0.0024, "of the last layer alone"),
+    ("gradient_clip", 0, "a gradient's length does not enter muon's steps"),
+)
 
 
 @dataclass(frozen=True)
@@ -137,115 +148,70 @@ def _look(content: bytes | str, max_pixels: int) -> tuple[bool, float]:
 def suggest(facts: Facts, params: Params) -> list[Setting]:
     """Return every setting that the data decide, also where params say it already."""
     short = int(np.median(facts.sizes.min(axis=1)))
-    sides = f"median short side {short} pixels"
-    channels = 1 if facts.grey else 3
-    own = params.train.network not in _OURS or _NETWORK not in NETWORKS
-    batch = next(size for most, size in ((2_000, 32), (10_000, 64), (30_000, 128), (math.inf, 500)) if facts.training < most)
+    sides, count = f"median short side {short} pixels", f"about {facts.training:,} training images"
+    known = params.train.network in _OURS and _NETWORK in NETWORKS
+    batch = next(size for most, size in _BATCHES if facts.training < most)
     steps = max(1, facts.training // batch)
     epochs = int(np.clip(math.ceil(_STEPS / steps), *_EPOCHS))
-    fit, why_fit, ratio = _fit(facts.sizes)
-    size = _image_size(short, ratio, channels, facts, epochs, params, own)
-    count = f"about {facts.training:,} training images"
+    fit, ratio, shapes, why_fit = _fit(facts.sizes)
+    channels, colours = (1, "grey") if facts.grey else (3, "colour")
+    size = _image_size(short, ratio, channels, facts, epochs if known else 0)
+    why_size = "their own size" if min(size) >= short else "what a CPU trains on in minutes; with a GPU take more"
+    imbalance = max(facts.counts.values()) / min(facts.counts.values())
+    classes = f"largest class {imbalance:.1f} times the smallest"
     settings = [
-        Setting("prepare.image_size", size if size[0] != size[1] else size[0], sides, _why_size(size, short)),
-        Setting(
-            "prepare.channels",
-            channels,
-            "grey" if facts.grey else "colour",
-            "one channel is enough" if facts.grey else "RGB",
-        ),
-        Setting("prepare.fit", fit, *why_fit),
+        Setting("prepare.image_size", size if size[0] != size[1] else size[0], sides, why_size),
+        Setting("prepare.channels", channels, colours, f"{_DECODED} images were looked at"),
+        Setting("prepare.fit", fit, shapes, why_fit),
     ]
-    if own:
-        settings.append(
-            Setting("train.epochs", epochs, count, f"{steps * epochs:,} steps; your network is left alone: make find-lr")
-        )
-        settings.append(Setting("train.batch_size", batch, count, f"{steps} steps an epoch"))
-    elif min(size) > 16:
+    small = min(size) <= _SMALL
+    if known and not small:
+        settings += [Setting(f"train.{key}", value, "photographs or drawings", why) for key, value, why in _RECIPE]
+    if not small:
         settings += [
-            Setting("train.network", _NETWORK, sides, "learns most in few steps without a GPU"),
-            Setting("train.width", _WIDTH, count, "64 learns more and costs three times as much"),
             Setting("train.epochs", epochs, count, f"{steps * epochs:,} steps; fewer images need more epochs"),
             Setting("train.batch_size", batch, count, f"{steps} steps an epoch"),
-            Setting("train.optimizer", "muon", sides, "made for this network"),
-            Setting("train.learning_rate", 0.15, sides, "of muon; try others with make find-lr"),
-            Setting("train.schedule", "linear", sides, "goes with muon"),
-            Setting("train.warmup_epochs", 0, sides, "muon's steps have one length from the first"),
-            Setting("train.weight_decay", 0.0024, sides, "of the last layer alone"),
-            Setting("train.gradient_clip", 0, sides, "a gradient's length does not enter muon's steps"),
         ]
-    ratio_of_classes = max(facts.counts.values()) / min(facts.counts.values())
-    weights = "balanced" if ratio_of_classes > 3 else "none"
-    settings.append(
-        Setting(
-            "train.class_weights",
-            weights,
-            f"largest class {ratio_of_classes:.1f} times the smallest",
-            "rare classes count more" if weights == "balanced" else "classes are about equal",
-        )
-    )
-    if min(size) > 16:
-        flip = facts.photographs
-        looks = "photographs, by their pixels" if flip else "drawings, scans or signs, by their flat areas"
+    weights, why = ("sqrt", "rare classes count more; `balanced` more still") if imbalance > 3 else ("none", "about equal")
+    settings.append(Setting("train.class_weights", weights, classes, why))
+    flip, looks = facts.photographs, "photographs, by their pixels" if facts.photographs else "drawings or scans: flat areas"
+    check = "CHECK: left and right mean the same" if flip else "CHECK: a mirror image may be another class"
+    if not small:
         settings += [
-            Setting(
-                "train.tta",
-                "flip" if flip and not own else "none",
-                looks,
-                "mean over both mirror images" if flip else "no mirror",
-            ),
-            Setting("train.augment.crop", max(1, min(size) // 16), looks, "a sixteenth of the side"),
-            Setting(
-                "train.augment.flip",
-                flip,
-                looks,
-                "CHECK: left and right mean the same" if flip else "CHECK: a mirror image may be another class",
-            ),
-            Setting(
-                "train.augment.rotate", 0 if flip else 10, looks, "photographs stand upright" if flip else "turned by hand"
-            ),
-            Setting(
-                "train.augment.scale", 0 if flip else 0.1, looks, "the crop moves objects enough" if flip else "sizes vary"
-            ),
+            Setting("train.tta", "flip" if flip else "none", looks, "mean over both mirror images, twice the latency"),
+            Setting("train.augment.crop", min(size) // 16, looks, "a sixteenth of the side"),
+            Setting("train.augment.flip", flip, looks, check),
+            Setting("train.augment.rotate", 0 if flip else 10, looks, "photographs stand upright"),
+            Setting("train.augment.scale", 0 if flip else 0.1, looks, "for photographs the crop moves objects enough"),
         ]
     return settings
 
 
-def _fit(sizes: NDArray[np.int64]) -> tuple[str, tuple[str, str], float]:
-    """Choose how images become one shape; return also (what is there, why) and width for one of height."""
-    ratios = sizes[:, 1] / sizes[:, 0]
-    low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
-    there = f"width to height {low:.2f} to {high:.2f}"
+def _fit(sizes: NDArray[np.int64]) -> tuple[str, float, str, str]:
+    """Choose how images become one shape: `fit`, width for one of height, what is there, and why."""
+    low, middle, high = np.quantile(sizes[:, 1] / sizes[:, 0], [0.1, 0.5, 0.9])
+    shapes = f"width to height {low:.2f} to {high:.2f}"
     if high / low < 1.2:
-        square = 0.8 <= middle <= 1.25
-        return "crop", (there, "one shape, so little is cut off"), 1.0 if square else float(middle)
+        return "crop", 1.0 if 0.8 <= middle <= 1.25 else float(middle), shapes, "one shape: little is cut off"
     if max(high, 1 / low) > 2:
-        return "pad", (there, "a crop would cut off half of the longest"), 1.0
-    return "crop", (there, "shapes differ little: the centre is kept"), 1.0
+        return "pad", 1.0, shapes, "a crop would cut off half of the longest"
+    return "crop", 1.0, shapes, "shapes differ little: the centre is enough"
 
 
-def _image_size(
-    short: int, ratio: float, channels: int, facts: Facts, epochs: int, params: Params, own: bool
-) -> tuple[int, int]:
-    """Take the images' own short side, or what a processor can train on in minutes."""
+def _image_size(short: int, ratio: float, channels: int, facts: Facts, epochs: int) -> tuple[int, int]:
+    """Take the images' own (height, width), or what a CPU trains on in minutes; without epochs, no matter how long."""
 
     def shape(side: int) -> tuple[int, int]:
         return (side, round(side * ratio)) if ratio >= 1 else (round(side / ratio), side)
 
-    network, width = (params.train.network, params.train.width) if own else (_NETWORK, _WIDTH)
-    side = max(2, min(short, _LARGEST_SIDE))
-    for smaller in (48, _SMALLEST_SIDE):
-        built = NETWORKS[network](Shape(shape(side), channels, len(facts.counts)), width)
-        classifier = Classifier(built, [0.0] * channels, [1.0] * channels)
-        cost = export.training_flops(classifier, shape(side), channels) * facts.training * epochs
-        side = min(side, smaller) if cost > _OPERATIONS else side
+    side = max(2, min(short, _SIDES[0]))
+    for smaller in _SIDES[1:]:
+        built = NETWORKS[_NETWORK](Shape(shape(side), channels, len(facts.counts)), _WIDTH) if epochs else None
+        if built is None or side <= smaller:
+            break
+        cost = export.training_flops(Classifier(built, [0.0] * channels, [1.0] * channels), shape(side), channels)
+        side = smaller if cost * facts.training * epochs > _OPERATIONS else side
     return shape(side)
-
-
-def _why_size(size: tuple[int, int], short: int) -> str:
-    if min(size) >= short:
-        return "their own size"
-    return "what a CPU trains on in minutes; with a GPU take more"
 
 
 def notes(facts: Facts, params: Params) -> list[str]:
