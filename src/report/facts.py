@@ -235,7 +235,8 @@ def _training(run: Json, lineage: Json, measured: Json, card: Json) -> Json:
         measured = {}
     seconds = (run.get("seconds") or {}).get("train")
     if seconds is not None:
-        return {"here": True, "seconds": seconds, "hardware": run.get("hardware"), "throughput": measured}
+        throughput = measured or lineage.get("throughput") or {}  # at a deployment there is the lineage alone
+        return {"here": True, "seconds": seconds, "hardware": run.get("hardware"), "throughput": throughput}
     if (seconds := lineage.get("training_seconds")) is not None:
         told = {name: lineage.get(name) for name in ("commit", "hardware", "throughput")}
         return {"here": False, "seconds": seconds, **told}

@@ -258,9 +258,9 @@ def _training(told: dict[str, Any], history: Path | None, model: Path) -> dict[s
 
     A model that was restored was trained in another run: on this machine, if `history` names it, else elsewhere.
     """
-    record, card = history / "throughput.json" if history else None, model / "card.json"
-    measured = read_json(record, made_by="train") if record and record.is_file() and card.is_file() else {}
-    if measured.get("model_sha256", "") != (read_json(card, made_by="train").get("model_sha256") if measured else None):
+    record, card = (history / "throughput.json" if history else None), model / "card.json"
+    measured = read_json(record, made_by="train") if record and record.is_file() else {}
+    if not card.is_file() or measured.get("model_sha256", "") != read_json(card, made_by="train").get("model_sha256"):
         measured = {}
     here = told.get("seconds", {}).get("train")
     return {

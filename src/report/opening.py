@@ -358,7 +358,11 @@ def _not_trained(facts: Facts) -> Block | None:
             f" in {words.duration(training['seconds'])}.",
         )
     elif training:
-        where = (f" It was trained on this machine until {training['ended']}, in {words.duration(training['seconds'])}.",)
+        where = (
+            " It was trained in an earlier run, until ",
+            Code(training["ended"]),
+            f", in {words.duration(training['seconds'])}.",
+        )
     else:
         where = (" Where and when it was trained is not known here.",)
     return Paragraph((said, *where))

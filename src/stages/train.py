@@ -100,7 +100,7 @@ def _write(
         speeds.mkdir()
         _write_csv(speeds / "throughput.csv", fitted.throughput)
         about = {
-            "ended": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "ended": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "hardware": hardware.describe(),
             "model_sha256": sha256(fresh / "model.onnx"),
             "seconds": rounded(seconds, 2),
