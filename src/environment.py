@@ -1,9 +1,9 @@
 """Make the virtual environment: `python3 src/environment.py`, or `make setup`. Does nothing when it is up to date.
 
 Runs before anything is installed and perhaps on an old Python, so: standard library only, and no new syntax.
-DVC's plug-in for the scheme of each DVC remote (.dvc/config, .dvc/config.local, DVC_REMOTE_URL) is installed too.
---checks also installs what tests and lint need. --plugins installs the plug-ins alone, into the environment whose Python
-runs this: a job of CI learns of its remote later. --lock resolves each requirements/*.in into its lock (`make lock`).
+DVC's plug-ins for the DVC remotes in use belong to it: .dvc/config, .dvc/config.local and DVC_REMOTE_URL name these.
+--checks also installs what tests and lint need; --plugins installs the plug-ins alone, for CI, whose remote is told later.
+--lock installs nothing, and resolves each requirements/*.in into its lock (`make lock`).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REQUIREMENTS = os.path.join(ROOT, "requirements")
-VENV = sys.prefix if "--plugins" in sys.argv else os.path.join(ROOT, ".venv")
+VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 PIP = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile"]
 PACKAGES = os.path.join(VENV, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
@@ -32,7 +32,14 @@ TORCH = "torch.txt"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNFINISHED = "unfinished"
 OLDEST, NEWEST = (3, 11), (3, 13)
-OTHER_PLUGINS = ("gdrive", "hdfs", "oss", "webdav", "webdavs", "webhdfs")  # DVC has them, and no lock is kept here
+WITHOUT_LOCK = (
+    "gdrive",
+    "hdfs",
+    "oss",
+    "webdav",
+    "webdavs",
+    "webhdfs",
+)  # schemes of DVC that need a package of a fork's own
 UV_VARIABLES = {  # pip's setting: uv's variable
     "index-url": "UV_INDEX_URL",
     "extra-index-url": "UV_EXTRA_INDEX_URL",
@@ -48,7 +55,7 @@ def main():
     # type: () -> None
     parser = argparse.ArgumentParser(prog="setup", description="Make the virtual environment .venv")
     parser.add_argument("--checks", action="store_true", help="also what tests and lint need")
-    parser.add_argument("--plugins", action="store_true", help="only DVC's plug-ins, into the Python that runs this")
+    parser.add_argument("--plugins", action="store_true", help="DVC's plug-ins for the DVC remotes in use, and nothing else")
     parser.add_argument("--lock", action="store_true", help="resolve each requirements/*.in into its lock instead")
     options = parser.parse_args()
     try:
@@ -56,10 +63,8 @@ def main():
         require_git_clone()
         if options.lock:
             resolve()
-        elif options.plugins:
-            install_plugins()
         else:
-            install_locked(lock_names(options.checks))
+            install_locked(plugin_locks() if options.plugins else lock_names(options.checks))
     except KeyboardInterrupt:
         clear_line()
         print("setup: stopped: run it again, and it goes on with what is downloaded", file=sys.stderr)
@@ -117,23 +122,23 @@ def lock_names(checks):
 
 def plugin_locks():
     # type: () -> list[str]
-    """Return the locks of DVC's plug-ins for the remotes of .dvc/config, .dvc/config.local and DVC_REMOTE_URL."""
+    """Return the locks of DVC's plug-ins for the DVC remotes in use, by the schemes of their addresses."""
     text = "url = %s\n" % os.environ.get("DVC_REMOTE_URL", "")
-    for path in glob.glob(os.path.join(".dvc", "config*")):
+    for path in glob.glob(os.path.join(ROOT, ".dvc", "config*")):
         with open(path) as file:
-            text += file.read()
-    schemes = sorted(set(re.findall(r"^\s*url\s*=\s*[\"']?([a-z0-9]+)://", text, re.MULTILINE)))
+            text += file.read() + "\n"
+    schemes = sorted(set(re.findall(r"^\s*url\s*=\s*[\"']?(\w+)://", text, re.MULTILINE)))
+    with open(os.path.join(REQUIREMENTS, "yours.txt")) as file:
+        own = file.read()
     for scheme in schemes:
         name = "dvc-" + scheme.replace("webdavs", "webdav")
-        with open(os.path.join(REQUIREMENTS, "yours.txt")) as file:
-            is_locked = name + "==" in file.read()
-        if scheme in OTHER_PLUGINS and not is_locked:
+        if scheme in WITHOUT_LOCK and not re.search("^%s==" % name, own, re.MULTILINE):
             fail(
-                "a DVC remote begins with %s://, which needs %s, and no lock of this project has that: write it with "
-                "its version into requirements/yours.in, run make lock, then make setup" % (scheme, name)
+                "a DVC remote begins with %s:// and needs the package %s: write it with its version into "
+                "requirements/yours.in, run make lock, then make setup" % (scheme, name)
             )
-    named = ["remote-%s.txt" % scheme for scheme in schemes]
-    return [name for name in named if os.path.exists(os.path.join(REQUIREMENTS, name))]
+    locks = ["remote-%s.txt" % scheme for scheme in schemes]
+    return [name for name in locks if os.path.exists(os.path.join(REQUIREMENTS, name))]
 
 
 def torch_index():
@@ -197,14 +202,6 @@ def install_locked(names):
             install(locks, log)
         if TORCH in pending:
             install_torch(pending[TORCH], log)
-
-
-def install_plugins():
-    # type: () -> None
-    """Install the plug-ins of DVC that are missing in the environment whose Python runs this."""
-    for name, digest in outdated(plugin_locks()).items():
-        with open(LOG, "a") as log:
-            install({name: digest}, log, "DVC's plug-in for %s://" % name[len("remote-") : -len(".txt")])
 
 
 @contextlib.contextmanager
@@ -299,11 +296,11 @@ def remove_half_installed():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def install(locks, log, what="the locked packages"):
-    # type: (dict[str, str], typing.IO[str], str) -> None
+def install(locks, log):
+    # type: (dict[str, str], typing.IO[str]) -> None
     """Install locked packages with uv; where there is none or it fails, with pip."""
     installed = begin(locks)
-    print("setup: installing " + what, flush=True)
+    print("setup: installing the locked packages", flush=True)
     arguments = ["--no-deps", "--require-hashes"]  # a lock names all that its packages need, but for torch
     for name in locks:
         arguments += ["-r", os.path.join(REQUIREMENTS, name)]
@@ -317,7 +314,7 @@ def install(locks, log, what="the locked packages"):
         print("setup: uv could not do it (%s): pip does it, which takes longer" % why, flush=True)
         remove_half_installed()
         why = run(PIP + arguments, log)
-    finish(what, why, installed, locks)
+    finish("the locked packages", why, installed, locks)
 
 
 def install_torch(digest, log):

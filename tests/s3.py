@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from conftest import until
+from conftest import ROOT, until
 from ports import free_ports
 
 BUCKET = "models"
@@ -58,15 +58,28 @@ class S3:
                 socket.unlink()
 
 
-def make_environment(folder: Path) -> Path:
-    """Make a virtual environment with the packages of this one, in which a test may install more; return its Python."""
-    venv.create(folder, symlinks=True)
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+def make_project(folder: Path) -> Path:
+    """Make a folder with this project's source and a virtual environment with its packages, where a test may install more.
+
+    Returns:
+        The environment's Python.
+    """
+    folder.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    for name in ("src", "requirements"):
+        (folder / name).symlink_to(ROOT / name)
+    venv.create(folder / ".venv", symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder / ".venv")}))
     (packages / "shared.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    return folder / "bin" / "python"
+    (folder / ".venv" / "installed").touch()  # the mark of `make setup`
+    uv = Path(sys.executable).with_name("uv")
+    if uv.exists():
+        (folder / ".venv/bin/uv").symlink_to(uv)
+    return folder / ".venv/bin/python"
 
 
-def pip_cache() -> dict[str, str]:
-    """Return the variable by which pip in a job finds what this machine has downloaded already."""
-    found = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True)
-    return {"PIP_CACHE_DIR": found.stdout.strip(), **{key: os.environ[key] for key in os.environ if key.startswith("PIP_")}}
+def downloads() -> dict[str, str]:
+    """Return the variables by which installers in a job find what this machine has downloaded already."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    return {"PIP_CACHE_DIR": str(folder / "pip"), "UV_CACHE_DIR": str(folder / "uv"), **settings}

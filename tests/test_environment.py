@@ -23,7 +23,6 @@ from threading import Thread
 import pytest
 from conftest import ROOT
 
-from src import environment
 from src.files import sha256
 
 LOCKS = ("run.txt", "yours.txt", "check.txt", "uv.txt", "torch.txt")
@@ -188,46 +187,37 @@ def test_a_second_run_does_nothing_and_a_changed_lock_is_installed_beside_what_i
     assert versions(ready, "first", "second", "third") == ["2.0", "1.0", "1.0"]
 
 
-def test_the_plug_in_of_a_new_remote_is_added_to_the_environment_that_is_there(ready: Path) -> None:
-    (ready / "requirements" / "remote-s3.txt").write_text("# nothing to install\n")
-    setup(ready)
-    add(ready, "remote-s3.txt", "plugin")
-    assert setup(ready).stdout == ""
+def test_the_plug_in_of_a_dvc_remote_is_installed_when_a_remote_is_added(ready: Path) -> None:
+    for number, lock in enumerate(("run.txt", "remote-s3.txt", "remote-gs.txt", "remote-azure.txt", "remote-ssh.txt")):
+        add(ready, lock, f"package{number}")
     (ready / ".dvc").mkdir()
-    (ready / ".dvc" / "config").write_text("['remote \"storage\"']\n    url = s3://bucket/path\n")
-    assert "making .venv" not in setup(ready).stdout
-    assert versions(ready, "plugin") == ["1.0"]
-    assert setup(ready).stdout == ""
-    require_sentence(
-        setup(ready, DVC_REMOTE_URL="webdavs://host/path"), "a DVC remote begins with webdavs://, which needs dvc-webdav"
-    )
-    (ready / "requirements" / "yours.txt").write_text("# dvc-webdav==1.0\n")
-    assert setup(ready, DVC_REMOTE_URL="webdavs://host/path").returncode == 0
+    (ready / ".dvc" / "config").write_text("['remote \"a\"']\n    url = ../starter\n    endpointurl = ssh://no\n")
+    assert setup(ready, "--plugins").stdout == ""
+    (ready / ".dvc" / "config").write_text('[\'remote "b"\']\n    url = "gs://b/#"\n')
+    (ready / ".dvc" / "config.local").write_text("['remote \"c\"']\n    url=azure://c")
+    setup(ready, "--plugins", DVC_REMOTE_URL="s3://bucket")
+    installed = {path.name.split("-")[0] for path in (ready / ".venv").rglob("package*.dist-info")}
+    assert installed == {"package1", "package2", "package3"}
+    setup(ready)
+    assert list((ready / ".venv").rglob("package0-*.dist-info"))
+    assert setup(ready, DVC_REMOTE_URL="s3://bucket").stdout == ""
 
 
-def test_the_schemes_of_all_remotes_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_REMOTE_URL", raising=False)
-    assert environment.plugin_locks() == []
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text(
-        '[\'remote "a"\']\n    url = ../starter\n[\'remote "b"\']\n    url = "gs://b/#"\n'
-    )
-    (tmp_path / ".dvc" / "config.local").write_text("['remote \"b\"']\n    endpointurl = ssh://no\n    url=azure://c\n")
-    monkeypatch.setenv("DVC_REMOTE_URL", "s3://bucket")
-    assert environment.plugin_locks() == ["remote-azure.txt", "remote-gs.txt", "remote-s3.txt"]
+def test_a_dvc_remote_whose_plug_in_is_not_locked_is_named(ready: Path) -> None:
+    webdav = partial(setup, ready, "--plugins", DVC_REMOTE_URL="webdavs://host/path")
+    require_sentence(webdav(), "a DVC remote begins with webdavs:// and needs the package dvc-webdav: write it")
+    (ready / "requirements" / "yours.txt").write_text("dvc-webdav==3.0.1 --hash=sha256:0\n")
+    assert webdav().stderr == ""
 
 
 @pytest.mark.parametrize("scheme", ["azure", "gs", "s3", "ssh"])
 def test_a_plug_in_changes_no_version_that_is_installed_already(scheme: str) -> None:
-    pins = [
+    mine, others = (
         dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
-        for name in ("run.txt", f"remote-{scheme}.txt")
-    ]
-    assert f"dvc-{scheme}" in pins[1]
-    assert {
-        name: (pins[0][name], pins[1][name]) for name in pins[0].keys() & pins[1].keys() if pins[0][name] != pins[1][name]
-    } == {}
+        for name in (f"remote-{scheme}.txt", "run.txt")
+    )
+    assert f"dvc-{scheme}" in mine
+    assert {name for name in mine.keys() & others if mine[name] != others[name]} == set()
 
 
 def test_where_no_uv_can_be_had_pip_does_it(ready: Path, tmp_path: Path) -> None:

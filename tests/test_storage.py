@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
-from s3 import BUCKET, S3, make_environment
+from s3 import BUCKET, S3, make_project
 from standin import GitHub
 
 from src.storage import artifact_name
@@ -45,7 +45,7 @@ def command(github: GitHub, tmp_path: Path) -> Command:
             "GITHUB_TOKEN": github.token(READ),
             "LOCAL_DVC_REMOTE": "",
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(ROOT if python == Path(sys.executable) else python.parents[2]),
             **variables,
         }
         line = [python, "-m", module, *arguments]
@@ -65,7 +65,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment of its own, in which a plug-in may be installed."""
-    return make_environment(tmp_path_factory.mktemp("environment"))
+    return make_project(tmp_path_factory.mktemp("python") / "project")
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def test_the_plug_in_for_s3_is_installed_and_one_run_brings_what_another_pushed(
 ) -> None:
     """The second run has its key in a file, as a key of Google Cloud Storage or of SSH is one; its machine is another."""
     url = f"s3://{BUCKET}/dvc"
-    python = make_environment(tmp_path / "environment")
+    python = make_project(tmp_path / "project")
     store = {"DVC_REMOTE_URL": url, "DVC_REMOTE_CONFIG": s3.config}
     done = command(repository, "src.storage", "connect", python=python, **store)
     assert done.returncode == 0, done.stderr
-    assert "setup: installing DVC's plug-in for s3://\n" in done.stdout
+    assert "setup: installing the locked packages\n" in done.stdout
     assert f"data and models are kept in {url}\n" in done.stdout
     assert command(repository, "src.storage", "push", python=python).returncode == 0
     next_run = fresh(repository, tmp_path)
@@ -162,11 +162,11 @@ def test_an_s3_store_that_takes_nothing_is_one_sentence_before_training(
 
 
 def test_a_plug_in_that_cannot_be_had_is_one_sentence(repository: Path, tmp_path: Path, command: Command) -> None:
-    python = make_environment(tmp_path / "environment")
+    python = make_project(tmp_path / "project")
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     done = command(repository, "src.storage", "connect", python=python, DVC_REMOTE_URL="s3://models/dvc", **offline)
     assert done.returncode == 1
-    assert done.stderr.startswith("setup: DVC's plug-in for s3:// could not be installed (ERROR: "), done.stderr
+    assert done.stderr.startswith("setup: the locked packages could not be installed ("), done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -250,7 +250,7 @@ def test_a_wrong_setting_is_one_sentence(repository: Path, command: Command, var
 def test_a_remote_whose_plug_in_is_not_locked_says_which_to_add(repository: Path, command: Command) -> None:
     done = command(repository, "src.storage", "connect", DVC_REMOTE_URL="webdavs://host/path")
     assert done.returncode == 1
-    assert done.stderr.startswith("setup: a DVC remote begins with webdavs://, which needs dvc-webdav, and no lock")
+    assert done.stderr.startswith("setup: a DVC remote begins with webdavs:// and needs the package dvc-webdav: write")
     assert done.stderr.count("\n") == 1
 
 

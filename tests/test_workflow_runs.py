@@ -24,7 +24,7 @@ import pytest
 from act import Result, run_workflow
 from conftest import ROOT, copy_files, encode, write_params
 from ruamel.yaml import YAML
-from s3 import BUCKET, S3, pip_cache
+from s3 import BUCKET, S3, downloads
 from standin import BOT, GitHub, clone, commit
 
 from src.command import cores
@@ -310,7 +310,7 @@ def object_store(world: World) -> dict[str, Seen]:
         options = {
             "variables": {"DVC_REMOTE_URL": f"s3://{BUCKET}/dvc", "REPORT_BENCH": "off"},
             "secrets": {"DVC_REMOTE_CONFIG": s3.config},
-            "environment": {"LOCAL_DVC_REMOTE": "", **pip_cache()},
+            "environment": {"LOCAL_DVC_REMOTE": "", **downloads()},
         }
         number = own.propose("first", set_params(train__epochs=8))
         opened = own.report(number, "opened", **options)
@@ -705,7 +705,7 @@ def test_a_label_that_is_none_of_ours_starts_nothing(seen: Seen) -> None:
 @about(object_store)
 def test_a_job_installs_the_plug_in_of_an_s3_remote_and_stores_there(seen: Seen) -> None:
     assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
-    assert "setup: installing DVC's plug-in for s3://" in seen.result.logs["train"]
+    assert "setup: installing the locked packages" in seen.result.logs["train"]
     assert f"data and models are kept in s3://{BUCKET}/dvc" in seen.result.logs["train"]
     assert seen.verdict["verdict"] == "pass"
 
@@ -715,7 +715,7 @@ def test_a_deployment_finds_the_reviewed_model_in_an_s3_remote(seen: Seen) -> No
     """Its image cannot be built here, without Docker."""
     assert seen.result.jobs["verify"] == "success", seen.result.log[-8000:]
     assert "verified: out/release holds what is released" in seen.result.logs["verify"]
-    assert "setup: installing DVC's plug-in for s3://" in seen.result.logs["verify"]
+    assert "setup: installing the locked packages" in seen.result.logs["verify"]
 
 
 @about(other_matters, "documents")

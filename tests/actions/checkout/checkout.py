@@ -67,6 +67,9 @@ def prepare_environment() -> None:
     (FOLDER / ".venv" / packages / "ready.pth").write_text(f"{os.environ['STANDIN_PACKAGES']}\n")
     environment = runpy.run_path(str(setup))
     environment["write_stamp"](environment["outdated"](environment["lock_names"](True)))
+    uv = Path(os.environ["STANDIN_PACKAGES"]).parents[2] / "bin" / "uv"
+    if uv.exists():
+        (FOLDER / ".venv/bin/uv").symlink_to(uv)
 
 
 if __name__ == "__main__":
