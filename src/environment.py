@@ -307,8 +307,11 @@ def install(locks, log):
     settings = pip_settings()
     uv, why = find_uv(log)
     if uv:
-        command = [uv, "pip", "install", "--python", PYTHON] + (["--no-index"] if "no-index" in settings else [])
-        why = run(command + arguments, log, uv_environment(settings))
+        command = [uv, "pip", "install", "--python", PYTHON, *arguments]
+        if "find-links" in settings:  # uv would download what lies there; pip takes it from there
+            why = run([*command, "--no-index"], log, uv_environment(settings))
+        if "find-links" not in settings or (why and "no-index" not in settings):
+            why = run(command, log, uv_environment(settings))
     if why:
         clear_line()
         print("setup: uv could not do it (%s): pip does it, which takes longer" % why, flush=True)
@@ -408,7 +411,8 @@ def pip_settings():
     settings = {}
     for section in ("global", "install", ":env:"):
         settings.update(re.findall(r"^%s\.([\w-]+)=(.+)$" % section, listed, re.MULTILINE))
-    return {name: " ".join(ast.literal_eval(value).split()) for name, value in settings.items()}
+    values = {name: " ".join(ast.literal_eval(value).split()) for name, value in settings.items()}
+    return {name: value for name, value in values.items() if value.lower() not in ("", "0", "false", "no", "off")}
 
 
 def uv_environment(settings):

@@ -320,6 +320,14 @@ def test_without_a_gpu_pytorch_is_its_cpu_build_unless_a_variable_names_another_
         assert versions(ready, "torch") == ["1.0+other"]
 
 
+def test_packages_of_a_folder_are_not_downloaded(ready: Path) -> None:
+    """With PIP_FIND_LINKS alone: an index, which would be asked in vain, is not asked."""
+    add(ready, "run.txt", "first")
+    result = setup(ready, PIP_NO_INDEX="0", UV_INDEX_URL="http://127.0.0.1:9", PIP_INDEX_URL="http://127.0.0.1:9")
+    assert "uv could not" not in result.stdout
+    assert versions(ready, "first") == ["1.0"]
+
+
 def test_uv_takes_packages_from_where_pip_takes_them() -> None:
     module = runpy.run_path(str(ROOT / "src" / "environment.py"))
     given = {"index-url": "https://a.example/simple", "find-links": "/b /c", "cert": "/d.pem", "timeout": "9"}
