@@ -239,7 +239,8 @@ def task() -> Task:
 def findings() -> dict[str, check_model.Finding]:
     train = params().train.model_copy(update={"device": "cpu"})
     threads = torch.get_num_threads()
-    torch.set_num_threads(cores())
+    height, width = params().prepare.image_size
+    torch.set_num_threads(cores() if height * width > 64 * 64 else 1)  # on small images threads wait more than they work
     try:
         found = check_model.check(task(), params().model_copy(update={"train": train}))
     finally:
