@@ -11,7 +11,7 @@ from functools import cache
 from modulefinder import ModuleFinder
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -101,8 +101,8 @@ def examples() -> Sample:
         fail(f"{error.filename} cannot be read ({error.strerror}): check owner and mode of the file or folder")
 
 
-def fail(message: str) -> Any:
-    pytest.fail(message, pytrace=False)
+def fail(message: str) -> NoReturn:
+    raise pytest.fail.Exception(message, pytrace=False) from None
 
 
 def names(rows: pa.Table, most: int = 10) -> str:

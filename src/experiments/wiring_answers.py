@@ -22,9 +22,8 @@ def shapes(subject: Subject) -> Finding:
             with torch.inference_mode():
                 answers[n] = tuple(classifier(some(subject, n)).shape)
         except Exception as error:  # whatever the network of a stranger raises is the finding
-            return Finding(
-                "shapes", "FAIL", f"a batch of {n} raises {first_line(error)}", "mend forward(); see src/model.py"
-            )
+            advice = "mend forward() in src/model.py, or set prepare.image_size in params.yaml to what the network takes"
+            return Finding("shapes", "FAIL", f"a batch of {n} raises {first_line(error)}", advice)
     expected = {n: (n, len(subject.classes)) for n in BATCHES}
     if answers != expected:
         wrong = next(n for n in BATCHES if answers[n] != expected[n])
