@@ -154,7 +154,8 @@ def test_labels_are_sane(examples: Sample) -> None:
     if alike:
         fail(f"labels {', '.join(map(repr, alike[0]))} differ in capitals alone: give both one name")
     asked = {"schema", "labels", *(["min_images"] if examples.whole else [])}
-    found = checks.inspect(examples.rows, params().validation, reference.Reference(), np.empty((0, 2), dtype=np.int64))[0]
+    no_pairs, nothing = np.empty((0, 2), dtype=np.int64), reference.Reference()
+    found, _ = checks.inspect(examples.rows, params().validation, nothing, no_pairs, params().prepare.image_size)
     wrong = [finding for finding in found if finding.check in asked and finding.level == "error"]
     if wrong:
         fail("\n".join(": ".join([each.message, *([", ".join(each.files[:5])] if each.files else [])]) for each in wrong))
