@@ -259,7 +259,7 @@ def test_a_stop_is_one_sentence_and_the_next_run_goes_on(ready: Path, tmp_path: 
     add(ready, "run.txt", "first")
     path = tools(tmp_path / "bin", "git", "sh", "cat")
     os.mkfifo(tmp_path / "started")
-    waiting = f"#!/bin/sh\ntest $1 = --version && exit\necho ready >{tmp_path}/started\ncat {tmp_path}/started\n"
+    waiting = f"#!/bin/sh\ntest $1 = --version && exit\necho ready >{tmp_path}/started\nexec cat {tmp_path}/started\n"
     (tmp_path / "bin" / "uv").write_text(waiting)
     (tmp_path / "bin" / "uv").chmod(0o755)
     process = subprocess.Popen(
