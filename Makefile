@@ -41,7 +41,7 @@ lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a comm
 quantize: setup ## make an INT8 model of the last one, and a table of what it costs and gains
 	@$(RUN) -m src.release.quantize out/arrays out/model out/quantized
 
-serve: setup ## serve the current model on port 3000, without Docker (ARGS=--port 3001)
+serve: setup ## serve the current model on port 3000, without Docker (ARGS="--port 3001")
 	@$(RUN) -m src.serving.serve $(ARGS)
 
 image: setup ## build the image of the current model, and check it
@@ -100,7 +100,7 @@ sweep: setup ## search better params on the validation split; killed, it goes on
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(RUN) -m dvc repro --quiet --pull validate
 	@$(RUN) -m src.experiments.sweep out/arrays out/validation.json out/sweep $(ARGS)
 
-check-model: setup ## tell in a minute whether your network is wired right (ARGS="--seconds 90")
+check-model: setup ## tell in a minute whether your network is wired right (ARGS="--steps 600")
 	@$(RUN) -m src.experiments.check_model $(ARGS)
 
 find-lr: setup ## suggest a learning rate from a range test; changes nothing (ARGS="--steps 200")
@@ -124,7 +124,7 @@ bench-train: setup ## measure a training step against the plain recipe's (ARGS="
 bench-gpu: setup ## measure on a GPU what training on CIFAR-10 costs and reaches, FLOP/s, and ResNet-18 beside the plain recipe
 	@$(RUN) -m src.benchmarks.cifar10_gpu $(ARGS)
 
-bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS=--network resnet18 --input 224 --format jpeg)
+bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS="--network resnet18 --input 224 --format jpeg")
 	@$(RUN) -m src.benchmarks.serve $(ARGS)
 
 soak: setup ## ask the service 200,000 times beside 10,000 hostile requests, and see whether it stays as it was (SOAK="--requests 20000")

@@ -228,6 +228,19 @@ def test_help_lists_every_target() -> None:
     assert targets == set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
 
 
+def test_help_names_only_options_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target, line in help_lines().items():
+        assert not re.search(r"ARGS=--[a-z-]+ (?!or )", line), f"{target}: a shell ends ARGS at the space"
+        for example in re.findall(r'ARGS=("[^"]+"|[^ ),]+)', line):
+            recipe = makefile.split(f"\n{target}: ")[1].split("\n\n")[0]
+            module = re.search(r"-m (src[.\w]+)", recipe)[1].replace(".", "/") + ".py"
+            sources = [(ROOT / path).read_text() for path in reach(module)]
+            for option in re.findall(r"--[a-z-]+", example):
+                made = (f'"{option}"', 'add_argument(f"--{')  # the second: one for each of several names
+                assert any(word in source for source in sources for word in made), f"{target} has no {option}"
+
+
 @pytest.mark.template
 def test_the_readme_names_only_targets_and_files_that_exist() -> None:
     readme = (ROOT / "README.md").read_text()
