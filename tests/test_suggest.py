@@ -1,5 +1,6 @@
 """The suggested recipe follows from the images, loads and can be adopted: python -m pytest tests/test_suggest.py"""
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_sizes_are_upright(tmp_path: Path, random: np.random.Generator, params: 
     assert suggest.look(tmp_path / "data", params()).sizes.tolist() == [[80, 40], [80, 40]]
 
 
+def test_an_image_with_damaged_exif_data_is_passed_over(mixed: Path, params: MakeParams) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    content = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(content, "WEBP", exif=turned)
+    (mixed / "cat" / "damaged.webp").write_bytes(content.getvalue().replace(b"MM\x00*", b"\xff\xffM\x00"))
+    assert len(suggest.look(mixed, params()).sizes) == 48
+
+
 def test_a_network_of_the_forks_own_is_left_alone(mixed: Path, params: MakeParams) -> None:
     found = suggested(mixed, params(train__network="ours"))
     assert not {"train.network", "train.width", "train.optimizer", "train.learning_rate"} & set(found)
@@ -127,6 +137,13 @@ def test_the_file_can_be_adopted_and_then_nothing_differs(
     capsys.readouterr()
     suggest.main()
     assert "params.yaml says all of this already" in capsys.readouterr().out
+
+
+def test_images_that_are_all_too_large_are_told_so(tmp_path: Path, random: np.random.Generator, params: MakeParams) -> None:
+    for label in ("a", "b"):
+        write(tmp_path / "data", label, [picture(random, 32, 32)])
+    with pytest.raises(UserError, match=r"decoded \(too large: 32x32 pixels is over prepare.max_megapixels"):
+        suggest.look(tmp_path / "data", params(prepare__max_megapixels=0.0001))
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def look(root: Path, params: Params) -> Facts:
     given: Counter[str | None] = Counter()
     sizes: list[tuple[int, int]] = []
     looks: list[tuple[bool, float]] = []
-    every = math.ceil(len(chosen) / _DECODED)
+    every, fault = math.ceil(len(chosen) / _DECODED), ""
     for piece in data.read(found):
         for place, example in enumerate(data.examples(piece), start=piece.start):
             if example.fault or example.label is None or example.content is None:
@@ -102,10 +102,12 @@ def look(root: Path, params: Params) -> Facts:
                 sizes.append(_size(example.content))
                 if len(sizes) % every == 0:
                     looks.append(_look(example.content, int(params.prepare.max_megapixels * 1e6)))
-            except (images.UndecodableError, OSError, ValueError, Image.DecompressionBombError):
-                continue  # prepare names it
+            except Exception as error:  # Pillow's readers raise almost any class on a damaged file; prepare names each
+                fault = str(error)
     if len(counts) < 2 or not looks:
-        problem = f"{len(counts)} class with readable labels" if len(counts) < 2 else "no image that can be decoded"
+        problem = (
+            f"{len(counts)} class with readable labels" if len(counts) < 2 else f"no image that can be decoded ({fault})"
+        )
         raise UserError(f"{root} holds {problem}: put images into {root}/<label>/, at least two labels, and run again")
     left = 1 - sum(
         share
@@ -161,7 +163,7 @@ def suggest(facts: Facts, params: Params) -> list[Setting]:
     classes = f"largest class {imbalance:.1f} times the smallest"
     settings = [
         Setting("prepare.image_size", size if size[0] != size[1] else size[0], sides, why_size),
-        Setting("prepare.channels", channels, colours, f"{_DECODED} images were looked at"),
+        Setting("prepare.channels", channels, colours, "by the pixels of a sample"),
         Setting("prepare.fit", fit, shapes, why_fit),
     ]
     small = min(size) <= _SMALL
