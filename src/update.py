@@ -23,6 +23,11 @@ def update(base: str) -> None:
     branch = _require_ready(base)
     remote, _, name = base.partition("/")
     _git("fetch", "--quiet", "--no-tags", remote, f"+refs/heads/{name}:refs/remotes/{base}")
+    if _try("merge-base", "HEAD", base):
+        hint = "name the branch that this one left"
+        if _git("rev-parse", "--is-shallow-repository") == "true":
+            hint = f"this clone is shallow: run `git fetch --unshallow {remote}`"
+        raise UserError(f"{branch} and {base} have no commit in common: {hint}; then run again")
     behind = int(_git("rev-list", "--count", f"HEAD..{base}"))
     if not behind:
         print(f"{branch} holds all of {base} already: there is nothing to merge")

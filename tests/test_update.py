@@ -171,6 +171,24 @@ def test_a_base_that_is_not_there_is_refused(clone: Clone, base: str, sentence: 
         update(base)
 
 
+def test_a_base_without_a_commit_in_common_is_refused(clone: Clone) -> None:
+    clone.git("checkout", "--quiet", "--orphan", "alone")
+    clone.here(**{"dvc.lock": "here"})
+    with pytest.raises(UserError, match=r"alone and origin/main have no commit in common: name the branch"):
+        update("origin/main")
+
+
+def test_a_shallow_clone_is_told_how_to_get_the_rest(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone.here(**{"dvc.lock": "here"})
+    clone.here(**{"notes.txt": "here"})
+    clone.main(**{"dvc.lock": "main"})
+    clone.git("push", "--quiet", "origin", "HEAD:topic")
+    clone.git("clone", "--quiet", "--depth", "1", "--branch", "topic", f"file://{clone.remote}", str(tmp_path / "shallow"))
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(UserError, match="run `git fetch --unshallow origin`"):
+        update("origin/main")
+
+
 def test_a_file_in_the_way_changes_nothing(clone: Clone) -> None:
     clone.main(**{"notes.txt": "main"})
     (clone.path / "notes.txt").write_text("mine")
