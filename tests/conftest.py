@@ -36,6 +36,12 @@ def copy_files(source: Path, target: Path, without: tuple[str, ...] = ()) -> Non
 
 def copy_project() -> Path:
     """Copy the working tree into a temporary Git repository, and put what is in starter/project over it."""
+    if not (WORKING_TREE / "starter" / "project").is_dir():
+        pytest.exit(
+            "the tests need starter/project, which is missing: `git restore starter` brings it back; where its removal is "
+            "committed, `git checkout COMMIT^ -- starter`, with the commit that `git log -1 -- starter` names",
+            returncode=4,
+        )
     folder = Path(tempfile.mkdtemp(prefix="test-root-"))
     copy_files(WORKING_TREE, folder)
     shutil.copytree(folder / "starter" / "project", folder, dirs_exist_ok=True)
