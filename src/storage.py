@@ -37,6 +37,7 @@ _STORE = Path("out/store")
 _EARLIER = LOST_ARTIFACTS.parent
 _LARGEST = 2 * 2**30  # bytes; it is held in memory: larger models want a store of their own
 _TRIES = 3
+_SECRETS = ("DVC_REMOTE_CONFIG", "GITHUB_TOKEN")
 _EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 
 
@@ -50,7 +51,10 @@ def connect(*, deployed: bool = False) -> None:
         UserError: the remote's address or configuration is refused by DVC, or the remote does not take an object.
         SystemExit: the plug-in for the remote's scheme cannot be installed, which has been said.
     """
-    installed = subprocess.run([sys.executable, Path(__file__).with_name("environment.py"), "--plugins"], check=False)
+    # an installer may run code of a package that it builds, which has no use for these
+    public = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    command = [sys.executable, str(Path(__file__).with_name("environment.py")), "--plugins"]
+    installed = subprocess.run(command, check=False, env=public)
     if installed.returncode:
         sys.exit(installed.returncode)
     url = None if _is_forks_code() else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")

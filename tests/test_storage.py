@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from s3 import BUCKET, S3, make_project
 from standin import GitHub
 
+from src import storage
 from src.storage import artifact_name
 
 pytestmark = pytest.mark.slow
@@ -168,6 +169,21 @@ def test_a_plug_in_that_cannot_be_had_is_one_sentence(repository: Path, tmp_path
     assert done.returncode == 1
     assert done.stderr.startswith("setup: the locked packages could not be installed ("), done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_installer_of_a_plug_in_is_told_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = []
+
+    def install(command: list[str], **options: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        given.append(options["env"])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", install)
+    for name in ("DVC_REMOTE_URL", "DVC_REMOTE_CONFIG", "GITHUB_TOKEN"):
+        monkeypatch.setenv(name, "told")
+    with pytest.raises(SystemExit):
+        storage.connect()
+    assert [{"DVC_REMOTE_URL", "DVC_REMOTE_CONFIG", "GITHUB_TOKEN"} & set(each) for each in given] == [{"DVC_REMOTE_URL"}]
 
 
 def test_a_damaged_artifact_is_a_lost_one(repository: Path, command: Command, github: GitHub) -> None:
