@@ -308,9 +308,10 @@ def install(locks, log):
     uv, why = find_uv(log)
     if uv:
         command = [uv, "pip", "install", "--python", PYTHON, *arguments]
-        if "find-links" in settings:  # uv would download what lies there; pip takes it from there
+        from_folders = "find-links" in settings or "no-index" in settings
+        if from_folders:  # uv would download what lies there; pip takes it from there
             why = run([*command, "--no-index"], log, uv_environment(settings))
-        if "find-links" not in settings or (why and "no-index" not in settings):
+        if not from_folders or (why and "no-index" not in settings):
             why = run(command, log, uv_environment(settings))
     if why:
         clear_line()
