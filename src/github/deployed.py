@@ -120,7 +120,7 @@ def _sentence(text: str) -> str:
 def _what_next() -> list[str]:
     repository = os.environ.get("GITHUB_REPOSITORY", "OWNER/NAME")
     told = (
-        "**Next:** make a machine the deploy host. It needs nginx, and Docker or Podman or neither; docs/runner.md has the "
+        "**Next:** make a machine the deploy host. It needs nginx, and Docker or Podman; docs/runner.md has the "
         "steps. With a runner on it that has the labels below:"
     )
     labels = json.dumps(["self-hosted", "deploy"], separators=(",", ":"))
