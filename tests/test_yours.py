@@ -89,6 +89,7 @@ def sample() -> Sample:
 @pytest.fixture
 def examples() -> Sample:
     """The sample; where it cannot be had, the test ends with the reason."""
+    require_params()
     if not (ROOT / "data").exists():
         if os.environ.get("GITHUB_ACTIONS") == "true":
             pytest.skip("this job has no access to the DVC remote; the stages prepare and validate check all of data/")
@@ -103,6 +104,13 @@ def examples() -> Sample:
 
 def fail(message: str) -> NoReturn:
     raise pytest.fail.Exception(message, pytrace=False) from None
+
+
+def require_params() -> None:
+    try:
+        params()
+    except UserError:
+        pytest.skip("params.yaml does not load: see test_params_load")
 
 
 def names(rows: pa.Table, most: int = 10) -> str:
@@ -251,6 +259,7 @@ def findings() -> dict[str, check_model.Finding]:
 
 def require(*asked: str) -> None:
     """Fail with what `make check-model` found and advises."""
+    require_params()
     try:
         found = findings()
     except UserError as error:
