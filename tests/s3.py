@@ -38,7 +38,7 @@ class S3:
         options |= {"s3.config": self.folder / "accounts.json", "s3.port.iceberg": 0, "s3.port.lance": 0}
         options |= {"s3.autoCreateBucket": "false", "admin.ui": "false", "webdav": "false", "master.telemetry": "false"}
         weed = shutil.which("weed")
-        assert weed, "weed is missing: it is part of the environment (make setup)"
+        assert weed, "weed is missing: it is part of the environment (make setup-checks)"
         with (self.folder / "log").open("w") as log:
             command = [weed, "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)

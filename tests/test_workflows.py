@@ -488,7 +488,7 @@ def test_an_image_is_verified_before_it_runs_and_no_code_of_ours_meets_the_signi
 def tool(name: str) -> str:
     """Return the path of a program, which the environment has beside its Python."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/bin:/bin") or shutil.which(name)
-    assert found, f"{name} is missing: it is part of the environment (make setup)"
+    assert found, f"{name} is missing: it is part of the environment (make setup-checks)"
     return found
 
 
