@@ -88,6 +88,11 @@ def test_tests_use_the_model_of_the_template_whatever_the_fork_has() -> None:
     assert (ROOT / "src" / "model.py").read_bytes() == (ROOT / "starter" / "project" / "src" / "model.py").read_bytes()
 
 
+def test_tests_have_no_data_but_those_of_the_starter() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("?*.dvc")}
+    assert found == {"data.dvc", "starter/project/data.dvc"}
+
+
 @pytest.mark.template
 def test_the_starter_holds_the_project_as_it_is() -> None:
     project = ROOT / "starter" / "project"
