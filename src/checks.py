@@ -238,7 +238,7 @@ def _imbalance(frame: pd.DataFrame, kept: "pd.Series[bool]", limit: float) -> Ru
     message = (
         f"{counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}, over validate.max_imbalance {limit:g}"
     )
-    return Rule("imbalance", bool(ratio > limit), message + "; try train.class_weights: balanced")
+    return Rule("imbalance", bool(ratio > limit), message + "; train.class_weights makes rare classes count more")
 
 
 def _drift(distances: Mapping[str, float], limit: float) -> Rule:

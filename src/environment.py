@@ -238,7 +238,8 @@ def is_usable():
     except OSError:
         return False
     made_here = "version = %d.%d." % sys.version_info[:2] in written and written.rstrip().endswith(" " + VENV)
-    return made_here and run_quietly([PYTHON, "-m", "pip", "--version"])
+    whole = glob.glob(os.path.join(PACKAGES, "pip-*.dist-info", "RECORD"))  # it is written last: a stop leaves none
+    return made_here and bool(whole) and run_quietly([PYTHON, "-m", "pip", "--version"])
 
 
 def run_quietly(command):

@@ -120,13 +120,17 @@ def calibration_gap(right: NDArray[np.bool_], confidences: NDArray[np.float64], 
 def fitted_temperature(labels: Labels, logits: NDArray[np.float32]) -> float:
     """Return the number, 0.05 to 20, that logits of shape (n, classes) are best divided by: it minimises the log loss.
 
-    Source: Guo et al., "On Calibration of Modern Neural Networks" (2017), temperature scaling.
+    One image in n + 1 counts as of any class: where few images are all answered right, the loss alone would make every
+    answer certain. Sources: Guo et al., "On Calibration of Modern Neural Networks" (2017), temperature scaling; Platt,
+    "Probabilistic Outputs for Support Vector Machines" (1999), section 2.2, on targets that are not quite 0 and 1.
     """
+    share = 1 / (len(labels) + 1)
     true = logits[np.arange(len(labels)), labels].astype(np.float64)
+    target = (1 - share) * true + share * logits.astype(np.float64).mean(axis=1)
 
     def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float((logsumexp(logits * scale, axis=1) - true * scale).mean())
+        return float((logsumexp(logits * scale, axis=1) - target * scale).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))

@@ -135,8 +135,9 @@ def _pull(told: dict[str, Any]) -> None:
     elif dvc("pull", "data.dvc").returncode and (lost := bring(Path(), ["data.dvc"])):
         told["failed"] = "data"
         raise UserError(
-            f"the data that data.dvc names are in no store ({lost}): run dvc push on the machine where they were added, "
-            "or mend the remote in .dvc/config; then run again"
+            f"the data that data.dvc names are in no store that this machine reaches ({lost}): where they were added, name "
+            "a DVC remote for both machines (.venv/bin/dvc remote add --default storage s3://..., commit .dvc/config) and "
+            "run .venv/bin/dvc push; the remote `starter` is a folder of one clone, whose content Git ignores"
         )
 
 

@@ -58,6 +58,13 @@ def test_the_fitted_temperature_undoes_a_known_one(random: np.random.Generator) 
     assert metrics.fitted_temperature(labels, (logits / 2).astype(np.float32)) == pytest.approx(0.5, rel=0.05)
 
 
+def test_few_images_that_are_all_right_make_no_answer_certain() -> None:
+    """The log loss alone has no minimum there: every temperature nearer to zero is better."""
+    logits = np.array([[4.0, 0.0], [0.0, 4.0]] * 25, dtype=np.float32)
+    fitted = metrics.fitted_temperature(np.array([0, 1] * 25), logits)
+    assert 0.9 < 1 / (1 + np.exp(-4 / fitted)) < 0.995
+
+
 def test_a_probability_of_zero_is_a_finite_loss() -> None:
     assert np.isfinite(metrics.log_losses(np.array([1]), np.array([[1.0, 0.0]], dtype=np.float32))).all()
 

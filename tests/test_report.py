@@ -564,6 +564,17 @@ def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
     assert "- **what would settle the accuracy**: 3 seeds\n" in first_lines(text)
 
 
+def test_a_floor_that_is_not_held_says_what_to_do_and_whose_floor_it_is(case: Case) -> None:
+    sentence = "accuracy 73.27% is under the floor of 80.00% (gates.min_accuracy)"
+    gate = {"name": "accuracy", "level": "enforce", "outcome": "fail", "sentence": sentence}
+    case.change("report/verdict.json", verdict="fail", gates=[gate], reasons=[sentence])
+    assert "The floors stand in section gates of params.yaml, your team's bar\n" in first_lines(case.told())
+    assert "here still the template's" in first_lines(case.change("main/facts.json", example=True).told())
+    better = {**gate, "sentence": "accuracy 1 point under main's"}
+    text = case.change("report/verdict.json", gates=[better], reasons=[better["sentence"]]).told()
+    assert "what to do" not in first_lines(text)
+
+
 def test_an_anchor_that_is_lost_against_and_a_new_training_of_main_are_in_the_first_lines(case: Case) -> None:
     gate = {"name": "no_worse_than_anchor", "level": "warn", "outcome": "investigate", "sentence": "worse than the best"}
     case.change("report/verdict.json", gates=[gate]).change("main/facts.json", retrained="its artifact expired")

@@ -128,7 +128,7 @@ def test_the_file_can_be_adopted_and_then_nothing_differs(
     monkeypatch.setattr(sys, "argv", ["suggest", "data", "params/suggested.yaml"])
     suggest.main()
     first = Path("params/suggested.yaml").read_bytes()
-    assert "Adopt them: make reproduce PARAMS=params/suggested.yaml" in capsys.readouterr().out
+    assert "Adopt it: make reproduce PARAMS=params/suggested.yaml" in capsys.readouterr().out
     suggest.main()
     assert Path("params/suggested.yaml").read_bytes() == first
     assert all("  # " in line for line in first.decode().splitlines() if ": " in line and line.startswith("  "))

@@ -55,14 +55,14 @@ _RECIPE = (
 class Facts:
     """What lies under data/.
 
-    `counts`: images of each class. `training` and `smallest_held_out`: images that the training split, and the validation
-    or test split of the rarest class, will have. `sizes`: (height, width) of a sample, shape (n, 2), upright.
+    `counts`: images of each class. `training` and `test`: images that these splits will have. `held_out`: the smaller share
+    of the validation and the test split. `sizes`: (height, width) of a sample, shape (n, 2), upright.
     """
 
     counts: dict[str, int]
     training: int
     test: int
-    smallest_held_out: float
+    held_out: float
     sizes: NDArray[np.int64]
     grey: bool
     photographs: bool
@@ -119,7 +119,7 @@ def look(root: Path, params: Params) -> Facts:
         dict(sorted(counts.items(), key=lambda pair: data.class_order(pair[0]))),
         max(1, round((given[None] + given["train"]) * left)),
         round(test),
-        min(counts.values()) * min(params.prepare.validation_share, params.prepare.test_share),
+        min(params.prepare.validation_share, params.prepare.test_share),
         np.array(sizes),
         all(grey for grey, _ in looks),
         float(np.median([flat for _, flat in looks])) < _FLAT,
@@ -197,7 +197,7 @@ def _fit(sizes: NDArray[np.int64]) -> tuple[str, float, str, str]:
         return "crop", 1.0 if 0.8 <= middle <= 1.25 else float(middle), shapes, "one shape: little is cut off"
     if max(high, 1 / low) > 2:
         return "pad", 1.0, shapes, "a crop would cut off half of the longest"
-    return "crop", 1.0, shapes, "shapes differ little: the centre is enough"
+    return "crop", 1.0, shapes, f"a crop cuts off up to {1 - min(low, 1 / high):.0%}"
 
 
 def _image_size(short: int, ratio: float, channels: int, facts: Facts, epochs: int) -> tuple[int, int]:
@@ -219,11 +219,14 @@ def _image_size(short: int, ratio: float, channels: int, facts: Facts, epochs: i
 def notes(facts: Facts, params: Params) -> list[str]:
     """Say what no setting mends, and what a person has to decide."""
     lines = []
-    rare = min(facts.counts, key=lambda label: facts.counts[label])
-    if facts.smallest_held_out < 3:
+    least = params.gates.min_slice_images
+    few = {label: count * facts.held_out for label, count in facts.counts.items() if count * facts.held_out < least}
+    if few:
+        named = ", ".join(f"{label} about {few[label]:.1f}" for label in sorted(few, key=lambda label: few[label])[:5])
         lines.append(
-            f"{rare} has {facts.counts[rare]} images, about {facts.smallest_held_out:.1f} of them to validate or test with: "
-            "add images of it, or raise prepare.validation_share and prepare.test_share"
+            f"{len(few)} of {len(facts.counts)} classes will have under {least} images to validate or test with ({named}). "
+            "The gates show such a class and do not judge it (gates.min_slice_images): add images of it, or raise "
+            "prepare.validation_share and prepare.test_share"
         )
     ratio = max(facts.counts.values()) / min(facts.counts.values())
     if ratio > params.validation.max_imbalance:
@@ -297,9 +300,7 @@ def main() -> None:
     if not differing:
         print(f"{args.params} says all of this already")
         return
-    print(
-        f"{args.out} has the {len(differing)} that differ from {args.params}. Adopt them: make reproduce PARAMS={args.out}"
-    )
+    print(f"{args.out} has what differs from {args.params} ({len(differing)}). Adopt it: make reproduce PARAMS={args.out}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ _NO_MAIN = {  # by whether main never had a model; None: an earlier comparison d
     False: "not compared: main's model could not be had",
     None: "with no model of main to compare with",
 }
+_FLOORS = ("accuracy", "macro_f1", "baseline_margin", "worst_class", "worst_slice")
 _LEAKS = ("leakage", "near_duplicates", "group_leakage")
 _CLEAR = 5  # examples: fewer, all to one side, are within chance by an exact test (0.5**5 < 0.05 < 0.5**4)
 
@@ -160,7 +161,7 @@ def head(facts: Facts) -> tuple[Block, ...]:
     reasons = [str(reason) for reason in facts.verdict["reasons"]]
     rest = [f"and {len(reasons) - _REASONS} more: see the gates below"] if len(reasons) > _REASONS else []
     lines: list[Line] = [*(_reason(facts, reason) for reason in reasons[:_REASONS]), *rest]
-    notable = (_way_out, _retrained, _classes, _test_set, _leaks, _disagreements, _anchor)
+    notable = (_way_out, _floors, _retrained, _classes, _test_set, _leaks, _disagreements, _anchor)
     lines += [line for lines_of in notable for line in lines_of(facts)]
     blocks: list[Block] = [Bullets(tuple(lines))] if lines else []
     blocks += [block for key, _, said in _LABELS if (block := _label(facts, key, said))]
@@ -179,6 +180,14 @@ def _way_out(facts: Facts) -> Iterator[Line]:
     said = (facts.verdict.get("evidence") or {}).get("way_out")
     if said and facts.verdict["verdict"] != "pass":
         yield (Bold("what would settle the accuracy"), f": {said}")
+
+
+def _floors(facts: Facts) -> Iterator[Line]:
+    """Yield what to do about a floor that is not held."""
+    if any("floor" in str(gate_of(facts, name).get("sentence")) and _is_told(facts, name) for name in _FLOORS):
+        whose = "here still the template's, made for its digits" if facts.base.get("example") else "your team's bar"
+        advice = "train longer, or add images of the classes that are weak; make suggest looks at your data"
+        yield (Bold("what to do"), f": {advice}. The floors stand in section gates of params.yaml, {whose}")
 
 
 def _retrained(facts: Facts) -> Iterator[Line]:
