@@ -101,7 +101,7 @@ def reproduce(pull: bool, epochs: int | None, minutes: float | None, journal_pat
         told["seconds"] = journal.seconds
         write_json(journal_path, told)
     if _LOCK.read_bytes() == before:
-        print("\nNothing changed since the last run.")
+        print("\nThis run made what dvc.lock names already." if journal.seconds else "\nNothing changed since the last run.")
     print(f"\n{_results()}\n")
     print("\n".join(f"{name + ':':14}{path}" for name, path in _OPEN.items()))
 
