@@ -238,8 +238,9 @@ def is_usable():
     except OSError:
         return False
     made_here = "version = %d.%d." % sys.version_info[:2] in written and written.rstrip().endswith(" " + VENV)
-    whole = glob.glob(os.path.join(PACKAGES, "pip-*.dist-info", "RECORD"))  # it is written last: a stop leaves none
-    return made_here and bool(whole) and run_quietly([PYTHON, "-m", "pip", "--version"])
+    pip = os.path.join(PACKAGES, "pip")  # its record is written last, so that a stop leaves none
+    half_written = os.path.isdir(pip) and not glob.glob(pip + "-*.dist-info/RECORD")
+    return made_here and not half_written and run_quietly([PYTHON, "-m", "pip", "--version"])
 
 
 def run_quietly(command):

@@ -238,6 +238,14 @@ def test_what_a_kill_left_half_installed_is_installed_again(ready: Path) -> None
     assert versions(ready, "first") == ["1.0"]
 
 
+def test_a_pip_that_a_stop_left_half_written_is_made_anew(ready: Path) -> None:
+    (record,) = (ready / ".venv").glob("lib/python*/site-packages/pip-*.dist-info/RECORD")
+    record.unlink()
+    add(ready, "run.txt", "first")
+    assert "making .venv" in setup(ready).stdout
+    assert versions(ready, "first") == ["1.0"]
+
+
 @pytest.mark.parametrize(
     ("kind", "words"), [("link", "is a link"), ("folder", "was not made by setup"), ("file", "was not made")]
 )

@@ -161,5 +161,5 @@ def test_data_that_were_never_pushed_are_named_with_what_to_do(run: Run, tmp_pat
     shutil.rmtree(tmp_path / ".dvc/cache")
     done, told = run("pass")
     assert (done.returncode, told["failed"]) == (1, "data")
-    assert "in no store (team: it does not hold all of it): run dvc push on the machine" in told["said"]
+    assert "in no store that this machine reaches (team: it does not hold all of it): where they were" in told["said"]
     assert told["said"] in done.stderr
