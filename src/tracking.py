@@ -67,7 +67,7 @@ def start(params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None
 
 def _start(uri: str, params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None) -> Run:
     client, address = connect(uri)
-    from mlflow.entities import Param, RunTag
+    from mlflow.entities import Param
 
     with answering(address):
         if resume:
@@ -77,12 +77,9 @@ def _start(uri: str, params: Mapping[str, Any], tags: Mapping[str, str], resume:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
         experiment = client.get_experiment_by_name(name)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-        run = client.create_run(experiment_id)
-        client.log_batch(
-            run.info.run_id,
-            params=[Param(key, str(value)) for key, value in params.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
+        # with its tags in one request: a process that is killed leaves no run that nobody can place
+        run = client.create_run(experiment_id, tags=dict(tags))
+        client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
     return Run(client, address, run.info.run_id)
 
 

@@ -327,7 +327,8 @@ def test_mains_model_is_found_in_any_store_though_this_branch_has_another(fork: 
     require_success(python(fork, "dvc", "remote", "default", "--local", "other" if default else "young"))
     require_success(python(fork, "dvc", "push", "--remote", "other", "out/model", "out/manifest.parquet"))
     lock = YAML(typ="safe").load((fork / "dvc.lock").read_text())
-    lock["stages"]["train"]["outs"][1]["md5"] = "0" * 32 + ".dir"
+    (model,) = lock["stages"]["train"]["outs"]
+    model["md5"] = "0" * 32 + ".dir"
     with (fork / "dvc.lock").open("w") as file:
         YAML().dump(lock, file)
     git(fork, "commit", "--quiet", "--all", "--message", "judged by the report")
