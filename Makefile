@@ -13,33 +13,33 @@ help: ## list what can be made
 
 setup: ## make the virtual environment .venv with the pinned packages
 	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) src/environment.py
+	@$(PYTHON) src/system/environment.py
 
 setup-checks: ## the same, with what tests and lint need
 	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) src/environment.py --checks
+	@$(PYTHON) src/system/environment.py --checks
 
 reproduce: setup ## pull the data, run the pipeline, show the metrics (PARAMS=params/cifar10.yaml puts a recipe into params.yaml first)
-	@$(RUN) -m src.reproduce $(if $(PARAMS),--params $(PARAMS))
+	@$(RUN) -m src.system.reproduce $(if $(PARAMS),--params $(PARAMS))
 
 report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trains no lost model again), judge it, write out/report
-	@$(RUN) -m src.report.compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $(if $(RETRAIN),--retrain)
-	@$(RUN) -m src.report.judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
+	@$(RUN) -m src.judging.compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $(if $(RETRAIN),--retrain)
+	@$(RUN) -m src.judging.judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
 	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json --history out/history
-	@$(RUN) -m src.report.write --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
+	@$(RUN) -m src.reporting.write --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
 	  --manifest out/manifest.parquet --validation out/validation.json --profile out/profile --run out/run.json \
 	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --history out/history \
 	  --out out/report
 
 update: ## merge main into this branch, with main's results where both have some (BASE=origin/main)
-	@$(PYTHON) -m src.update $(BASE)
+	@$(PYTHON) -m src.system.update $(BASE)
 
 MODEL ?= out/model/model.onnx
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
-	@$(RUN) -m src.report.trace $(MODEL)
+	@$(RUN) -m src.reporting.trace $(MODEL)
 
 quantize: setup ## make an INT8 model of the last one, and a table of what it costs and gains
-	@$(RUN) -m src.release.quantize out/arrays out/model out/quantized
+	@$(RUN) -m src.judging.quantize out/arrays out/model out/quantized
 
 serve: setup ## serve the current model on port 3000, without Docker (ARGS="--port 3001")
 	@$(RUN) -m src.serving.serve $(ARGS)
@@ -63,7 +63,7 @@ settings: ## make the settings on GitHub what .github/settings says (asks first;
 	@$(PYTHON) -m src.github.settings .github/settings $(ARGS)
 
 runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it there)
-	@$(PYTHON) -m src.runner_doctor
+	@$(PYTHON) -m src.system.runner_doctor
 
 test: setup-checks test-yours ## test-yours, then lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .
@@ -90,48 +90,48 @@ reference: ## record the image statistics of the last run as what later data are
 	@cp out/profile/statistics.json reference.json && echo "reference.json holds the statistics of the current data: commit it"
 
 data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CIFAR10_URL)
-	@$(RUN) -m src.datasets.cifar10 data
+	@$(RUN) -m src.lab.datasets.cifar10 data
 	@$(RUN) -m dvc add --quiet data
 
 suggest: setup ## look at data/ and write a recipe for it, params/suggested.yaml; changes and trains nothing
-	@$(RUN) -m src.experiments.suggest data params/suggested.yaml
+	@$(RUN) -m src.lab.experiments.suggest data params/suggested.yaml
 
 sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40 --workers 2")
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(RUN) -m dvc repro --quiet --pull validate
-	@$(RUN) -m src.experiments.sweep out/arrays out/validation.json out/sweep $(ARGS)
+	@$(RUN) -m src.lab.experiments.sweep out/arrays out/validation.json out/sweep $(ARGS)
 
 check-model: setup ## tell in a minute whether your network is wired right (ARGS="--steps 600")
-	@$(RUN) -m src.experiments.check_model $(ARGS)
+	@$(RUN) -m src.lab.experiments.check_model $(ARGS)
 
 find-lr: setup ## suggest a learning rate from a range test; changes nothing (ARGS="--steps 200")
-	@$(RUN) -m src.experiments.find_lr out/arrays out/find-lr $(ARGS)
+	@$(RUN) -m src.lab.experiments.find_lr out/arrays out/find-lr $(ARGS)
 
 profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--steps 100")
-	@KINETO_LOG_LEVEL=99 $(RUN) -m src.experiments.training_profile out/arrays out/training-profile $(ARGS)
+	@KINETO_LOG_LEVEL=99 $(RUN) -m src.lab.experiments.training_profile out/arrays out/training-profile $(ARGS)
 
 staleness: setup ## tell what a month of data buys, and more of them (ARGS="--epochs 10 --seeds 3")
-	@$(RUN) -m src.experiments.staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
+	@$(RUN) -m src.lab.experiments.staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
 
 ablation: setup ## tell which augmentation earns its cost (ARGS="--only flip erase=0.5")
-	@$(RUN) -m src.experiments.ablation out/arrays out/ablation $(ARGS)
+	@$(RUN) -m src.lab.experiments.ablation out/arrays out/ablation $(ARGS)
 
 bench-data: setup ## measure the data path against a plain DataLoader
-	@$(RUN) -m src.benchmarks.data_path
+	@$(RUN) -m src.lab.benchmarks.data_path
 
 bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays", ARGS="--large 6")
-	@$(RUN) -m src.benchmarks.train_speed $(ARGS)
+	@$(RUN) -m src.lab.benchmarks.train_speed $(ARGS)
 
 bench-gpu: setup ## measure on a GPU what training on CIFAR-10 costs and reaches, FLOP/s, and ResNet-18 beside the plain recipe
-	@$(RUN) -m src.benchmarks.cifar10_gpu $(ARGS)
+	@$(RUN) -m src.lab.benchmarks.cifar10_gpu $(ARGS)
 
 bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS="--network resnet18 --input 224 --format jpeg")
-	@$(RUN) -m src.benchmarks.serve $(ARGS)
+	@$(RUN) -m src.lab.benchmarks.serve $(ARGS)
 
 soak: setup ## ask the service 200,000 times beside 10,000 hostile requests, and see whether it stays as it was (SOAK="--requests 20000")
-	@$(RUN) -m src.benchmarks.soak --hostile 10000 $(SOAK)
+	@$(RUN) -m src.lab.benchmarks.soak --hostile 10000 $(SOAK)
 
 bench-deploy: setup ## put constant load on what is deployed, and count what fails (URL=... IMAGE=a file)
-	@$(RUN) -m src.benchmarks.deploy_load $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)
+	@$(RUN) -m src.lab.benchmarks.deploy_load $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)
 
 starter: reproduce report ## put data, outputs, lineage and the project's own files into starter/ (for the template itself, not for forks)
 	@rm -rf starter/files && $(RUN) -m dvc push --quiet
@@ -140,7 +140,7 @@ starter: reproduce report ## put data, outputs, lineage and the project's own fi
 
 lock: ## resolve each requirements/*.in into its hashed lock; versions that are locked already stay
 	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) src/environment.py --lock
+	@$(PYTHON) src/system/environment.py --lock
 
 clean: ## remove what the pipeline made (data/ and the DVC cache stay)
 	@rm -rf out

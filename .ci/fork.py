@@ -111,8 +111,8 @@ def main() -> None:
     model = Path("src/model.py")
     rule = "# " + 117 * "-"
     replace(model, f"{rule}\n# The networks\n{rule}\n.*?(?={rule}\n# The classifier)", NETWORK.lstrip())
-    replace(model, "from src.airbench import Airbench\n", "")
-    replace(model, "from src.shortcut import Shortcut\n", "")
+    replace(model, "from src.training.airbench import Airbench\n", "")
+    replace(model, "from src.training.shortcut import Shortcut\n", "")
     replace(Path("src/data.py"), r"    paths = sorted\(_walk\(root, \"\"\)\)\n", "    paths = visible_files(root)\n")
     with Path("src/data.py").open("a") as file:
         file.write(VISIBLE)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from src.airbench import Airbench
-from src.command import UserError
-from src.shortcut import Shortcut
+from src.training.airbench import Airbench
+from src.core.command import UserError
+from src.training.shortcut import Shortcut
 
 
 class Shape(NamedTuple):

@@ -59,7 +59,7 @@ ROOT = copy_project() if IS_OWNER else Path(os.environ["TEST_ROOT"]).resolve()
 os.environ["TEST_ROOT"] = str(ROOT)
 sys.path.insert(0, str(ROOT))
 
-from src.params import Params, load  # noqa: E402
+from src.core.params import Params, load  # noqa: E402
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 PATIENCE = 600  # seconds until a process counts as hanging; no measure of speed: ten of them may share two slow cores
@@ -133,7 +133,7 @@ def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, whose making takes seconds."""
-    from src.mlflow_client import connect  # MLflow takes seconds to import, and few tests need it
+    from src.system.mlflow_client import connect  # MLflow takes seconds to import, and few tests need it
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     connect(f"sqlite:///{path}")

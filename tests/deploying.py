@@ -15,7 +15,7 @@ from typing import Any
 
 from conftest import ROOT
 
-from src.command import run
+from src.core.command import run
 from src.release import site
 from src.release.journal import Journal
 from src.release.processes import Processes

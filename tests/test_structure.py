@@ -19,10 +19,10 @@ from src import model
 
 FOLDERS_OF_VERBS = (
     "src/stages/",
-    "src/datasets/",
-    "src/benchmarks/",
-    "src/experiments/",
-    "src/report/",
+    "src/lab/datasets/",
+    "src/lab/benchmarks/",
+    "src/lab/experiments/",
+    "src/reporting/",
     "src/github/",
     "src/judging/",
     "src/release/",
@@ -30,11 +30,11 @@ FOLDERS_OF_VERBS = (
 )
 VERBS = (
     *FOLDERS_OF_VERBS,
-    "src/reproduce.py",
-    "src/environment.py",
-    "src/storage.py",
-    "src/update.py",
-    "src/runner_doctor.py",
+    "src/system/reproduce.py",
+    "src/system/environment.py",
+    "src/release/storage.py",
+    "src/system/update.py",
+    "src/system/runner_doctor.py",
 )
 # clients, and the schema that writer and reader share
 NOUNS_AMONG_THEM = {
@@ -147,7 +147,7 @@ def is_command(module: str) -> bool:
 
 
 def test_what_runs_beside_a_write_token_needs_no_package() -> None:
-    allowed = {"src/__init__.py", "src/command.py", "src/files.py"}
+    allowed = {"src/__init__.py", "src/core/command.py", "src/core/files.py"}
     for module in MODULES:
         if module.startswith("src/github/"):
             assert {path for path in reach(module) if not path.startswith("src/github/")} <= allowed, module

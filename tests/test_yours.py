@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 import src
-from src import checks, data, reference
-from src.arrays import Split
-from src.command import UserError, cores
-from src.decoding import decode_examples, to_record_batch
-from src.experiments import check_model
-from src.params import Params, load
-from src.stages.prepare import resolve
+from src.validation import checks
+from src import data
+from src.core import reference
+from src.core.arrays import Split
+from src.core.command import UserError, cores
+from src.images.decoding import decode_examples, to_record_batch
+from src.lab.experiments import check_model
+from src.core.params import Params, load
+from src.images.prepare import resolve
 from src.training.task import Task
 
 ROOT = Path(__file__).parent.parent

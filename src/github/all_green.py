@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 
 
 def faults(needs: Mapping[str, str], allowed_to_skip: frozenset[str] = frozenset()) -> list[str]:

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any
 
-from src.command import UserError
+from src.core.command import UserError
 
 _CONNECT = 30.0  # seconds a connection may be silent
 _WHOLE = 300.0  # seconds one answer may take in all

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from src.command import UserError, run
-from src.files import read_json, write_json
+from src.core.command import UserError, run
+from src.core.files import read_json, write_json
 
 WORKFLOW = ".github/workflows/deploy.yml"
 _SECONDS = 300

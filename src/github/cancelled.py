@@ -8,7 +8,7 @@ GITHUB_RUN_ID. Where a newer run judges the same commit, the status is left to i
 
 import os
 
-from src.command import run
+from src.core.command import run
 from src.github.api import GitHub
 from src.github.status import CONTEXT, set_status
 

@@ -18,8 +18,8 @@ _ALWAYS = (
     r"(params|reference|metrics|manifest)\.(yaml|json)",
     r"requirements/(run|yours|torch)\.txt",
     r".*\.dvc",
-    r"src/(gates|significance|lineage|precision|quantization|speed|release/quantize|reproduce|storage|worktree)\.py",
-    r"src/(report|judging)/.*",
+    r"src/(core/significance|release/storage|system/(reproduce|worktree))\.py",
+    r"src/(reporting|judging)/.*",
     r"starter/project/manifest\.json",
     r"\.github/workflows/report\.yml",
 )

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
+from src.core.command import UserError
 from src.github.api import GitHub
 
 COMMIT = "a3a66c74b218b08710f42bf599b066e37cb4cba7"

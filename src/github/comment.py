@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from src.command import UserError
+from src.core.command import UserError
 from src.github import cml
 from src.github.api import ApiError, GitHub
 from src.github.git import BOT

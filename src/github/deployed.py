@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.github import deployments, outcomes, stopped
 from src.github.api import ApiError, GitHub
 from src.github.fork_words import shown

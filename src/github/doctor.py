@@ -10,7 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from src.command import run
+from src.core.command import run
 from src.github.gh import Gh
 from src.github.state import inspect
 from src.github.wanted import Finding, Repository

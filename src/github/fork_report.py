@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.github import changes, comment, fork_words, numbers
 from src.github.api import ApiError, GitHub, TooLargeError
 from src.github.numbers import Numbers, NumbersError

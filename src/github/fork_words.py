@@ -13,9 +13,9 @@ from src.github.numbers import Numbers
 
 # What decides how models are made, judged or reported: a fork's change to it deserves a look before its numbers do.
 PROTECTED = re.compile(
-    r"(?s)(?:\.github|\.dvc|runner|requirements|src/github|src/judging|src/report)/"
-    r"|src/(?:gates|inference|lineage|metrics|precision|quantization|reproduce|results|significance|slices|speed|storage|worktree)\.py\Z"
-    r"|src/(?:release/quantize|stages/evaluate)\.py\Z"
+    r"(?s)(?:\.github|\.dvc|runner|requirements|src/github|src/judging|src/reporting)/"
+    r"|src/core/(?:inference|metrics|results|significance|slices)\.py\Z"
+    r"|src/(?:system/(?:reproduce|worktree)|release/storage|evaluation/evaluate)\.py\Z"
     r"|(?:(?:params|dvc)\.yaml|dvc\.lock|(?:(?:starter/project/)?manifest|metrics)\.json|.+\.dvc)\Z"
 )
 _SHOWN = 50

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from src.command import UserError
+from src.core.command import UserError
 
 PLAN = "your plan does not have it in a private repository: README has the table of plans"
 _PATIENCE = 60  # seconds one request may take

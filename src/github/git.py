@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from src.command import UserError
+from src.core.command import UserError
 
 BOT = "github-actions[bot]"  # whose name a workflow's token writes under
 _MAIL = "41898282+github-actions[bot]@users.noreply.github.com"

@@ -10,7 +10,7 @@ Which commit that was is taken from GitHub's list of runs (the label itself star
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.command import UserError
+from src.core.command import UserError
 from src.github.api import ApiError, GitHub
 from src.github.git import BOT
 from src.github.status import CONTEXT

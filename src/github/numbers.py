@@ -1,6 +1,6 @@
 """numbers.json: all that crosses from a fork's run to the job with the write token. Numbers and short names, nothing else.
 
-src.report.write checks it with `validate` before writing, src.github.fork_report reads it with `parse`. What does not fit
+src.reporting.write checks it with `validate` before writing, src.github.fork_report reads it with `parse`. What does not fit
 is refused as a whole, in our own words: a message never repeats a text of the file, for it will be posted.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from src.command import UserError
+from src.core.command import UserError
 
 LARGEST = 256 * 1024  # bytes of numbers.json
 SCHEMA = 1

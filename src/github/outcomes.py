@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from src.command import UserError
+from src.core.command import UserError
 
 FILE = "release.outcome.json"
 ENVIRONMENTS = ("production", "staging")

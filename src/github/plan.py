@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.github import changes, labels
 from src.github.api import ApiError, GitHub
 from src.github.status import run_url, set_status

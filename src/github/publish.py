@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.github import comment, pictures
 from src.github.api import ApiError, GitHub
 from src.github.git import GitError, Remote, git, with_files

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.github.gh import PLAN, Gh, RefusedError
 from src.github.state import inspect
 from src.github.wanted import Change, Finding

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from src.command import UserError
+from src.core.command import UserError
 from src.github.gh import PLAN, Gh, RefusedError
 from src.github.wanted import Change, Finding, Repository, raised
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.github.api import ApiError, GitHub
 from src.github.git import Remote, git, with_files
 from src.github.status import run_url

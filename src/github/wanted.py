@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
+from src.core.command import UserError
 from src.github.gh import Gh
 
 

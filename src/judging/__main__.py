@@ -15,7 +15,7 @@ why          with null: why that is so; empty: nothing was ever deployed
 quantize     true: make an INT8 model and judge it too
 
 Writes into the folder: verdict.json (the verdict with the same format number), metrics.json, evaluation/predictions.parquet,
-main/ (the deployed model's side, as src.report.compare writes it), judged.json, quantized/.
+main/ (the deployed model's side, as src.judging.compare writes it), judged.json, quantized/.
 """
 
 import argparse
@@ -28,11 +28,13 @@ from typing import Any
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from src import arrays, baseline, lineage, metrics, results
-from src.command import UserError, run
-from src.files import read_json, rounded, write_json
-from src.inference import Model
-from src.params import Evaluate, load
+from src.core import arrays, metrics, results
+from src.core.command import UserError, run
+from src.core.files import read_json, rounded, write_json
+from src.core.inference import Model
+from src.core.params import Evaluate, load
+from src.evaluation import baseline
+from src.judging import lineage
 
 FORMAT = 1
 _PARAMS = Path(__file__).parents[2] / "params.yaml"  # of the commit that this code is of
@@ -79,13 +81,13 @@ def _evaluate(request: Mapping[str, Any], out: Path, params: Evaluate) -> None:
 def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:
     main = str(out / "main")
     pulled = [word for name in ("arrays", "manifest", "model", "data") for word in (f"--{name}", request[name])]
-    _run("src.report.compare", [request["deployed"] or _NOBODY, main, *pulled], _with_its_split(request, out))
+    _run("src.judging.compare", [request["deployed"] or _NOBODY, main, *pulled], _with_its_split(request, out))
     facts = _settle(out / "main" / "facts.json", request)
     made = [main, request["run"], str(out / "verdict.json"), str(out / "judged.json")]
     made += ["--metrics", str(out / "metrics.json"), "--evaluation", str(out / "evaluation")]
     made += ["--manifest", request["manifest"], "--validation", request["validation"]]
     # where only the template's example was ever deployed, so are its gates the template's
-    _run("src.report.judge", made, Path(request["params"]) if facts["example"] else _PARAMS)
+    _run("src.judging.judge", made, Path(request["params"]) if facts["example"] else _PARAMS)
     found: dict[str, Any] = read_json(out / "verdict.json", made_by="evaluate", keys=("verdict", "reasons", "gates"))
     return found
 
@@ -126,7 +128,7 @@ def _refusing(verdict: Mapping[str, Any]) -> set[str]:
 def _quantize(request: Mapping[str, Any], out: Path) -> str:
     """Make the INT8 model and its table; return why there is none. The float model is judged all the same."""
     try:
-        _run("src.release.quantize", [request["arrays"], request["model"], str(out / "quantized")])
+        _run("src.judging.quantize", [request["arrays"], request["model"], str(out / "quantized")])
     except UserError as error:
         return str(error)
     return ""

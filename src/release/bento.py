@@ -22,10 +22,10 @@ from pathspec import PathSpec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from src.command import UserError
-from src.files import replacing, sha256, write_json
+from src.core.command import UserError
+from src.core.files import replacing, sha256, write_json
 from src.github.git import git
-from src.lineage import digest
+from src.judging.lineage import digest
 from src.release import device
 from src.release.containerize import EngineError, bentoml_environment, call
 

@@ -23,17 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src import lineage
-from src.command import UserError, run
-from src.files import read_json, sha256, write_bytes, write_json
+from src.core.command import UserError, run
+from src.core.files import read_json, sha256, write_bytes, write_json
 from src.github.git import GitError, git
-from src.locks import locked
+from src.judging import lineage
 from src.release import bento as bentos
 from src.release import containerize, device, reviewed, sbom
 from src.release import settings as all_settings
 from src.release.bento import Content
 from src.release.containerize import Engine, EngineError, Image, biggest
 from src.release.outcome import RefusedError, telling
+from src.system.locks import locked
 
 IMAGE_BUDGET_MB = 500
 _GPU_BUDGET_MB = 6000

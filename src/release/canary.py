@@ -9,7 +9,7 @@ Sources. Counts: Fisher's exact test (R. A. Fisher, The Design of Experiments, 1
 which is Fisher's test of how many of each side lie over a quantile of both together (A. M. Mood, Introduction to the Theory
 of Statistics, 1950, chapter 16, with the 95 % quantile in place of the median). Classes: Pearson's chi-square test of
 homogeneity, classes expected fewer than five times put together (W. G. Cochran, "Some methods for strengthening the common
-chi-square tests", 1954), and the population stability index of `src.statistics`.
+chi-square tests", 1954), and the population stability index of `src.core.statistics`.
 """
 
 import json
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from src.core.statistics import stability_index
 from src.release.settings import Settings
-from src.statistics import stability_index
 
 # chances of a false alarm; together under 1 %
 _ERRORS = 0.005

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
+from src.core.command import UserError
 
 _TITLES = {"docker": "Docker", "podman": "Podman", "buildah": "Buildah"}
 _LONG = 3600  # seconds; a first build loads the base and all packages over a slow line

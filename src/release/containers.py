@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
-from src.files import write_bytes
+from src.core.command import UserError
+from src.core.files import write_bytes
 from src.release import device
 from src.release.client import KEYS
 from src.release.containerize import EngineError, choose, signed_in

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run
-from src.files import read_json
+from src.core.command import UserError, run
+from src.core.files import read_json
 from src.release import canary, journal, probes, reviewed
 from src.release import settings as all_settings
 from src.release.client import KEYS

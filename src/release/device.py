@@ -9,8 +9,8 @@ service to compute there: it then starts on a machine with a GPU only, and never
 import os
 from collections.abc import Mapping
 
-from src.command import UserError
-from src.variables import filled, word
+from src.core.command import UserError
+from src.system.variables import filled, word
 
 VARIABLE = "SERVE_DEVICE"
 _DEVICES = ("cpu", "cuda")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
-from src.files import read_json
+from src.core.command import UserError
+from src.core.files import read_json
 from src.release.client import Answer
 
 

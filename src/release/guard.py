@@ -8,7 +8,7 @@ Started by deploy and rollback themselves, with the lock they hold: until this p
 import os
 import sys
 
-from src.command import run
+from src.core.command import run
 from src.release import settings as all_settings
 from src.release.guarding import DONE
 from src.release.journal import Journal

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 
-from src.command import UserError
+from src.core.command import UserError
 from src.release.containers import Containers
 from src.release.processes import Processes
 from src.release.settings import Settings

@@ -11,8 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from src.files import read_json, rounded, write_json
-from src.inference import Model
+from src.core.files import read_json, rounded, write_json
+from src.core.inference import Model
 from src.release import modelcheck
 
 FOLDER = "quantized"  # among what is judged
@@ -43,7 +43,7 @@ def add(folder: Path, made: Path, table: Mapping[str, Any] | None) -> None:
 
     Args:
         folder: the release as it is written.
-        made: what `src.release.quantize` wrote, if anything.
+        made: what `src.judging.quantize` wrote, if anything.
         table: quantization.json where INT8 passed, else None.
     """
     for name in _TOLD:

@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from src import locks
-from src.command import UserError
-from src.files import write_json
+from src.core.command import UserError
+from src.core.files import write_json
 from src.release.reviewed import Release
 from src.release.settings import Settings
+from src.system import locks
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from src.command import UserError
+from src.core.command import UserError
 from src.release.client import Client
 from src.release.golden import FaultError
 from src.release.workload import State

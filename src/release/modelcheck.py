@@ -9,8 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.files import read_json
-from src.inference import Model
+from src.core.files import read_json
+from src.core.inference import Model
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 _LARGEST = 2 * 2**30  # bytes; what protobuf can hold

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
-from src.files import write_json
+from src.core.command import UserError
+from src.core.files import write_json
 
 KINDS = ("moved", "tampered", "gates", "missing", "registry", "image", "host", "fault", "other")
 

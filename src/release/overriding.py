@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from src import lineage
-from src.command import UserError
+from src.core.command import UserError
 from src.github import labels
 from src.github.api import ApiError, GitHub
+from src.judging import lineage
 from src.release.outcome import RefusedError
-from src.worktree import git
+from src.system.worktree import git
 
 
 def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:

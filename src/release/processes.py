@@ -24,8 +24,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from src.command import UserError
-from src.files import read_json, replacing, write_bytes
+from src.core.command import UserError
+from src.core.files import read_json, replacing, write_bytes
 from src.release.settings import Settings
 from src.release.workload import ABSENT, State, Workload
 

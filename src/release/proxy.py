@@ -26,8 +26,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from src.command import UserError, cores
-from src.files import write_bytes
+from src.core.command import UserError, cores
+from src.core.files import write_bytes
 from src.release.settings import Settings
 
 _PATHS = ("/", "/demo", "/explain", "/model", "/docs.json", "/livez", "/readyz")

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.files import read_json
-from src.mlflow_client import artifacts_of, database_of
-from src.params import load
-from src.registry import Registry
+from src.core.files import read_json
+from src.core.params import load
 from src.release.reviewed import Release
+from src.system.mlflow_client import artifacts_of, database_of
+from src.system.registry import Registry
 
-_EXPERIMENT = "image-classifier"  # as src/tracking.py names it
+_EXPERIMENT = "image-classifier"  # as src/system/tracking.py names it
 _FOLDERS = ("evaluation", "golden", "report")
 _FILES = (
     "manifest.json", "metrics.json", "params.yaml", "release.json", "model/card.json", "model/history.csv",

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.command import run
-from src.files import read_json, sha256, write_json
-from src.inference import Model
-from src.mlflow_client import RegistryError, answering
-from src.registry import Registry, Version
+from src.core.command import run
+from src.core.files import read_json, sha256, write_json
+from src.core.inference import Model
 from src.release import card, recording, reviewed, settings
 from src.release.journal import registry_uri
 from src.release.outcome import RefusedError, telling
 from src.release.reviewed import Release
+from src.system.mlflow_client import RegistryError, answering
+from src.system.registry import Registry, Version
 
 _TRIES = 3
 _NEEDED = ("numpy", "onnx", "onnxruntime")  # to load the model from MLflow; MLflow adds itself

@@ -15,15 +15,15 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
-from src.files import read_json, sha256, write_json
+from src.core.command import UserError
+from src.core.files import read_json, sha256, write_json
 
 RELEASE = "release.json"
 
 
 @dataclass(frozen=True)
 class Release:
-    """What is released. `manifest` is the digest that names it everywhere (`src.lineage.digest` of manifest.json)."""
+    """What is released. `manifest` is the digest that names it everywhere (`lineage.digest` of manifest.json)."""
 
     manifest: str
     model_sha256: str

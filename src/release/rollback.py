@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.release import journal, probes, reviewed
 from src.release import settings as all_settings
 from src.release.guarding import guarded

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.command import UserError
-from src.variables import filled, number, word
+from src.core.command import UserError
+from src.system.variables import filled, number, word
 
 STRATEGIES = ("bluegreen", "canary", "shadow")
 ENGINES = ("docker", "podman")

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
-from src.registry import Registry
+from src.core.command import UserError
 from src.release import bento, containerize
 from src.release import journal as journals
 from src.release.client import KEYS
@@ -26,6 +25,7 @@ from src.release.outcome import RefusedError
 from src.release.probes import Client, FaultError, wait_ready
 from src.release.proxy import Proxy, Route
 from src.release.settings import Settings
+from src.system.registry import Registry
 
 _KEPT = 10  # releases whose golden examples stay for a later rollback
 

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError, run, table
-from src.registry import Registry
+from src.core.command import UserError, run, table
 from src.release import journal, reviewed
 from src.release import settings as all_settings
 from src.release.client import KEYS
@@ -20,6 +19,7 @@ from src.release.journal import Journal, Running
 from src.release.probes import Client
 from src.release.settings import Settings
 from src.release.site import Site
+from src.system.registry import Registry
 
 
 def status(settings: Settings) -> dict[str, Any]:

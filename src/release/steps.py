@@ -11,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from src.command import run
-from src.locks import locked
+from src.core.command import run
 from src.release import settings as all_settings
 from src.release.hosting import open_host
 from src.release.reviewed import RELEASE
+from src.system.locks import locked
 
 
 def steps(folder: Path, *, again: bool) -> int:

@@ -15,11 +15,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from src.files import read_json, write_json
+from src.core.files import read_json, write_json
 from src.release import int8
 from src.release.outcome import RefusedError
 from src.release.production import Deployed
-from src.worktree import bring, checked_out, git
+from src.system.worktree import bring, checked_out, git
 
 _FORMAT = 1  # of request and answer, as src/judging has it
 _VERDICTS = ("pass", "investigate", "fail")
@@ -133,7 +133,7 @@ def report(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> N
     arguments += ["--metrics", "metrics.json", "--evaluation", "out/evaluation", "--arrays", "out/arrays"]
     arguments += ["--model", "out/model", "--manifest", "out/manifest.parquet", "--validation", "out/validation.json"]
     arguments += ["--lineage", "manifest.json", "--params", "params.yaml"]
-    _run("src.report.write", arguments, tree, tree, commit, manifest)
+    _run("src.reporting.write", arguments, tree, tree, commit, manifest)
 
 
 def _run(module: str, arguments: list[str], code: Path, tree: Path, commit: str, manifest: Mapping[str, Any]) -> None:

@@ -19,17 +19,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from src import lineage
-from src.command import UserError, run
-from src.files import check_outputs, read_json, replacing, sha256, write_json
+from src.core.command import UserError, run
+from src.core.files import check_outputs, read_json, replacing, sha256, write_json
+from src.core.params import load
 from src.github.labels import LABELS
-from src.params import load
+from src.judging import lineage
 from src.release import int8, modelcheck, overriding, production, reviewed, verdict
 from src.release.outcome import RefusedError, telling
 from src.release.production import Deployed
 from src.release.reviewed import RELEASE, Release
 from src.release.verdict import CannotJudgeError, Judgement
-from src.worktree import bring, cache, checked_out, git, share_dvc
+from src.system.worktree import bring, cache, checked_out, git, share_dvc
 
 _PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")
 _TRACKED = ("manifest.json", "dvc.lock", "dvc.yaml", "params.yaml", "metrics.json")
@@ -200,7 +200,9 @@ def _reviewed_bytes(tree: Path, manifest: Mapping[str, Any]) -> None:
         )
     fault = modelcheck.unsafe(tree / lineage.MODEL)
     if fault:
-        raise RefusedError("tampered", f"{lineage.MODEL} {fault}", "export it with src/export.py and have it reviewed")
+        raise RefusedError(
+            "tampered", f"{lineage.MODEL} {fault}", "export it with src/training/export.py and have it reviewed"
+        )
     print(f"model is the reviewed one, SHA-256 {model[:12]}")
 
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from src.command import Stopped, UserError, run
-from src.files import check_outputs
-from src.inference import Model
+from src.core.command import Stopped, UserError, run
+from src.core.files import check_outputs
+from src.core.inference import Model
 from src.serving import batch_inputs, batch_parts, identity, layout, settings
 from src.serving.batch_inputs import load_tables
 from src.serving.batch_parts import Parts

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from src.command import UserError
-from src.images import UndecodableError
+from src.core.command import UserError
+from src.images.images import UndecodableError
 from src.serving.batch_rows import Content, Entry, Listing, Piece, check_size, show
 
 _SORTED_AT_ONCE = 200_000  # names in memory

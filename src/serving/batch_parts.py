@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from src.command import UserError
-from src.files import read_json, replacing, write_json
+from src.core.command import UserError
+from src.core.files import read_json, replacing, write_json
 from src.serving.batch_results import Form
 from src.serving.batch_rows import Scored
 

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from src.command import progress
+from src.core.command import progress
 
 _EVERY = 10.0  # seconds
 

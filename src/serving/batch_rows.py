@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.images import UndecodableError
+from src.images.images import UndecodableError
 
 Content = bytes | UndecodableError  # of an image file; or why there is none
 Ranked = list[tuple[str, float]]  # labels with probabilities, falling; empty where there is an error

@@ -14,9 +14,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from src.command import UserError
-from src.images import UndecodableError
-from src.inference import Model
+from src.core.command import UserError
+from src.core.inference import Model
+from src.images.images import UndecodableError
 from src.serving import layout
 from src.serving.batch_rows import Content, Piece, Ranked, Scored
 from src.serving.decoding import look

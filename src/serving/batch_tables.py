@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.command import UserError
-from src.images import UndecodableError
+from src.core.command import UserError
+from src.images.images import UndecodableError
 from src.serving.batch_rows import Content, Listing, Piece, check_size, show
 
 _PIECE_BYTES = 8 * 2**20

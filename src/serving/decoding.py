@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import images
-from src.images import UndecodableError
+from src.images import images
+from src.images.images import UndecodableError
 from src.serving.problems import ProblemError, check_time, late
 
 Pixels = NDArray[np.uint8]

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.command import UserError
+from src.core.command import UserError
 from src.serving import identity, logs
 from src.serving.keys import Keys
 from src.serving.problems import ProblemError

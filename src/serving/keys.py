@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from src.command import UserError
+from src.core.command import UserError
 
 _KEY = re.compile(r"[A-Za-z0-9._~+/-]{16,256}={0,2}", re.ASCII)  # what a Bearer token may be: RFC 6750, section 2.1
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII)

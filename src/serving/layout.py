@@ -8,7 +8,7 @@ import json
 import math
 from pathlib import Path
 
-from src.command import cores
+from src.core.command import cores
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _SELF = Path("/proc/self/cgroup")

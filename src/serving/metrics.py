@@ -129,7 +129,7 @@ class Metrics:
         self._single["megapixels"].observe(pixels / 1e6)
 
     def measured(self, statistics: Mapping[str, NDArray[np.float32]]) -> None:
-        """Count what `src.statistics.measure` says of some images."""
+        """Count what `src.core.statistics.measure` says of some images."""
         for name, values in statistics.items():
             for value in values:
                 self._inputs[name].observe(float(value))

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import images, statistics
-from src.inference import Model
-from src.occlusion import occlusion
+from src.core import statistics
+from src.core.inference import Model
+from src.images import images
+from src.images.occlusion import occlusion
 from src.serving import batching, layout
 from src.serving.batching import Batcher, Observed
 from src.serving.decoding import Decoder

@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from src.command import UserError, run
+from src.core.command import UserError, run
 from src.serving import identity, settings
 from src.serving.settings import ROOT
 

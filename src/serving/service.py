@@ -12,7 +12,7 @@ from typing import NoReturn
 import bentoml
 from bentoml.images import Image
 
-from src.command import UserError
+from src.core.command import UserError
 from src.serving import logs, settings
 from src.serving.engine import Engine, share, watch
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.serving import layout
-from src.variables import filled, number, word
+from src.system.variables import filled, number, word
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, or src/ of a bento
 

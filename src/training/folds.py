@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from src.arrays import Arrays
-from src.command import UserError
+from src.core.arrays import Arrays
+from src.core.command import UserError
+from src.core.files import sha256
 from src.data import read_manifest
-from src.files import sha256
 
 Rows = NDArray[np.int64]
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src import checkpoint, metrics
-from src.arrays import Arrays, Split
-from src.files import write_json
+from src.core import metrics
+from src.core.arrays import Arrays, Split
+from src.core.files import write_json
+from src.core.params import Train
 from src.model import Classifier
-from src.params import Train
-from src.training import loop, machine
+from src.training import checkpoint, loop, machine
 from src.training.loop import fit
 from src.training.task import of
 from src.training.world import World

@@ -1,6 +1,6 @@
 """Several processes on this machine for one training: `train.processes` in params.yaml. Over machines: torchrun.
 
-launch("src.stages.train", sys.argv[1:], 2)
+launch("src.training.train", sys.argv[1:], 2)
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from src.command import UserError
+from src.core.command import UserError
 from src.training.world import LIFELINE, LOST, TOLD
 
 _HOST = "127.0.0.1"

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from src.command import UserError
+from src.core.command import UserError
+from src.core.params import Train
 from src.model import Classifier
-from src.params import Train
-from src.shortcut import Shortcut
+from src.training.shortcut import Shortcut
 
 
 def freeze(classifier: Classifier, params: Train) -> list[nn.Module]:
@@ -37,7 +37,7 @@ def freeze(classifier: Classifier, params: Train) -> list[nn.Module]:
 
 
 def require_sound(classifier: Classifier, device: torch.device) -> None:
-    """Refuse a layer whose gradient is wrong there: `Shortcut` of src/shortcut.py tells why, and does without it.
+    """Refuse a layer whose gradient is wrong there: `Shortcut` of src/training/shortcut.py tells why, and does without it.
 
     Raises:
         UserError: names the layer.
@@ -55,8 +55,8 @@ def require_sound(classifier: Classifier, device: torch.device) -> None:
         ):
             raise UserError(
                 f"layer {name} is a strided 1x1 convolution of {layer.in_channels} input channels: PyTorch crashes in its "
-                f"gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put src.shortcut.Shortcut in its place, or "
-                f"give it {Shortcut.FEWEST} input channels or more"
+                f"gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put src.training.shortcut.Shortcut in its "
+                f"place, or give it {Shortcut.FEWEST} input channels or more"
             )
 
 

@@ -14,15 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from src import airbench, arrays, augment, batches, checkpoint, export, metrics, model, shortcut, tracking
-from src.arrays import Split
-from src.batches import Batches
-from src.checkpoint import Checkpoint
-from src.command import UserError, progress
-from src.files import rounded
+from src import model
+from src.core import arrays, metrics
+from src.core.arrays import Split
+from src.core.command import UserError, progress
+from src.core.files import rounded
+from src.core.params import Train
+from src.images import augment
 from src.model import Classifier
-from src.params import Train
-from src.training import compiling, layers, machine, optimizer, start
+from src.system import tracking
+from src.training import airbench, batches, checkpoint, compiling, export, layers, machine, optimizer, shortcut, start
+from src.training.batches import Batches
+from src.training.checkpoint import Checkpoint
 from src.training.meter import Meter
 from src.training.task import Task
 from src.training.world import World

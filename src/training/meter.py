@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from src.files import rounded
+from src.core.files import rounded
 from src.training import peaks
 from src.training.energy import JOULES_PER_KWH, Energy
 from src.training.world import World

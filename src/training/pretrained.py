@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.command import UserError
-from src.files import read_json, sha256
-from src.mlflow_client import answering
+from src.core.command import UserError
+from src.core.files import read_json, sha256
+from src.core.params import Train
 from src.model import read_weights
-from src.params import Train
-from src.registry import Registry, Version
-from src.variables import filled
+from src.system.mlflow_client import answering
+from src.system.registry import Registry, Version
+from src.system.variables import filled
 
 CHAMPION = "champion"
 _KEPT, _CARD = "model/weights.safetensors", "model/card.json"  # in the run of a registered version

@@ -13,8 +13,8 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
-from src.arrays import Rows
-from src.command import UserError
+from src.core.arrays import Rows
+from src.core.command import UserError
 from src.training import memory
 
 _GAP = 2**17  # bytes: closer rows are fetched in one go, as the disk would read on anyway

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src.arrays import Arrays
-from src.command import UserError, cores, table
-from src.params import Train
+from src.core.arrays import Arrays
+from src.core.command import UserError, cores, table
+from src.core.params import Train
 from src.training import folds, job, machine, memory, side_by_side
 from src.training.job import METRICS, Job, Row, Setting
 from src.training.loop import Fitted
@@ -29,7 +29,9 @@ from src.training.world import World
 
 _WORTH = 10.0  # seconds that a training must take before a process of its own, which takes some to start, can pay
 _PROCESS = 2**30  # bytes that a process takes beside the images: PyTorch, the network, a batch
-_COPIES = 4  # of the training images: src/batches.py keeps them in memory, padded, where half of what is free holds them
+_COPIES = (
+    4  # of the training images: src/training/batches.py keeps them in memory, padded, where half of what is free holds them
+)
 
 
 @dataclass(frozen=True)

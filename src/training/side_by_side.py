@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from src.command import UserError
+from src.core.command import UserError
 from src.training import job as jobs
 from src.training.job import Job, Row, Setting
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from src import model
-from src.command import UserError
+from src.core.command import UserError
+from src.core.params import Train
 from src.model import Classifier
-from src.params import Train
 from src.training import layers
 from src.training.pretrained import pretrained
 from src.training.reading import Reader

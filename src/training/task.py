@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.arrays import Arrays, Split
-from src.command import UserError
-from src.files import read_json
+from src.core.arrays import Arrays, Split
+from src.core.command import UserError
+from src.core.files import read_json
 from src.model import Shape
 
 

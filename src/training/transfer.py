@@ -9,7 +9,7 @@ from itertools import groupby
 
 from torch import Tensor, nn
 
-from src.command import table
+from src.core.command import table
 
 COPIED = "copied"
 _SHOWN = 6  # a run of as many tensors that fare alike is told in one line

@@ -1,0 +1,1 @@
+"""Answers, numbers and pictures of the test split; stage evaluate."""

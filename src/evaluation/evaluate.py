@@ -1,0 +1,222 @@
+"""Stage 4, evaluate. Runs the ONNX file on the test split; writes metrics.json and details with pictures.
+
+    python -m src.evaluation.evaluate out/arrays out/manifest.parquet out/model metrics.json out/evaluation
+
+It judges the very file that is served, through ONNX Runtime. It measures no time: equal runs write equal files.
+"""
+
+import argparse
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from src import model as networks
+from src.core import arrays, metrics, results
+from src.core.arrays import Arrays, Split
+from src.core.command import UserError, run, table
+from src.core.files import check_outputs, replacing, rounded, write_json
+from src.core.inference import Model
+from src.core.params import Evaluate, load
+from src.evaluation import baseline, figures
+from src.model import Classifier
+
+_PARITY_IMAGES = 1024
+
+
+def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Path, details: Path, params: Evaluate) -> None:
+    """Evaluate the model in `model_folder` on the test split of `folder`.
+
+    Raises:
+        UserError: an input is missing or damaged, model and data do not belong together, or ONNX and PyTorch differ.
+    """
+    data = arrays.load(folder)
+    model = Model(model_folder)
+    test = data.split("test")
+    _require_match(model, data, test)
+    probabilities = model.probabilities(test.images)
+    classifier = networks.load(model.card, model_folder / "weights.safetensors")
+    parity = _parity(classifier, test, probabilities, params.parity_tolerance)
+    facts = results.test_rows(manifest)
+    simple = baseline.probabilities(data.split("train"), test, len(data.classes))
+    told = _results(test, probabilities, simple, facts, model, parity, params)
+    told |= results.trainings(model_folder, params.confidence)
+    with replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
+        fresh.mkdir()
+        _write_tables(fresh, test, probabilities, facts, told, data.classes, params)
+        _write_golden(fresh / "golden", test, probabilities, data.classes, params)
+        _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
+        write_json(fresh_metrics, told)
+    print(_summary(told))
+    predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(data.classes)).tolist()
+    if warning := metrics.one_class_warning(predicted, data.classes, "test images"):
+        print(warning)
+    elif told["baseline"]["margin"] < 0:
+        print(f"the model is less accurate than the logistic regression on the same pixels. {metrics.WHAT_TO_TRY}")
+
+
+def _require_match(model: Model, data: Arrays, test: Split) -> None:
+    if (model.size, model.channels, model.classes) != (data.size, data.channels, data.classes):
+        raise UserError(f"{model.path} was made for other classes or another image size than {data.folder}: train again")
+    if not len(test.images):
+        raise UserError("there is no test image: raise prepare.test_share, or add images")
+
+
+def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float32], tolerance: float) -> float:
+    """Return the largest difference of a probability between PyTorch and ONNX; over the tolerance it is an error."""
+    images = torch.from_numpy(np.array(test.images[:_PARITY_IMAGES])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        own = torch.cat([classifier(part).softmax(dim=1) for part in torch.split(images, 256)]).numpy()
+    difference = float(np.abs(own - probabilities[:_PARITY_IMAGES]).max())
+    if not difference <= tolerance:
+        raise UserError(
+            f"ONNX and PyTorch differ by {difference:.2g} in a probability, over evaluate.parity_tolerance {tolerance:g}: "
+            "an operation of src/model.py is not exported faithfully; do not ship this model"
+        )
+    return difference
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _results(
+    test: Split,
+    probabilities: NDArray[np.float32],
+    simple: NDArray[np.float32],
+    facts: pa.Table,
+    model: Model,
+    parity: float,
+    params: Evaluate,
+) -> dict[str, Any]:
+    own = results.numbers(test.labels, probabilities, model.classes, facts, params)
+    plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
+    return {
+        **own,
+        "baseline": {**plain, "margin": rounded(own["accuracy"] - plain["accuracy"])},
+        "model_bytes": model.path.stat().st_size,
+        "parity": rounded(parity),  # its last bits hang on the number of threads
+    }
+
+
+def _summary(told: Mapping[str, Any]) -> str:
+    rows = [[name, f"{told[name]:.4f}", f"{told['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")]
+    return table(["test", "model", "logistic regression"], rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and golden examples
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write_tables(
+    folder: Path,
+    test: Split,
+    probabilities: NDArray[np.float32],
+    facts: pa.Table,
+    told: Mapping[str, Any],
+    classes: Sequence[str],
+    params: Evaluate,
+) -> None:
+    """Write what `dvc plots` and the report read: predictions, confusion, calibration, classes, slices."""
+    predicted = probabilities.argmax(axis=1)
+    names = np.array(classes, dtype=object)
+    table_of_images = results.predictions(test.labels, probabilities, classes, facts)
+    pq.write_table(table_of_images, folder / "predictions.parquet", compression="zstd")
+    pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(test.labels, predicted, strict=True)]
+    _write_csv(folder / "confusion.csv", pairs)
+    _write_csv(folder / "calibration.csv", metrics.calibration(test.labels, probabilities, params.calibration_bins))
+    _write_csv(folder / "classes.csv", [{"class": name, **row} for name, row in told["per_class"].items()])
+    header = [{"slice": name, **row} for name, row in told["slices"].items()]
+    _write_csv(folder / "slices.csv", header or [{"slice": "all", "accuracy": told["accuracy"]}])
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_golden(
+    folder: Path, test: Split, probabilities: NDArray[np.float32], classes: Sequence[str], params: Evaluate
+) -> None:
+    """Write test images, as PNG at the model's own size, with the probabilities that a deployment must reproduce."""
+    folder.mkdir()
+    examples = []
+    for row in _spread(test.labels, params.golden):
+        name = f"{row:06d}.png"
+        Image.fromarray(test.images[row].squeeze()).save(folder / name)
+        values = [rounded(value) for value in probabilities[row]]
+        prediction = classes[int(probabilities[row].argmax())]
+        label = classes[int(test.labels[row])]
+        examples.append({"file": name, "label": label, "prediction": prediction, "probabilities": values})
+    write_json(
+        folder / "golden.json", {"classes": list(classes), "examples": examples, "tolerance": params.parity_tolerance}
+    )
+
+
+def _spread(labels: NDArray[np.int64], count: int) -> list[int]:
+    """Choose rows class by class in turn, so that few examples still show every class."""
+    ranks = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        ranks[mine] = np.arange(len(mine))
+    return [int(row) for row in np.lexsort((labels, ranks))[:count]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _draw(
+    folder: Path,
+    test: Split,
+    probabilities: NDArray[np.float32],
+    told: Mapping[str, Any],
+    classes: Sequence[str],
+    model_folder: Path,
+    model: Model,
+    params: Evaluate,
+) -> None:
+    figures.confusion(folder / "confusion.png", metrics.confusion(test.labels, probabilities), classes)
+    figures.curves(folder / "curves.png", model_folder / "history.csv")
+    figures.calibration(
+        folder / "calibration.png", metrics.calibration(test.labels, probabilities, params.calibration_bins), told
+    )
+    predicted = probabilities.argmax(axis=1)
+    losses = metrics.log_losses(test.labels, probabilities)
+    wrong = np.flatnonzero(predicted != test.labels)
+    worst = wrong[np.argsort(-losses[wrong], kind="stable")][: params.worst]
+    figures.errors(folder / "errors.png", test, probabilities, worst, classes)
+    shown = np.concatenate([worst[:8], np.array(_spread(test.labels, 8), dtype=np.int64)])
+    figures.activation(folder / "activation.png", test, predicted, shown, classes, model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Judge the ONNX model on the test split; write metrics and pictures.")
+    parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
+    parser.add_argument("manifest", type=Path, help="manifest that prepare wrote")
+    parser.add_argument("model", type=Path, help="folder that train wrote")
+    parser.add_argument("metrics", type=Path, help="metrics.json to write")
+    parser.add_argument("details", type=Path, help="folder to write tables, golden examples and pictures into")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    args = parser.parse_args()
+    inputs = [args.arrays, args.manifest, args.model]
+    check_outputs(inputs, folders=[args.details], files=[args.metrics])
+    params = load(args.params)
+    arrays.load(args.arrays, params.prepare)
+    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, params.evaluate)
+
+
+if __name__ == "__main__":
+    run("evaluate", main)

@@ -1,0 +1,546 @@
+"""Bring main's model beside the one under review: both answer the same test images, on the same machine, in turns.
+
+    python -m src.judging.compare origin/main out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model
+
+Writes a folder: facts.json (what main is, how far it has moved, or why there is no model of it), timings.json, and where
+main has a model its metrics, predictions, learning curve, card, parameters and manifest rows. Main's model always answers
+this working tree's test split, so that a changed test set changes both; so does the anchor, the best model before main's
+(anchor/predictions.parquet). With --retrain a commit whose model no store has is trained again in its own tree, and main's
+recipe gets the folds and seeds that this working tree's has.
+"""
+
+import argparse
+import datetime as dt
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+
+from src.core import arrays, results
+from src.core.command import UserError, run
+from src.core.files import check_outputs, read_json, replacing, sha256, write_json
+from src.core.inference import Model
+from src.core.params import Evaluate, load
+from src.data import read_manifest
+from src.judging import lineage, speed
+from src.system import hardware
+from src.system.versioning import dvc
+from src.system.worktree import anchor_of, bring, checked_out, git, has, manifest_at, share_dvc
+
+_BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
+_FETCHED = ("out/model", "out/manifest.parquet")
+_EXAMPLE = "starter/project/manifest.json"  # the lineage of the model that the template comes with
+_NAMED = 5  # examples of a list
+_DECIDING = ("prepare", "validate", "train", "evaluate")
+
+
+class NoModelError(Exception):
+    """Main's model cannot be had; the text says why, for the report."""
+
+
+class ExampleModelError(NoModelError):
+    """Main's model is the template's example: this repository has no model of its own to compare with yet."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What the pipeline of this working tree made; the first three may be missing after a failure."""
+
+    arrays: Path
+    manifest: Path
+    model: Path
+    data: Path
+    params: Path
+
+
+def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
+    """Write the folder `out`; `retrain` makes models that no store has by training their commits again.
+
+    Raises:
+        UserError: this is no Git repository, or a file of the working tree is damaged.
+    """
+    with replacing(out) as fresh:
+        fresh.mkdir()
+        facts = _history(base, paths.params)
+        try:
+            if facts["why"]:
+                raise NoModelError(facts["why"])
+            with checked_out(facts["commit"]) as tree:
+                share_dvc(tree)
+                facts |= _fetch(tree, fresh, paths, retrain)
+                if wanted := _series_to_bring(fresh, paths):
+                    # a pull request could write its own manifest.json: only what nobody reviews any more reads it
+                    trained = partial(_train_series, tree, retrained=facts["retrained"]) if retrain else _reviewed_series
+                    facts |= trained(wanted, fresh, paths)
+                _answer(fresh, paths)
+                facts |= _test_changes(tree, fresh, paths)
+                facts["found"] = True
+        except ExampleModelError as error:
+            facts |= {"example": True, "never": True, "why": str(error)}
+            # the gates of params.yaml, too, are the template's: these are the first of this repository's own
+            facts["judging_changed"] = _judging_files(facts["merge_base"])
+            facts["first_rules"] = _judging_params(facts["merge_base"], paths.params)
+        except Exception as error:  # whatever main holds, the report on this side is still wanted, and asks for a look
+            facts["why"] = _words(error, "main's")
+        facts["looks"] = _looks(facts, paths)
+        facts |= _anchor(facts, fresh, paths, retrain)
+        write_json(fresh / "timings.json", _time(fresh / "model", paths))
+        write_json(fresh / "facts.json", facts)
+    print(_tell(facts))
+
+
+def _words(error: Exception, whose: str) -> str:
+    if isinstance(error, NoModelError | UserError):
+        return str(error)
+    return f"{whose} files cannot be read: {type(error).__name__}: {error}"
+
+
+def _tell(facts: dict[str, Any]) -> str:
+    if not facts["found"]:
+        return f"not compared with main: {facts['why']}"
+    moved = f", {facts['behind']} commits ahead of this branch" if facts["behind"] else ""
+    return f"compared with {facts['ref']} at {facts['commit'][:12]}{moved}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Git: where main is, and what changed on either side
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _history(base: str, params: Path) -> dict[str, Any]:
+    names = [base, base.removeprefix("origin/")]  # a repository without a remote has its own main
+    commit = next(filter(None, (git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") for name in names)), "")
+    nothing: dict[str, Any] = {"images": 0, "examples": []}
+    facts: dict[str, Any] = {
+        "behind": 0,
+        "commit": commit,
+        "example": False,
+        "first_rules": [],
+        "found": False,
+        "judging_changed": [],
+        "labels_added": [],
+        "labels_gone": [],
+        "left_test": {**nothing, "of": 0},
+        "main_run": None,
+        "merge_base": commit,
+        "moved_inputs": [],
+        "never": False,
+        "ref": base,
+        "relabelled": nothing,
+        "retrained": "",
+        "same_test_set": False,
+        "series": [],
+        "why": "" if commit else f"there is no branch {base} here: fetch it, or name another with BASE=",
+    }
+    if commit and not git("ls-tree", "--name-only", commit, "dvc.lock"):
+        facts |= _never(commit)
+    fork_point = git("merge-base", "HEAD", commit) if commit else ""
+    if not fork_point:
+        return facts
+    facts["merge_base"] = fork_point
+    facts["behind"] = int(git("rev-list", "--count", f"HEAD..{commit}"))
+    with suppress(UserError):  # a dvc.yaml that cannot be read has failed the pipeline already
+        facts["moved_inputs"] = _moved(fork_point, commit, params)
+    facts["judging_changed"] = _judging_files(fork_point) + _judging_params(fork_point, params)
+    return facts
+
+
+def _never(commit: str) -> dict[str, Any]:
+    """Say whether main never had a model, or had one that nobody can find without its dvc.lock."""
+    removed = git("log", "-1", "--format=%h", commit, "--", "dvc.lock")
+    if removed:
+        why = f"main's dvc.lock was removed by {removed}: restore it with git checkout {removed}^ dvc.lock"
+        return {"never": False, "why": why}
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        return {"never": False, "why": "main has no dvc.lock here, and its history is cut off: git fetch --unshallow"}
+    return {"never": True, "why": "main has no dvc.lock yet: nothing was reproduced there"}
+
+
+def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
+    """Return what the model depends on and main has changed since, where this working tree has not the same already."""
+    changed = set(git("diff", "--name-only", fork_point, commit).splitlines()) & lineage.model_inputs(Path())
+    moved = sorted(path for path in changed - {str(params)} if git("show", f"{commit}:{path}") != _text(Path(path)))
+    if str(params) in changed:
+        then, now, here = _sections(fork_point, params), _sections(commit, params), _sections("", params)
+        names = [name for name in _DECIDING if then.get(name) != now.get(name) != here.get(name)]
+        moved += [f"{params}: {name}" for name in names]
+    return moved
+
+
+def _judging_files(fork_point: str) -> list[str]:
+    """Return the files that decide how models are judged and this working tree has changed."""
+    return sorted(set(git("diff", "--name-only", fork_point).splitlines()) & set(lineage.JUDGING))
+
+
+def _judging_params(fork_point: str, params: Path) -> list[str]:
+    """Return the sections of params.yaml that decide it and this working tree has changed."""
+    then, here = _sections(fork_point, params), _sections("", params)
+    # where main had no such section, there is nothing that could have been weakened
+    sections = [name for name in ("evaluate", "gates") if name in then and then[name] != here.get(name)]
+    return [f"{params}: {name}" for name in sections]
+
+
+def _sections(commit: str, params: Path) -> dict[str, Any]:
+    """Read params.yaml of a commit, or of the working tree for an empty name; {} where there is none to read."""
+    text = git("show", f"{commit}:{params}") if commit else _text(params)
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except Exception:  # an earlier commit may hold anything
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace").strip() if path.is_file() else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Main's model, and its answers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _fetch(tree: Path, out: Path, paths: Paths, retrain: bool) -> dict[str, Any]:
+    """Copy what is compared out of main's tree: the model that main's dvc.lock names, or its recipe trained again.
+
+    Raises:
+        NoModelError: it cannot be had, or is the template's example and no image of that is left.
+    """
+    lost = bring(tree, _FETCHED)
+    retrained = _train_again(tree, "main's model", lost, retrain) if lost else ""
+    if not lost and not all(lineage.is_as_recorded(tree, name) for name in _FETCHED):
+        raise NoModelError(
+            "the model that the store gave is not the one that main's dvc.lock names: somebody changed it there"
+        )
+    if _has_no_image_of(tree, paths) and _is_example(tree):
+        raise ExampleModelError("main's model is the template's example, made of the starter data")
+    main_run = lineage.read_manifest(tree / "manifest.json")
+    if main_run and main_run["outputs"]["model_sha256"] != sha256(tree / "out/model/model.onnx"):
+        main_run = None  # reproduced on main since, without a report: the lineage is an earlier model's
+    shutil.copytree(tree / "out/model", out / "model")
+    for source, name in (
+        ("out/model/history.csv", "history.csv"),
+        ("out/model/card.json", "card.json"),
+        ("out/manifest.parquet", "rows.parquet"),
+        ("params.yaml", "params.yaml"),
+    ):
+        shutil.copyfile(tree / source, out / name)
+    return {"main_run": main_run, "retrained": retrained}
+
+
+def _has_no_image_of(tree: Path, paths: Paths) -> bool:
+    """True where none of main's images, by its digest, is in this data set."""
+    if not paths.manifest.is_file():
+        return False
+    mine, theirs = (
+        pq.read_table(path, columns=["digest"]).column("digest") for path in (paths.manifest, tree / "out/manifest.parquet")
+    )
+    return not pc.any(pc.is_in(theirs.drop_null(), mine.drop_null())).as_py()
+
+
+def _is_example(tree: Path) -> bool | None:
+    """True where main's model is made of the data that the template comes with; None where its own files do not tell.
+
+    Main's files tell, which no pull request can change.
+    """
+    with suppress(UserError):
+        example, main = (lineage.read_manifest(tree / name) for name in (_EXAMPLE, "manifest.json"))
+        if example and main and example["data"]["digest"]:
+            of_model = lineage.inputs(tree)["stages"].get("prepare", {}).get("deps", {}).get("data")
+            return {main["data"]["digest"], of_model} == {example["data"]["digest"]}
+    return None
+
+
+def _train_again(tree: Path, whose: str, lost: str, wanted: bool) -> str:
+    """Train a checked-out commit whose model no store has; return the sentence that tells it.
+
+    Raises:
+        NoModelError: it is not wanted, or does not go.
+    """
+    told = f"{whose} is in no store ({lost})"
+    if not wanted:
+        raise NoModelError(f"{told}: check the store and its credentials, or dvc push it from where it is")
+    print(f"{told}: its commit is trained again")
+    recorded = lineage.recorded(tree).get("out/model")
+    if why := _reproduce(tree):
+        raise NoModelError(f"{told}, and its commit cannot be trained again ({why}): dvc push it from where it is")
+    same = lineage.md5(tree / "out/model") == recorded
+    model = "the very model, byte for byte" if same else "the same recipe on this machine, not the same bytes"
+    return f"{told}: its commit was trained again for this comparison ({model})"
+
+
+def _reproduce(tree: Path) -> str:
+    """Run the stages up to train in a checked-out commit; return why they failed, or ""."""
+    if (tree / "data.dvc").is_file() and (lost := bring(tree, ["data.dvc"])):
+        return f"its data are in no store either: {lost}"
+    done = dvc("repro", "train", folder=tree, capture=True)
+    return " ".join(done.stderr.split())[-300:] if done.returncode else ""
+
+
+def _series_to_bring(out: Path, paths: Paths) -> list[str]:
+    """Return which of folds and repeats this working tree's model has, and main's has none that is comparable with them."""
+    made = [kind for kind in ("folds", "repeats") if (paths.model / f"{kind}.json").is_file()]
+    wanted = [kind for kind in made if not _alike(paths.model / f"{kind}.json", out / "model" / f"{kind}.json")]
+    same = wanted and _same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet"))
+    return wanted if same else []
+
+
+def _train_series(tree: Path, wanted: Sequence[str], out: Path, paths: Paths, *, retrained: str) -> dict[str, Any]:
+    """Train main's commit with the folds and seeds of this working tree's model.
+
+    Only folds.json and repeats.json are taken of it. Returns the facts that tell it: `series`, and a sentence more in
+    `retrained`; {} where it does not go.
+    """
+    train = load(paths.params).train
+    yaml = YAML()
+    content = yaml.load((tree / "params.yaml").read_text())
+    content["train"] |= {"folds": train.folds, "repeats": train.repeats, "seed": train.seed}  # the seed deals the folds
+    with (tree / "params.yaml").open("w") as file:
+        yaml.dump(content, file)
+    counts = {"folds": train.folds, "seeds": train.repeats}
+    series = " and ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
+    print(f"main's commit is trained again with {series}")
+    if why := _reproduce(tree):
+        print(f"main's commit could not be trained with {series}: {why}")
+        return {}
+    for kind in wanted:
+        shutil.copyfile(tree / "out/model" / f"{kind}.json", out / "model" / f"{kind}.json")
+    told = f"main's commit was trained again with {series}, as this model was"
+    return {"retrained": f"{retrained} {told}".strip(), "series": list(wanted)}
+
+
+def _reviewed_series(wanted: Sequence[str], out: Path, paths: Paths) -> dict[str, Any]:
+    """Take main's folds and repeats from the lineage of the model: its review trained them, a deployment trains nothing."""
+    reviewed = (lineage.read_manifest(Path("manifest.json")) or {}).get("main") or {}
+    if reviewed.get("model_sha256") != sha256(out / "model/model.onnx"):
+        return {}
+    found = [kind for kind in wanted if kind in (reviewed.get("series") or {})]
+    for kind in found:
+        mine = read_json(paths.model / f"{kind}.json", made_by="train", keys=("answers",))
+        write_json(out / "model" / f"{kind}.json", lineage.unpack_series(reviewed["series"][kind], mine))
+    return {"series": found}
+
+
+def _alike(mine: Path, theirs: Path) -> bool:
+    """True where both series were scored on the same examples and are as long."""
+    one, other = (read_json(path, made_by="train") if path.is_file() else {} for path in (mine, theirs))
+    return one.get("split_sha256") == other.get("split_sha256") and len(one["runs"]) == len(other.get("runs", []))
+
+
+def _fitted_rows(manifest: Path) -> pa.Table:
+    rows = read_manifest(manifest)
+    return rows.filter(pc.is_in(rows.column("split"), pa.array(["train", "validation"])))
+
+
+def _answer(out: Path, paths: Paths) -> None:
+    """Let the model in `out` answer this working tree's test split; write metrics.json and predictions.parquet."""
+    if not (paths.arrays.is_dir() and paths.manifest.is_file()):
+        return
+    model = Model(out / "model")
+    rows = results.test_rows(paths.manifest)
+    probabilities = model.probabilities(_images_for(model, out, paths))
+    here = arrays.load(paths.arrays)
+    classes = [*here.classes, *(name for name in model.classes if name not in here.classes)]
+    spread = _spread(probabilities, model.classes, classes)
+    labels = here.split("test").labels
+    params = load(paths.params).evaluate
+    write_json(out / "metrics.json", _numbers(labels, spread, classes, rows, params, model))
+    pq.write_table(results.predictions(labels, spread, classes, rows), out / "predictions.parquet", compression="zstd")
+
+
+def _test_changes(tree: Path, out: Path, paths: Paths) -> dict[str, Any]:
+    """Tell how labels and test examples differ from main's."""
+    if not (paths.arrays.is_dir() and paths.manifest.is_file()):
+        return {}
+    mine, theirs = results.test_rows(paths.manifest), results.test_rows(out / "rows.parquet")
+    labels = dict(zip(mine.column("digest").to_pylist(), mine.column("label").to_pylist(), strict=True))
+    rows = theirs.select(["path", "row", "digest", "label"]).to_pylist()
+    gone = [row for row in rows if row["digest"] not in labels]
+    other = [row for row in rows if row["digest"] in labels and labels[row["digest"]] != row["label"]]
+    left: dict[str, Any] = {"images": len(gone), "of": len(rows), "examples": [_named(row) for row in gone[:_NAMED]]}
+    if _has_no_image_of(tree, paths) and _is_example(tree) is None:
+        left["why"] = f"whether main's model is the template's example is not known, as {_EXAMPLE} there cannot be read"
+    if gone and not bring(tree, ["out/evaluation"]):
+        answers = pq.read_table(tree / "out/evaluation/predictions.parquet").to_pylist()
+        digests = {row["digest"] for row in gone}
+        left["main_right"] = sum(row["prediction"] == row["label"] for row in answers if row["digest"] in digests)
+    known, here = read_json(out / "card.json", made_by="train")["classes"], arrays.load(paths.arrays).classes
+    return {
+        "labels_added": sorted(set(here) - set(known)),
+        "labels_gone": sorted(set(known) - set(here)),
+        "left_test": left,
+        "relabelled": {
+            "images": len(other),
+            "examples": [f"{_named(row)}, now {labels[row['digest']]}" for row in other[:_NAMED]],
+        },
+        "same_test_set": _same(mine, theirs),
+        "same_training": _same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet")),
+    }
+
+
+def _named(row: dict[str, Any]) -> str:
+    place = row["path"] if row["row"] is None else f"{row['path']} row {row['row']}"
+    return f"{place} ({row['label']})"
+
+
+def _numbers(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    classes: list[str],
+    rows: pa.Table,
+    params: Evaluate,
+    model: Model,
+) -> dict[str, Any]:
+    told = results.numbers(labels, probabilities, classes, rows, params)
+    present = {name: row for name, row in told["per_class"].items() if row["images"] or name in model.classes}
+    several = results.trainings(model.path.parent, params.confidence)
+    return {**told, **several, "model_bytes": model.path.stat().st_size, "per_class": present}
+
+
+def _spread(probabilities: NDArray[np.float32], own: list[str], classes: list[str]) -> NDArray[np.float32]:
+    """Place a model's columns among those of all classes; a class that it does not know has probability 0."""
+    spread = np.zeros((len(probabilities), len(classes)), dtype=np.float32)
+    spread[:, [classes.index(name) for name in own]] = probabilities
+    return spread
+
+
+def _same(mine: pa.Table, theirs: pa.Table) -> bool:
+    columns = ["digest", "label"]
+    return sorted(map(str, mine.select(columns).to_pylist())) == sorted(map(str, theirs.select(columns).to_pylist()))
+
+
+def _images_for(model: Model, out: Path, paths: Paths) -> NDArray[np.uint8]:
+    """Return this working tree's test images as main's model takes them: prepared anew where size or fit changed."""
+    here = arrays.load(paths.arrays)
+    if (here.size, here.channels, here.fit) == (model.size, model.channels, model.card["fit"]):
+        return here.split("test").images
+    if not paths.data.is_dir():
+        raise NoModelError(f"main's model takes another image size and {paths.data} is not there to prepare it from")
+    folder = out / "prepared"
+    yaml = YAML()
+    content = yaml.load(paths.params.read_text())
+    content["prepare"] |= {"image_size": list(model.size), "channels": model.channels, "fit": model.card["fit"]}
+    with (out / "prepare.yaml").open("w") as file:
+        yaml.dump(content, file)
+    made_of = [str(paths.data), str(folder), str(out / "prepared.parquet"), "--params", str(out / "prepare.yaml")]
+    command = [sys.executable, "-m", "src.images.prepare", *made_of]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise NoModelError(f"the test images could not be prepared for main's model ({made.stderr.strip()[-200:]})")
+    images = np.array(arrays.load(folder).split("test").images)
+    shutil.rmtree(folder)
+    return images
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What these test examples have judged before, and the best model so far
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _looks(facts: dict[str, Any], paths: Paths) -> dict[str, Any]:
+    """Count the models that these test examples have judged: those of this branch, and those that led to main's."""
+    test = lineage.test_digest(results.test_rows(paths.manifest)) if paths.manifest.is_file() else ""
+    since_main = f"{facts['merge_base'] or 'HEAD'}..HEAD"
+    # a merge of main that takes its three files hides from Git's short history what the branch had before
+    asked = ("log", "--full-history", "--no-merges", "--format=%H", since_main, "--", "manifest.json")
+    commits = git(*asked).splitlines()
+    ours = [found for found in map(manifest_at, commits) if found and found["data"].get("test_sha256") == test]
+    models = {found["outputs"]["model_sha256"] for found in ours}
+    if (paths.model / "model.onnx").is_file():
+        models.add(sha256(paths.model / "model.onnx"))
+    main = manifest_at(facts["commit"])
+    counted = main.get("looks") or {}
+    same = main and (main["data"].get("test_sha256") == test or facts["same_test_set"])
+    before = counted.get("examples", 1) if same else 0
+    dates = [counted.get("since")] if same else [found["looks"]["since"] for found in ours if found.get("looks")]
+    since = min(filter(None, dates), default=None if same else dt.datetime.now(dt.UTC).date().isoformat())
+    new = models - {main["outputs"]["model_sha256"]} if same else models
+    return {"examples": before + len(new), "pull_request": max(1, len(models)), "since": since, "test_sha256": test}
+
+
+def _anchor(facts: dict[str, Any], out: Path, paths: Paths, retrain: bool) -> dict[str, Any]:
+    """Let the anchor answer the test split too, where it is another model than main's."""
+    retrained = facts["retrained"]
+    main = manifest_at(facts["commit"]).get("outputs", {}).get("model_sha256", "")
+    if facts["found"] and facts["main_run"] is None and not retrained:
+        main = sha256(out / "model/model.onnx")  # the manifest is of an earlier model
+    named = anchor_of(facts["commit"])
+    if facts["never"]:
+        return {"anchor": {"commit": "", "model_sha256": "", "is_main": False, "found": False, "why": ""}}
+    if not named or named["model_sha256"] == main:
+        known = {"commit": facts["commit"], "model_sha256": main, "is_main": True}
+        return {"anchor": {**known, "found": facts["found"], "why": facts["why"]}}
+    anchor = {**named, "is_main": False, "found": False, "why": ""}
+    try:
+        if not has(named["commit"]):
+            raise NoModelError(f"no commit of main holds it, and {named['commit'][:12]} is not in this clone")
+        with checked_out(named["commit"]) as tree:
+            share_dvc(tree)
+            if lost := bring(tree, ["out/model"]):
+                whose = f"the anchor's model (the best so far, {named['commit'][:12]})"
+                retrained = f"{retrained} {_train_again(tree, whose, lost, retrain)}".strip()
+            elif sha256(tree / lineage.MODEL) != named["model_sha256"]:
+                raise NoModelError(f"{named['commit'][:12]} holds another model than the anchor that main's manifest names")
+            shutil.copytree(tree / "out/model", out / "anchor/model")
+        _answer(out / "anchor", paths)
+        anchor["found"] = True
+    except Exception as error:  # likewise
+        anchor["why"] = _words(error, "the anchor's")
+    return {"anchor": anchor, "retrained": retrained}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _time(main_model: Path, paths: Paths) -> dict[str, Any]:
+    """Time single images on both models in turns, so that a busy machine is busy for both."""
+    folders = {"candidate": paths.model, "main": main_model}
+    models = {name: Model(folder) for name, folder in folders.items() if (folder / "model.onnx").is_file()}
+    blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
+    random = np.random.default_rng(0)
+    for _ in range(_BLOCKS):
+        for name, model in models.items():
+            images = random.integers(0, 256, (8, *model.size, model.channels), dtype=np.uint8)
+            blocks[name].append(speed.latencies(model, images, _REQUESTS))
+    told: dict[str, Any] = {"candidate": None, "hardware": hardware.describe(), "main": None}
+    for name, taken in blocks.items():
+        p95 = [round(float(np.percentile(block, 95)), 4) for block in taken]
+        told[name] = {**speed.percentiles(np.concatenate(taken)), "blocks": p95}
+    return told
+
+
+def main() -> None:
+    """Parse the command line and compare."""
+    parser = argparse.ArgumentParser(description="Let main's model answer this working tree's test images.")
+    parser.add_argument("base", help="the branch to compare with, such as origin/main")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--arrays", type=Path, required=True, help="folder that prepare wrote")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest that prepare wrote")
+    parser.add_argument("--model", type=Path, required=True, help="folder that train wrote")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="raw data, for another image size than main's")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--retrain", action="store_true", help="train the commit of a model that no store has again")
+    args = parser.parse_args()
+    check_outputs([args.arrays, args.manifest, args.model, args.data], folders=[args.out])
+    paths = Paths(args.arrays, args.manifest, args.model, args.data, args.params)
+    compare(args.base, args.out, paths, args.retrain)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")
+    os.environ["MLFLOW_TRACKING_URI"] = ""  # what is trained again here is nobody's experiment
+    run("compare", main)

@@ -1,0 +1,293 @@
+"""Judge the model under review: every gate of params.yaml. Writes verdict.json, and manifest.json where there is a model.
+
+    python -m src.judging.judge out/main out/run.json out/report/verdict.json manifest.json --evaluation out/evaluation ...
+
+A failed pipeline and bad data are verdicts too. In CI the variable PLAN holds what src/github/plan.py found out: the commit
+and pull request under review, the run, and what people decided by a label.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from src.core import results, slices
+from src.core.command import UserError, run
+from src.core.files import read_json, sha256, write_json
+from src.core.params import Params, load
+from src.data import read_manifest
+from src.judging import gates, lineage, plan
+from src.judging.gates import Answers, Facts, Trainings
+from src.judging.plan import Plan
+
+_ENGINE = ("judging",)  # gates that the label `engine: reviewed` covers; `model-gate: override` covers every other
+_STOPPING = ("fail", "investigate")
+_NO_LABELS: dict[str, Any] = {"override": None, "engine_reviewed": None, "accepted": False, "lacking": []}
+_THROUGHPUT = ("threads", "images_per_second", "data_wait_share", "flop_utilisation", "memory_gib", "energy_kwh")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What there is to judge; any of them may be missing after a failure."""
+
+    metrics: Path
+    evaluation: Path
+    manifest: Path
+    validation: Path
+    model: Path = Path("out/model")
+
+
+def judge(
+    main_folder: Path,
+    run_path: Path,
+    verdict_path: Path,
+    lineage_path: Path,
+    paths: Paths,
+    params_path: Path,
+    history: Path | None = None,
+) -> None:
+    """Write the verdict, and the lineage of what was judged; `history` has the figures of the last training on this machine.
+
+    Raises:
+        UserError: a file is damaged, or PLAN is no JSON.
+    """
+    given = plan.read()
+    if not run_path.is_file():
+        raise UserError(f"{run_path} is missing: run make reproduce first, then make report again")
+    told = read_json(run_path, made_by="evaluate")
+    try:
+        params = load(params_path)
+    except UserError as error:
+        write_json(verdict_path, _unjudged(str(error)))
+        print(f"verdict: fail\n- {error}")
+        return
+    told |= _training(told, history, paths.model)
+    known = read_json(main_folder / "facts.json", made_by="evaluate")
+    facts = _facts(main_folder, known, told, paths, params)
+    verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict()
+    verdict |= {**_NO_LABELS, "accepted": verdict["verdict"] == "pass"}
+    judged = facts.metrics is not None and facts.budget is None
+    if judged:
+        _override(verdict, given)
+    told["main"] = _compared_with(main_folder, paths.model, known) if judged else {}
+    described = _lineage(lineage_path, verdict, known, told, given) if judged else None
+    write_json(verdict_path, verdict)
+    print(f"verdict: {verdict['verdict']}" + (", accepted" if verdict["accepted"] and verdict["verdict"] != "pass" else ""))
+    print("\n".join(f"- {reason}" for reason in verdict["reasons"]))
+    if described:
+        write_json(lineage_path, described)
+
+
+def _unjudged(why: str) -> dict[str, Any]:
+    """A verdict without gates: params.yaml does not say what they are."""
+    return gates.Verdict("fail", [why], [], baseline=False, mcnemar=None, churn=None).to_dict() | _NO_LABELS
+
+
+def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths: Paths, params: Params) -> Facts:
+    """Gather what the gates look at; results of an earlier run are none of this one's when it failed."""
+    failed = told.get("failed")
+    validation = read_json(paths.validation, made_by="validate") if paths.validation.is_file() else None
+    if failed:
+        fresh = validation if failed == "validate" else None
+        return Facts(failed=failed, validation=fresh, why_no_main=known["why"], judging_changed=known["judging_changed"])
+    timings = read_json(main_folder / "timings.json", made_by="evaluate")
+    rows = results.test_rows(paths.manifest)
+    mine = _predictions(paths.evaluation / "predictions.parquet", rows)
+    compared = known["found"] and (main_folder / "predictions.parquet").is_file()
+    theirs = _predictions(main_folder / "predictions.parquet", rows) if compared else None
+    anchor, looks = known.get("anchor") or {}, known.get("looks") or {}
+    apart = bool(anchor) and not anchor["is_main"] and anchor["found"]
+    best = _predictions(main_folder / "anchor/predictions.parquet", rows) if apart else theirs
+    labels = _column(mine, "label")
+    return Facts(
+        validation=validation,
+        metrics=read_json(paths.metrics, made_by="evaluate"),
+        labels=labels,
+        answers=_answers(mine),
+        slices=slices.members(rows),
+        latency=timings["candidate"],
+        comparable=told.get("lane", {}).get("comparable", True),
+        budget=told.get("budget"),
+        main_metrics=read_json(main_folder / "metrics.json", made_by="evaluate") if compared else None,
+        main_answers=_answers(theirs) if theirs is not None else None,
+        main_latency=timings["main"],
+        why_no_main=known["why"],
+        folds=_trainings(paths.model, main_folder / "model", "folds") if compared else None,
+        seeds=_trainings(paths.model, main_folder / "model", "repeats") if compared else None,
+        training_images=read_manifest(paths.manifest).column("split").to_pylist().count("train"),
+        same_training=known.get("same_training", True),
+        moved_inputs=known["moved_inputs"],
+        judging_changed=known["judging_changed"],
+        bins=params.evaluate.calibration_bins,
+        main_never=known.get("never", False),
+        first_rules=known.get("first_rules", ()),
+        shared=~np.isin(labels, known["labels_added"]) if known.get("labels_added") else None,
+        labels_added=known.get("labels_added", ()),
+        labels_gone=known.get("labels_gone", ()),
+        left_test=known.get("left_test"),
+        tested_before=_tested_before(main_folder / "rows.parquet", rows) if compared else None,
+        relabelled=known.get("relabelled"),
+        looks=looks.get("pull_request", 1),
+        models_judged=looks.get("examples", 1),
+        judged_since=looks.get("since"),
+        anchor_answers=_answers(best) if best is not None and (apart or anchor.get("is_main")) else None,
+        anchor_commit=anchor.get("commit", ""),
+        why_no_anchor="" if anchor.get("is_main") else anchor.get("why", ""),
+    )
+
+
+def _tested_before(path: Path, rows: pa.Table) -> NDArray[np.bool_]:
+    """Return which of these test images are in the test split of main's manifest too."""
+    theirs = set(results.test_rows(path).column("digest").to_pylist())
+    return np.array([digest in theirs for digest in rows.column("digest").to_pylist()], dtype=bool)
+
+
+def _trainings(model: Path, main: Path, kind: str) -> Trainings | None:
+    """Read what several trainings of both recipes have right, of the examples that both have; None where none is comparable.
+
+    Folds are comparable where there are as many: with fewer each model learns from less.
+    """
+    paths = [folder / f"{kind}.json" for folder in (model, main)]
+    if not all(path.is_file() for path in paths):
+        return None
+    told = [read_json(path, made_by="train", keys=("runs", "split_sha256")) for path in paths]
+    if not all("answers" in one for one in told):  # trained before answers were kept
+        return None
+    first = [[run for run in one["runs"] if run["seed"] == one["runs"][0]["seed"]] for one in told]
+    if len(first[0]) != len(first[1]):
+        return None
+    columns = [{example: column for column, example in enumerate(one["answers"]["examples"])} for one in told]
+    both = [example for example in columns[0] if example in columns[1]]
+    if not both:
+        return None
+    return Trainings(
+        *(_marks(one, [column[example] for example in both]) for one, column in zip(told, columns, strict=True))
+    )
+
+
+def _marks(told: dict[str, Any], columns: list[int]) -> NDArray[np.bool_]:
+    """Return which of these columns are right, a row a seed, that of the model itself first."""
+    right, own = told["answers"]["right"], str(told["runs"][0]["seed"])
+    seeds = sorted(right, key=lambda seed: (seed != own, int(seed)))
+    return np.array([[right[seed][column] == "1" for column in columns] for seed in seeds], dtype=bool)
+
+
+def _predictions(path: Path, rows: pa.Table) -> pa.Table:
+    """Read predictions; they must be of just these test images, in this order."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run make reproduce, then make report again")
+    table = pq.read_table(path)
+    if table.column("digest").to_pylist() != rows.column("digest").to_pylist():
+        raise UserError(f"{path} is of other test images than the manifest: run make reproduce, then make report again")
+    return table
+
+
+def _answers(table: pa.Table) -> Answers:
+    predictions = _column(table, "prediction")
+    return Answers(
+        right=predictions == _column(table, "label"),
+        log_losses=table.column("log_loss").to_numpy(),
+        confidences=table.column("confidence").to_numpy().astype(np.float64),
+        predictions=predictions,
+    )
+
+
+def _column(table: pa.Table, name: str) -> Any:
+    return np.array(table.column(name).to_pylist(), dtype=object)
+
+
+def _override(verdict: dict[str, Any], given: Plan) -> None:
+    """Enter what people decided: accepted is what the labels cover, each the gates of its kind."""
+    stopped = {gate["name"] for gate in verdict["gates"] if gate["level"] == "enforce" and gate["outcome"] in _STOPPING}
+    needed = {"engine_reviewed" if name in _ENGINE else "override" for name in stopped}
+    if not stopped and verdict["verdict"] != "pass":
+        needed = {"override"}
+    lacking = sorted(needed - given.labels.keys())
+    verdict |= {**given.labels, "accepted": not lacking, "lacking": lacking}
+    verdict["reasons"] += [given.refused[key] for key in lacking if key in given.refused]
+
+
+def _lineage(
+    path: Path, verdict: dict[str, Any], known: dict[str, Any], told: dict[str, Any], given: Plan
+) -> dict[str, Any]:
+    looks = known.get("looks") or {}
+    facts = {
+        "anchor": _anchor(verdict, known, given.commit),
+        "commit": given.commit,
+        "hardware": told.get("hardware"),
+        "looks": {name: looks.get(name) for name in ("examples", "pull_request", "since")},
+        "main": told["main"],
+        "pull_request": given.pull_request,
+        "run_url": given.run_url,
+        "throughput": told["throughput"],
+        "training_seconds": told["training_seconds"],
+        "verdict": {name: verdict[name] for name in ("verdict", "reasons", *_NO_LABELS) if name != "accepted"},
+    }
+    return lineage.manifest(Path(), facts, lineage.read_manifest(path))
+
+
+def _compared_with(main_folder: Path, model: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Return what of main the lineage keeps.
+
+    `series` are its folds and repeats where this comparison trained them: no store has them, and they judge the merge too.
+    """
+    packed = {}
+    for kind in known.get("series", ()):
+        theirs, mine = (read_json(folder / f"{kind}.json", made_by="train") for folder in (main_folder / "model", model))
+        packed[kind] = lineage.pack_series(theirs, mine)
+    series = {kind: one for kind, one in packed.items() if one}
+    path = main_folder / "model" / "model.onnx"
+    return {"commit": known["commit"], "model_sha256": sha256(path) if path.is_file() else None, "series": series}
+
+
+def _anchor(verdict: dict[str, Any], known: dict[str, Any], commit: str | None) -> dict[str, Any] | None:
+    """Return the best model so far: this one where the verdict says so, else the one before."""
+    before = known.get("anchor") or {}
+    if verdict.get("anchor_moves") and (before.get("found") or known.get("never")):
+        return {"commit": commit, "model_sha256": sha256(Path(lineage.MODEL))}
+    return {name: before[name] for name in ("commit", "model_sha256")} if before.get("model_sha256") else None
+
+
+def _training(told: dict[str, Any], history: Path | None, model: Path) -> dict[str, Any]:
+    """Return hardware, training_seconds and throughput of the training of this very model, each None where it is not known.
+
+    A model that was restored was trained in another run: on this machine, if `history` names it, else elsewhere.
+    """
+    record, card = (history / "throughput.json" if history else None), model / "card.json"
+    measured = read_json(record, made_by="train") if record and record.is_file() else {}
+    if not card.is_file() or measured.get("model_sha256", "") != read_json(card, made_by="train").get("model_sha256"):
+        measured = {}
+    here = told.get("seconds", {}).get("train")
+    return {
+        "hardware": told.get("hardware") if here is not None else measured.get("hardware"),
+        "throughput": {name: measured.get(name) for name in _THROUGHPUT} if measured else None,
+        "training_seconds": measured.get("seconds") if here is None else here,
+    }
+
+
+def main() -> None:
+    """Parse the command line and judge."""
+    parser = argparse.ArgumentParser(description="Judge the model under review by the gates of params.yaml.")
+    parser.add_argument("main", type=Path, help="folder that src.judging.compare wrote")
+    parser.add_argument("run", type=Path, help="run.json that make reproduce wrote")
+    parser.add_argument("verdict", type=Path, help="verdict.json to write")
+    parser.add_argument("lineage", type=Path, help="manifest.json to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.json of evaluate")
+    parser.add_argument("--evaluation", type=Path, required=True, help="folder that evaluate wrote")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest that prepare wrote")
+    parser.add_argument("--validation", type=Path, required=True, help="validation.json that validate wrote")
+    parser.add_argument("--model", type=Path, default=Path("out/model"), help="folder that train wrote")
+    parser.add_argument("--history", type=Path, help="folder that train wrote speed, memory and energy into")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    args = parser.parse_args()
+    paths = Paths(args.metrics, args.evaluation, args.manifest, args.validation, args.model)
+    judge(args.main, args.run, args.verdict, args.lineage, paths, args.params, args.history)
+
+
+if __name__ == "__main__":
+    run("judge", main)

@@ -1,0 +1,1 @@
+"""Sweeps, studies and benchmarks. Nothing imports it: without it everything else works."""

@@ -1,0 +1,200 @@
+"""The pictures of a report: what differs between main and this pull request, and where the model looked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from src.core import pictures
+from src.core.command import UserError
+from src.core.inference import Model
+from src.images.occlusion import occlusion
+from src.reporting import changes
+from src.reporting.document import Picture
+from src.reporting.facts import Facts, Side
+
+_CLASSES = 20  # rows and columns of a confusion that can still be read
+_IMAGES = 8
+_FEWER_MORE = LinearSegmentedColormap.from_list("fewer and more", [pictures.ORANGE, "#ffffff", pictures.BLUE])
+# what the evaluation drew of this model alone, for where there is nothing to compare it with
+_CHARTS = {
+    "confusion": "Confusion of the test images",
+    "curves": "Learning curves: loss, validation accuracy and learning rate over the epochs",
+    "calibration": "Calibration: accuracy over confidence",
+}
+_EXAMPLES = {
+    "errors": "The worst errors: what was predicted, then what is true",
+    "activation": "Where the model looked: how much less sure it is with a fifth of the side hidden",
+}
+
+Drawn = dict[str, Picture]
+
+
+def draw(facts: Facts, folder: Path) -> Drawn:
+    """Draw every picture that has something to show and that report.pictures allows; returns them by their subject."""
+    drawn: Drawn = {}
+    if facts.pictures == "none":
+        return drawn
+    examples = facts.pictures == "all"
+    if facts.validation and not facts.validation.get("passed", True):
+        drawn |= _copy(
+            {"profile": "The data: images of each class, original sizes, brightness"}, facts.paths.profile, folder
+        )
+    if not facts.has_answers:
+        wanted = _CHARTS | (_EXAMPLES if examples else {})
+        return drawn | (_copy(wanted, facts.paths.evaluation, folder) if facts.this.metrics else {})
+    drawn |= _curves(facts.main, facts.this, folder)
+    drawn |= _confusion(facts, folder) | _calibration(facts, folder)
+    return drawn | (_answers(facts, folder) if examples else {})
+
+
+def _copy(wanted: dict[str, str], source: Path, folder: Path) -> Drawn:
+    found = {name: alt for name, alt in wanted.items() if (source / f"{name}.png").is_file()}
+    for name in found:
+        (folder / f"{name}.png").write_bytes((source / f"{name}.png").read_bytes())
+    return {name: Picture(alt, f"{name}.png") for name, alt in found.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _curves(main: Side, this: Side, folder: Path) -> Drawn:
+    panels = {"validation_loss": "Validation loss", "validation_accuracy": "Validation accuracy"}
+    known = [name for name in panels if this.history and name in this.history[0]]
+    if not known:
+        return {}
+    made = pictures.figure(9, 3.4)
+    for axes, name in zip(np.ravel(made.subplots(1, len(known), squeeze=False)), known, strict=True):
+        _curve(axes, main.history, name, "main", pictures.ORANGE, "--")
+        _curve(axes, this.history, name, "this pull request", pictures.BLUE, "-")
+        axes.set(title=panels[name], xlabel="epoch")
+        axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    pictures.save(made, folder / "curves.png")
+    alt = "Learning curves: validation loss and accuracy over the epochs, this pull request (solid) and main (dashed)"
+    return {"curves": Picture(alt, "curves.png")}
+
+
+def _curve(axes: Any, history: Sequence[dict[str, float]], name: str, label: str, colour: str, style: str) -> None:
+    kept = [row for row in history if name in row and "epoch" in row]
+    if kept:
+        axes.plot([row["epoch"] for row in kept], [row[name] for row in kept], color=colour, linestyle=style, label=label)
+
+
+def _confusion(facts: Facts, folder: Path) -> Drawn:
+    names, counts = changes.confusion(*facts.answers, facts.this.card.get("classes", []))
+    difference = counts[1] - counts[0]
+    shown = _most_changed(difference)
+    if not difference.any():
+        return {}
+    difference = difference[np.ix_(shown, shown)]
+    side = 2.6 + 0.34 * max(6, len(shown))
+    made = pictures.figure(side + 0.9, side)
+    axes: Any = made.subplots()
+    largest = max(1, int(np.abs(difference).max()))
+    image = axes.imshow(difference, cmap=_FEWER_MORE, vmin=-largest, vmax=largest)
+    ticks = [pictures.shorten(names[i], 14) for i in shown]
+    axes.set_xticks(range(len(shown)), ticks, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(shown)), ticks, fontsize=8)
+    for (row, column), value in np.ndenumerate(difference):
+        if value:
+            colour = "white" if abs(value) > 0.7 * largest else "black"
+            axes.text(column, row, f"{value:+d}", ha="center", va="center", fontsize=8, color=colour)
+    rest = "" if len(shown) == len(names) else f"\nthe {len(shown)} classes of {len(names)} that changed most"
+    axes.set(title=f"This pull request minus main, test images{rest}", xlabel="predicted", ylabel="actual")
+    axes.title.set_fontsize(10)
+    bar = made.colorbar(image, ax=axes, shrink=0.7, label="fewer          more", ticks=MaxNLocator(5, integer=True))
+    bar.ax.tick_params(labelsize=8)
+    pictures.save(made, folder / "confusion_difference.png")
+    return {"confusion": Picture("Confusion: this pull request minus main", "confusion_difference.png")}
+
+
+def _most_changed(difference: NDArray[np.int64]) -> list[int]:
+    """The classes of the largest changes, in their own order; all of them where they can be read."""
+    if len(difference) <= _CLASSES:
+        return list(range(len(difference)))
+    weight = np.abs(difference).sum(axis=0) + np.abs(difference).sum(axis=1)
+    return sorted(int(i) for i in np.argsort(-weight, kind="stable")[:_CLASSES] if weight[i])
+
+
+def _calibration(facts: Facts, folder: Path) -> Drawn:
+    made = pictures.figure(5.0, 4.4)
+    axes: Any = made.subplots()
+    axes.plot([0, 1], [0, 1], color=pictures.GREY, linestyle=":", label="perfect")
+    looks = (("main", pictures.ORANGE, "--", "s"), ("this pull request", pictures.BLUE, "-", "o"))
+    for (name, colour, style, marker), answers in zip(looks, facts.answers, strict=True):
+        curve = changes.reliability(answers, facts.calibration_bins)
+        images = sum(row["images"] for row in curve)
+        sure, right = ([row[key] for row in curve] for key in ("confidence", "accuracy"))
+        axes.plot(sure, right, color=colour, linestyle=style, linewidth=1)
+        sizes = [12 + 140 * row["images"] / images for row in curve]
+        error = changes.overall(answers, facts.calibration_bins)["ece"]
+        label = f"{name} (error {error:.3f})"
+        axes.scatter(sure, right, s=sizes, color=colour, marker=marker, alpha=0.85, label=label)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title("Calibration (area: images)", fontsize=10)
+    axes.legend(fontsize=8, loc="upper left", markerscale=0.6)
+    pictures.save(made, folder / "calibration.png")
+    alt = "Calibration: accuracy over confidence, this pull request (circles) and main (squares)"
+    return {"calibration": Picture(alt, "calibration.png")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _answers(facts: Facts, folder: Path) -> Drawn:
+    found = changes.answers(*facts.answers)
+    if found is None or facts.test is None or len(facts.test.labels) != len(facts.this.predictions):
+        return {}
+    drawn, model = {}, _model(facts)
+    for name, rows, words in zip(("wrong", "right"), found, ("newly wrong", "newly right"), strict=True):
+        if len(rows):
+            _draw_images(facts, rows[:_IMAGES], model, words, folder / f"newly_{name}.png")
+            alt = f"Images {words}, and below each where this pull request's model looked (with a fifth of the side hidden)"
+            drawn[name] = Picture(alt if model else f"Images {words}", f"newly_{name}.png")
+    return drawn
+
+
+def _model(facts: Facts) -> Model | None:
+    try:
+        return Model(facts.paths.model)
+    except UserError:  # without it the images are still worth showing
+        return None
+
+
+def _draw_images(facts: Facts, rows: NDArray[np.int64], model: Model | None, words: str, path: Path) -> None:
+    """Draw each image with what both models said of it, and under it the same image with where the model looked."""
+    assert facts.test is not None
+    order = {name: i for i, name in enumerate(facts.this.card.get("classes", []))}
+    images = np.array(facts.test.images[rows])
+    targets = np.array(facts.this.predictions.iloc[rows]["prediction"].map(order).fillna(0).astype(int))
+    lines = 2 if model else 1
+    columns = max(4, len(rows))
+    made = pictures.figure(1.45 * columns, 1.48 * lines + 0.7)
+    made.suptitle(f"{words.capitalize()}: actual, what this pull request says, what main says", fontsize=10)
+    squares = made.subplots(lines, columns, squeeze=False)
+    for empty in np.ravel(squares):
+        empty.set_axis_off()
+    for column, row in enumerate(rows):
+        colour = pictures.RED if "wrong" in words else "black"
+        pictures.show_image(squares[0][column], images[column], _title(facts, int(row)), colour)
+        if model:
+            pictures.show_image(squares[1][column], images[column])
+            heat = occlusion(images[column], int(targets[column]), model.probabilities)
+            pictures.show_heat(squares[1][column], heat, images[column])
+    pictures.save(made, path)
+
+
+def _title(facts: Facts, row: int) -> str:
+    mine, theirs = (side.predictions.iloc[row] for side in (facts.this, facts.main))
+    said = [f"{word} {pictures.shorten(str(one['prediction']), 8)} ({one['confidence']:.0%})"
+            for word, one in (("this:", mine), ("main:", theirs))]  # fmt: skip
+    return "\n".join([f"actual: {pictures.shorten(str(mine['label']), 11)}", *said])

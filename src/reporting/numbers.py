@@ -1,0 +1,100 @@
+"""numbers.json: what a fork's run hands to the job that may comment. Numbers and short names, nothing else."""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from src.github import numbers as schema
+from src.reporting import changes
+from src.reporting.facts import STAGES, Facts, Json
+from src.reporting.opening import findings, gate_of, pooled, value_and_limit
+
+_ROWS = 200  # of each list: what the schema allows
+_METRICS = {
+    "accuracy": "no_worse_than_main",
+    "macro_f1": "",
+    "log_loss": "log_loss",
+    "ece": "calibration",
+    "model_bytes": "",
+}
+
+
+def collect(facts: Facts) -> Json:
+    """Return the content of numbers.json, checked against the schema that its reader holds it to.
+
+    Raises:
+        NumbersError: a bug here; the reader would refuse the file.
+    """
+    budget = facts.run.get("budget")
+    content = {
+        "schema": schema.SCHEMA,
+        "commit": facts.at.commit,
+        "verdict": facts.verdict["verdict"],
+        "failed_stage": facts.failed if facts.failed in STAGES else None,
+        "budget": {key: int(budget[key]) for key in ("epochs", "asked")} if budget else None,
+        "images": facts.this.metrics.get("images"),
+        "baseline": facts.has_main,
+        "metrics": [*_metrics(facts), *_latency(facts)],
+        "gates": _once(_gate(gate) for gate in facts.verdict["gates"]),
+        "classes": _once(_classes(facts)),
+        "checks": _once({"name": _name(found["check"]), "level": found["level"]} for found in findings(facts)),
+    }
+    schema.validate(content)
+    return content
+
+
+def _metrics(facts: Facts) -> list[Json]:
+    made = []
+    for key, gate_name in _METRICS.items():
+        main, this = map(_number, facts.compared(key))
+        gate = {} if key == "accuracy" and pooled(facts) else gate_of(facts, gate_name)  # else not of this difference
+        if this is not None:
+            bounds = {bound: _number(gate.get(bound)) for bound in ("low", "high")}
+            made.append({"name": key, "candidate": this, "main": main, **bounds})
+    return made
+
+
+def _latency(facts: Facts) -> list[Json]:
+    return [
+        {
+            "name": f"latency_{name}_ms",
+            "candidate": _number(facts.this.latency.get(name)),
+            "main": _number(facts.main.latency.get(name)),
+            "low": None,
+            "high": None,
+        }
+        for name in ("p50", "p95", "p99")
+        if name in facts.this.latency
+    ]
+
+
+def _gate(gate: Json) -> Json:
+    numbers = {key: _number(found) for key, found in zip(("value", "limit"), value_and_limit(gate), strict=True)}
+    return {"name": _name(gate["name"]), "level": gate["level"], "outcome": gate["outcome"], **numbers}
+
+
+def _classes(facts: Facts) -> Iterable[Json]:
+    """The classes, those that moved most first: there may be more than fit."""
+    main, this = (side.metrics.get("per_class") or {} for side in (facts.main, facts.this))
+    shares = changes.shares(main if facts.has_main else {}, this, "recall")
+    for share in sorted(shares, key=lambda share: -abs(share.difference)):
+        recalls = {"recall": _number(share.this), "main": _number(share.main)}
+        yield {"name": schema.label(share.name), **recalls, "images": share.images}
+
+
+def _once(rows: Iterable[Json]) -> list[Json]:
+    """At most _ROWS rows, each name once: shortened names may meet."""
+    kept: dict[str, Json] = {}
+    for row in rows:
+        kept.setdefault(row["name"], row)
+    return list(kept.values())[:_ROWS]
+
+
+def _name(text: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", str(text))[:64] or "_"
+
+
+def _number(value: Any) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None

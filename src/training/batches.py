@@ -1,0 +1,229 @@
+"""Training batches straight from the decoded array, wherever it fits.
+
+Three ways, chosen by the memory that is free. The images lie on the device; or, too many for it, they are gathered from
+the memory map; or, too many for the host too, blocks of the file pass through a window that shuffles them. Off the device
+a thread works ahead, so that the device does not wait. All three pass every image once an epoch.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from src.core.arrays import Split
+from src.core.params import Augment
+from src.images import augment
+from src.training import memory
+from src.training.memory import Room
+from src.training.reading import Reader
+from src.training.streaming import Fill, Window, ahead, sent
+from src.training.world import World
+
+_SHARE_OF_MEMORY = 0.4  # what padded images on the device may take; twice that while they are padded
+_SHARE_OF_CACHE = 0.8  # what the file may take of the host's memory as the system's cache, which gives way
+_SHARE_OF_WINDOW = 0.25
+_WINDOW = (2**24, 2**31)  # bytes of the smallest and the largest window; more would only take longer to fill
+_GROUP = {"cpu": 2**20, "cuda": 2**24}  # numbers that are augmented at once: more than one small batch, within the caches
+_PIECE = 2**26  # bytes that are brought to the device at once
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches:
+    """One split as batches on a device; with several processes each yields its share of every batch."""
+
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device,
+        params: Augment,
+        classes: int,
+        world: World | None = None,
+        room: Room | None = None,
+    ) -> None:
+        """Choose where the images lie, and bring them there.
+
+        Args:
+            split: its images may be any rows of a memory map.
+            device: where batches are wanted.
+            params: the augmentation.
+            classes: how many there are.
+            world: the processes that train together.
+            room: the memory to reckon with, instead of what is free.
+        """
+        self._device, self._params, self._classes, self._world = device, params, classes, world or World()
+        # rank 0's answer for all: processes that shuffled in different ways would show some images twice
+        self._room = room or Room(**self._world.share(vars(memory.room(device, self._world))))
+        self._reader, self._split = Reader(split.images), split
+        self._labels = split.labels.copy()
+        self.labels = torch.from_numpy(self._labels).to(device)
+        self.resident = _padded_bytes(self._reader.shape, params.crop) < _SHARE_OF_MEMORY * self._room.device
+        self._windowed = not self.resident and self._file_bytes() > _SHARE_OF_CACHE * self._room.host
+        self._images = self._brought() if self.resident else None
+        self._bank: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def where(self) -> str:
+        """Say where the images lie."""
+        if self.resident:
+            return f"lie in the memory of the {'GPU' if self._device.type == 'cuda' else 'CPU'}"
+        if not self._windowed:
+            return "are gathered from the memory map, ahead of their use"
+        return f"pass by blocks through a window of {self._window_bytes() / 2**20:,.0f} MiB, which shuffles them"
+
+    def steps(self, size: int) -> int:
+        """Return how many batches an epoch has."""
+        return max(1, len(self) // size)
+
+    def example(self, size: int) -> Batch:
+        """Return the first images and labels, unchanged: uint8 (n, channels, height, width), and int64 (n,)."""
+        return next(self._plain(size, 0, len(self) or 1))
+
+    def epoch(self, size: int, seed: int) -> Iterator[Batch]:
+        """Yield augmented images and their targets in random order.
+
+        Images are (n, channels, height, width) in 0..255, uint8 or float; targets int64 (n,), or float (n, classes) where
+        `mixup` or `cutmix` is on.
+
+        Batches are of equal length, `size` or a little more: a short last one would weigh more and upset batch norm.
+        With several processes `size` is that of all of them together. The seed alone decides what comes; through a window
+        its size does too, and images come at random as `streaming.Window` says.
+        """
+        groups = list(self._groups(self._lengths(size)[self._world.rank]))
+        draws = torch.Generator(self._device).manual_seed(seed + 1 + self._world.rank)
+        finished: Iterator[list[Batch]] = (
+            self._finished(images, labels, group, draws)
+            for (images, labels), group in zip(self._gathered(groups, size, seed, draws), groups, strict=True)
+        )
+        if self._device.type == "cpu" and (not self.resident or augment.changes_pixels(self._params)):
+            finished = ahead(finished)
+        for group in finished:
+            yield from group
+
+    def in_order(self, size: int, whole: bool = False) -> Iterator[Batch]:
+        """Yield images and labels unchanged, in order: uint8 (n, channels, height, width), and int64 (n,).
+
+        With several processes each yields its share, unless the `whole` is asked for.
+        """
+        rank, ranks = (0, 1) if whole else (self._world.rank, self._world.size)
+        plain = self._plain(size, rank * size, ranks * size)
+        return plain if self.resident else ahead(plain)
+
+    def _plain(self, size: int, first: int, step: int) -> Iterator[Batch]:
+        """Yield `size` unchanged images at a time, every `step` images from the `first` on."""
+        for start in range(first, len(self), step):
+            images = self._images[start : start + size] if self._images is not None else self._from_file(start, size)
+            yield images.permute(0, 3, 1, 2), self.labels[start : start + size]
+
+    def _from_file(self, start: int, size: int) -> Tensor:
+        return torch.from_numpy(self._reader.rows(start, start + size)).to(self._device)
+
+    # Where the images lie ------------------------------------------------------------------------------------------
+
+    def _file_bytes(self) -> int:
+        return len(self) * self._reader.row_bytes
+
+    def _window_bytes(self) -> int:
+        """A power of two, so that a little more or less of free memory does not change what a seed decides."""
+        return int(2 ** np.floor(np.log2(np.clip(_SHARE_OF_WINDOW * self._room.host, *_WINDOW))))
+
+    def _brought(self) -> Tensor:
+        """Return all images on the device: uint8 (n, height, width, channels)."""
+        images = torch.empty(self._reader.shape, dtype=torch.uint8, device=self._device)
+        size = max(1, _PIECE // self._reader.row_bytes)
+        for start in range(0, len(self), size):
+            images[start : start + size] = self._from_file(start, size)
+        return images
+
+    def _banked(self, images: Tensor) -> tuple[Tensor, bool]:
+        """Return all images padded and, where memory allows, mirrored behind them; made for the first epoch."""
+        margin, n = self._params.crop, len(self)
+        both = self._params.flip and 2 * _padded_bytes(self._reader.shape, margin) < _SHARE_OF_MEMORY * self._room.device
+        if self._bank is None:
+            if not margin and not both:
+                return images, both
+            height, width = (length + 2 * margin for length in images.shape[1:3])
+            self._bank = images.new_empty(n * (1 + both), height, width, images.shape[3])
+            size = max(1, _PIECE // self._reader.row_bytes)
+            for start in range(0, n, size):
+                padded = augment.pad(images[start : start + size], margin)
+                self._bank[start : start + len(padded)] = padded
+                if both:
+                    self._bank[n + start : n + start + len(padded)] = padded.flip(2)
+            self._images = self._bank[:n, margin : height - margin, margin : width - margin]  # held once
+        return self._bank, both
+
+    # An epoch ------------------------------------------------------------------------------------------------------
+
+    def _lengths(self, size: int) -> NDArray[np.int64]:
+        """Return how many images each batch has in each process: (processes, batches)."""
+        steps, ranks = self.steps(size), self._world.size
+        whole = len(self) // steps + (np.arange(steps) < len(self) % steps)
+        return whole // ranks + (np.arange(ranks)[:, None] < whole % ranks)
+
+    def _groups(self, lengths: NDArray[np.int64]) -> Iterator[list[int]]:
+        """Divide batches into groups that are made at once; the first are small, as nothing hides the time they take."""
+        most, start, wanted = _GROUP[self._device.type] // self._reader.row_bytes, 0, 1
+        while start < len(lengths):
+            fitting = int(np.searchsorted(np.cumsum(lengths[start : start + wanted]), most, side="right"))
+            yield lengths[start : start + max(1, fitting)].tolist()
+            start, wanted = start + max(1, fitting), 2 * wanted
+
+    def _gathered(self, groups: Sequence[list[int]], size: int, seed: int, draws: torch.Generator) -> Iterator[Batch]:
+        """Yield each group's images, cropped and flipped, on the device, and its labels."""
+        lengths = [sum(group) for group in groups]
+        if self._images is not None:
+            bank, both = self._banked(self._images)
+            for rows in torch.split(torch.from_numpy(self._order(size, seed)).to(self._device), lengths):
+                yield augment.crop(bank, rows, self._params, both, draws), self.labels[rows]
+            return
+        fill = self._window(size, seed).draw if self._windowed else self._from_map(self._order(size, seed))
+        for images, labels in sent(lengths, self._reader.shape[1:], fill, self._labels, self._device):
+            everything = torch.arange(len(images), device=self._device)
+            padded = augment.pad(images, self._params.crop)
+            yield augment.crop(padded, everything, self._params, False, draws), labels
+
+    def _order(self, size: int, seed: int) -> NDArray[np.int64]:
+        """Return the rows of this process in the order of an epoch."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        if self._world.size == 1:
+            return order
+        lengths = self._lengths(size)
+        ends = np.cumsum(lengths.T.ravel())  # the first batch's shares, then the second's
+        return np.concatenate(np.split(order, ends[:-1])[self._world.rank :: self._world.size])
+
+    def _from_map(self, order: NDArray[np.int64]) -> Fill:
+        """Return what gathers the next rows of an order."""
+        place = 0
+
+        def fill(into: NDArray[np.uint8]) -> NDArray[np.int64]:
+            nonlocal place
+            rows = order[place : place + len(into)]
+            place += len(into)
+            self._reader.gather(rows, into)
+            return rows
+
+        return fill
+
+    def _window(self, size: int, seed: int) -> Window:
+        lengths = self._lengths(size).sum(axis=1)
+        rank = self._world.rank
+        return Window(self._reader, seed, int(lengths[:rank].sum()), int(lengths[rank]), self._window_bytes())
+
+    def _finished(self, images: Tensor, labels: Tensor, group: list[int], draws: torch.Generator) -> list[Batch]:
+        """Augment a group and divide it into its batches."""
+        images = augment.apply(images.permute(0, 3, 1, 2), self._params, draws)
+        return [
+            augment.mix(*batch, self._classes, self._params, draws)
+            for batch in zip(torch.split(images, group), torch.split(labels, group), strict=True)
+        ]
+
+
+def _padded_bytes(shape: tuple[int, ...], margin: int) -> int:
+    n, height, width, channels = shape
+    return n * (height + 2 * margin) * (width + 2 * margin) * channels

@@ -1,0 +1,161 @@
+"""params.yaml is refused by name, key, value and expectation: python -m pytest tests/core/test_params.py"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, write_params
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+
+from src.core.command import UserError
+from src.core.params import Params, Sweep, load
+
+
+def test_the_shipped_file_is_valid_short_and_remarked() -> None:
+    load(ROOT / "params.yaml")
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    assert len(lines) < 150
+    keys = [line for line in lines if line.startswith("  ")]
+    assert [line for line in keys if "#" not in line] == []
+
+
+def test_values_cannot_be_changed_after_reading() -> None:
+    params = load(ROOT / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.train.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train__epochs": -3}, ["train.epochs is -3", "greater than or equal to 1"]),
+        ({"train__epochs": "ten"}, ["train.epochs is 'ten'", "valid integer"]),
+        ({"train__epochs": 2.5}, ["train.epochs is 2.5", "valid integer"]),
+        ({"train__epochs": True}, ["train.epochs is True", "valid integer"]),
+        ({"train__epoch": 3}, ["train.epoch is unknown", "epochs", "batch_size"]),
+        ({"train__augment__flop": True}, ["train.augment.flop is unknown", "flip"]),
+        ({"train__learning_rate": float("nan")}, ["train.learning_rate", "finite"]),
+        ({"train__optimizer": "adam"}, ["train.optimizer is 'adam'", "'sgd', 'adamw' or 'muon'"]),
+        ({"prepare__size": 8}, ["prepare: size was renamed to image_size"]),
+        ({"prepare__image_size": -8}, ["prepare.image_size is -8", "greater than or equal to 2"]),
+        ({"prepare__image_size": [8, 8, 8]}, ["prepare.image_size", "one side or [height, width]"]),
+        ({"prepare__image_size": []}, ["prepare.image_size", "one side or [height, width]"]),
+        ({"prepare__channels": 4}, ["prepare.channels is 4", "1 or 3"]),
+        ({"prepare__test_share": 0.95}, ["validation_share + test_share"]),
+        ({"validate__checks__drift": "fatal"}, ["validate.checks.drift is 'fatal'", "'error', 'warn' or 'off'"]),
+        ({"nonsense": 1}, ["nonsense is unknown", "prepare, validate, train, evaluate"]),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_expected(tmp_path: Path, change: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        write_params(tmp_path / "params.yaml", **change)
+    for word in ["params.yaml", *words]:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        write_params(tmp_path / "params.yaml", train__epochs=0, prepare__channels=2)
+    assert "train.epochs" in str(caught.value)
+    assert "prepare.channels" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: [", "not valid YAML"),
+        ("", "holds no sections"),
+        ("- a\n- b\n", "holds no sections"),
+        ("train: {}\ntrain: {}\n", "not valid YAML"),
+        ("train: {}\n", "prepare is missing"),
+        ("1: 2\n", "holds no sections"),
+        ("[" * 3000 + "]" * 3000, "not valid YAML"),
+        ("prepare: {channels: 2020-13-45}\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        load(path)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing: run from the repository's root"):
+        load(tmp_path / "params.yaml")
+
+
+def test_a_side_stands_for_a_square(tmp_path: Path) -> None:
+    assert write_params(tmp_path / "a.yaml", prepare__image_size=16).prepare.image_size == (16, 16)
+    assert write_params(tmp_path / "b.yaml", prepare__image_size=[16, 24]).prepare.image_size == (16, 24)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What DVC sees of a change
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dials(section: type[BaseModel] = Params) -> Iterator[str]:
+    """Yield the dotted name of every dial that the typed classes know."""
+    for name, field in section.model_fields.items():
+        key = field.alias or name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from (f"{key}.{below}" for below in dials(field.annotation))
+        else:
+            yield key
+
+
+def test_no_param_has_a_name_that_dvc_leaves_out() -> None:
+    """DVC's run cache ignores keys called `size` and `nfiles`, however deep: a change of such a dial would do nothing."""
+    assert "train.augment.crop" in set(dials())
+    assert [name for name in dials() if {"size", "nfiles"} & set(name.split("."))] == []
+    for key in ("size", "nfiles"):  # the only keys that users name themselves
+        with pytest.raises(ValidationError, match=f"space.{key} is no key of train"):
+            Sweep.model_validate(
+                {"trials": 1, "random": 0, "objective": "accuracy", "prune_after": 1, "space": {key: [1, 2]}}
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # deprecations inside DVC
+def test_a_change_of_any_dial_runs_each_stage_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The params of the real dvc.yaml, with a command for each stage that notes that it ran, through DVC's run cache."""
+    from dvc.repo import Repo  # takes a second
+
+    monkeypatch.chdir(tmp_path)
+    yaml = YAML(typ="safe")
+    reads = {name: stage["params"] for name, stage in yaml.load((ROOT / "dvc.yaml").read_text())["stages"].items()}
+    stages = {
+        name: {"cmd": f"echo {name} >> ran && cp input {name}", "deps": ["input"], "params": params, "outs": [name]}
+        for name, params in reads.items()
+    }
+    Path("input").write_text("1")
+    yaml.dump({"stages": stages}, Path("dvc.yaml"))
+    values: dict[str, Any] = {}
+
+    def turn(dial: str, value: int) -> None:
+        *sections, key = dial.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+        yaml.dump(values, Path("params.yaml"))
+
+    for dial in dials():
+        turn(dial, 0)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    with Repo.init() as made:
+        made.reproduce()
+    for dial in dials():
+        readers = {name for name, params in reads.items() if any(f"{dial}.".startswith(f"{param}.") for param in params)}
+        if not readers and dial.split(".")[0] not in reads:
+            continue
+        Path("ran").write_text("")
+        turn(dial, 1)
+        with Repo() as repo:
+            repo.reproduce()
+        assert set(Path("ran").read_text().split()) == readers, dial

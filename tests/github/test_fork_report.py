@@ -1,0 +1,566 @@
+"""A fork's artifact is a claim, and an attack until it is validated: python -m pytest tests/github/test_fork_report.py"""
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from standin import BOT, IDENTITY, GitHub, clone, commit
+
+from src.github import fork_report, fork_words, numbers
+from src.github.comment import MARKER
+from src.github.fork_words import Changes, Place, render
+from src.github.numbers import NumbersError
+
+SHA = "a" * 40
+HOSTILE = "hostile"  # in every hostile text below, and never to be seen in a comment
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    """Return a numbers.json that fits, with changes."""
+    metric = {"name": "accuracy", "candidate": 0.91, "main": 0.9, "low": -0.01, "high": 0.03}
+    return {
+        "schema": 1,
+        "commit": SHA,
+        "verdict": "investigate",
+        "failed_stage": None,
+        "budget": {"epochs": 10, "asked": 50},
+        "images": 388,
+        "baseline": True,
+        "metrics": [metric],
+        "gates": [{"name": "accuracy", "level": "enforce", "outcome": "pass", "value": 0.91, "limit": 0.9}],
+        "classes": [{"name": "3", "recall": 0.5, "main": 1, "images": 28}],
+        "checks": [{"name": "drift", "level": "warn"}],
+    } | changes
+
+
+def metrics(**changes: Any) -> dict[str, Any]:
+    return report(metrics=[report()["metrics"][0] | changes])
+
+
+def classes(**changes: Any) -> dict[str, Any]:
+    return report(classes=[report()["classes"][0] | changes])
+
+
+def packed(
+    content: Any, name: str = "numbers.json", mode: int = stat.S_IFREG | 0o644, kind: int = zipfile.ZIP_DEFLATED
+) -> bytes:
+    """Zip one entry; anything but bytes is written as JSON."""
+    return packed_all([(name, content, mode)], kind)
+
+
+def packed_all(entries: list[tuple[str, Any, int]], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", kind) as archive:
+        for name, content, mode in entries:
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr, entry.compress_type = mode << 16, kind
+            archive.writestr(entry, content if isinstance(content, bytes) else json.dumps(content).encode())
+    return target.getvalue()
+
+
+def text(before: str, after: str, content: dict[str, Any] | None = None) -> bytes:
+    """Return the JSON of a report with something in it replaced that no Python value could express."""
+    whole = json.dumps(content or report())
+    assert before in whole
+    return whole.replace(before, after, 1).encode()
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def corrupt(content: bytes) -> bytes:
+    middle = content.index(b"numbers.json") + 20
+    return content[:middle] + bytes(255 - byte for byte in content[middle : middle + 20]) + content[middle + 20 :]
+
+
+FILE = (stat.S_IFREG | 0o644,)
+ACCURACY = '"candidate": 0.91'
+
+# Each is the whole artifact and the words that the comment refuses it with: those of security.md 3.3, whose last two (a
+# foreign comment with the marker, two pull requests with one branch) are tests of their own.
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "link instead of the file": (packed(b"/etc/passwd", mode=stat.S_IFLNK | 0o777), "not a regular file"),
+    "extra file": (
+        packed_all([("numbers.json", report(), *FILE), ("hostile.md", b"# hostile", *FILE)]),
+        "something other than",
+    ),
+    "2 MiB": (os.urandom(2 * 2**20), "artifact is larger than 1024 KiB"),
+    "too large unpacked": (packed(report(hostile="x" * 2 * 2**20)), "numbers.json is larger than 256 KiB"),
+    "not JSON": (packed(b"# hostile @org/team"), "it is not JSON"),
+    "NaN": (packed(text(ACCURACY, '"candidate": NaN')), "NaN or infinite"),
+    "unknown key": (packed(report(hostile=1)), "the file has an unknown key, or lacks one"),
+    "10,000 metrics": (
+        packed(report(metrics=[{"name": f"m{i}"} for i in range(10_000)])),
+        "metrics is not a list of at most 200 entries",
+    ),
+    "mention": (packed(metrics(name="@org/team-hostile")), "metrics[0].name is not of the form"),
+    "HTML": (packed(metrics(name="<img src=hostile>")), "metrics[0].name is not of the form"),
+    "javascript link": (packed(metrics(name="[hostile](javascript:alert(1))")), "metrics[0].name is not of the form"),
+    "wrong commit": (packed(report(commit="b" * 40)), "another commit than the one that was run"),
+}
+# More of the same kind, which need no server to be refused.
+REFUSED_TOO: dict[str, tuple[bytes, str]] = {
+    "zip bomb that lies about its size": (
+        packed(b"0" * 40_000_000).replace((40_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little")),
+        "its artifact is not a whole zip",
+    ),
+    "bomb in a packing without bound": (packed(b"0" * 200_000, kind=zipfile.ZIP_BZIP2), "packed in an unusual way"),
+    "zip slip": (packed(report(), name="../numbers.json"), "something other than"),
+    "absolute path": (packed(report(), name="/numbers.json"), "something other than"),
+    "in a folder": (packed(report(), name="hostile/numbers.json"), "something other than"),
+    "a name that ends early": (packed(report(), name="numbers.jsonX").replace(b"jsonX", b"json\0"), "something other than"),
+    "the file twice": (
+        packed_all([("numbers.json", b"{}", *FILE), ("numbers.jsoX", b"{}", *FILE)]).replace(b"jsoX", b"json"),
+        "something other than",
+    ),
+    "a folder of that name": (packed(b"", mode=stat.S_IFDIR | 0o755), "not a regular file"),
+    "a pipe": (packed(report(), mode=stat.S_IFIFO | 0o644), "not a regular file"),
+    "an empty zip": (packed_all([]), "something other than"),
+    "no zip": (b"hostile", "its artifact is not a whole zip"),
+    "half a zip": (truncated(packed(report())), "its artifact is not a whole zip"),
+    "damaged zip": (corrupt(packed(report())), "its artifact is not a whole zip"),
+    "patched data": (
+        packed(report()).replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x20\x00"),
+        "its artifact is not a whole zip",
+    ),
+    "encrypted": (
+        packed(report()).replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"),
+        "its artifact is not a whole zip",
+    ),
+    "empty file": (packed(b""), "it is not JSON"),
+    "not UTF-8": (packed(json.dumps(report()).encode("utf-16")), "it is not UTF-8"),
+    "a key twice": (packed(text('"schema": 1', '"schema": 1, "schema": 1')), "a key twice"),
+    "a key twice, deep": (packed(text(ACCURACY, '"candidate": 1, "candidate": 2')), "a key twice"),
+    "deep nesting": (packed(b"[" * 200_000), "nested too deep"),
+    "Infinity": (packed(text(ACCURACY, '"candidate": -Infinity')), "NaN or infinite"),
+    "1e400": (packed(text(ACCURACY, '"candidate": 1e400')), "metrics[0].candidate is not a finite number"),
+    "5,000 digits": (packed(text(ACCURACY, f'"candidate": {"9" * 5000}')), "far too large"),
+    "beyond 1e12": (packed(metrics(candidate=-1.1e12)), "metrics[0].candidate is not a finite number"),
+    "a list": (packed([]), "the file is not an object"),
+    "a missing key": (packed({k: v for k, v in report().items() if k != "checks"}), "unknown key, or lacks one"),
+    "another schema": (packed(report(schema=2)), "it is not of schema 1"),
+    "true for a number": (packed(metrics(candidate=True)), "metrics[0].candidate is not a finite number"),
+    "text for a number": (packed(metrics(main="0.9 hostile")), "metrics[0].main is not a finite number"),
+    "0 for false": (packed(report(baseline=0)), "baseline is neither true nor false"),
+    "unknown verdict": (packed(report(verdict="pass hostile")), "verdict is none of pass, fail, investigate"),
+    "unknown stage": (packed(report(failed_stage="hostile")), "failed_stage is none of"),
+    "half an image": (packed(report(images=1.5)), "images is not a whole number"),
+    "negative budget": (packed(report(budget={"epochs": -1, "asked": 5})), "budget.epochs is not a whole number"),
+    "recall of two": (packed(classes(recall=2)), "classes[0].recall is not a number from 0 to 1"),
+    "one metric twice": (packed(report(metrics=report()["metrics"] * 2)), "metrics has one name twice"),
+    "name too long": (packed(metrics(name="a" * 65)), "metrics[0].name is not of the form"),
+    "name with a line": (packed(metrics(name="a\n")), "metrics[0].name is not of the form"),
+    "name of other digits": (packed(metrics(name="٣")), "metrics[0].name is not of the form"),
+    "class name with a line": (packed(classes(name="a\n# hostile")), "classes[0].name is not a printable text"),
+    "class name that turns round": (packed(classes(name="\u202ehostile")), "classes[0].name is not a printable text"),
+    "half a letter": (packed(text('"name": "3"', '"name": "\\ud800"')), "classes[0].name is not a printable text"),
+    "class name too long": (packed(classes(name="x" * 81)), "classes[0].name is not a printable text"),
+    "unknown level": (packed(report(checks=[{"name": "drift", "level": "hostile"}])), "checks[0].level is none of"),
+    "an object for a list": (packed(report(gates={"hostile": 1})), "gates is not a list"),
+    "text for an entry": (packed(report(gates=["hostile"])), "gates[0] is not an object"),
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHub]:
+    """A repository, and a fork of it whose branch `change` is pull request 1."""
+    folder = tmp_path_factory.mktemp("github")
+    with GitHub(folder) as started:
+        git = clone(started, folder / "clone")
+        commit(git, folder / "clone", "main", a_md="one\n", params_yaml="a: 1\n")
+        push_to_fork(started, folder, {"src/model.py": "two\n"})
+        started.open_pull_request("change", fork="stranger/models")
+        yield started
+
+
+@pytest.fixture
+def github(service: GitHub) -> GitHub:
+    """The same service, with nothing left of the test before."""
+    service.comments(1).clear()
+    service.runs.clear()
+    service._artifacts.clear()
+    service._statuses.clear()
+    service.requests.clear()
+    return service
+
+
+def push_to_fork(github: GitHub, folder: Path, files: dict[str, str], branch: str = "change") -> str:
+    fork, work = github.fork("stranger/models"), folder / f"work-{len(list(folder.iterdir()))}"
+    for command in (["clone", "--quiet", str(fork), str(work)], ["-C", str(work), "checkout", "--quiet", "-B", branch]):
+        subprocess.run(["git", *command], env={**os.environ, **IDENTITY}, check=True, capture_output=True)
+    for name, content in files.items():
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(content)
+    for command in (["add", "--all"], ["commit", "--quiet", "-m", "x"], ["push", "--quiet", "origin", f"+{branch}"]):
+        subprocess.run(["git", "-C", work, *command], env={**os.environ, **IDENTITY}, check=True, capture_output=True)
+    return subprocess.run(
+        ["git", "-C", work, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def poster(
+    github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Return a function that runs the poster on a finished run of the fork, and returns what it printed."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "cml").write_text("#!/bin/sh\nexit 1\n")  # the API posts: this is not about CML
+    (tmp_path / "bin" / "cml").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("GITHUB_TOKEN", github.token({"actions": "read", "pull-requests": "write", "statuses": "write"}))
+    monkeypatch.setenv("GITHUB_REPOSITORY", "team/models")
+    monkeypatch.setenv("GITHUB_API_URL", github.url)
+    monkeypatch.setenv("GITHUB_SERVER_URL", github.server_url)
+    monkeypatch.setenv("GITHUB_RUN_ID", "8")
+    monkeypatch.setenv("GITHUB_EVENT_PATH", str(tmp_path / "event.json"))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+
+    def run_it(artifact: bytes | None, name: str = "report", **run: Any) -> str:
+        asked = {"head_branch": "change", "head_repository": "stranger/models", "head_sha": github.head(1)} | run
+        github.add_run(7, **asked)
+        if artifact is not None:
+            github.upload_artifact(7, name, artifact)
+        (tmp_path / "event.json").write_text(json.dumps(github.payload("workflow_run", run_id=7)))
+        fork_report.main()
+        return capsys.readouterr().out
+
+    return run_it
+
+
+@pytest.mark.parametrize("case", REFUSED_TOO)
+def test_whatever_does_not_fit_is_refused_in_our_own_words(case: str) -> None:
+    artifact, words = REFUSED_TOO[case]
+    with pytest.raises(NumbersError) as caught:
+        numbers.parse(fork_report.unpack(artifact))
+    assert words in str(caught.value)
+    assert HOSTILE not in str(caught.value)
+    assert len(str(caught.value)) < 150
+
+
+def the_comment(github: GitHub) -> str:
+    found = [one["body"] for one in github.comments(1) if one["user"]["login"] == BOT]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_report_is_posted_with_the_warning_that_it_is_the_forks_own(
+    github: GitHub, poster: Callable[..., str], tmp_path: Path
+) -> None:
+    sha = github.head(1)
+    said = poster(packed(report(commit=sha)))
+    body = the_comment(github)
+    assert body.startswith(f"{MARKER}\n## 🔎 This fork reports of itself: investigate\n")
+    assert f"**The numbers were computed by the pull request's own code at `{sha}`**" in body
+    assert "with a small budget (10 of 50 epochs)" in body
+    assert "[The run](" + github.runs[7]["html_url"] + ")" in body
+    assert f"```bash\ngh workflow run report.yml -f pull_request=1 -f sha={sha}\n```" in body
+    assert "| `accuracy` | 0.9 | 0.91 | -0.01 to 0.03 |" in body
+    assert "| `accuracy` | enforce | pass | 0.91 | 0.9 |" in body
+    assert "| `3` | 28 | 1 | 0.5 |" in body
+    assert "| `drift` | warn |" in body
+    assert "[!WARNING]" not in body
+    assert body.startswith((tmp_path / "summary.md").read_text().rstrip())
+    assert "posted by GitHub's API, not by CML" in said
+
+
+def test_a_second_run_updates_the_comment(github: GitHub, poster: Callable[..., str]) -> None:
+    poster(packed(report(commit=github.head(1))))
+    poster(packed(report(commit=github.head(1), verdict="fail", failed_stage="validate", baseline=False)))
+    assert "## ❌ This fork reports of itself: fail" in the_comment(github)
+    assert "failed in the stage `validate`" in the_comment(github)
+    assert "no model of main to compare with" in the_comment(github)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_hostile_artifact_is_refused_in_our_own_words(github: GitHub, poster: Callable[..., str], case: str) -> None:
+    artifact, words = REFUSED[case]
+    poster(artifact)
+    body = the_comment(github)
+    assert words in body
+    assert "## ❔ This fork's report cannot be shown" in body
+    assert "gh workflow run report.yml -f pull_request=1" in body
+    assert len(body) < 1500
+    for trace in (HOSTILE, "@org", "<img", "javascript", "/etc/passwd", "b" * 40):
+        assert trace not in body
+
+
+def test_an_artifact_over_the_limit_is_not_even_downloaded(github: GitHub, poster: Callable[..., str]) -> None:
+    poster(b"x" * (2**20 + 1))
+    asked = [request["path"] for request in github.requests]
+    assert not [path for path in asked if path.startswith(("/_blob", "/repos/team/models/actions/artifacts"))]
+
+
+def test_an_artifact_that_is_larger_than_github_says_is_not_read_to_its_end(
+    github: GitHub, poster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GitHub.upload_artifact
+
+    def lying(self: GitHub, *args: Any, **options: Any) -> int:
+        number = real(self, *args, **options)
+        self._artifacts[number][0]["size_in_bytes"] = 10
+        return number
+
+    monkeypatch.setattr(GitHub, "upload_artifact", lying)
+    poster(b"x" * (2**20 + 1))
+    assert "its artifact is larger than 1024 KiB" in the_comment(github)
+
+
+def test_the_token_is_not_shown_to_the_host_that_stores_artifacts(github: GitHub, poster: Callable[..., str]) -> None:
+    poster(packed(report(commit=github.head(1))))
+    stored = [request for request in github.requests if request["path"].startswith("/_blob")]
+    assert [request["token"] for request in stored] == [None]
+
+
+def test_a_comment_of_another_with_the_marker_is_left_alone(github: GitHub, poster: Callable[..., str]) -> None:
+    github.add_comment(1, f"{MARKER}\nall is well", login="stranger")
+    poster(packed(report(commit=github.head(1))))
+    assert github.comments(1)[0]["body"] == f"{MARKER}\nall is well"
+    assert "This fork reports of itself" in the_comment(github)
+
+
+def test_with_two_pull_requests_of_one_branch_only_the_one_into_the_default_branch_is_meant(
+    github: GitHub, poster: Callable[..., str]
+) -> None:
+    github.repository.git("update-ref", "refs/heads/dev", "main")
+    other = github.open_pull_request("change", base="dev", fork="stranger/models")
+    try:
+        poster(packed(report(commit=github.head(1))))
+        assert github.comments(other) == []
+        assert "This fork reports of itself" in the_comment(github)
+        github.pulls[other].base = "main"
+        github.comments(1).clear()
+        assert "::notice::nothing to post: no single open pull request" in poster(packed(report(commit=github.head(1))))
+        assert github.comments(1) == github.comments(other) == []
+    finally:
+        del github.pulls[other]
+
+
+@pytest.mark.parametrize(
+    ("case", "run"),
+    [
+        ("head moved on", {"head_sha": "c" * 40}),
+        ("another branch of the fork", {"head_branch": "main"}),
+        ("the run of another fork", {"head_repository": "other/models"}),
+    ],
+)
+def test_a_run_that_is_not_the_head_of_one_open_pull_request_posts_nothing(
+    github: GitHub, poster: Callable[..., str], case: str, run: dict[str, Any]
+) -> None:
+    github.fork("other/models")
+    said = poster(packed(report(commit=github.head(1))), **run)
+    assert said.startswith("::notice::nothing to post: no single open pull request"), case
+    assert github.wrote() == []
+
+
+def test_a_closed_pull_request_gets_nothing(github: GitHub, poster: Callable[..., str]) -> None:
+    github.pulls[1].state = "closed"
+    try:
+        assert "nothing to post" in poster(packed(report(commit=github.head(1))))
+    finally:
+        github.pulls[1].state = "open"
+    assert github.wrote() == []
+
+
+def test_a_run_of_this_repository_or_of_another_event_is_left_to_itself(github: GitHub, poster: Callable[..., str]) -> None:
+    assert "whose own run posts its report" in poster(None, head_repository="team/models")
+    assert "not started by a pull request but by push" in poster(None, event="push")
+    assert github.requests == []
+
+
+def test_a_fork_that_is_gone_is_no_error(github: GitHub, poster: Callable[..., str], tmp_path: Path) -> None:
+    poster(None, conclusion="skipped")
+    event = json.loads((tmp_path / "event.json").read_text())
+    event["workflow_run"]["head_repository"] = None
+    (tmp_path / "event.json").write_text(json.dumps(event))
+    fork_report.main()
+    assert github.comments(1) == []
+
+
+@pytest.mark.parametrize("conclusion", ["cancelled", "skipped", "action_required"])
+def test_a_run_that_did_nothing_is_no_reason_for_a_comment(
+    github: GitHub, poster: Callable[..., str], conclusion: str
+) -> None:
+    assert "::notice::nothing to post: the run did nothing" in poster(None, conclusion=conclusion)
+    assert github.wrote() == []
+
+
+@pytest.mark.parametrize(("results", "silent"), [(["skipped", "skipped"], True), (["failure", "skipped"], False)])
+def test_without_an_artifact_the_jobs_decide_whether_there_was_anything_to_report(
+    github: GitHub, poster: Callable[..., str], results: list[str], silent: bool
+) -> None:
+    jobs = [{"name": str(i), "conclusion": result} for i, result in enumerate(results)]
+    github.answer("GET /repos/team/models/actions/runs/7/jobs", 200, {"total_count": 2, "jobs": jobs})
+    try:
+        poster(None, conclusion="failure")
+    finally:
+        github.answers.clear()
+    if silent:
+        assert github.wrote() == []
+    else:
+        assert "or there are none: the run left none (it ended with `failure`)." in the_comment(github)
+
+
+def test_an_artifact_that_is_too_old_is_said_so(github: GitHub, poster: Callable[..., str]) -> None:
+    number = github.upload_artifact(7, "report", packed(report()))
+    github._artifacts[number][0]["expired"] = True
+    poster(None)
+    assert "it is too old and no longer kept" in the_comment(github)
+    github._artifacts[number][0]["expired"] = False
+    github.fail_next(f"GET .*/artifacts/{number}/zip", status=410)
+    poster(None)
+    assert "it is too old and no longer kept" in the_comment(github)
+
+
+def test_only_the_artifact_named_report_is_looked_at(github: GitHub, poster: Callable[..., str]) -> None:
+    poster(packed(report(commit=github.head(1))), name="reviewed")
+    assert "the run left none" in the_comment(github)
+
+
+def test_the_gate_is_left_pending_and_an_earlier_status_stands(github: GitHub, poster: Callable[..., str]) -> None:
+    sha = github.head(1)
+    poster(packed(report(commit=sha)))
+    poster(packed(report(commit=sha)))
+    assert [one["state"] for one in github.statuses(sha, "model-gate")] == ["pending"]
+    assert len(github.statuses(sha)[0]["description"]) <= 140
+
+
+def test_a_fork_that_leaves_the_model_alone_passes_by_githubs_own_list_of_files(
+    github: GitHub, poster: Callable[..., str], tmp_path: Path
+) -> None:
+    before = github.head(1)
+    try:
+        sha = push_to_fork(github, tmp_path, {"docs/@team.md": "words\n"})
+        poster(None)
+        assert [one["state"] for one in github.statuses(sha, "model-gate")] == ["success"]
+        assert "Nothing was trained" in the_comment(github)
+        assert "@team" not in the_comment(github)
+    finally:
+        subprocess.run(["git", "update-ref", "refs/heads/change", before], cwd=github.fork("stranger/models"), check=True)
+        github.refresh()
+
+
+def test_a_token_that_may_not_set_statuses_still_posts(
+    github: GitHub, poster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", github.token({"actions": "read", "pull-requests": "write"}))
+    assert "::warning::model-gate could not be left pending" in poster(packed(report(commit=github.head(1))))
+    assert the_comment(github)
+
+
+def test_changes_to_what_judges_are_named_by_githubs_own_list(
+    github: GitHub, poster: Callable[..., str], tmp_path: Path
+) -> None:
+    names = [
+        ".github/workflows/x.yml",
+        "params.yaml",
+        "deep/data.dvc",
+        "requirements/run.txt",
+        "src/judging/gates.py",
+        "docs/a.md",
+    ]
+    sha = push_to_fork(github, tmp_path, dict.fromkeys(names, "changed\n"))
+    poster(packed(report(commit=sha)))
+    warning = the_comment(github).split("[!WARNING]")[1].split("\n\n")[0]
+    assert all(f"`{name}`" in warning for name in names[:-1])
+    assert "docs/a.md" not in warning
+
+
+@pytest.mark.parametrize("name", [".dvc/config", "dvc.lock", "data.dvc", "src/reporting/write.py", "manifest.json"])
+def test_a_path_that_decides_is_protected(name: str) -> None:
+    assert fork_words.PROTECTED.match(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["src/model.py", "src/core/metrics.pyx", "docs/params.yaml", "dvc.lock.md", "my.github/x", "src/core/metricsXpy"]
+)
+def test_a_path_that_does_not_decide_is_free(name: str) -> None:
+    assert not fork_words.PROTECTED.match(name)
+
+
+def test_names_of_classes_and_files_are_shown_and_do_nothing() -> None:
+    evil = [
+        "@org/team",
+        "<img src=x>",
+        "](javascript:alert(1))",
+        "a|b",
+        "`x`",
+        "#1 GH-1",
+        "www.evil.example",
+        "*b* _i_",
+        "ok ß",
+    ]
+    rows = [{"name": name, "recall": 0.5, "main": None, "images": 1} for name in evil]
+    found = numbers.validate(report(classes=rows))
+    body = render(
+        found, Place(1, SHA, "https://x/run"), Changes([f".github/{name}\n{name}" for name in evil], complete=False)
+    )
+    for trace in ("@", "<img", "](java", "a|b", "`x`", "#1 ", "*b*", "_i_"):
+        assert trace not in body
+    assert "<code>ok ß</code>" in body
+    assert "&#64;&#8203;org" in body
+    table = body.split("### Classes")[1].split("\n\n")[1]
+    assert {line.count("|") for line in table.splitlines()} == {5}
+    assert "further protected ones may be among them" in body
+
+
+def test_a_report_as_large_as_may_be_is_still_a_comment() -> None:
+    name = "<&>" * 26
+    full = report(
+        metrics=[report()["metrics"][0] | {"name": f"m{i:03d}" + "x" * 60} for i in range(200)],
+        gates=[report()["gates"][0] | {"name": f"g{i:03d}" + "x" * 60} for i in range(200)],
+        classes=[report()["classes"][0] | {"name": f"{i:02x}{name}"} for i in range(200)],
+        checks=[{"name": f"c{i:03d}" + "x" * 60, "level": "warn"} for i in range(200)],
+    )
+    found = numbers.parse(json.dumps(full).encode())
+    body = render(
+        found, Place(1, SHA, "https://x/run"), Changes([f"src/reporting/{'x' * 500}{i}" for i in range(900)], complete=True)
+    )
+    assert len(body) < 60_000
+    assert "and 150 more" in body
+    assert "and 880 more" in body
+
+
+def test_what_fits_is_taken_as_it_is() -> None:
+    found = numbers.validate(
+        report(failed_stage="train", images=None, budget=None, metrics=[], gates=[], classes=[], checks=[])
+    )
+    assert (found.failed_stage, found.images, found.budget, found.metrics) == ("train", None, None, ())
+    assert numbers.parse(json.dumps(report()).encode()) == numbers.validate(report())
+
+
+@pytest.mark.parametrize(("given", "made"), [("cat", "cat"), ("a\nb\u202e", "a?b?"), ("", "?"), ("x" * 99, "x" * 80)])
+def test_any_text_is_made_a_class_name_that_fits(given: str, made: str) -> None:
+    assert numbers.label(given) == made
+    numbers.validate(classes(name=numbers.label(given)))
+
+
+def test_no_damaged_zip_or_json_is_anything_but_a_refusal() -> None:
+    good = packed(report())
+    for place in range(0, len(good), 3):
+        for value in (0, 255, good[place] ^ 1):
+            damaged = good[:place] + bytes([value]) + good[place + 1 :]
+            try:
+                numbers.parse(fork_report.unpack(damaged))
+            except NumbersError:
+                continue
+
+
+def test_the_command_runs_with_no_package_and_says_what_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "src.github.fork_report"]
+    done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "GITHUB_EVENT_PATH is not set" in done.stderr
+    (tmp_path / "event.json").write_text("{}")
+    environment = {"GITHUB_EVENT_PATH": str(tmp_path / "event.json")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "event.json is no workflow_run event" in done.stderr

@@ -1,0 +1,456 @@
+"""One comment a pull request, by CML where that is right, else by the API.
+
+python -m pytest tests/github/test_github_comment.py
+"""
+
+import io
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from http.client import HTTPMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from standin import BOT, LONGEST_BODY, clone, commit
+from standin import GitHub as StandIn
+
+from src.core.command import UserError
+from src.github import api as api_module
+from src.github import cml, comment
+from src.github.api import ApiError, GitHub
+from src.github.comment import MARKER, post
+
+SHA = "c0ffee" * 6 + "c0ff"
+
+# What `cml comment update` does by src/cml.js and src/drivers/github.js of the pinned commit: it lists the first page only,
+# takes the last comment with the same mark whoever wrote it, and puts the mark below the text.
+FAKE = f"""#!{sys.executable}
+import json, os, re, sys, time, urllib.request
+said = dict(a[2:].split("=", 1) for a in sys.argv if a.startswith("--"))
+record = os.path.join(os.path.dirname(sys.argv[0]), "record.json")
+json.dump({{"arguments": sys.argv[1:], "environment": dict(os.environ)}}, open(record, "w"))
+mode = open(os.path.join(os.path.dirname(sys.argv[0]), "mode")).read()
+if mode == "fails":
+    sys.exit(json.dumps({{"level": "error", "message": "request with " + os.environ["REPO_TOKEN"] + " refused"}}))
+if mode == "hangs":
+    time.sleep(60)
+server, owner, name = said["repo"].rsplit("/", 2)
+def ask(method, path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{{server}}/api/v3/repos/{{owner}}/{{name}}/{{path}}", data, method=method)
+    request.add_header("Authorization", "token " + os.environ["REPO_TOKEN"])
+    return json.load(urllib.request.urlopen(request, timeout=5))
+number = said["target"].removeprefix("pr/")
+title = "CML watermark " + said["watermark-title"]
+mark = f'![](https://cml.dev/watermark.png#{{os.environ["GITHUB_SHA"]}} "{{title}}")'
+pattern = r'!\\[\\]\\(https://cml\\.dev/watermark\\.png#[0-9a-fA-F]+ "' + title + r'"\\)'
+body = {{"body": open(sys.argv[-1]).read() + "\\n\\n" + mark}}
+chosen = [c for c in ask("GET", f"issues/{{number}}/comments") if re.search(pattern, c["body"])]
+if chosen:
+    done = ask("PATCH", f"issues/comments/{{chosen[-1]['id']}}", body)
+else:
+    done = ask("POST", f"issues/{{number}}/comments", body)
+if mode == "hangs after":
+    time.sleep(60)
+print(done["html_url"])
+"""
+
+
+@pytest.fixture
+def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A repository with pull request 1, and an environment in which CML cannot be had."""
+    with StandIn(tmp_path) as started:
+        git = clone(started, tmp_path / "clone")
+        commit(git, tmp_path / "clone", "main", a_md="one\n")
+        commit(git, tmp_path / "clone", "change", b_md="two\n")
+        started.open_pull_request("change")
+        monkeypatch.setattr(api_module, "_PAUSE", 0.01)
+        for name in ("GITHUB_TOKEN", "GH_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("GITHUB_SERVER_URL", started.server_url)
+        monkeypatch.setenv("GITHUB_REPOSITORY", "team/models")
+        monkeypatch.setenv("GITHUB_RUN_ID", "7")
+        monkeypatch.setenv("GITHUB_SHA", SHA)
+        monkeypatch.setenv("RUNNER_TEMP", str(tmp_path / "temp"))
+        monkeypatch.setenv("CML_REPOSITORY", str(tmp_path / "nowhere"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "git").symlink_to(shutil.which("git"))  # the stand-in needs it
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        yield started
+
+
+@pytest.fixture
+def api(github: StandIn) -> GitHub:
+    return GitHub("team/models", github.token({"pull-requests": "write"}), github.url)
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that puts a `cml` on PATH; it writes what it was given into record.json."""
+
+    def put(mode: str = "works") -> Path:
+        program = tmp_path / "bin" / "cml"
+        program.write_text(FAKE)
+        program.chmod(0o755)
+        (tmp_path / "bin" / "mode").write_text(mode)
+        return tmp_path / "bin" / "record.json"
+
+    return put
+
+
+def ours(github: StandIn) -> list[str]:
+    return [one["body"] for one in github.comments(1) if one["user"]["login"] == BOT]
+
+
+def test_cml_creates_the_comment_and_a_second_post_updates_it(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path]
+) -> None:
+    fake("works")
+    first = post(api, 1, "the first report\n")
+    second = post(api, 1, "the second report\n")
+    assert (first.by, first.why, second.by, second.why) == ("cml", "", "cml", "")
+    assert first.url == second.url == github.comments(1)[0]["html_url"]
+    assert ours(github) == [f"{MARKER}\nthe second report\n\n\n{cml.watermark()}"]
+    assert [line.split()[0] for line in github.wrote()] == ["POST", "PATCH"]
+
+
+def test_cml_gets_one_token_a_throwaway_home_and_no_say(
+    api: GitHub, fake: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = fake("works")
+    for name in ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "CML_COMMENT_WATCH", "GITHUB_ENV", "GIT_CONFIG_GLOBAL"):
+        monkeypatch.setenv(name, "secret")
+    post(api, 1, "report")
+    seen = json.loads(record.read_text())
+    assert seen["environment"]["REPO_TOKEN"] == api.token
+    assert seen["environment"]["ITERATIVE_DO_NOT_TRACK"] == "1"
+    assert seen["environment"]["PAGER"] == "cat"
+    assert seen["environment"]["HOME"] not in (os.environ["HOME"], "")
+    assert not Path(seen["environment"]["HOME"]).exists()
+    assert "secret" not in seen["environment"].values()
+    assert seen["arguments"][:4] == ["comment", "update", "--target=pr/1", "--publish=false"]
+    assert not any(api.token in argument for argument in seen["arguments"])
+
+
+@pytest.mark.parametrize("with_cml", [True, False])
+def test_beyond_forty_other_comments_there_is_still_one_of_ours(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path], with_cml: bool
+) -> None:
+    if with_cml:
+        fake("works")
+    for i in range(40):
+        github.add_comment(1, f"comment {i}")
+    results = [post(api, 1, f"report {i}") for i in range(3)]
+    assert len({result.url for result in results}) == 1
+    assert len(github.comments(1)) == 41
+    assert ours(github)[0].startswith(f"{MARKER}\nreport 2\n")
+    if with_cml:
+        assert results[0].by == "cml"
+        assert results[1].why == "our comment is not among the first 30, and CML looks at no others"
+
+
+def test_beyond_a_hundred_comments_ours_is_found_on_the_second_page(github: StandIn, api: GitHub) -> None:
+    for i in range(130):
+        github.add_comment(1, f"comment {i}")
+    post(api, 1, "one")
+    post(api, 1, "two")
+    assert len(ours(github)) == 1
+    assert len(github.comments(1)) == 131
+
+
+def test_the_marker_of_somebody_else_is_left_alone(github: StandIn, api: GitHub, fake: Callable[[str], Path]) -> None:
+    fake("works")
+    github.add_comment(1, f"{MARKER}\nI am the report", login="mallory")
+    result = post(api, 1, "the report")
+    assert result.by == "cml"
+    assert github.comments(1)[0]["body"] == f"{MARKER}\nI am the report"
+    assert len(ours(github)) == 1
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_cmls_mark_in_a_comment_of_somebody_else_keeps_cml_away(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path], ours_first: bool
+) -> None:
+    fake("works")
+    stolen = f"{MARKER}\nnot the report\n\n{cml.watermark()}"
+    if ours_first:
+        post(api, 1, "the first report")
+    github.add_comment(1, stolen, login="mallory")
+    result = post(api, 1, "the report")
+    assert result.by == "api"
+    assert result.why == "a comment of mallory carries CML's mark, and CML would change that one"
+    assert [one["body"] for one in github.comments(1) if one["user"]["login"] == "mallory"] == [stolen]
+    assert len(ours(github)) == 1
+    assert ours(github)[0].startswith(f"{MARKER}\nthe report\n")
+
+
+def test_a_comment_of_ours_without_cmls_mark_is_not_doubled(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path]
+) -> None:
+    fake("works")
+    github.add_comment(1, f"{MARKER}\nof an older version", login=BOT)
+    assert post(api, 1, "one").why == "our comment lacks CML's mark, and CML would make a second one"
+    assert post(api, 1, "two").by == "cml"
+    assert len(ours(github)) == 1
+
+
+def test_doubles_of_an_earlier_race_are_removed_and_the_first_is_kept(github: StandIn, api: GitHub) -> None:
+    numbers = [github.add_comment(1, f"{MARKER}\ndouble {i}", login=BOT) for i in range(3)]
+    github.add_comment(1, "a bot's other comment", login=BOT)
+    post(api, 1, "the report")
+    assert [one["id"] for one in github.comments(1)][:1] == numbers[:1]
+    assert [body.splitlines()[1:2] for body in ours(github)] == [["the report"], []]
+
+
+def test_without_cml_the_api_posts_the_same_text_and_says_why(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path]
+) -> None:
+    missing = post(api, 1, "the report")
+    assert missing.by == "api"
+    assert missing.why.startswith("CML is not on PATH, and node and npm to install it with neither")
+    by_api = ours(github)
+    github.comments(1).clear()
+    fake("works")
+    post(api, 1, "the report")
+    assert ours(github) == by_api
+
+
+def test_when_cml_fails_the_api_posts_and_the_token_is_in_no_message(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path]
+) -> None:
+    fake("fails")
+    result = post(api, 1, "the report")
+    assert result.by == "api"
+    assert "failed with code 1 (request with *** refused)" in result.why
+    assert len(ours(github)) == 1
+
+
+@pytest.mark.parametrize("mode", ["hangs", "hangs after"])
+def test_when_cml_hangs_it_is_ended_and_there_is_one_comment(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(mode)
+    monkeypatch.setattr(cml, "_POST", 1.0)
+    start = time.monotonic()
+    result = post(api, 1, "the report")
+    assert time.monotonic() - start < 50
+    assert result.by == "api"
+    assert "was not done after 1 s" in result.why
+    assert [body.splitlines()[1] for body in ours(github)] == ["the report"]
+
+
+def test_cml_that_says_done_and_posted_nothing_is_not_believed(github: StandIn, api: GitHub, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "cml"
+    program.write_text(f"#!{sys.executable}\nprint('ok')\n")
+    program.chmod(0o755)
+    result = post(api, 1, "the report")
+    assert (result.by, result.why) == ("api", "CML ended well but printed no comment's address")
+    assert len(ours(github)) == 1
+
+
+def test_a_comment_deleted_meanwhile_is_made_again(github: StandIn, api: GitHub) -> None:
+    github.add_comment(1, f"{MARKER}\nold", login=BOT)
+    github.fail_next("PATCH /repos/team/models/issues/comments", status=404)
+    post(api, 1, "new")
+    assert ours(github)[-1].startswith(f"{MARKER}\nnew")
+
+
+@pytest.mark.parametrize("with_cml", [True, False])
+def test_a_report_that_is_too_long_is_cut_at_a_line_and_says_so(
+    github: StandIn, api: GitHub, fake: Callable[[str], Path], with_cml: bool
+) -> None:
+    if with_cml:
+        fake("works")
+    lines = ["<details>", "", "```text", *(f"line {i} 🔎" for i in range(9000))]
+    assert post(api, 1, "\n".join(lines)).by == ("cml" if with_cml else "api")
+    body = ours(github)[0]
+    assert LONGEST_BODY - 1500 < len(body.encode("utf-16-le")) / 2 <= LONGEST_BODY
+    text, _, end = body.rpartition("\n```\n")
+    assert text.splitlines()[-1] in lines
+    assert end.startswith("\n</details>\n\n**This comment has no room for the rest of the report: see the summary of ")
+    assert f"[the run]({github.server_url}/team/models/actions/runs/7)" in end
+
+
+def test_a_report_that_just_fits_is_not_cut() -> None:
+    room = LONGEST_BODY - len(cml.watermark()) - 2 - len(MARKER) - 1
+    assert comment.fitted("x" * room) == f"{MARKER}\n{'x' * room}"
+    assert "no room" in comment.fitted("x" * (room + 1))
+    assert comment.fitted(f"{MARKER}\nonce") == f"{MARKER}\nonce"
+
+
+def test_a_missing_permission_is_named(github: StandIn) -> None:
+    reader = GitHub("team/models", github.token({"pull-requests": "read"}), github.url)
+    with pytest.raises(ApiError, match="403 Resource not accessible.*give the job `pull-requests: write` under") as caught:
+        post(reader, 1, "report")
+    assert caught.value.status == 403
+    assert reader.token not in str(caught.value)
+
+
+def refused(header: str, path: str = "", method: str = "GET") -> str:
+    headers = HTTPMessage()
+    headers["X-Accepted-GitHub-Permissions"] = header
+    address = f"https://api.github.com/repos/team/models/{path}"
+    return api_module._advice(method, address, urllib.error.HTTPError(address, 403, "Forbidden", headers, io.BytesIO()))
+
+
+def test_the_permission_that_github_names_is_passed_on_and_else_it_is_known_by_the_path() -> None:
+    assert "`issues: write` or `pull-requests: write`" in refused("issues=write; pull_requests=write")
+    assert "`contents: write` and `workflows: write`" in refused("contents=write,workflows=write")
+    assert "`statuses: write`" in refused("", "statuses/abc", "POST")
+    assert "`statuses: read`" in refused("", "commits/abc/statuses")
+    assert "`checks: read`" in refused("", "commits/abc/check-runs?per_page=100")
+    assert "`actions: read`" in refused("", "actions/runs/7/artifacts")
+    assert "`contents: read`" in refused("")
+
+
+# -- CML from its source ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with the real git, and an npm that only notes what it was asked."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    npm = folder / "npm"
+    npm.write_text('#!/bin/sh\nmkdir -p node_modules; echo "$@" >> node_modules/.package-lock.json; env > environment\n')
+    (folder / "node").symlink_to("/bin/true")
+    for program in (npm,):
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def test_cml_is_installed_from_its_pinned_commit_once_without_scripts_and_without_a_token(
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    subprocess.run(["git", "init", "--quiet", source], check=True)
+    commit_args = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-m", "x"]
+    subprocess.run(["git", "-C", source, *commit_args], check=True)
+    head = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    monkeypatch.setattr(cml, "COMMIT", head.stdout.strip())
+    monkeypatch.setenv("CML_REPOSITORY", str(source))
+    monkeypatch.setenv("GITHUB_TOKEN", "ghs_secret")
+    monkeypatch.setattr(cml.shutil, "which", lambda name: None if name == "cml" else f"{tools}/{name}")
+    folder = tmp_path / "cml"
+    for _ in range(2):
+        assert cml.find_or_install(folder) == ["node", str(folder / "bin" / "cml.js")]
+    asked = (folder / "node_modules" / ".package-lock.json").read_text().splitlines()
+    assert [line.split()[:3] for line in asked] == [["ci", "--omit=dev", "--ignore-scripts"]]
+    assert "ghs_secret" not in (folder / "environment").read_text()
+
+
+def test_another_commit_than_the_pinned_one_is_not_taken(
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    subprocess.run(["git", "init", "--quiet", source], check=True)
+    monkeypatch.setenv("CML_REPOSITORY", str(source))
+    monkeypatch.setattr(cml.shutil, "which", lambda name: None if name == "cml" else f"{tools}/{name}")
+    with pytest.raises(UserError, match=r"CML cannot be installed from .*: `git fetch .*failed with code"):
+        cml.find_or_install(tmp_path / "cml")
+
+
+# -- The API client -------------------------------------------------------------------------------------------------------
+
+
+def test_the_token_does_not_follow_a_redirect_to_another_host(github: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "numbers.json").write_text("{}")
+    number = github.upload_artifact(7, "report", tmp_path / "numbers.json")
+    client = GitHub("team/models", github.token({"actions": "read"}), github.url)
+    assert client.download(f"actions/artifacts/{number}/zip", 10_000).startswith(b"PK")
+    sent = {request["path"].split("/")[1]: request["token"] for request in github.requests}
+    assert sent == {"repos": client.token, "_blob": None}
+
+
+def test_a_download_stops_at_its_limit(github: StandIn, tmp_path: Path) -> None:
+    number = github.upload_artifact(7, "report", b"x" * 2000)
+    client = GitHub("team/models", github.token({"actions": "read"}), github.url)
+    assert len(client.download(f"actions/artifacts/{number}/zip", 2000)) == 2000
+    with pytest.raises(ApiError, match="larger than 1999 bytes"):
+        client.download(f"actions/artifacts/{number}/zip", 1999)
+
+
+def test_a_read_is_tried_again_after_a_fault_and_a_creation_is_not(github: StandIn, api: GitHub) -> None:
+    github.fail_next("GET .*/comments", status=502, times=3)
+    assert list(api.pages("issues/1/comments")) == []
+    github.fail_next("POST .*/comments", status=502)
+    with pytest.raises(ApiError, match="GitHub has a fault: run again later"):
+        api.post("issues/1/comments", {"body": "x"})
+    assert github.comments(1) == []
+    github.fail_next("GET .*/comments", status=500, times=4)
+    with pytest.raises(ApiError, match="500") as caught:
+        list(api.pages("issues/1/comments"))
+    assert caught.value.status == 500
+
+
+class _Limited(BaseHTTPRequestHandler):
+    """Refuses the first request as GitHub's secondary rate limit does, answers the second, breaks off the third."""
+
+    asked: list[float] = []  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(time.monotonic())
+        first = len(self.asked) == 1
+        self.send_response(403 if first else 201)
+        if first:
+            self.send_header("Retry-After", "1")
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_rate_limit_is_waited_for_as_long_as_it_asks_and_a_half_answer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "_PAUSE", 0.01)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Limited)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    client = GitHub("team/models", "token", f"http://127.0.0.1:{server.server_port}")
+    try:
+        client.post("issues/1/comments", {"body": "x"})
+        with pytest.raises(ApiError, match="no answer .*98 bytes too early"):
+            client.get("")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert _Limited.asked[1] - _Limited.asked[0] >= 1
+
+
+def test_a_server_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "_PAUSE", 0.01)
+    with pytest.raises(ApiError, match=r"GET http://127\.0\.0\.1:1/repos/team/models: no answer .*refused.*run again"):
+        GitHub("team/models", "token", "http://127.0.0.1:1").get("")
+
+
+@pytest.mark.parametrize("name", ["GITHUB_REPOSITORY", "GITHUB_TOKEN"])
+def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for one in ("GITHUB_REPOSITORY", "GITHUB_TOKEN"):
+        monkeypatch.setenv(one, "team/models")
+    monkeypatch.delenv("GH_TOKEN", raising=False)
+    monkeypatch.delenv(name)
+    with pytest.raises(UserError, match=f"^{name} is not set"):
+        GitHub.from_environment()
+
+
+@pytest.mark.parametrize("given", [("a", "t"), ("a/b/c", "t"), ("a/b", ""), ("a/b", "t\nX: y"), ("a/b", "t", "file:///etc")])
+def test_what_is_no_repository_token_or_address_is_refused(given: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="set "):
+        GitHub(*given)

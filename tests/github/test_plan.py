@@ -1,0 +1,347 @@
+"""What an event asks for, and who may override: python -m pytest tests/github/test_plan.py"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from standin import GitHub as Standin
+from standin import clone, commit, user
+
+from src.core.command import UserError
+from src.github import changes
+from src.github.api import GitHub
+from src.github.fork_words import PROTECTED
+from src.github.labels import ENGINE
+from src.github.labels import OVERRIDE as LABEL
+from src.github.plan import Plan, plan
+from src.judging.lineage import JUDGING
+
+
+@pytest.fixture
+def github(tmp_path: Path) -> Iterator[Standin]:
+    with Standin(tmp_path) as standin:
+        commit(clone(standin, tmp_path / "first"), tmp_path / "first", "main", README_md="words")
+        yield standin
+
+
+@pytest.fixture
+def push(github: Standin, tmp_path: Path) -> Callable[..., str]:
+    """Push a branch with files, by path; returns its commit."""
+    number = iter(range(100))
+
+    def go(branch: str, fork: str | None = None, start: str = "main", **files: str) -> str:
+        folder = tmp_path / f"clone-{next(number)}"
+        git = clone(github, folder)
+        git("checkout", "--quiet", "--detach", f"origin/{start}")
+        if fork:
+            git("remote", "set-url", "origin", str(github.fork(fork)))
+        for name, text in files.items():
+            path = folder / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return commit(git, folder, branch)
+
+    return go
+
+
+@pytest.fixture
+def decide(github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_SHA", "f" * 40)
+    monkeypatch.setenv("GITHUB_REF_NAME", "main")
+
+    def go(event: str, **options: Any) -> Plan:
+        token = github.token({"contents": "read", "pull-requests": "read", "statuses": "write", "actions": "read"})
+        return plan(event, github.payload(event, **options), GitHub("team/models", token, github.url))
+
+    return go
+
+
+def test_a_change_of_the_model_is_trained_at_its_head(push: Any, decide: Any, github: Standin) -> None:
+    sha = push("wider", **{"params.yaml": "train: {width: 64}"})
+    made = decide("pull_request", number=github.open_pull_request("wider"))
+    assert (made.lane, made.sha, made.code, made.base, made.branch, made.fork) == ("train", sha, sha, "main", "wider", False)
+    assert made.environment == "training"
+    assert made.relevant == ["params.yaml"]
+
+
+def test_documents_alone_train_nothing(push: Any, decide: Any, github: Standin) -> None:
+    push("words", **{"README.md": "more words", "docs__a.md": "a"})
+    made = decide("pull_request", number=github.open_pull_request("words"))
+    assert (made.lane, made.changed, made.relevant) == ("unchanged", ["README.md", "docs/a.md"], [])
+
+
+def test_the_lineage_says_what_the_model_depends_on(tmp_path: Path) -> None:
+    paths = ["src/model.py", "src/serving/service.py", "data.dvc", "Makefile"]
+    manifest = tmp_path / "manifest.json"
+    assert changes.relevant(paths, manifest) == ["src/model.py", "src/serving/service.py", "data.dvc"]
+    manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
+    assert changes.relevant(paths, manifest) == ["src/model.py", "data.dvc"]
+
+
+@pytest.mark.parametrize("path", ["dvc.lock", "dvc.yaml", "a/b.dvc", ".dvc/config", "params.yaml", "src/judging/gates.py",
+                                  "requirements/run.txt", "manifest.json", ".github/workflows/report.yml"])  # fmt: skip
+def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
+    assert changes.relevant([path], manifest) == [path]
+
+
+@pytest.mark.parametrize("path", JUDGING)
+def test_what_judges_is_named_to_reviewers_of_a_fork_and_starts_a_report(path: str) -> None:
+    assert (ROOT / path).is_file()
+    assert PROTECTED.match(path)
+    assert changes.relevant([path], ROOT / "manifest.json") == [path]
+
+
+def test_a_list_that_github_cut_may_hide_anything(
+    monkeypatch: pytest.MonkeyPatch, push: Any, decide: Any, github: Standin
+) -> None:
+    monkeypatch.setattr(changes, "MOST_OF_A_PULL_REQUEST", 2)
+    push("words", **{"a.md": "a", "b.md": "b"})
+    assert decide("pull_request", number=github.open_pull_request("words")).lane == "train"
+
+
+def test_where_github_lists_no_files_the_merge_commit_tells(
+    push: Any, decide: Any, github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push("words", **{"docs__a.md": "a"})
+    number = github.open_pull_request("words")
+    github.answer(f"GET /repos/team/models/pulls/{number}/files", 404, {"message": "Not Found"})
+    assert decide("pull_request", number=number).lane == "train"  # nobody can tell
+    place = tmp_path / "checkout"
+    clone(github, place)("fetch", "--quiet", "origin", f"refs/pull/{number}/merge")
+    monkeypatch.setattr(changes, "Path", lambda: place)
+    monkeypatch.setenv("GITHUB_SHA", str(github.merge_commit(number)))
+    made = decide("pull_request", number=number)
+    assert (made.lane, made.changed) == ("unchanged", ["docs/a.md"])
+
+
+def test_a_fork_is_a_fork_also_when_it_is_gone(push: Any, decide: Any, github: Standin, tmp_path: Path) -> None:
+    push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
+    number = github.open_pull_request("mine", fork="stranger/models")
+    made = decide("pull_request", number=number)
+    assert (made.lane, made.branch, made.fork) == ("fork", "", True)
+    payload = github.payload("pull_request", number=number)
+    payload["pull_request"]["head"]["repo"] = None
+    token = github.token({"pull-requests": "read"})
+    assert plan("pull_request", payload, GitHub("team/models", token, github.url)).lane == "fork"
+
+
+def test_documents_of_a_fork_train_nothing(push: Any, decide: Any, github: Standin) -> None:
+    push("words", fork="stranger/models", **{"README.md": "other words"})
+    assert decide("pull_request", number=github.open_pull_request("words", fork="stranger/models")).lane == "fork-unchanged"
+
+
+def test_a_merge_group_is_judged_at_its_own_commit(push: Any, decide: Any, github: Standin) -> None:
+    push("wider", **{"params.yaml": "x: 1"})
+    number = github.open_pull_request("wider")
+    made = decide("merge_group", number=number)
+    assert (made.lane, made.number, made.branch, made.base) == ("train", number, "", "main")
+    assert made.sha == github.merge_commit(number)
+
+
+def test_a_maintainer_starts_a_forks_exact_commit(push: Any, decide: Any, github: Standin) -> None:
+    sha = push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
+    number = github.open_pull_request("mine", fork="stranger/models")
+    made = decide("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha})
+    assert (made.lane, made.sha, made.code, made.branch) == ("train", sha, "f" * 40, "")
+    assert made.environment == "fork-training"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"pull_request": "1", "sha": "0" * 40}, r"the head of #1 is [0-9a-f]{40}, not 0{40}: read the new commit"),
+        ({"pull_request": "1", "sha": "abc"}, "all 40 digits"),
+        ({"pull_request": "", "sha": "0" * 40}, "give both"),
+        ({"pull_request": "1; rm -rf /", "sha": "0" * 40}, "give both"),
+    ],
+)
+def test_a_dispatch_for_another_commit_is_refused(push: Any, decide: Any, github: Standin, inputs: Any, words: str) -> None:
+    push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
+    github.open_pull_request("mine", fork="stranger/models")
+    with pytest.raises(UserError, match=words):
+        decide("workflow_dispatch", inputs=inputs)
+
+
+def test_a_dispatch_on_a_branch_finds_its_pull_request(push: Any, decide: Any, github: Standin, monkeypatch: Any) -> None:
+    sha = push("wider", **{"params.yaml": "x: 1"})
+    number = github.open_pull_request("wider")
+    monkeypatch.setenv("GITHUB_REF_NAME", "wider")
+    monkeypatch.setenv("GITHUB_SHA", sha)
+    made = decide("workflow_dispatch", branch="wider")
+    assert (made.number, made.branch, made.sha) == (number, "wider", sha)
+    monkeypatch.setenv("GITHUB_REF_NAME", "main")
+    assert decide("workflow_dispatch").branch == ""
+
+
+def test_an_unknown_event_is_refused(github: Standin) -> None:
+    with pytest.raises(UserError, match="does not know the event issue_comment"):
+        plan("issue_comment", {}, GitHub("team/models", github.token({}), github.url))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Labelled:
+    """A pull request and what happens to it; each event starts a run of report.yml, as on GitHub."""
+
+    github: Standin
+    push: Callable[..., str]
+    decide: Callable[..., Plan]
+    number: int
+
+    def label(self, label: str = LABEL, by: str = "alice") -> Plan:
+        self.github.add_label(self.number, label, by=by)
+        return self.happens("labeled", by, label=label)
+
+    def happens(self, action: str, sender: str = "author", **options: Any) -> Plan:
+        run = {"head_sha": self.github.head(self.number), "head_branch": "wider", "actor": user(sender)}
+        self.github.add_run(self.github.next_run(), **run)
+        return self.decide("pull_request", number=self.number, action=action, sender=sender, **options)
+
+    def report(self) -> str:
+        """Put the report's own commit on top of the head, as publish does; returns it."""
+        head, git = self.github.head(self.number), self.github.repository.git
+        commit = git("commit-tree", f"{head}^{{tree}}", "-p", head, "-m", "Reviewed model: fail")
+        git("update-ref", "refs/heads/wider", commit)
+        run = self.github.next_run()
+        for sha in (head, commit):
+            self.status(sha, f"{self.github.url}/team/models/actions/runs/{run}")
+        return commit
+
+    def status(self, sha: str, url: str) -> None:
+        token = self.github.token({"statuses": "write"})
+        told = {"state": "pending", "context": "model-gate", "target_url": url}
+        GitHub("team/models", token, self.github.url).post(f"statuses/{sha}", told)
+
+
+@pytest.fixture
+def labelled(push: Any, decide: Any, github: Standin, monkeypatch: pytest.MonkeyPatch) -> Labelled:
+    seconds = count()
+    monkeypatch.setattr("standin.now", lambda: f"2026-11-24T00:{next(seconds) // 60:02}:{next(seconds) % 60:02}Z")
+    monkeypatch.setattr("src.github.api._PAUSE", 0.01)
+    github.collaborators |= {"alice": "write", "bob": "admin", "eve": "read", "robot[bot]": "write"}
+    push("wider", **{"params.yaml": "x: 1"})
+    return Labelled(github, push, decide, github.open_pull_request("wider"))
+
+
+def given(made: Plan) -> list[tuple[str, str] | None]:
+    """Return who gave each of the two labels that count, and at which commit."""
+    return [(label["by"], label["head"]) if label else None for label in (made.override, made.engine_reviewed)]
+
+
+def test_a_label_counts_at_the_head_where_it_was_given(labelled: Labelled) -> None:
+    head = labelled.github.head(labelled.number)
+    made = labelled.label()
+    assert given(made) == [("alice", head), None]
+    assert made.override is not None
+    assert made.override.keys() == {"by", "at", "label", "head"}
+    assert made.override["label"] == LABEL
+
+
+def test_later_events_at_that_head_leave_it_and_the_other_label_its_own(labelled: Labelled) -> None:
+    head = labelled.github.head(labelled.number)
+    labelled.label()
+    assert given(labelled.happens("reopened")) == [("alice", head), None]
+    assert given(labelled.label(ENGINE, "bob")) == [("alice", head), ("bob", head)]
+
+
+def test_a_later_push_ends_it_and_giving_it_again_brings_it_back(labelled: Labelled) -> None:
+    old = labelled.github.head(labelled.number)
+    labelled.label()
+    head = labelled.push("wider", **{"params.yaml": "x: 1", "README.md": "more words"})
+    for made in (labelled.happens("synchronize"), labelled.happens("synchronize", "alice"), labelled.happens("reopened")):
+        assert given(made) == [None, None]
+        assert f"was given to commit {old[:12]}: remove it and add it again to accept this one" in made.refused["override"]
+    labelled.github.remove_label(labelled.number, LABEL)
+    assert given(labelled.label()) == [("alice", head), None]
+
+
+def test_the_reports_own_commits_on_top_leave_it(labelled: Labelled) -> None:
+    head = labelled.github.head(labelled.number)
+    labelled.label()
+    first = labelled.report()
+    assert given(labelled.label(ENGINE, "bob")) == [("alice", head), ("bob", first)]
+    labelled.report()
+    assert given(labelled.happens("reopened")) == [("alice", head), ("bob", first)]
+
+
+def test_a_manifest_of_the_authors_own_making_makes_no_label_count(labelled: Labelled) -> None:
+    """It claims what the report would write, lies on the head where the label was given, and was judged by a run since."""
+    head = labelled.github.head(labelled.number)
+    labelled.label()
+    labelled.status(head, "https://github.com/team/models/actions/runs/1")
+    claim = {"verdict": {"override": {"by": "alice", "at": "now", "label": LABEL, "head": head}}}
+    forged = labelled.push("wider", start="wider", **{"manifest.json": json.dumps(claim)})
+    assert labelled.github.repository.sha(f"{forged}^") == head
+    labelled.status(forged, "https://github.com/team/models/actions/runs/2")
+    assert given(labelled.happens("synchronize")) == [None, None]
+
+
+def test_a_label_that_is_gone_does_not_count_though_a_repeated_run_still_names_it(labelled: Labelled) -> None:
+    labelled.label()
+    stale = labelled.github.payload("pull_request", number=labelled.number, action="labeled", label=LABEL, sender="alice")
+    labelled.github.remove_label(labelled.number, LABEL)
+    token = labelled.github.token({"contents": "read", "pull-requests": "read", "actions": "read", "statuses": "read"})
+    assert given(plan("pull_request", stale, GitHub("team/models", token, labelled.github.url))) == [None, None]
+    assert given(labelled.happens("unlabeled", label=LABEL)) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        ("eve", "given by eve, who may not write to this repository"),
+        ("nobody", "given by nobody, who may not write to this repository"),
+        ("robot[bot]", "robot[bot], who is no person"),
+    ],
+)
+def test_who_may_not_write_decides_nothing(labelled: Labelled, by: str, why: str) -> None:
+    made = labelled.label(by=by)
+    assert given(made) == [None, None]
+    assert why in made.refused["override"]
+
+
+def test_another_label_decides_nothing(labelled: Labelled) -> None:
+    made = labelled.label("bug")
+    assert (given(made), made.refused) == ([None, None], {})
+
+
+@pytest.mark.parametrize("status", [500, 403, 404])
+def test_a_label_counts_only_where_the_permission_was_read(labelled: Labelled, status: int) -> None:
+    labelled.github.answer("GET /repos/team/models/collaborators/alice/permission", status, {"message": "No"})
+    made = labelled.label()
+    assert given(made) == [None, None]
+    assert "the permission of alice could not be read" in made.refused["override"]
+    assert f"{status} No" in made.refused["override"]
+    assert made.refused["override"].endswith("remove it and add it again")
+
+
+@pytest.mark.parametrize("path", ["pulls/1", "issues/1/events", "actions/workflows/report.yml/runs"])
+def test_what_github_does_not_answer_makes_no_label_count(labelled: Labelled, path: str) -> None:
+    labelled.label()
+    labelled.github.answer(f"GET /repos/team/models/{path}", 500, {"message": "No"})
+    made = labelled.happens("reopened")
+    assert given(made) == [None, None]
+    assert "500 No" in made.refused["override"]
+
+
+def test_a_forks_label_counts_where_a_maintainer_starts_its_commit(push: Any, decide: Any, github: Standin) -> None:
+    github.collaborators["alice"] = "write"
+    sha = push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
+    number = github.open_pull_request("mine", fork="stranger/models")
+    github.add_label(number, LABEL, by="alice")
+    run = {"head_sha": sha, "head_branch": "mine", "head_repository": "stranger/models", "actor": user("alice")}
+    github.add_run(github.next_run(), **run)
+    assert given(decide("pull_request", number=number, action="labeled", label=LABEL, sender="alice")) == [None, None]
+    made = decide("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha})
+    assert given(made) == [("alice", sha), None]

@@ -1,0 +1,358 @@
+"""A verdict reaches the branch, the pictures, the status and the comment: python -m pytest tests/github/test_publish.py"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+from standin import GitHub, clone, commit
+
+from src.github.api import GitHub as Client
+from src.github.cancelled import tell
+from src.github.status import set_status
+
+REVIEWED = {"dvc.lock": "stages: {}\n", "metrics.json": '{"accuracy": 1}\n', "manifest.json": '{"model": 1}\n'}
+PERMISSIONS = {
+    "contents": "write",
+    "pull-requests": "write",
+    "statuses": "write",
+    "checks": "read",
+    "actions": "write",
+}
+
+
+@dataclass
+class World:
+    github: GitHub
+    tmp: Path
+    number: int
+    sha: str
+    run_id: int = 1
+
+    def plan(self, **changes: Any) -> dict[str, Any]:
+        base = {"lane": "train", "sha": self.sha, "base": "main", "branch": "wider", "number": self.number, "fork": False}
+        return {**base, "changed": ["params.yaml"], "relevant": ["params.yaml"], **changes}
+
+    def report(self, verdict: str = "pass", **changes: Any) -> Path:
+        """Write what the training job leaves."""
+        folder = self.tmp / "reviewed"
+        (folder / "out/report/pictures").mkdir(parents=True, exist_ok=True)
+        told = {"verdict": verdict, "reasons": ["it is better"], "gates": [{"name": "accuracy", "outcome": verdict}]}
+        told |= {"override": None, "engine_reviewed": None, "accepted": verdict == "pass", "lacking": []}
+        (folder / "out/report/verdict.json").write_text(json.dumps({**told, **changes}))
+        (folder / "out/report/report.md").write_text("## pass\n\n![Curves: both](pictures/curves.png)\n\nthe end\n")
+        (folder / "out/report/pictures/curves.png").write_bytes(b"\x89PNG" + bytes([self.run_id]))
+        for name, text in REVIEWED.items():
+            (folder / name).write_text(text)
+        return folder
+
+    def publish(self, plan: dict[str, Any], expect: int = 0, permissions: Any = None, **environment: str) -> str:
+        """Run the command in a checkout of the reviewed commit, as the workflow does."""
+        place = self.tmp / f"checkout-{self.run_id}"
+        if not place.exists():
+            clone(self.github, place)
+        told = {
+            "PYTHONPATH": str(ROOT),
+            "PLAN": json.dumps(plan),
+            "TRAINED": "success",
+            "GITHUB_TOKEN": self.github.token(permissions or PERMISSIONS),
+            "GITHUB_API_URL": self.github.url,
+            "GITHUB_SERVER_URL": self.github.server_url,
+            "GITHUB_REPOSITORY": "team/models",
+            "GITHUB_RUN_ID": str(self.run_id),
+            "GITHUB_STEP_SUMMARY": str(self.tmp / "summary.md"),
+            "CML_REPOSITORY": str(self.tmp / "no-cml-here"),
+            **environment,
+        }
+        command = [sys.executable, "-S", "-m", "src.github.publish", str(self.tmp / "reviewed")]
+        result = subprocess.run(command, cwd=place, env={**os.environ, **told}, capture_output=True, text=True)
+        assert result.returncode == expect, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        self.run_id += 1
+        return result.stdout + result.stderr
+
+    def status(self, sha: str, context: str = "model-gate") -> str | None:
+        found = self.github.statuses(sha, context)
+        return found[0]["state"] if found else None
+
+    def show(self, what: str) -> str:
+        return self.github.repository.git("show", what)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with GitHub(tmp_path) as github:
+        git = clone(github, tmp_path / "author")
+        (tmp_path / "author/.github/workflows").mkdir(parents=True)
+        (tmp_path / "author/.github/workflows/ci.yml").write_text("on: workflow_dispatch\n")
+        commit(git, tmp_path / "author", "main", README_md="words")
+        sha = commit(git, tmp_path / "author", "wider", params_yaml="x: 1")
+        yield World(github, tmp_path, github.open_pull_request("wider"), sha)
+
+
+def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> None:
+    world.report()
+    world.publish(world.plan())
+    head = world.github.head(world.number)
+    assert head != world.sha
+    assert world.show(f"{head}^{{commit}}").count("diff --git") == 3
+    assert [world.show(f"{head}:{name}") + "\n" for name in REVIEWED] == list(REVIEWED.values())
+    assert world.github.repository.git("rev-list", "--count", f"{world.sha}..{head}") == "1"
+    assert (world.status(head), world.status(world.sha)) == ("success", "success")
+    (body,) = [comment["body"] for comment in world.github.comments(world.number)]
+    address = f"{world.github.server_url}/team/models/blob/reports/1-1-{world.number}/curves.png?raw=true"
+    assert f"![Curves: both]({address})" in body
+    assert "](pictures/" not in body  # an address of this machine is one that CML could upload from
+    assert "run `make update` in it and push" in body
+    assert world.github.repository.git("cat-file", "-t", f"reports:1-1-{world.number}/curves.png") == "blob"
+    assert "the end" in (world.tmp / "summary.md").read_text()
+
+
+def test_the_same_result_again_is_no_further_commit(world: World) -> None:
+    world.report()
+    world.publish(world.plan())
+    head = world.github.head(world.number)
+    world.publish(world.plan(sha=head))
+    assert world.github.head(world.number) == head
+    assert len(world.github.comments(world.number)) == 1
+
+
+@pytest.mark.parametrize(("word", "state"), [("pass", "success"), ("fail", "failure"), ("investigate", "pending")])
+def test_each_verdict_has_its_status(world: World, word: str, state: str) -> None:
+    world.report(word)
+    world.publish(world.plan())
+    assert world.status(world.github.head(world.number)) == state
+
+
+ALICE, BOB = ({"by": by, "label": "any", "at": "2026-11-24T00:00:00Z", "head": "a" * 40} for by in ("alice", "bob"))
+
+
+@pytest.mark.parametrize(
+    ("given", "names"), [({"override": ALICE}, "alice"), ({"override": ALICE, "engine_reviewed": BOB}, "alice and bob")]
+)
+def test_what_people_accept_is_a_success_that_names_them(world: World, given: Any, names: str) -> None:
+    world.report("fail", accepted=True, **given)
+    world.publish(world.plan())
+    status = world.github.statuses(world.github.head(world.number), "model-gate")[0]
+    assert status["state"] == "success"
+    assert status["description"].startswith(f"fail, accepted by {names}:")
+
+
+@pytest.mark.parametrize(
+    ("word", "given", "lacking", "named"),
+    [
+        ("investigate", {}, ["override"], ["model-gate: override"]),
+        ("investigate", {"override": ALICE}, ["engine_reviewed"], ["engine: reviewed"]),
+        ("fail", {"engine_reviewed": BOB}, ["override"], ["model-gate: override"]),
+        ("investigate", {}, ["engine_reviewed", "override"], ["engine: reviewed", "model-gate: override"]),
+        ("fail", {}, ["override"], []),
+    ],
+)
+def test_a_label_of_the_other_kind_is_no_success_and_the_comment_names_the_right_one(
+    world: World, word: str, given: Any, lacking: list[str], named: list[str]
+) -> None:
+    world.report(word, accepted=False, lacking=lacking, **given)
+    world.publish(world.plan())
+    assert world.status(world.github.head(world.number)) == {"investigate": "pending", "fail": "failure"}[word]
+    (body,) = [comment["body"] for comment in world.github.comments(world.number)]
+    assert [label for label in ("engine: reviewed", "model-gate: override") if f"`{label}`" in body] == named
+    assert world.github.repository.git("log", "-1", "--format=%s", "wider") == f"Reviewed model: {word}"
+
+
+@pytest.mark.parametrize("missing", ["out/report/verdict.json", "out/report/report.md"])
+def test_without_a_report_the_gate_fails_and_says_so(world: World, missing: str) -> None:
+    (world.report() / missing).unlink()
+    world.publish(world.plan(), TRAINED="failure")
+    assert world.github.head(world.number) == world.sha
+    assert world.status(world.sha) == "failure"
+    assert "could not judge this change" in world.github.comments(world.number)[0]["body"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"verdict": "splendid", "reasons": [], "gates": []}'])
+def test_a_damaged_verdict_is_a_failure(world: World, text: str) -> None:
+    (world.report() / "out/report/verdict.json").write_text(text)
+    world.publish(world.plan())
+    assert world.status(world.sha) == "failure"
+
+
+@pytest.mark.parametrize("gate", [{"name": "pipeline", "outcome": "fail"}, {"name": "budget", "outcome": "investigate"}])
+def test_a_crash_or_a_preview_commits_nothing(world: World, gate: dict[str, str]) -> None:
+    world.report("fail", gates=[gate])
+    world.publish(world.plan())
+    assert world.github.head(world.number) == world.sha
+    assert world.status(world.sha) == "failure"
+
+
+def test_a_model_that_was_judged_and_not_stored_is_no_pass(world: World) -> None:
+    world.report()
+    world.publish(world.plan(), TRAINED="failure")
+    assert world.github.head(world.number) == world.sha
+    assert world.status(world.sha) == "failure"
+    assert "data and model may not be stored" in world.github.comments(world.number)[0]["body"]
+
+
+def test_nothing_to_train_is_a_success_that_says_so(world: World) -> None:
+    world.publish(world.plan(lane="unchanged", changed=["README.md", "a`b@c.md"], relevant=[]))
+    assert world.status(world.sha) == "success"
+    body = world.github.comments(world.number)[0]["body"]
+    assert "nothing was trained" in body
+    assert "`a'b@\u200bc.md`" in body
+
+
+def test_a_branch_that_moved_on_is_left_alone(world: World) -> None:
+    world.report()
+    git = clone(world.github, world.tmp / "second")
+    git("checkout", "-q", "wider")
+    newer = commit(git, world.tmp / "second", "wider", params_yaml="x: 2")
+    said = world.publish(world.plan())
+    assert world.github.head(world.number) == newer
+    assert world.status(newer) is None
+    assert world.status(world.sha) == "success"
+    assert "could not be pushed to `wider`" in world.github.comments(world.number)[0]["body"]
+    assert "::warning::" in said
+
+
+def test_a_branch_that_refuses_pictures_costs_the_pictures_only(world: World) -> None:
+    world.report()
+    world.github.refuse_push("reports")
+    said = world.publish(world.plan())
+    body = world.github.comments(world.number)[0]["body"]
+    assert "![" not in body.replace("![](https://cml.dev", "")
+    assert "The pictures are missing: the branch `reports` refused them" in body
+    assert world.status(world.github.head(world.number)) == "success"
+    assert "Repository rule violations" in said
+
+
+def test_a_report_without_pictures_makes_no_branch_of_them(world: World) -> None:
+    folder = world.report()
+    (folder / "out/report/report.md").write_text("## pass\n\nthe end\n")
+    (folder / "out/report/pictures/curves.png").unlink()
+    world.publish(world.plan())
+    assert "![" not in world.github.comments(world.number)[0]["body"].replace("![](https://cml.dev", "")
+    assert world.github.repository.sha("reports") is None
+
+
+def test_the_branch_of_pictures_keeps_the_last_reports_and_no_history(world: World) -> None:
+    for _ in range(4):
+        world.report()
+        world.publish(world.plan(branch=""), REPORT_KEEP="2")
+    folders = world.github.repository.git("ls-tree", "--name-only", "reports").split()
+    assert folders == [f"3-1-{world.number}", f"4-1-{world.number}", "README.md"]
+    assert world.github.repository.git("rev-list", "--count", "reports") == "1"
+
+
+def test_the_check_of_the_reviewed_commit_counts_for_the_pushed_one(world: World) -> None:
+    world.github.add_check(world.sha, "all-green", "success")
+    world.report()
+    world.publish(world.plan())
+    assert world.status(world.github.head(world.number), "all-green") == "success"
+    assert world.github.dispatches == []
+
+
+@pytest.mark.parametrize("conclusion", ["failure", None])
+def test_without_a_green_check_ci_is_started_on_the_pushed_commit(world: World, conclusion: str | None) -> None:
+    world.github.add_check(world.sha, "all-green", conclusion)
+    world.report()
+    world.publish(world.plan())
+    assert world.status(world.github.head(world.number), "all-green") is None
+    assert [entry["ref"] for entry in world.github.dispatches] == ["wider"]
+
+
+def test_a_comment_that_is_refused_does_not_change_the_verdict(world: World) -> None:
+    world.report()
+    said = world.publish(world.plan(), permissions={**PERMISSIONS, "pull-requests": "read"})
+    assert world.status(world.github.head(world.number)) == "success"
+    assert "::warning::the comment could not be posted" in said
+
+
+def test_a_status_that_is_refused_is_an_error_of_one_sentence(world: World) -> None:
+    world.report()
+    said = world.publish(world.plan(), expect=1, permissions={**PERMISSIONS, "statuses": "read"})
+    assert "statuses" in said
+    assert "permission" in said
+
+
+def test_a_fork_that_was_trained_here_gets_the_commands_and_no_push(world: World) -> None:
+    world.report()
+    world.publish(world.plan(fork=True, branch=""))
+    assert world.github.head(world.number) == world.sha
+    assert "gh run download 1 --repo team/models --name reviewed" in world.github.comments(world.number)[0]["body"]
+
+
+def test_the_token_is_in_no_file_and_no_output(world: World) -> None:
+    world.report()
+    said = world.publish(world.plan())
+    tokens = list(world.github.tokens)
+    config = (world.tmp / "checkout-1/.git/config").read_text()
+    assert all(token not in said and token not in config for token in tokens)
+    assert not list((world.tmp / "checkout-1").glob(".git-index*"))
+
+
+def test_without_a_plan_it_ends_in_a_sentence(world: World) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "src.github.publish", "x"],
+        cwd=ROOT,
+        env={**os.environ, "PLAN": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "publish: there is no plan" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that was cancelled
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+    """Cancel run 7 of the reviewed commit, and return the status that it is left with."""
+
+    def go(with_number: bool = True) -> tuple[str, str]:
+        world.github.add_run(7, head_sha=world.sha, status="in_progress")
+        github = Client("team/models", world.github.token(PERMISSIONS), world.github.url)
+        for variable, value in {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "team/models"}.items():
+            monkeypatch.setenv(variable, value)
+        set_status(github, world.sha, "pending", "being judged")
+        tell(github, world.sha, str(world.number) if with_number else "", "7")
+        status = world.github.statuses(world.sha, "model-gate")[0]
+        return status["state"], status["description"]
+
+    return go
+
+
+@pytest.mark.parametrize("with_number", [True, False])
+def test_a_cancelled_run_says_so(world: World, cancelled: Any, with_number: bool) -> None:
+    world.github.add_run(6, head_sha=world.sha)  # completed, as are those that a label of others started
+    said = ("error", "the run was cancelled: push again or re-run it")
+    assert cancelled(with_number) == said
+
+
+def test_a_newer_run_of_the_same_commit_keeps_its_status(world: World, cancelled: Any) -> None:
+    world.github.add_run(8, head_sha=world.sha, status="pending", conclusion=None)
+    assert cancelled() == ("pending", "being judged")
+
+
+def test_a_newer_push_supersedes(world: World, cancelled: Any) -> None:
+    git = clone(world.github, world.tmp / "second")
+    git("checkout", "-q", "wider")
+    newer = commit(git, world.tmp / "second", "wider", params_yaml="x: 2")
+    assert cancelled() == ("error", f"superseded: a newer push is judged, {newer[:12]}")
+
+
+def test_the_job_that_tells_it_runs_when_the_one_that_publishes_no_longer_does() -> None:
+    jobs = YAML(typ="safe").load((ROOT / ".github/workflows/report.yml").read_text())["jobs"]
+    assert jobs["publish"]["if"].startswith("!cancelled() && ")
+    assert jobs["cancelled"]["if"].startswith("cancelled() && ")
+    assert "needs.publish.result != 'success'" in jobs["cancelled"]["if"]  # what was told stays
+    assert jobs["cancelled"]["needs"] == ["plan", "train", "publish"]
+    assert jobs["cancelled"]["steps"][-1]["run"] == "python3 -m src.github.cancelled"
+    assert set(jobs["cancelled"]["steps"][-1]["env"]) == {"GITHUB_TOKEN", "SHA", "NUMBER"}

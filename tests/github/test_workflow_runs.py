@@ -1,0 +1,858 @@
+"""The workflows, run with act against a stand-in for GitHub, on pull requests of every kind: make workflows
+
+One small repository serves them all. Its `main` gets its model from the first pull request, which has nothing to be compared
+with; the others branch off from there. Each kind of pull request is a function that lets it happen and returns what could be
+seen after each run; those that the selected tests ask for happen side by side, one on each core.
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from act import Result, run_workflow
+from conftest import ROOT, copy_files, encode, write_params
+from ruamel.yaml import YAML
+from s3 import BUCKET, S3, downloads
+from standin import BOT, GitHub, clone, commit
+
+from src.core.command import cores
+from src.core.files import read_json, sha256
+
+pytestmark = [pytest.mark.slow, pytest.mark.act]
+
+MARKER = "<!-- model-report -->"
+GATE = "model-gate"
+OVERRIDE = "model-gate: override"
+REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
+GPU = {"TRAIN_RUNNER": '["self-hosted","gpu"]'}
+# GitHub's own machines: each starts empty, so there is no store on it
+NO_STORE = {"environment": {"LOCAL_DVC_REMOTE": ""}}
+HOSTED = {"variables": {}, **NO_STORE}
+TRAINED = {"plan": "success", "train": "success", "fork": "skipped", "publish": "success", "cancelled": "skipped"}
+Edit = Callable[[Path], object]
+
+
+@dataclass
+class Seen:
+    """What a person saw of a pull request after a run."""
+
+    number: int
+    result: Result
+    sha: str  # the head that the run was about
+    head: str  # the head afterwards
+    comments: dict[int, str]  # ours, by id
+    others: int  # comments of other people
+    files: dict[str, bytes]  # of the artifact `reviewed`
+
+    @property
+    def text(self) -> str:
+        """Return the one comment of ours."""
+        assert len(self.comments) == 1, self.result.log[-8000:]
+        text = next(iter(self.comments.values()))
+        assert text.startswith(MARKER + "\n")
+        return text
+
+    @property
+    def first_line(self) -> str:
+        return next(line for line in self.text.splitlines()[1:] if line.strip())
+
+    @property
+    def verdict(self) -> Any:
+        return json.loads(self.files["out/report/verdict.json"])
+
+    @property
+    def trained(self) -> bool:
+        return "Running stage 'train'" in self.result.logs["train"]
+
+
+class World:
+    """The stand-in, the store of data and models on the runner's machine, and short words for what happens."""
+
+    def __init__(self, github: GitHub, folder: Path) -> None:
+        self.github = github
+        self.folder = folder
+        self.store = folder / "store"
+        self.store.mkdir()
+        self._places = count()
+
+    def branch(self, name: str, edit: Edit, start: str = "main", to: Path | None = None) -> None:
+        """Push a branch with a change, or with one change more."""
+        place = self.folder / f"clone-{next(self._places)}"
+        git = clone(self.github, place)
+        git("checkout", "--quiet", "--detach", f"origin/{start}")
+        edit(place)
+        if to:
+            git("remote", "set-url", "origin", str(to))
+        commit(git, place, name)
+
+    def propose(self, name: str, edit: Edit, start: str = "main", **options: Any) -> int:
+        """Open a pull request with a change."""
+        self.branch(name, edit, start)
+        return self.github.open_pull_request(name, **options)
+
+    def report(self, number: int, action: str = "synchronize", **options: Any) -> Seen:
+        """Run report.yml for a pull request, on the machine that TRAIN_RUNNER names."""
+        told = {name: options.pop(name) for name in ("label", "sender") if name in options}
+        payload = self.github.payload("pull_request", number=number, action=action, **told)
+        return self.see(number, "report.yml", "pull_request", payload, **options)
+
+    def see(self, number: int, workflow: str, event: str, payload: dict[str, Any], **options: Any) -> Seen:
+        """Run a workflow and look at what a pull request is like afterwards."""
+        github, sha = self.github, self.github.head(number)
+        result = self.start(workflow, event, payload, **options)
+        comments = {one["id"]: one["body"] for one in github.comments(number) if one["user"]["login"] == BOT}
+        others = len(github.comments(number)) - len(comments)
+        blob = github.artifacts(result.run_id).get("reviewed")
+        return Seen(number, result, sha, github.head(number), comments, others, unzipped(blob) if blob else {})
+
+    def start(self, workflow: str, event: str, payload: dict[str, Any], **options: Any) -> Result:
+        environment = {
+            "LOCAL_DVC_REMOTE": str(self.store),
+            "CML_REPOSITORY": str(self.folder / "gone"),  # there is no network; how CML posts is tested elsewhere
+            "MPLCONFIGDIR": str(self.folder / "matplotlib"),  # its list of fonts takes seconds to make
+            **options.pop("environment", {}),
+        }
+        variables = {"REPORT_BENCH": "off", **options.pop("variables", GPU)}  # it takes most of a minute: once is enough
+        options = {"variables": variables, "folder": self.folder, "environment": environment, **options}
+        return run_workflow(self.github, workflow, event, payload, **options)
+
+    def follow(self, number: int, result: Result) -> Seen:
+        """Run what starts by itself when a run has ended."""
+        payload = self.github.payload("workflow_run", run_id=result.run_id)
+        return self.see(number, "report-comment.yml", "workflow_run", payload)
+
+    def imitate(self, number: int, artifact: bytes) -> Result:
+        """Record a run of a fork's pull request that has left an artifact."""
+        pull, run_id = self.github.pulls[number], self.github.next_run()
+        head = {"head_sha": self.github.head(number), "head_branch": pull.branch, "head_repository": pull.head.full_name}
+        self.github.add_run(run_id, name="Report", **head)
+        self.github.upload_artifact(run_id, "report", artifact)
+        return Result(run_id)
+
+    def gate(self, sha: str) -> tuple[str, str]:
+        """Return state and description of `model-gate` as a branch rule sees it: the newest."""
+        newest = self.github.statuses(sha, GATE)[0]
+        return newest["state"], newest["description"]
+
+    def changed_by(self, sha: str) -> set[str]:
+        return set(self.github.repository.git("diff", "--name-only", f"{sha}^", sha).split())
+
+    def dvc(self, folder: Path, *arguments: str) -> str:
+        """Run DVC in a clone, as a person would."""
+        own = {
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(folder / ".dvc" / "tmp" / "site"),
+            "MLFLOW_TRACKING_URI": "",
+        }
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = [sys.executable, "-m", "dvc", *arguments]
+        environment = {**os.environ, **own, "PATH": path}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+def unzipped(blob: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def set_params(**changes: Any) -> Edit:
+    """Return an edit of params.yaml, such as `train__epochs=2`."""
+
+    def edit(folder: Path) -> None:
+        yaml = YAML()
+        content = yaml.load((folder / "params.yaml").read_text())
+        for name, value in changes.items():
+            section, key = name.split("__")
+            content[section][key] = value
+        with (folder / "params.yaml").open("w") as file:
+            yaml.dump(content, file)
+
+    return edit
+
+
+def append(name: str, text: str) -> Edit:
+    def edit(folder: Path) -> None:
+        with (folder / name).open("a") as file:
+            file.write(text)
+
+    return edit
+
+
+REMARK = append("README.md", "\nA remark.\n")
+
+
+def fill(folder: Path) -> None:
+    """Write this repository's files, with a small and hasty network and without a model."""
+    copy_files(ROOT, folder, without=REVIEWED)
+    floors = {"min_accuracy": 0.5, "min_macro_f1": 0.3, "min_class_recall": 0, "min_slice_accuracy": 0}
+    busy = {"max_latency_ms": 5000, "max_latency_ratio": 100}  # beside other tests a latency says nothing
+    hasty = {"epochs": 9, "width": 16, "warmup_epochs": 1}
+    changes = {f"gates__{key}": value for key, value in (floors | busy).items()}
+    changes |= {f"train__{key}": value for key, value in hasty.items()}
+    write_params(folder / "params.yaml", gates__levels__baseline_margin="off", **changes)
+
+
+def begin(world: World) -> None:
+    """Push the first commit to main."""
+    git = clone(world.github, world.folder / "base")
+    fill(world.folder / "base")
+    git("add", "--all", "--force")
+    commit(git, world.folder / "base", "main")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What happens
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def first_model(world: World) -> dict[str, Seen]:
+    """The first pull request of all, on GitHub's own machine; the branch of pictures is protected by mistake."""
+    github = world.github
+    number = world.propose("first", set_params(train__epochs=8))
+    github.refuse_push("reports")
+    seen = world.report(number, "opened", **HOSTED)
+    github.accept_push("reports")
+    clone(github, world.folder / "merge")("push", "--quiet", "origin", "origin/first:refs/heads/main")
+    github.pulls[number].state = "closed"
+    for name, blob in github.artifacts(seen.result.run_id).items():
+        if name.startswith("dvc-store-"):  # the machine of TRAIN_RUNNER comes later, and gets what there is
+            zipfile.ZipFile(io.BytesIO(blob)).extractall(world.store)
+    kept = world.start("keep.yml", "workflow_dispatch", github.payload("workflow_dispatch"), **HOSTED)
+    return {"first": seen, "kept": Seen(number, kept, "", "", {}, 0, {})}
+
+
+def better_model(world: World) -> dict[str, Seen]:
+    """It learns for longer, people talk about it a lot, a remark is pushed, and it goes into the merge queue."""
+    github = world.github
+    number = world.propose("better", set_params(train__epochs=20))
+    for i in range(40):
+        github.add_comment(number, f"remark {i}", login="reviewer")
+    github.add_check(github.head(number), "all-green", "success")
+    seen = {"opened": world.report(number, "opened", variables={**GPU, "REPORT_BENCH": ""})}
+    world.branch("better", REMARK, start="better")
+    github.add_comment(number, f"{MARKER}\nnot ours", login="stranger")
+    seen["pushed"] = world.report(number)
+    queued = github.payload("merge_group", number=number)
+    seen["queued"] = world.see(number, "report.yml", "merge_group", queued)
+    return seen
+
+
+def worse_model(world: World) -> dict[str, Seen]:
+    """It hardly trains, on GitHub's own machine; a remark is pushed."""
+    number = world.propose("worse", set_params(train__epochs=1))
+    seen = {"opened": world.report(number, "opened", **HOSTED)}
+    world.branch("worse", REMARK, start="worse")
+    seen["pushed"] = world.report(number, **HOSTED)
+    return seen
+
+
+def uncertain_model(world: World) -> dict[str, Seen]:
+    """Another seed: as good, as far as anybody can tell. A remark is pushed on the report's commit, once for each store."""
+    number = world.propose("uncertain", set_params(train__seed=3))
+    seen = {"opened": world.report(number, "opened", **HOSTED)}
+    young = {"variables": {"DVC_REMOTE_URL": str(world.folder / "young")}, **NO_STORE}
+    for moment, options in {"pushed": HOSTED, "younger store": young, "expired": HOSTED}.items():
+        if moment == "expired":
+            world.github.expire_artifacts(*world.github.runs)
+        world.branch("uncertain", REMARK, start="uncertain")
+        seen[moment] = world.report(number, **options)
+    return seen
+
+
+def similar_model(world: World) -> dict[str, Seen]:
+    """Next to nothing is changed. Then the base moves on, who may and who may not decide give the label, and more is pushed.
+
+    At last a friend proposes the same from a fork, and a maintainer has it trained.
+    """
+    github, change = world.github, set_params(train__weight_decay=0.00051)
+    seen = {"opened": world.report(world.propose("similar", change), "opened")}
+    world.branch("release", lambda folder: None)
+    number = world.propose("stale", REMARK, start="similar", base="release")
+    world.branch("release", set_params(train__label_smoothing=0.2), start="release")
+    github.add_label(number, OVERRIDE, by="passer-by")
+    seen["stale"] = world.report(number, "labeled", label=OVERRIDE, sender="passer-by")
+    github.remove_label(number, OVERRIDE)
+    github.collaborators["alice"] = "maintain"
+    github.add_label(number, OVERRIDE, by="alice")
+    seen["decided"] = world.report(number, "labeled", label=OVERRIDE, sender="alice")
+    seen["labelled"] = world.report(number, "labeled", label="bug")
+    world.branch("stale", REMARK, start="stale")
+    seen["later"] = world.report(number)
+    world.branch("kind", change, to=github.fork("friend/models"))
+    number = github.open_pull_request("kind", fork="friend/models", author="friend")
+    for name, sha in {"mistaken": "a" * 40, "requested": github.head(number)}.items():
+        event = github.payload("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha}, sender="alice")
+        seen[name] = world.see(number, "report.yml", "workflow_dispatch", event)
+    return seen
+
+
+def object_store(world: World) -> dict[str, Seen]:
+    """A repository of its own keeps data and models on an S3 server. Its first pull request is merged, and deployed."""
+    folder = world.folder / "object-store"
+    folder.mkdir()
+    with S3(folder / "s3") as s3, GitHub(folder) as github:
+        own = World(github, folder)
+        begin(own)
+        options = {
+            "variables": {"DVC_REMOTE_URL": f"s3://{BUCKET}/dvc", "REPORT_BENCH": "off"},
+            "secrets": {"DVC_REMOTE_CONFIG": s3.config},
+            "environment": {"LOCAL_DVC_REMOTE": "", **downloads()},
+        }
+        number = own.propose("first", set_params(train__epochs=8))
+        opened = own.report(number, "opened", **options)
+        before = github.repository.sha("main")
+        clone(github, folder / "merge")("push", "--quiet", "origin", "origin/first:refs/heads/main")
+        deployed = own.see(number, "deploy.yml", "push", github.payload("push", before=before), **options)
+        assert s3.secret not in opened.result.log + deployed.result.log
+    return {"opened": opened, "deployed": deployed}
+
+
+def other_matters(world: World) -> dict[str, Seen]:
+    """A change of the documents alone, and three of the gate itself, which break it."""
+    seen = {"documents": world.report(world.propose("documents", REMARK), "opened")}
+    for name, path in {
+        "plan": "src/github/plan.py",
+        "publish": "src/github/publish.py",
+        "judge": "src/judging/judge.py",
+    }.items():
+        number = world.propose(f"broken-{name}", append(path, '\nraise SystemExit("out of order")\n'))
+        seen[name] = world.report(number, "opened")
+    return seen
+
+
+def bad_data(world: World) -> dict[str, Seen]:
+    def spoil(folder: Path) -> None:
+        world.dvc(folder, "pull", "--quiet", "data.dvc")
+        (folder / "data" / "cat").mkdir()
+        (folder / "data" / "cat" / "one.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
+        (folder / "data" / "cat" / "broken.png").write_text("no picture")
+        world.dvc(folder, "add", "--quiet", "data")
+        world.dvc(folder, "remote", "add", "--local", "store", str(world.store))
+        world.dvc(folder, "push", "--quiet", "--remote", "store", "data.dvc")
+
+    return {"opened": world.report(world.propose("spoilt", spoil), "opened")}
+
+
+def crash(world: World) -> dict[str, Seen]:
+    def spoil(folder: Path) -> None:
+        path, start = folder / "src" / "stages" / "train.py", "def main() -> None:\n"
+        path.write_text(path.read_text().replace(start, f'{start}    raise RuntimeError("boom")\n', 1))
+
+    return {"opened": world.report(world.propose("crash", spoil), "opened")}
+
+
+def stranger(world: World) -> dict[str, Seen]:
+    """A fork's pull request, what follows it, and what a hostile one could leave behind."""
+    github = world.github
+    world.branch("theirs", set_params(train__epochs=1), to=github.fork("stranger/models"))
+    number = github.open_pull_request("theirs", fork="stranger/models", author="stranger")
+    secrets = {"DVC_REMOTE_CONFIG": "password = hunter2"}
+    opened = world.report(number, "opened", secrets=secrets, **NO_STORE)
+    seen = {"opened": opened}
+    github.add_comment(number, f"{MARKER}\nevil", login="stranger")
+    good = json.loads(unzipped(github.artifacts(opened.result.run_id)["report"])["numbers.json"])
+    for name, make in HOSTILE.items():
+        seen[name] = world.follow(number, world.imitate(number, make(good)))
+    seen["followed"] = world.follow(number, opened.result)
+    twin = github.open_pull_request("theirs", fork="stranger/models", author="stranger")
+    seen["twins"] = world.follow(twin, opened.result)
+    github.pulls[twin].state = "closed"
+    return seen
+
+
+def integration(world: World) -> dict[str, Seen]:
+    """ci.yml, with the work of its jobs replaced: they would run these very tests."""
+    seen = {}
+    for broken in ("none", "test", "test-slow", "bench-serve"):
+        made = {"bench-serve": "mkdir -p out/bench && echo {} > out/bench/serve.json"}
+        targets = {**dict.fromkeys(("test", "test-slow", "workflows"), "true"), **made, broken: "false"}
+        makefile = "".join(f"{target}:\n\t{command}\n" for target, command in targets.items())
+        number = world.propose(f"ci-{broken}", lambda folder, text=makefile: (folder / "Makefile").write_text(text))
+        event = world.github.payload("pull_request", number=number, action="opened")
+        seen[broken] = world.see(number, "ci.yml", "pull_request", event)
+    return seen
+
+
+def search(world: World) -> dict[str, Seen]:
+    """Search better params on a branch whose rate teaches nothing."""
+    rates = {"learning_rate": [0.0002, 0.1]}
+    world.branch("lazy", set_params(train__learning_rate=0.0002, train__epochs=2, sweep__space=rates, sweep__random=2))
+    event = world.github.payload("workflow_dispatch", branch="lazy", inputs={"trials": "3", "minutes": ""})
+    result = world.start("sweep.yml", "workflow_dispatch", event)
+    assert result.jobs == {"search": "success", "publish": "success"}, result.log[-8000:]
+    opened = [number for number, pull in world.github.pulls.items() if pull.base == "lazy"]
+    assert len(opened) == 1, result.log[-8000:]
+    head = world.github.head(opened[0])
+    return {"opened": Seen(opened[0], result, head, head, {}, 0, unzipped(world.github.artifacts(result.run_id)["sweep"]))}
+
+
+def archive(*entries: tuple[str, bytes, int]) -> bytes:
+    """Zip entries of name, content and file mode."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content, mode in entries:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            made.writestr(info, content)
+    return target.getvalue()
+
+
+Numbers = dict[str, Any]
+
+
+def numbers(change: Callable[[Numbers], object]) -> Callable[[Numbers], bytes]:
+    """Return a maker of artifacts out of good numbers with one thing changed."""
+
+    def make(good: Numbers) -> bytes:
+        copy = json.loads(json.dumps(good))
+        change(copy)
+        return archive(("numbers.json", json.dumps(copy).encode(), 0o100644))
+
+    return make
+
+
+def named(text: str) -> Callable[[Numbers], bytes]:
+    return numbers(lambda good: good["metrics"].append({**good["metrics"][0], "name": text}))
+
+
+def crowd(good: Numbers) -> None:
+    good["metrics"] = [{**good["metrics"][0], "name": f"evil{i}"} for i in range(10_000)]
+
+
+HOSTILE: dict[str, Callable[[Numbers], bytes]] = {
+    "a link": lambda good: archive(("numbers.json", b"/etc/passwd", 0o120777)),
+    "an extra file": lambda good: archive(
+        ("numbers.json", json.dumps(good).encode(), 0o100644), ("x.md", b"evil", 0o100644)
+    ),
+    "2 MiB": lambda good: archive(("numbers.json", os.urandom(2 * 2**20), 0o100644)),
+    "not JSON": lambda good: archive(("numbers.json", b"evil", 0o100644)),
+    "NaN": numbers(lambda good: good["metrics"][0].update(candidate=float("nan"))),
+    "an unknown key": numbers(lambda good: good.update(evil=1)),
+    "10,000 metrics": numbers(crowd),
+    "a mention": named("@team/evil"),
+    "HTML": named("<img src=evil>"),
+    "a script": named("a](javascript:evil)"),
+    "another commit": numbers(lambda good: good.update(commit="e" * 40)),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stage
+# ---------------------------------------------------------------------------------------------------------------------
+
+Story = Callable[[World], dict[str, Seen]]
+
+
+def about(story: Story, moment: str = "opened") -> Callable[[Any], Any]:
+    """Say which story a test is about, and which moment of it the fixture `seen` shows."""
+
+    def mark(test: Any) -> Any:
+        test.story, test.moment = story, moment
+        return test
+
+    return mark
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    with GitHub(folder) as github:
+        made = World(github, folder)
+        begin(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stories(world: World, request: pytest.FixtureRequest) -> Iterator[Mapping[Story, Future[dict[str, Seen]]]]:
+    """All that the selected tests are about: the first model alone, then the rest side by side."""
+    tests = [item.function for item in request.session.items if isinstance(item, pytest.Function)]
+    wanted = dict.fromkeys(test.story for test in tests if hasattr(test, "story"))
+    with ThreadPoolExecutor(cores()) as pool:
+        told = {first_model: pool.submit(first_model, world)}
+        told[first_model].result()
+        told |= {story: pool.submit(story, world) for story in wanted if story is not first_model}
+        yield told
+
+
+@pytest.fixture
+def moments(request: pytest.FixtureRequest, stories: Mapping[Story, Future[dict[str, Seen]]]) -> dict[str, Seen]:
+    return stories[request.function.story].result()
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest, moments: dict[str, Seen]) -> Seen:
+    return moments[request.function.moment]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verdicts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@about(first_model, "first")
+def test_without_a_model_on_main_only_the_floors_count_and_the_report_says_so(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert "pass" in seen.first_line
+    assert "no model of your own" in seen.text
+    assert (seen.verdict["verdict"], seen.verdict["baseline"]) == ("pass", False)
+    assert world.gate(seen.head)[0] == "success"
+    assert world.changed_by(seen.head) == set(REVIEWED)
+    assert world.github.repository.git("log", "-1", "--format=%an", seen.head) == BOT
+    assert {"workflow": "ci.yml", "ref": "first", "inputs": {}} in world.github.dispatches  # all-green was not known yet
+
+
+@about(first_model, "first")
+def test_a_machine_of_githubs_own_is_named_as_not_comparable(seen: Seen) -> None:
+    assert "hosted CPU" in seen.text
+    assert "not comparable" in seen.text
+
+
+@about(first_model, "first")
+def test_a_report_whose_pictures_are_refused_is_posted_without_them(seen: Seen) -> None:
+    assert "GH013" in seen.result.logs["publish"]
+    assert "pictures are missing" in seen.text
+    assert "pictures/" not in seen.text
+    assert "out/report/pictures/confusion.png" in seen.files
+
+
+@about(first_model, "first")
+def test_without_cml_the_same_comment_is_posted_and_the_log_says_so(seen: Seen) -> None:
+    assert "CML cannot be installed" in seen.result.logs["publish"]
+    assert seen.text
+
+
+@about(first_model, "kept")
+def test_each_month_mains_model_is_stored_anew(world: World, moments: dict[str, Seen], seen: Seen) -> None:
+    assert seen.result.jobs == {"keep": "success"}, seen.result.log[-8000:]
+    first, kept = (world.github.artifacts(moments[moment].result.run_id) for moment in ("first", "kept"))
+    (name,) = kept
+    assert name.startswith("dvc-store-")
+    assert {path for path in unzipped(first[name]) if "/runs/" not in f"/{path}"} <= set(unzipped(kept[name]))
+
+
+@about(better_model)
+def test_a_better_model_passes_and_the_pushed_commit_is_mergeable(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert "pass" in seen.first_line
+    compared = next(gate for gate in seen.verdict["gates"] if gate["name"] == "no_worse_than_main")
+    assert (compared["outcome"], compared["difference"] > 0.03, compared["low"] > 0) == ("pass", True, True)
+    assert world.changed_by(seen.head) == set(REVIEWED)
+    combined = {status["context"]: status["state"] for status in reversed(world.github.statuses(seen.head))}
+    assert combined == {GATE: "success", "all-green": "success"}
+    assert world.github.repository.sha(f"{seen.head}^") == seen.sha
+    assert world.gate(seen.sha)[0] == "success"
+
+
+@about(better_model)
+def test_the_pictures_are_on_a_branch_of_the_same_repository(world: World, seen: Seen) -> None:
+    shown = re.findall(r"^!\[.+\]\((.+)\)$", seen.text, re.MULTILINE)
+    assert len(shown) > 1
+    for address in shown:
+        path = re.fullmatch(rf"{world.github.server_url}/team/models/blob/reports/(.+\.png)\?raw=true", address)
+        assert path, address
+        assert world.github.repository.git("cat-file", "-t", f"reports:{path[1]}") == "blob"
+
+
+@about(better_model)
+def test_the_summary_of_the_run_has_the_report(seen: Seen) -> None:
+    for job in ("train", "publish"):
+        assert "### Metrics" in seen.result.summaries[job]
+    assert b"<html" in seen.files["out/report/report.html"][:500]
+
+
+@about(better_model)
+def test_the_service_is_measured_beside_mains_on_the_machine_that_trains(seen: Seen) -> None:
+    assert re.search(r"^\| times the requests of the textbook's: .*, 64 connections \| \d.* \| \d", seen.text, re.MULTILINE)
+
+
+@about(better_model)
+def test_what_was_reviewed_comes_back_without_training_in_a_fresh_clone(world: World, seen: Seen, tmp_path: Path) -> None:
+    git = clone(world.github, tmp_path / "fresh")
+    git("checkout", "--quiet", seen.head)
+    world.dvc(tmp_path / "fresh", "remote", "add", "--local", "--default", "store", str(world.store))
+    said = world.dvc(tmp_path / "fresh", "repro", "--pull")
+    assert "Running stage" not in said
+    manifest = read_json(tmp_path / "fresh" / "manifest.json", "")
+    assert sha256(tmp_path / "fresh" / "out" / "model" / "model.onnx") == manifest["outputs"]["model_sha256"]
+    assert git("status", "--porcelain") == ""
+
+
+@about(better_model, "pushed")
+def test_a_second_push_updates_the_same_comment_among_forty_others(
+    world: World, moments: dict[str, Seen], seen: Seen
+) -> None:
+    assert seen.result.jobs["publish"] == "success", seen.result.log[-8000:]
+    assert not seen.trained
+    assert list(seen.comments) == list(moments["opened"].comments)
+    assert seen.others == 41
+    assert seen.sha[:10] in seen.text
+    assert world.gate(seen.head)[0] == "success"
+
+
+@about(better_model, "queued")
+def test_a_merge_queue_gets_the_verdict_on_its_own_commit(world: World, seen: Seen) -> None:
+    assert seen.result.jobs["publish"] == "success", seen.result.log[-8000:]
+    queued = world.github.runs[seen.result.run_id]["head_sha"]
+    assert queued == world.github.repository.sha(world.github.runs[seen.result.run_id]["head_branch"])  # nothing on top
+    assert world.gate(queued)[0] == "success"
+
+
+@about(worse_model)
+def test_a_worse_model_fails_and_the_comment_names_gate_numbers_and_classes(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert seen.verdict["verdict"] == "fail"
+    assert "fail" in seen.first_line
+    assert re.search(r"\d\d\.\d+%", seen.first_line)
+    failed = {gate["name"] for gate in seen.verdict["gates"] if gate["outcome"] == "fail"}
+    assert "no_worse_than_main" in failed
+    for name in failed:
+        assert name.replace("_", " ") in seen.text
+    recalls = json.loads(seen.files["metrics.json"])["per_class"]
+    worst = min(recalls, key=lambda name: recalls[name]["recall"])
+    assert re.search(rf"^\|.*\b{worst}\b.*\|", seen.text, re.MULTILINE)
+    assert world.gate(seen.head)[0] == world.gate(seen.sha)[0] == "failure"
+
+
+@about(worse_model, "pushed")
+def test_the_artifact_store_alone_is_enough_not_to_train_twice(world: World, moments: dict[str, Seen], seen: Seen) -> None:
+    stored = world.github.artifacts(moments["opened"].result.run_id)
+    assert [name for name in stored if name.startswith("dvc-store-")]
+    assert not seen.trained
+    assert seen.verdict["verdict"] == "fail"
+    assert (
+        json.loads(seen.files["manifest.json"])["outputs"] == json.loads(moments["opened"].files["manifest.json"])["outputs"]
+    )
+
+
+@about(uncertain_model)
+def test_every_push_is_compared_with_mains_model_whatever_store_holds_it(world: World, moments: dict[str, Seen]) -> None:
+    opened = moments["opened"]
+    assert opened.verdict["baseline"], opened.result.log[-8000:]
+    assert opened.verdict["verdict"] == "investigate"
+    assert world.gate(opened.head)[0] == "pending"
+    for moment in ("pushed", "younger store"):
+        seen = moments[moment]
+        assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+        assert not seen.trained
+        assert seen.verdict["reasons"] == opened.verdict["reasons"]
+        assert seen.verdict["mcnemar"] == opened.verdict["mcnemar"]
+        assert world.gate(seen.head) == world.gate(opened.head)
+
+
+@about(uncertain_model, "expired")
+def test_where_mains_artifact_has_expired_its_commit_is_trained_again(seen: Seen, moments: dict[str, Seen]) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert re.search(r"main's model is in no store \(.*: it has expired \(", seen.result.logs["train"])
+    assert "its commit is trained again" in seen.result.logs["train"]
+    assert seen.verdict["reasons"] == moments["opened"].verdict["reasons"]
+    assert "main was trained again" in seen.text
+
+
+@about(similar_model)
+def test_a_model_within_noise_never_fails(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    word = seen.verdict["verdict"]
+    assert word in seen.first_line
+    assert world.gate(seen.head)[0] == {"pass": "success", "investigate": "pending"}[word]
+
+
+@about(similar_model, "stale")
+def test_a_base_that_moved_on_asks_for_a_look_and_a_passer_by_cannot_decide(world: World, seen: Seen) -> None:
+    assert seen.result.jobs["publish"] == "success", seen.result.log[-8000:]
+    assert seen.verdict["verdict"] == "investigate"
+    assert seen.verdict["override"] is None
+    assert "params.yaml: train" in seen.text
+    assert "passer-by, who may not write" in seen.result.logs["plan"]
+    states = [status["state"] for status in world.github.statuses(seen.head, GATE)]
+    assert "failure" not in states
+    assert states[-1] == "pending"
+
+
+@about(similar_model, "decided")
+def test_a_label_of_a_person_who_may_write_decides_and_leaves_the_name(world: World, seen: Seen) -> None:
+    assert (seen.verdict["override"]["by"], seen.verdict["override"]["head"]) == ("alice", seen.sha)
+    assert "alice" in seen.text
+    assert world.gate(seen.head)[0] == "success"
+    assert "alice" in world.github.repository.git("show", f"{seen.head}:manifest.json")
+
+
+@about(similar_model, "later")
+def test_a_push_after_the_label_is_to_be_decided_anew(world: World, moments: dict[str, Seen], seen: Seen) -> None:
+    assert (seen.verdict["verdict"], seen.verdict["override"], seen.verdict["accepted"]) == ("investigate", None, False)
+    assert f"was given to commit {moments['decided'].sha[:12]}: remove it and add it again" in seen.text
+    assert world.gate(seen.head)[0] == "pending"
+
+
+@about(similar_model, "labelled")
+def test_a_label_that_is_none_of_ours_starts_nothing(seen: Seen) -> None:
+    assert set(seen.result.jobs.values()) == {"skipped"}
+
+
+@about(object_store)
+def test_a_job_installs_the_plug_in_of_an_s3_remote_and_stores_there(seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert "setup: installing the locked packages" in seen.result.logs["train"]
+    assert f"data and models are kept in s3://{BUCKET}/dvc" in seen.result.logs["train"]
+    assert seen.verdict["verdict"] == "pass"
+
+
+@about(object_store, "deployed")
+def test_a_deployment_finds_the_reviewed_model_in_an_s3_remote(seen: Seen) -> None:
+    """Its image cannot be built here, without Docker."""
+    assert seen.result.jobs["verify"] == "success", seen.result.log[-8000:]
+    assert "verified: out/release holds what is released" in seen.result.logs["verify"]
+    assert "setup: installing the locked packages" in seen.result.logs["verify"]
+
+
+@about(other_matters, "documents")
+def test_a_change_that_the_model_does_not_depend_on_trains_nothing_and_says_so(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == {**TRAINED, "train": "skipped"}, seen.result.log[-8000:]
+    assert "nothing was trained" in seen.first_line
+    assert seen.head == seen.sha
+    assert world.gate(seen.head)[0] == "success"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Faults
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@about(bad_data)
+def test_of_bad_data_the_faults_are_the_report(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == {**TRAINED, "train": "failure"}, seen.result.log[-8000:]
+    assert not seen.trained
+    assert "fail" in seen.first_line
+    for word in ("min_images", "cat", "broken.png"):
+        assert word in seen.text
+    assert world.gate(seen.sha)[0] == "failure"
+    assert seen.head == seen.sha  # nothing was pushed on top
+
+
+@about(crash)
+def test_a_crash_in_training_is_told_with_its_last_words(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == {**TRAINED, "train": "failure"}, seen.result.log[-8000:]
+    assert "fail" in seen.first_line
+    assert "RuntimeError: boom" in seen.text
+    state, description = world.gate(seen.sha)
+    assert state == "failure"
+    assert "train" in description
+
+
+BROKEN = {
+    "plan": {"plan": "failure", "train": "skipped", "publish": "failure"},
+    "publish": {"plan": "success", "train": "skipped", "publish": "failure"},
+    "judge": {"plan": "success", "train": "failure", "publish": "success"},
+}
+
+
+@about(other_matters)
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_gate_that_crashes_has_not_passed(world: World, moments: dict[str, Seen], part: str) -> None:
+    assert moments[part].result.jobs == {**TRAINED, **BROKEN[part]}, moments[part].result.log[-8000:]
+    assert world.gate(moments[part].head)[0] == "failure"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@about(stranger)
+def test_a_fork_runs_on_a_hosted_machine_reads_only_and_leaves_numbers(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == {**TRAINED, "train": "skipped", "fork": "success", "publish": "skipped"}
+    assert "hunter2" not in seen.result.log
+    assert (seen.comments, seen.others) == ({}, 0)
+    assert list(unzipped(world.github.artifacts(seen.result.run_id)["report"])) == ["numbers.json"]
+    assert list(world.github.artifacts(seen.result.run_id)) == ["report"]
+    assert "### Metrics" in seen.result.summaries["fork"]
+
+
+@about(stranger, "followed")
+def test_the_numbers_of_a_fork_are_posted_as_its_own(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == {"comment": "success"}, seen.result.log[-8000:]
+    assert seen.sha in seen.text
+    assert f"gh workflow run report.yml -f pull_request={seen.number} -f sha={seen.sha}" in seen.text
+    assert "params.yaml" in seen.text
+    assert "evil" not in seen.text
+    assert seen.others == 1
+    assert world.gate(seen.sha)[0] == "pending"
+
+
+@about(stranger)
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_artifact_is_refused_in_our_own_words(moments: dict[str, Seen], case: str) -> None:
+    seen = moments[case]
+    assert seen.result.jobs == {"comment": "success"}, seen.result.log[-8000:]
+    assert "accuracy" not in seen.text
+    for word in ("evil", "root:", "javascript", "<img", "e" * 40):
+        assert word not in seen.text.lower()
+    assert seen.others == 1
+
+
+@about(stranger, "twins")
+def test_two_pull_requests_of_one_branch_get_nothing(world: World, moments: dict[str, Seen], seen: Seen) -> None:
+    assert seen.result.jobs == {"comment": "success"}, seen.result.log[-8000:]
+    assert (seen.comments, seen.others) == ({}, 0)
+    first = moments["followed"]
+    assert [one["body"] for one in world.github.comments(first.number) if one["user"]["login"] == BOT] == [first.text]
+
+
+@about(similar_model, "requested")
+def test_a_maintainer_has_a_forks_exact_commit_trained(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
+    assert seen.head == seen.sha
+    assert "gh run download" in seen.text
+    assert world.gate(seen.sha)[0] in ("success", "pending")
+
+
+@about(similar_model, "mistaken")
+def test_a_commit_that_is_not_the_head_is_not_trained(seen: Seen) -> None:
+    assert (seen.result.jobs["plan"], seen.result.jobs["train"]) == ("failure", "skipped")
+    assert f"the head of #{seen.number} is {seen.sha}" in seen.result.logs["plan"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ci.yml
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@about(integration)
+@pytest.mark.parametrize("broken", ["none", "test", "test-slow", "bench-serve"])
+def test_all_green_is_red_as_soon_as_one_job_is(world: World, moments: dict[str, Seen], broken: str) -> None:
+    wanted = "success" if broken == "none" else "failure"
+    assert moments[broken].result.jobs["all-green"] == wanted, moments[broken].result.log[-8000:]
+    checks = {check["name"]: check["conclusion"] for check in world.github.checks(moments[broken].sha)}
+    assert checks["all-green"] == wanted
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Searches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@about(search)
+def test_a_sweep_proposes_what_it_found_and_has_it_judged(world: World, seen: Seen) -> None:
+    pull = world.github.pulls[seen.number]
+    assert (pull.base, pull.author) == ("lazy", BOT)
+    assert "| `learning_rate` | 0.0002 | **0.1** |" in pull.body
+    assert world.changed_by(seen.head) == {"params.yaml"}
+    assert world.github.repository.git("diff", "--numstat", f"{seen.head}^", seen.head).split()[:2] == ["1", "1"]
+    started = {
+        one["workflow"] for one in world.github.dispatches if one["ref"] in (pull.branch, f"refs/heads/{pull.branch}")
+    }
+    assert started == {"report.yml", "ci.yml"}
+    assert {"sweep.md", "trials.csv", "history.png", "best.json", "params.yaml"} <= set(seen.files)

@@ -1,0 +1,532 @@
+"""The workflow files keep their rules, and each rule catches what it is for: python -m pytest tests/github/test_workflows.py
+
+They are run for real by tests/github/test_workflow_runs.py and tests/release/test_deploy_runs.py.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from act import strings
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+FOLDER = ROOT / ".github" / "workflows"
+FILES = sorted(FOLDER.glob("*.y*ml"))
+HOSTED = re.compile(r"(ubuntu|windows|macos)-[\w.]+")
+ACTIONS = {"actions/attest", "actions/checkout", "actions/upload-artifact", "actions/download-artifact"}
+TRIGGERS = {"pull_request", "merge_group", "push", "schedule", "workflow_dispatch", "workflow_run"}
+IGNORES = {("report-comment.yml", "dangerous-triggers")}
+WRITES = {
+    ("deploy.yml", "attest"): {"attestations", "id-token"},
+    ("deploy.yml", "build"): {"packages"},
+    ("deploy.yml", "record"): {"deployments", "issues"},
+    ("report-comment.yml", "comment"): {"pull-requests", "statuses"},
+    ("report.yml", "cancelled"): {"statuses"},
+    ("report.yml", "plan"): {"statuses"},
+    ("report.yml", "publish"): {"actions", "contents", "pull-requests", "statuses"},
+    ("rollback.yml", "record"): {"deployments", "issues"},
+    ("sweep.yml", "publish"): {"actions", "contents", "pull-requests"},
+}
+RELEASES = ("deploy.yml", "rollback.yml")
+
+
+def read(text: str) -> Any:
+    return YAML(typ="safe").load(text)
+
+
+def jobs(content: Any) -> Iterator[tuple[str, Any]]:
+    yield from content["jobs"].items()
+
+
+def steps(content: Any) -> Iterator[tuple[str, Any]]:
+    for name, job in jobs(content):
+        for step in job.get("steps", []):
+            yield name, step
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rules: each takes the text of a workflow and yields what breaks it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def unpinned(text: str) -> Iterator[str]:
+    """Every action is an allowed one, at a full commit, with its version beside it."""
+    for use in re.findall(r"^\s*(?:-\s+)?uses:\s*(.+)$", text, re.MULTILINE):
+        found = re.fullmatch(r"([\w-]+/[\w-]+)@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)
+        if not found or found[1] not in ACTIONS:
+            yield use
+
+
+def loose_tokens(text: str) -> Iterator[str]:
+    """Nothing is granted on top, and each job lists what it needs."""
+    content = read(text)
+    if content.get("permissions") != {}:
+        yield "permissions on top"
+    for name, job in jobs(content):
+        if not isinstance(job.get("permissions"), dict):
+            yield f"permissions of {name}"
+
+
+def endless(text: str) -> Iterator[str]:
+    """Every job has a time limit, and runs that a newer one makes pointless are known by a group."""
+    content = read(text)
+    if "group" not in (content.get("concurrency") or {}) or "cancel-in-progress" not in content["concurrency"]:
+        yield "concurrency"
+    for name, job in jobs(content):
+        if "timeout-minutes" not in job:
+            yield f"timeout-minutes of {name}"
+
+
+def scripts(text: str) -> Iterator[str]:
+    """A step is one plain line: what it takes comes by `env`, and logic lives in Python."""
+    for name, step in steps(read(text)):
+        for code in (step.get("run"), step.get("with", {}).get("script")):
+            if code and ("${{" in code or "\n" in code.strip()):
+                yield f"{name}: {code}"
+
+
+def tokens_on_disk(text: str) -> Iterator[str]:
+    for name, step in steps(read(text)):
+        if (
+            step.get("uses", "").startswith("actions/checkout@")
+            and step.get("with", {}).get("persist-credentials") is not False
+        ):
+            yield name
+
+
+def triggers(content: Any) -> set[str]:
+    on = content["on"]
+    return {on} if isinstance(on, str) else set(on)
+
+
+def bad_triggers(text: str) -> Iterator[str]:
+    """No trigger but the allowed ones; `workflow_run` runs the default branch's code, hosted, without secrets."""
+    content = read(text)
+    yield from triggers(content) - TRIGGERS
+    if "workflow_run" not in triggers(content):
+        return
+    if triggers(content) != {"workflow_run"}:
+        yield "workflow_run beside other triggers"
+    for name, step in steps(content):
+        if step.get("uses", "").startswith("actions/checkout@") and {"ref", "repository"} & set(step.get("with", {})):
+            yield f"{name} checks out what it was told to"
+    for name, job in jobs(content):
+        if not HOSTED.fullmatch(str(job["runs-on"])):
+            yield f"{name} runs on {job['runs-on']}"
+    yield from (string for string in strings(content) if re.search(r"\bsecrets\b", string))
+
+
+def open_to_forks(text: str) -> Iterator[str]:
+    """A job that may run on a machine of one's own never runs for a fork's pull request, nor for an outsider's comment."""
+    content = read(text)
+    for name, job in jobs(content):
+        untrusted = triggers(content) - {"push", "merge_group", "workflow_dispatch", "schedule"}
+        if not may_be_self_hosted(job) or not untrusted:
+            continue
+        if untrusted != {"pull_request"} or True in Condition(str(job.get("if", "true"))).outcomes():
+            yield name
+
+
+def may_be_self_hosted(job: Any) -> bool:
+    """True unless every label is the literal name of a hosted image: an expression can become anything."""
+    wanted = job.get("runs-on")
+    labels = [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else [""]
+    return not all(HOSTED.fullmatch(str(label)) for label in labels)
+
+
+def secrets_anywhere(text: str) -> Iterator[str]:
+    """Secrets belong to a job's environment, which can have reviewers; none is inherited or given to a whole workflow."""
+    content = read(text)
+    for name, job in jobs(content):
+        used = re.findall(r"\bsecrets\.(\w+)", "\n".join(strings(job)))
+        if job.get("secrets") == "inherit" or ("environment" not in job and set(used) - {"GITHUB_TOKEN"}):
+            yield name
+    if re.search(r"\bsecrets\.", "\n".join(strings({**content, "jobs": {}}))):
+        yield "the whole workflow"
+
+
+def shared_dvc(text: str) -> Iterator[str]:
+    """A job that runs DVC keeps its site cache to itself: the default is a folder that everyone may write pickles to."""
+    for name, job in jobs(read(text)):
+        runs = "\n".join(str(step.get("run", "")) for step in job.get("steps", []))
+        if re.search(r"dvc|src\.(reproduce|storage|report|release\.verify)|make (report|reproduce|sweep)", runs):
+            where = str(job.get("env", {}).get("DVC_SITE_CACHE_DIR", ""))
+            if not where.startswith(("${{ github.workspace }}/", "${{ runner.temp }}/")):
+                yield name
+
+
+def forgotten_jobs(text: str) -> Iterator[str]:
+    """`all-green` runs whatever happened, and knows of every other job."""
+    content = read(text)
+    gate = content["jobs"].get("all-green")
+    if gate is None:
+        return
+    if gate.get("if") != "always()":
+        yield "if"
+    yield from set(content["jobs"]) - {"all-green"} - set(gate["needs"])
+
+
+def unexplained_ignores(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if "zizmor: ignore" in line and not re.search(r"# zizmor: ignore\[[\w-]+\] (\w\S* ){4,}", line):
+            yield line
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions: what can `if:` come to when the event is a fork's pull request?
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Condition:
+    """An expression of GitHub Actions in three values: true, false, or either when it hangs on what is not known here."""
+
+    WORD = re.compile(r"\s*('(?:[^']|'')*'|&&|\|\||[=!<>]=|[!<>(),\[\]]|[\w.*-]+)")
+    EITHER = frozenset({True, False})
+
+    def __init__(self, text: str) -> None:
+        text = re.sub(r"^\s*\$\{\{(.*)\}\}\s*$", r"\1", text, flags=re.DOTALL)
+        assert "${{" not in text, f"text around an expression is always true: {text}"
+        self.words = self.WORD.findall(text)
+        assert "".join(self.words) == re.sub(r"\s+(?=(?:[^']*'[^']*')*[^']*$)", "", text), f"not understood: {text}"
+
+    def outcomes(self) -> frozenset[bool]:
+        found = self._or()[1]
+        assert not self.words, f"not understood: {self.words}"
+        return found
+
+    def _next(self, *wanted: str) -> str | None:
+        return self.words.pop(0) if self.words and self.words[0] in wanted else None
+
+    def _or(self) -> tuple[str, frozenset[bool]]:
+        text, left = self._and()
+        while self._next("||"):
+            more, right = self._and()
+            text, left = f"{text} || {more}", frozenset(a or b for a in left for b in right)
+        return text, left
+
+    def _and(self) -> tuple[str, frozenset[bool]]:
+        text, left = self._comparison()
+        while self._next("&&"):
+            more, right = self._comparison()
+            text, left = f"{text} && {more}", frozenset(a and b for a in left for b in right)
+        return text, left
+
+    def _comparison(self) -> tuple[str, frozenset[bool]]:
+        text, left = self._unary()
+        sign = self._next("==", "!=", "<", ">", "<=", ">=")
+        if sign is None:
+            return text, left
+        other, _ = self._unary()
+        equal = self._equal(text, other) if sign in ("==", "!=") else self.EITHER
+        return f"{text} {sign} {other}", frozenset(value == (sign == "==") for value in equal)
+
+    def _equal(self, left: str, right: str) -> frozenset[bool]:
+        """Compare two operands, of which only the event and the repository of the head are known."""
+        sides = {left, right}
+        if "github.event_name" in sides and any(side.startswith("'") for side in sides):
+            return frozenset({"'pull_request'" in sides})
+        same = sides == {"github.event.pull_request.head.repo.full_name", "github.repository"}
+        return frozenset({False}) if same else self.EITHER
+
+    def _unary(self) -> tuple[str, frozenset[bool]]:
+        if self._next("!"):
+            text, value = self._unary()
+            return f"!{text}", frozenset(not one for one in value)
+        if self._next("("):
+            text, value = self._or()
+            assert self._next(")"), "a bracket is not closed"
+            return f"({text})", value
+        word = self.words.pop(0)
+        while self.words and self.words[0] in ("(", "["):
+            word += self._bracket()
+        return word, {"true": frozenset({True}), "false": frozenset({False})}.get(word, self.EITHER)
+
+    def _bracket(self) -> str:
+        """Take the arguments of a call, or an index, as text."""
+        text, depth = "", 0
+        while True:
+            word = self.words.pop(0)
+            depth += (word in ("(", "[")) - (word in (")", "]"))
+            text += word
+            if depth == 0:
+                return text
+
+
+SAME = "github.event.pull_request.head.repo.full_name == github.repository"
+CONDITIONS = [
+    ("true", {True}),
+    ("always()", {True, False}),
+    (SAME, {False}),
+    (f"${{{{ !({SAME}) }}}}", {True}),
+    (SAME.replace("==", "!="), {True}),
+    ("github.event_name == 'push'", {False}),
+    ("github.event_name != 'pull_request'", {False}),
+    ("github.event_name == 'pull_request' || github.event_name == 'push'", {True}),
+    (f"needs.plan.outputs.lane == 'train' && (github.event_name != 'pull_request' || {SAME})", {False}),
+    (f"needs.plan.outputs.lane == 'train' || {SAME}", {True, False}),
+    (f"contains(github.event.pull_request.labels.*.name, 'a && b') && {SAME}", {False}),
+    ("contains(fromJSON('[\"a\"]'), github.actor) && !cancelled()", {True, False}),
+    ("github.event.pull_request.head.repo.fork == false", {True, False}),
+    (f"({SAME}) == false", {True, False}),
+]
+
+
+@pytest.mark.parametrize(("text", "outcomes"), CONDITIONS)
+def test_a_condition_comes_to_what_it_can_for_a_fork(text: str, outcomes: set[bool]) -> None:
+    assert Condition(text).outcomes() == outcomes
+
+
+@pytest.mark.parametrize("text", ["${{ a }} && b", "a &&", "(a", "a % b"])
+def test_a_condition_that_is_not_understood_is_refused(text: str) -> None:
+    with pytest.raises((AssertionError, IndexError)):
+        Condition(text).outcomes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every workflow keeps every rule, and each rule catches its bad example
+# ---------------------------------------------------------------------------------------------------------------------
+
+GOOD = """
+name: Good
+on:
+  pull_request:
+permissions: {}
+concurrency:
+  group: good
+  cancel-in-progress: true
+jobs:
+  one:
+    runs-on: ubuntu-24.04
+    timeout-minutes: 5
+    permissions:
+      contents: read
+    env:
+      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site
+    steps:
+      - uses: actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1
+        with:
+          persist-credentials: false
+      - run: dvc repro
+  all-green:
+    if: always()
+    needs: [one]
+    runs-on: ubuntu-24.04
+    timeout-minutes: 5
+    permissions: {}
+    steps:
+      - run: python3 -m src.github.all_green
+"""
+PIN = "3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1"
+BAD = [
+    (unpinned, PIN, "v7"),
+    (unpinned, PIN, "3d3c42e5aac5ba805825da76410c181273ba90b1"),
+    (unpinned, PIN, "3d3c42e # v7.0.1"),
+    (unpinned, "actions/checkout@", "someone/checkout@"),
+    (loose_tokens, "permissions: {}\nconcurrency", "permissions: read-all\nconcurrency"),
+    (loose_tokens, "permissions: {}\nconcurrency", "concurrency"),
+    (loose_tokens, "    permissions:\n      contents: read\n", ""),
+    (loose_tokens, "    permissions:\n      contents: read\n", "    permissions: write-all\n"),
+    (endless, "    timeout-minutes: 5\n", ""),
+    (endless, "concurrency:\n  group: good\n  cancel-in-progress: true\n", ""),
+    (endless, "concurrency:\n  group: good\n  cancel-in-progress: true\n", "concurrency:\n  group: good\n"),
+    (scripts, "run: dvc repro", "run: echo ${{ github.head_ref }}"),
+    (scripts, "run: dvc repro", "run: |\n          a\n          b"),
+    (scripts, "run: dvc repro", 'uses: actions/github-script@x\n        with:\n          script: a("${{ x }}")'),
+    (tokens_on_disk, "persist-credentials: false", "fetch-depth: 0"),
+    (tokens_on_disk, "persist-credentials: false", "persist-credentials: true"),
+    (tokens_on_disk, "persist-credentials: false", "persist-credentials: 'false'"),
+    (bad_triggers, "pull_request:", "pull_request_target:"),
+    (bad_triggers, "pull_request:", "issue_comment:"),
+    (bad_triggers, "pull_request:", "pull_request:\n  workflow_run:"),
+    (
+        bad_triggers,
+        "pull_request:",
+        "workflow_run:\n#",
+        "persist-credentials: false",
+        "ref: ${{ github.event.workflow_run.id }}",
+    ),
+    (bad_triggers, "pull_request:", "workflow_run:\n#", "dvc repro", "true\n        env: {A: '${{ secrets.A }}'}"),
+    (bad_triggers, "pull_request:", "workflow_run:\n#", "ubuntu-24.04", "${{ vars.RUNNER }}"),
+    (open_to_forks, "ubuntu-24.04", "self-hosted"),
+    (open_to_forks, "ubuntu-24.04", "gpu"),
+    (open_to_forks, "ubuntu-24.04", "[ubuntu-24.04, gpu]"),
+    (open_to_forks, "ubuntu-24.04", "{group: gpus}"),
+    (open_to_forks, "ubuntu-24.04", "${{ vars.RUNNER || 'ubuntu-24.04' }}"),
+    (open_to_forks, "runs-on: ubuntu-24.04", "runs-on: gpu\n    if: github.event_name != 'push'"),
+    (open_to_forks, "runs-on: ubuntu-24.04", f"runs-on: gpu\n    if: always() || {SAME}"),
+    (open_to_forks, "runs-on: ubuntu-24.04", f"runs-on: gpu\n    if: {SAME}", "pull_request:", "workflow_run:"),
+    (open_to_forks, "    runs-on: ubuntu-24.04", "    uses: ./.github/workflows/other.yml"),
+    (secrets_anywhere, "run: dvc repro", "run: dvc repro\n        env: {KEY: '${{ secrets.KEY }}'}"),
+    (secrets_anywhere, "jobs:", "env: {KEY: '${{ secrets.KEY }}'}\njobs:"),
+    (secrets_anywhere, "    timeout-minutes: 5\n", "    secrets: inherit\n"),
+    (shared_dvc, "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n", "      A: b\n"),
+    (shared_dvc, "${{ github.workspace }}/site", "/var/tmp/dvc"),
+    (shared_dvc, "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n", "      A: b\n", "dvc repro", "make report"),
+    (
+        shared_dvc,
+        "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n",
+        "      A: b\n",
+        "dvc repro",
+        "python -m src.release.verify out/release",
+    ),
+    (forgotten_jobs, "if: always()", "if: success()"),
+    (forgotten_jobs, "needs: [one]", "needs: []"),
+    (unexplained_ignores, "pull_request:", "pull_request: # zizmor: ignore[dangerous-triggers]"),
+    (unexplained_ignores, "pull_request:", "pull_request: # zizmor: ignore it is fine for us here now"),
+]
+RULES = sorted({rule for rule, *_ in BAD}, key=lambda rule: rule.__name__)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_workflow_keeps_every_rule(file: Path, rule: Callable[[str], Iterator[str]]) -> None:
+    assert list(rule(file.read_text())) == []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_rule_lets_a_good_workflow_pass(rule: Callable[[str], Iterator[str]]) -> None:
+    assert list(rule(GOOD)) == []
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case[0].__name__} {case[2][:40]!r}")
+def test_a_rule_catches_what_it_is_for(case: tuple[Any, ...]) -> None:
+    rule, *edits = case
+    text = GOOD
+    for old, new in zip(edits[::2], edits[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new, 1)
+    assert list(rule(text))
+
+
+OWN_MACHINES = {
+    "report.yml": {"train"},
+    "deploy.yml": {"verify", "register", "staging", "deploy"},
+    "rollback.yml": {"rollback"},
+    "keep.yml": {"keep"},
+    "studies.yml": {"study"},
+    "sweep.yml": {"search"},
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_listed_jobs_may_be_self_hosted_and_no_others(file: Path) -> None:
+    """The rule about forks would hold as well if nothing could ever run on one's own machine."""
+    content = read(file.read_text())
+    assert {name for name, job in jobs(content) if may_be_self_hosted(job)} == OWN_MACHINES.get(file.name, set())
+
+
+def test_only_the_listed_jobs_may_write_and_only_what_is_listed() -> None:
+    found = {}
+    for file in FILES:
+        for name, job in jobs(read(file.read_text())):
+            if granted := {scope for scope, level in job["permissions"].items() if level == "write"}:
+                found[file.name, name] = granted
+    assert found == WRITES
+
+
+def test_only_one_workflow_starts_after_another_and_has_all_its_names_right() -> None:
+    contents = {file.name: read(file.read_text()) for file in FILES}
+    followers = {name for name, content in contents.items() if "workflow_run" in triggers(content)}
+    assert followers == {"report-comment.yml"}
+    names = {content["name"] for content in contents.values()}
+    assert set(contents["report-comment.yml"]["on"]["workflow_run"]["workflows"]) <= names
+
+
+def test_jobs_that_hold_a_write_token_run_no_installed_code() -> None:
+    """They use the standard library of whatever python3 there is: no environment, no packages, no model.
+
+    The one that builds an image cannot, and may write nothing else than images.
+    """
+    for (name, job), writes in WRITES.items():
+        if writes == {"packages"}:
+            continue
+        for step in read((FOLDER / name).read_text())["jobs"][job]["steps"]:
+            assert re.match(r"python3 -m src\.github\.\w+|curl ", step.get("run", "curl ")), step["run"]
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_what_changes_production_waits_for_its_turn_and_is_never_cancelled(name: str) -> None:
+    content = read((FOLDER / name).read_text())
+    assert content["concurrency"] == {"group": "deploy-production", "cancel-in-progress": False, "queue": "max"}
+    assert triggers(content) <= {"push", "workflow_dispatch"}
+    first = next(iter(content["jobs"].values()))
+    assert "github.ref == format('refs/heads/{0}', github.event.repository.default_branch)" in first["if"]
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_never_trains_and_restores_no_cache(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    assert not re.search(r"make (reproduce|report)|src\.reproduce|dvc repro|actions/cache|cache:", text)
+
+
+def test_an_image_is_verified_before_it_runs_and_no_code_of_ours_meets_the_signing_token() -> None:
+    content = read((FOLDER / "deploy.yml").read_text())
+    assert not [step for step in content["jobs"]["attest"]["steps"] if "run" in step or "checkout" in step.get("uses", "")]
+    deploying = [name for name, step in steps(content) if "src.release.deploy" in step.get("run", "")]
+    assert deploying == ["staging", "deploy"]
+    for name in deploying:
+        job = content["jobs"][name]
+        runs = [step.get("run", "") for step in job["steps"]]
+        assert runs.index(".venv/bin/python -m src.github.attested out/release") < runs.index(
+            ".venv/bin/python -m src.release.deploy out/release"
+        )
+        assert "attest" in job["needs"]
+        assert "needs.attest.result == 'success' || needs.attest.result == 'skipped'" in job["if"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The linters of workflows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def tool(name: str) -> str:
+    """Return the path of a program, which the environment has beside its Python."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/bin:/bin") or shutil.which(name)
+    assert found, f"{name} is missing: it is part of the environment (make setup-checks)"
+    return found
+
+
+def zizmor(*paths: Path) -> subprocess.CompletedProcess[str]:
+    command = [tool("zizmor"), "--offline", "--persona", "auditor", "--no-progress", "--color", "never", *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def actionlint(*paths: Path) -> subprocess.CompletedProcess[str]:
+    command = [tool("actionlint"), "-no-color", "-shellcheck", tool("shellcheck"), *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_zizmor_finds_nothing_as_an_auditor_and_each_ignore_is_known() -> None:
+    result = zizmor(FOLDER)
+    assert result.returncode == 0, result.stdout
+    assert f"({len(IGNORES)} ignored)" in result.stdout + result.stderr
+    found = {(file.name, rule) for file in FILES for rule in re.findall(r"zizmor: ignore\[([\w-]+)\]", file.read_text())}
+    assert found == IGNORES
+    assert sum(file.read_text().count("zizmor: ignore") for file in FILES) == len(IGNORES)
+    assert not list((ROOT / ".github").rglob("*zizmor*")), "no configuration file that could hide findings"
+
+
+def test_actionlint_finds_nothing() -> None:
+    result = actionlint(*FILES)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_linters_find_what_is_there(tmp_path: Path) -> None:
+    bad = tmp_path / ".github" / "workflows" / "bad.yml"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(
+        "on: pull_request_target\njobs:\n  a:\n    runs-on: gpu\n    steps:\n      - run: echo ${{ github.head_ref }} $x\n"
+    )
+    found = zizmor(bad)
+    assert found.returncode != 0
+    for audit in ("dangerous-triggers", "template-injection", "excessive-permissions"):
+        assert audit in found.stdout
+    said = actionlint(bad).stdout
+    assert "[expression]" in said
+    assert "[shellcheck]" in said

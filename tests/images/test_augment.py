@@ -1,0 +1,188 @@
+"""Augmentation of whole batches keeps shapes, ranges and content: python -m pytest tests/images/test_augment.py"""
+
+import numpy as np
+import pytest
+import torch
+
+from src.core.params import Augment
+from src.images import augment
+
+OFF = {"crop": 0, "flip": False, "rotate": 0, "scale": 0, "brightness": 0, "contrast": 0, "cutout": 0, "erase": 0}
+OFF |= {"mixup": 0, "cutmix": 0}
+
+
+def generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def photographs(n: int = 6, height: int = 12, width: int = 9) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(5).integers(0, 256, (n, height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("margin", [1, 3, 20])
+def test_every_crop_is_a_window_of_its_own_padded_image(margin: int) -> None:
+    images = photographs()
+    padded = augment.pad(images, margin)
+    expected = np.pad(images.numpy(), ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    np.testing.assert_array_equal(padded.numpy(), expected)
+    rows = torch.tensor([3, 0, 3, 5])
+    crops = augment.crop(padded, rows, Augment(**(OFF | {"crop": margin})), False, generator())
+    assert crops.shape == (4, 12, 9, 3)
+    for row, taken in zip(rows, crops, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(padded[row].numpy(), (12, 9), (0, 1)).transpose(0, 1, 3, 4, 2)
+        assert any((taken.numpy() == window).all() for line in windows for window in line)
+
+
+def test_the_numpy_and_the_torch_gather_take_the_same_windows() -> None:
+    padded = augment.pad(photographs(), 2)
+    rows = torch.arange(6)
+    on_cpu = augment.crop(padded, rows, Augment(**(OFF | {"crop": 2})), False, generator(3))
+    top, left = (torch.randint(5, (6,), generator=g) for g in [generator(3)] for _ in range(2))
+    by_hand = torch.stack([padded[i, top[i] : top[i] + 12, left[i] : left[i] + 9] for i in range(6)])
+    assert torch.equal(on_cpu, by_hand)
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_images_smaller_than_the_margin_can_be_padded(side: int) -> None:
+    assert augment.pad(photographs(2, side, side), 4).shape == (2, side + 8, side + 8, 3)
+
+
+@pytest.mark.parametrize(
+    "strength",
+    [
+        {"rotate": 30},
+        {"scale": 0.3},
+        {"brightness": 0.5},
+        {"contrast": 0.5},
+        {"cutout": 4},
+        {"cutout": 50},
+        {"erase": 0.9},
+    ],
+)
+def test_each_augmentation_changes_images_within_range(strength: dict) -> None:
+    images = photographs(64).permute(0, 3, 1, 2).float()
+    changed = augment.apply(images, Augment(**(OFF | strength)), generator())
+    assert changed.shape == images.shape
+    assert changed.min() >= -1e-3
+    assert changed.max() <= 255.001
+    assert not torch.equal(changed, images)
+    again = augment.apply(images, Augment(**(OFF | strength)), generator())
+    assert torch.equal(changed, again)
+
+
+def test_everything_off_changes_nothing() -> None:
+    images = photographs().permute(0, 3, 1, 2).float()
+    assert torch.equal(augment.apply(images, Augment(**OFF), generator()), images)
+
+
+@pytest.mark.parametrize("margin", [0, 2])
+def test_flip_mirrors_about_half_and_a_mirrored_copy_changes_nothing(margin: int) -> None:
+    images, rows = photographs(200), torch.arange(200)
+    padded = augment.pad(images, margin)
+    twice = torch.cat([padded, padded.flip(2)])
+    kept, flipped, from_copy = (
+        augment.crop(bank, rows, Augment(**(OFF | {"crop": margin, "flip": flip})), both, generator())
+        for bank, flip, both in ((padded, False, False), (padded, True, False), (twice, True, True))
+    )
+    assert torch.equal(flipped, from_copy)
+    same = [torch.equal(a, b) for a, b in zip(flipped, kept, strict=True)]
+    mirrored = [torch.equal(a, b.flip(1)) for a, b in zip(flipped, kept, strict=True)]
+    assert sum(same) + sum(mirrored) == 200
+    assert 70 < sum(mirrored) < 130
+
+
+def test_the_grid_of_a_turn_is_that_of_affine_grid() -> None:
+    angle, zoom = torch.linspace(-3, 3, 7), torch.linspace(0.5, 1.5, 7)
+    cos, sin, zero = angle.cos() * zoom, angle.sin() * zoom, torch.zeros(7)
+    maps = torch.stack([cos, -sin * 12 / 9, zero, sin * 9 / 12, cos, zero], dim=1).view(7, 2, 3)
+    expected = torch.nn.functional.affine_grid(maps, [7, 3, 12, 9], align_corners=False)
+    torch.testing.assert_close(augment._grid(cos, sin, 12, 9), expected)
+
+
+def test_a_quarter_turn_of_an_oblong_image_keeps_circles_round() -> None:
+    """Rotated by 90 degrees about the centre, a square mark stays square and moves to its place."""
+    image = torch.zeros(1, 1, 21, 41)
+    image[0, 0, 9:12, 28:31] = 255  # right of the centre (10, 20) by 9
+    # the generator's first draw is what the angle is made of: find a seed that turns by nearly the whole angle
+    seed = next(s for s in range(2000) if torch.rand(1, generator=generator(s)) > 0.998)
+    turned = augment.turn(image, 90, 0.0, generator(seed))[0, 0]
+    turned[:, :10] = turned[:, 31:] = 0  # beyond the image's height its borders are reflected
+    rows, columns = torch.nonzero(turned > 128, as_tuple=True)
+    assert abs(columns.float().mean() - 20) < 0.6
+    assert abs(abs(rows.float().mean() - 10) - 9) < 0.6
+    assert 5 <= len(rows) <= 13
+
+
+def test_cutout_paints_a_square_in_the_mean_colour() -> None:
+    images = photographs(30, 16, 16).permute(0, 3, 1, 2).float()
+    cut = augment.cutout(images, 4, generator())
+    changed = (cut != images).any(dim=1)
+    assert changed.sum(dim=(1, 2)).max() == 16
+    assert changed.any(dim=(1, 2)).all()
+    means = images.mean(dim=(2, 3))
+    for image, mask, mean in zip(cut, changed, means, strict=True):
+        torch.testing.assert_close(image[:, mask], mean[:, None].expand(-1, int(mask.sum())))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (10, 60), (4, 400), (1, 1)])
+def test_erasing_fills_a_rectangle_of_the_promised_size_with_noise(height: int, width: int) -> None:
+    images = torch.full((2000, 3, height, width), 300.0)  # no noise is so bright
+    erased = (augment.erase(images, 0.5, generator()) != 300).all(dim=1)
+    high, wide = erased.any(dim=2).sum(dim=1), erased.any(dim=1).sum(dim=1)
+    assert torch.equal(high * wide, erased.sum(dim=(1, 2)))  # a full rectangle, or nothing
+    hit = high > 0
+    assert 0.45 < hit.float().mean() < 0.55
+    share = (high * wide)[hit] / (height * width)
+    assert share.max() <= 0.33 + 0.5 / min(height, width) + 1 / max(height, width) + (height * width == 1)
+    if height == width == 32:
+        assert 0.15 < share.mean() < 0.2
+        assert share.min() > 0.01
+        ratio = (high / wide)[hit]
+        assert 0.2 < ratio.min() < 0.4
+        assert 2.5 < ratio.max() < 4.5
+        assert abs(ratio.log().mean()) < 0.1
+
+
+def test_erasing_reaches_every_pixel() -> None:
+    images = torch.full((3000, 1, 8, 8), 300.0)
+    assert (augment.erase(images, 1.0, generator()) != 300).any(dim=0).all()
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("strength", [{"mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 0.3, "cutmix": 1.0}])
+def test_mixing_keeps_labels_in_step_with_pixels(kind: torch.dtype, strength: dict) -> None:
+    """One class is black and one white, so the mean of an image is the share of the white one."""
+    labels = torch.arange(60) % 2
+    images = (255 * labels)[:, None, None, None].expand(60, 3, 10, 7).to(kind)
+    mixed, targets = augment.mix(images, labels, 2, Augment(**(OFF | strength)), generator())
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(60))
+    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)) / 255, targets[:, 1])
+    assert ((targets > 0.01) & (targets < 0.99)).any()
+
+
+def test_mixing_of_a_kind_is_what_its_name_says() -> None:
+    images, labels = torch.zeros(400, 3, 12, 8), torch.arange(400) % 2
+    images[1::2] = 255
+    blended, shares = augment.mix(images, labels, 2, Augment(**(OFF | {"mixup": 1.0})), generator())
+    assert torch.equal(blended.amin(dim=(1, 2, 3)), blended.amax(dim=(1, 2, 3)))
+    assert shares[:, 0].std() == pytest.approx(12**-0.5, abs=0.03)  # Beta(1, 1) is uniform
+    pasted, _ = augment.mix(images, labels, 2, Augment(**(OFF | {"cutmix": 1.0})), generator())
+    assert ((pasted == 0) | (pasted == 255)).all()
+    changed = (pasted != images).all(dim=1)
+    assert torch.equal(changed.any(dim=2).sum(1) * changed.any(dim=1).sum(1), changed.sum(dim=(1, 2)))
+
+
+def test_with_both_each_batch_draws_one_kind() -> None:
+    images, labels = torch.zeros(20, 1, 6, 6), torch.arange(20) % 2
+    images[1::2] = 255
+    draws, kinds = generator(), []
+    for _ in range(60):
+        mixed, _ = augment.mix(images, labels, 2, Augment(**(OFF | {"mixup": 1.0, "cutmix": 1.0})), draws)
+        kinds.append(bool(((mixed == 0) | (mixed == 255)).all()))
+    assert 15 < sum(kinds) < 45
+
+
+def test_a_tiny_alpha_mixes_hardly_and_stays_finite() -> None:
+    share = augment.mixup(torch.zeros(5000, 1, 1, 1), 0.001, generator())
+    assert torch.isfinite(share).all()
+    assert (((share < 0.01) | (share > 0.99)).float().mean()) > 0.95

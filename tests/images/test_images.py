@@ -1,0 +1,256 @@
+"""From bytes to pixels, any format and mode: python -m pytest tests/images/test_images.py"""
+
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from conftest import encode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from src.images import images
+from src.images.images import UndecodableError, decode, digest, fit, load
+
+LIMIT = 10_000_000
+
+
+def photograph(random: np.random.Generator, height: int = 40, width: int = 60) -> np.ndarray:
+    small = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_give_equal_pixels_and_digests(random: np.random.Generator, kind: str) -> None:
+    pixels = photograph(random)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    decoded = decode(encode(pixels, kind, **options), LIMIT)
+    assert decoded.format == kind
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+    assert digest(decoded.pixels) == digest(pixels)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(40, 60), (33, 17), (1, 1), (8, 129)])
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_quick_jpeg_path_equals_pillow_bit_for_bit(
+    random: np.random.Generator, quality: int, subsampling: int, size: tuple[int, int], grey: bool
+) -> None:
+    pixels = photograph(random, *size)
+    image = Image.fromarray(pixels).convert("L") if grey else Image.fromarray(pixels)
+    content = encode(image, "JPEG", quality=quality, subsampling=subsampling)
+    plain = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    np.testing.assert_array_equal(decode(content, LIMIT).pixels, plain)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(40, 60), (33, 17), (1, 1), (8, 129), (300, 2)])
+@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"dpi": (72, 72)}, {"optimize": True}])
+def test_the_quick_png_path_is_taken_and_equals_pillow_bit_for_bit(
+    random: np.random.Generator, mode: str, size: tuple[int, int], options: dict[str, object]
+) -> None:
+    content = encode(Image.fromarray(photograph(random, *size)).convert(mode), "PNG", **options)
+    assert images._open_plain_png(content, LIMIT) is not None
+    expected = images._decode_any(content, LIMIT)
+    quick = decode(content, LIMIT)
+    assert (quick.mode, quick.format) == (expected.mode, expected.format)
+    np.testing.assert_array_equal(quick.pixels, expected.pixels)
+
+
+@pytest.mark.parametrize("kind", ["palette", "alpha", "16 bits", "transparent colour", "rotated", "interlaced", "animated"])
+def test_a_png_that_is_more_than_pixels_is_left_to_pillow(random: np.random.Generator, kind: str) -> None:
+    picture = Image.fromarray(photograph(random))
+    options: dict[str, object] = {}
+    if kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    elif kind == "transparent colour":
+        options["transparency"] = (1, 2, 3)
+    elif kind == "animated":
+        options |= {"save_all": True, "append_images": [picture.rotate(90)]}
+    modes = {"palette": "P", "alpha": "RGBA", "16 bits": "I;16"}
+    if kind in modes:
+        picture = picture.convert("L").convert("I;16") if kind == "16 bits" else picture.convert(modes[kind])
+    content = encode(picture, "PNG", **options)
+    if kind == "interlaced":
+        content = content[:28] + b"\1" + struct.pack(">I", zlib.crc32(content[12:28] + b"\1")) + content[33:]
+    assert images._open_plain_png(content, LIMIT) is None
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_quick_png_path_takes_nothing_that_pillow_refuses(data: st.DataObject) -> None:
+    content = bytearray(encode(Image.fromarray(photograph(np.random.default_rng(3), 9, 7)), "PNG"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    quick = images._open_plain_png(bytes(content), LIMIT)
+    if quick is not None:
+        np.testing.assert_array_equal(np.asarray(quick.convert("RGB")), images._decode_any(bytes(content), LIMIT).pixels)
+
+
+@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (40, 60)])
+def test_load_is_decode_and_fit(random: np.random.Generator, how: str, kind: str, size: tuple[int, int]) -> None:
+    for shape in ((40, 60), (32, 32), (16, 16)):
+        content = encode(Image.fromarray(photograph(random, *shape)), kind)
+        for channels in (1, 3):
+            pixels, area = load(content, LIMIT, size, channels, how)
+            np.testing.assert_array_equal(pixels, fit(decode(content, LIMIT).pixels, size, channels, how))
+            assert area == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("size", [(8, 8), (9, 6), (16, 16)])
+def test_equal_aspects_are_resized_as_pillow_would(random: np.random.Generator, how: str, size: tuple[int, int]) -> None:
+    height, width = size
+    picture = Image.fromarray(photograph(random, height * 3, width * 3))
+    pillow = {"crop": ImageOps.fit, "pad": ImageOps.pad}.get(how)
+    expected = pillow(picture, (width, height), Image.Resampling.BILINEAR) if pillow else None
+    if expected is not None:
+        np.testing.assert_array_equal(fit(np.asarray(picture), size, 3, how), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_rotation_is_obeyed(random: np.random.Generator, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(photograph(random), kind, exif=exif)
+    with Image.open(io.BytesIO(content)) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert upright.shape[:2] == ((60, 40) if orientation > 4 else (40, 60))
+    np.testing.assert_array_equal(decode(content, LIMIT).pixels, upright)
+
+
+def test_damaged_exif_does_not_cost_the_image(random: np.random.Generator) -> None:
+    content = encode(photograph(random), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\xff\xff")
+    assert decode(content, LIMIT).pixels.shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb(random: np.random.Generator, mode: str) -> None:
+    kind = "PNG" if mode in ("1", "L", "LA", "P", "RGB", "RGBA") else "TIFF"
+    image = Image.fromarray(photograph(random)).convert(mode)
+    decoded = decode(encode(image, kind), LIMIT)
+    assert decoded.pixels.shape == (40, 60, 3)
+    assert decoded.pixels.dtype == np.uint8
+    if mode in ("L", "LA", "1"):
+        assert (decoded.pixels[..., 0] == decoded.pixels[..., 2]).all()
+
+
+def test_a_cmyk_jpeg_keeps_its_colours() -> None:
+    red = Image.new("RGB", (16, 16), (220, 20, 20))
+    decoded = decode(encode(red.convert("CMYK"), "JPEG", quality=95), LIMIT)
+    assert decoded.mode == "CMYK"
+    assert np.abs(decoded.pixels.astype(int) - [220, 20, 20]).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_keep_the_high_byte(kind: str) -> None:
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    decoded = decode(encode(Image.fromarray(values), kind), LIMIT)
+    np.testing.assert_array_equal(decoded.pixels[..., 0], (values >> 8).astype(np.uint8))
+
+
+def test_floats_are_scaled_or_refused() -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    np.testing.assert_array_equal(
+        decode(encode(Image.fromarray(values), "TIFF"), LIMIT).pixels[..., 0], np.round(values * 255)
+    )
+    for bad in (values * 300, values - 1, values * np.nan):
+        with pytest.raises(UndecodableError, match="floating-point pixels"):
+            decode(encode(Image.fromarray(bad.astype(np.float32)), "TIFF"), LIMIT)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    pixels = np.zeros((4, 4, 4), dtype=np.uint8)
+    pixels[0, 0] = (10, 20, 30, 255)
+    decoded = decode(encode(Image.fromarray(pixels), "PNG"), LIMIT).pixels
+    assert decoded[0, 0].tolist() == [10, 20, 30]
+    assert decoded[1, 1].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    decoded = decode(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options), LIMIT)
+    assert decoded.pixels[4, 4].tolist() == [250, 0, 0]
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that is a few kilobytes and claims side x side pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * (side // 8 + 1) * 100, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [4_000, 20_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_decoding(side: int) -> None:
+    with pytest.raises(UndecodableError, match=rf"too large: {side}x{side} pixels is over prepare.max_megapixels 10"):
+        decode(bomb(side), LIMIT)
+
+
+def test_a_large_jpeg_is_refused_too(random: np.random.Generator) -> None:
+    with pytest.raises(UndecodableError, match="too large: 60x40"):
+        decode(encode(photograph(random), "JPEG"), 2_000)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_a_truncated_file_is_corrupt(random: np.random.Generator, kind: str) -> None:
+    content = encode(random.integers(0, 256, (64, 64, 3), dtype=np.uint8), kind)
+    with pytest.raises(UndecodableError, match="corrupt image"):
+        decode(content[: len(content) // 2], LIMIT)
+
+
+@pytest.mark.parametrize("content", [b"hello, I am text", b"%PDF-1.7", b"\0" * 100, b"<svg></svg>", b"\xff", b"PAR1"])
+def test_what_is_no_image_is_called_so(content: bytes) -> None:
+    with pytest.raises(UndecodableError, match="not an image of PNG, JPEG"):
+        decode(content, LIMIT)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_damage_raises_anything_else(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"]))
+    content = bytearray(encode(photograph(np.random.default_rng(3)), kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(UndecodableError):
+        pixels = decode(bytes(content), LIMIT).pixels
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+
+
+@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (300, 7), (32, 32), (24, 16)])
+def test_fit_gives_the_asked_shape(random: np.random.Generator, how: str, channels: int, shape: tuple[int, int]) -> None:
+    fitted = fit(random.integers(0, 256, (*shape, 3), dtype=np.uint8), (24, 16), channels, how)
+    assert fitted.shape == (24, 16, channels)
+    assert fitted.dtype == np.uint8
+
+
+def test_crop_keeps_the_centre_and_pad_keeps_all() -> None:
+    wide = np.zeros((10, 30, 3), dtype=np.uint8)
+    wide[:, 10:20] = 255
+    assert fit(wide, (10, 10), 3, "crop").min() == 255
+    padded = fit(wide, (30, 30), 3, "pad")
+    assert padded[0].max() == 0
+    assert padded[15, 15].min() == 255
+
+
+def test_digests_tell_shapes_apart() -> None:
+    flat = np.zeros((4, 6, 3), dtype=np.uint8)
+    assert digest(flat) != digest(flat.reshape(6, 4, 3))

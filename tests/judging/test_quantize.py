@@ -1,0 +1,373 @@
+"""INT8: how it is made, what it must keep to, and what of it gets into a release.
+
+python -m pytest tests/judging/test_quantize.py
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import COLOURS, write_params
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from small_service import Service
+
+from src.core.command import UserError
+from src.core.files import read_json, sha256, write_json
+from src.core.inference import Model
+from src.core.params import Params
+from src.judging import precision, processor, quantization, quantize, speed
+from src.release import card, int8, modelcheck, recording, reviewed
+from src.release.client import Client
+from src.release.golden import FaultError
+from src.release.reviewed import Release
+from src.release.smoke import Limits, smoke
+from src.release.workload import State
+
+CLASSES = list(COLOURS)
+ALIVE = State(exists=True, running=True, restarts=0, started="now", memory=2**20, oom=False, exit_code=None)
+SIDE = 8
+
+
+def colour_model(convolutions: int = 2) -> bytes:
+    """Return a network that tells red, green and blue apart: its weights are the mean of each channel."""
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["values"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["values", "deviation"], ["x0"]),
+    ]
+    eye, scale = np.eye(3, dtype=np.float32), np.array([1, 0.1, 10], dtype=np.float32)
+    head = eye / scale[:, None] if convolutions else eye
+    weights = {"deviation": np.float32(64), "head": head, "temperature": np.float32(0.5)}
+    for place in range(convolutions):  # the last one's channels are of very unlike sizes
+        weights[f"w{place}"] = ((eye + 0.01) * (scale[:, None] if place else 1))[..., None, None].astype(np.float32)
+        nodes += [
+            helper.make_node("Conv", [f"x{place}", f"w{place}"], [f"y{place}"]),
+            helper.make_node("Relu", [f"y{place}"], [f"x{place + 1}"]),
+        ]
+    nodes += [
+        helper.make_node("GlobalAveragePool", [f"x{convolutions}"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "head"], ["logits"]),
+        helper.make_node("Div", ["logits", "temperature"], ["scaled"]),
+        helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"classes": json.dumps(CLASSES)})
+    return model.SerializeToString(deterministic=True)
+
+
+def images(each: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.tile(np.arange(3), each)
+    colours = np.array(list(COLOURS.values()))[labels][:, None, None]
+    noisy = colours + random.normal(0, 20, (len(labels), SIDE, SIDE, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture
+def run(tmp_path: Path, random: np.random.Generator) -> Path:
+    """What prepare and train leave: arrays/, model/."""
+    for name in ("arrays", "model"):
+        (tmp_path / name).mkdir()
+    for name, each in (("train", 40), ("test", 20)):
+        pixels, labels = images(each, random)
+        np.save(tmp_path / f"arrays/{name}.images.npy", pixels)
+        np.save(tmp_path / f"arrays/{name}.labels.npy", labels)
+    shape = {"classes": CLASSES, "size": [SIDE, SIDE], "channels": 3, "fit": "crop"}
+    write_json(tmp_path / "arrays/card.json", {**shape, "manifest_sha256": "0" * 64})
+    (tmp_path / "model/model.onnx").write_bytes(colour_model())
+    told = {"network": "colours", "width": 3, "model_sha256": sha256(tmp_path / "model/model.onnx")}
+    write_json(tmp_path / "model/card.json", {**shape, **told})
+    return tmp_path
+
+
+@pytest.fixture
+def command(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs the command with changed parameters, and times in a blink."""
+    monkeypatch.setattr(speed, "_BLOCK", 0.001)
+    monkeypatch.setattr(speed, "_MOST", speed._LEAST)
+
+    def go(**changes: Any) -> dict[str, Any]:
+        write_params(run / "params.yaml", **changes)
+        words = ["quantize", str(run / "arrays"), str(run / "model"), str(run / "out"), "--params", str(run / "params.yaml")]
+        monkeypatch.setattr(sys, "argv", words)
+        quantize.main()
+        return read_json(run / "out/quantization.json", "")
+
+    return go
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_inputs_give_the_same_bytes_and_other_images_others(random: np.random.Generator) -> None:
+    pixels, _ = images(8, random)
+    first = quantization.quantize(colour_model(), pixels)
+    assert quantization.quantize(colour_model(), pixels) == first
+    assert quantization.quantize(colour_model(), pixels // 2) != first
+
+
+def test_input_output_classes_and_operators_stay_onnx_s_own(random: np.random.Generator, tmp_path: Path) -> None:
+    pixels, _ = images(8, random)
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(quantization.quantize(colour_model(), pixels))
+    made, source = onnx.load(path), onnx.load_from_string(colour_model())
+    assert [made.graph.input, made.graph.output] == [source.graph.input, source.graph.output]
+    assert list(made.metadata_props) == list(source.metadata_props)
+    assert modelcheck.unsafe(path) is None
+
+
+def test_weights_have_seven_bits_a_channel_and_the_last_layer_stays_float(random: np.random.Generator) -> None:
+    pixels, _ = images(8, random)
+    made = onnx.load_from_string(quantization.quantize(colour_model(), pixels))
+    values = {entry.name: numpy_helper.to_array(entry) for entry in made.graph.initializer}
+    by_output = {node.output[0]: node for node in made.graph.node}
+    for node in made.graph.node:
+        if node.op_type == "Conv":
+            weights, scales = (values[name] for name in by_output[node.input[1]].input[:2])
+            assert weights.dtype == np.int8
+            assert np.abs(weights.astype(int)).max() <= 64
+            assert scales.shape == (3,)
+        if node.op_type in ("Gemm", "Softmax"):
+            assert all(by_output[name].op_type != "DequantizeLinear" for name in node.input if name in by_output)
+
+
+def test_a_network_of_one_layer_has_nothing_to_quantise(random: np.random.Generator) -> None:
+    with pytest.raises(UserError, match="nothing to quantise"):
+        quantization.quantize(colour_model(convolutions=0), images(2, random)[0])
+
+
+def test_calibration_takes_every_class_and_the_same_rows_each_time() -> None:
+    labels = np.array([0] * 90 + [1] * 8 + [2] * 2)
+    rows = quantization.choose(labels, 12)
+    assert np.bincount(labels[rows]).tolist() == [5, 5, 2]
+    assert rows.tolist() == sorted(set(quantization.choose(labels, 12).tolist()))
+    assert len(quantization.choose(labels, 1000)) == 100
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The verdict
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+ACCURACY = {"difference": -0.002, "low": -0.004, "high": 0.0, "images": 5000, "log_loss_rise": 0.001}
+ROWS = (
+    {"batch": 1, "threads": 1, "ratio": 1.5, "low": 1.4, "high": 1.6},
+    {"batch": 32, "threads": 2, "ratio": 2.0, "low": 1.3, "high": 2.5},
+)
+
+
+def judged(params: Params, accuracy: dict[str, Any], rows: Any = ROWS) -> tuple[str, str]:
+    verdict, reasons = precision.judge({**ACCURACY, **accuracy}, rows, params.quantize, params.gates)
+    return verdict, "; ".join(reasons)
+
+
+def test_surely_no_worse_and_surely_faster_passes_with_its_numbers(params: Callable[..., Params]) -> None:
+    verdict, reasons = judged(params(), {})
+    assert verdict == "pass"
+    assert "accuracy -0.20% (-0.40% to +0.00%) on 5000 test images" in reasons
+    assert "at least 2.00 times as fast (1.30 to 2.50) at batch 32, 2 threads" in reasons
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "row", "why"),
+    [
+        ({"difference": -0.02, "low": -0.03}, {}, "more is lost than quantize.max_accuracy_drop 0.50%"),
+        ({"difference": 0.0, "low": -0.01, "images": 50}, {}, "on 50 test images: too few to be sure"),
+        ({"log_loss_rise": 0.2}, {}, "its probabilities are worse"),
+        ({}, {"ratio": 1.1, "low": 1.0}, "under quantize.min_speedup 1.2"),
+        ({}, {"ratio": 1.3, "low": 1.1}, "too uncertain to be over quantize.min_speedup 1.2"),
+    ],
+)
+def test_what_is_lost_slow_or_not_sure_fails_by_name(
+    params: Callable[..., Params], accuracy: dict[str, Any], row: dict[str, Any], why: str
+) -> None:
+    verdict, reasons = judged(params(), accuracy, (ROWS[0], {**ROWS[1], **row}))
+    assert (verdict, why in reasons, reasons.count(";")) == ("fail", True, 0)
+
+
+def test_the_cost_is_counted_on_the_same_images(params: Callable[..., Params]) -> None:
+    labels = np.array([0, 0, 1, 1])
+    plain = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.6, 0.4]], dtype=np.float32)
+    other = np.array([[0.9, 0.1], [0.3, 0.7], [0.1, 0.9], [0.6, 0.4]], dtype=np.float32)
+    found = precision.compare(labels, plain, other, params().gates, bins=5)
+    assert (found["float"]["accuracy"], found["int8"]["accuracy"], found["difference"]) == (0.75, 0.5, -0.25)
+    assert (found["changed_predictions"], found["largest_probability_difference"]) == (0.25, 0.5)
+    assert found["low"] <= -0.25 <= found["high"] <= 0
+    assert found["log_loss_rise"] > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("model name\t: Xeon\nflags\t\t: fpu avx512_vnni amx_int8 avx2\n", ["avx512_vnni", "amx_int8"]),
+        ("flags\t\t: fpu avx2\n", []),
+        ("Features\t: fp asimd asimddp i8mm\n", ["asimddp", "i8mm"]),
+    ],
+)
+def test_integer_instructions_are_read_by_name(tmp_path: Path, text: str, has: list[str]) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor.integer_features(tmp_path / "cpuinfo") == has
+
+
+def test_a_machine_that_does_not_tell_has_none_named(tmp_path: Path) -> None:
+    assert processor.integer_features(tmp_path / "nothing") == processor._of_apple()
+    assert processor.describe()["name"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_serves_int8_and_the_table_describes_it(
+    command: Callable[..., dict[str, Any]], run: Path, random: np.random.Generator
+) -> None:
+    told = command(quantize__min_speedup=0.01)
+    assert (told["verdict"], told["calibration"]["images"]) == ("pass", 120)
+    assert told["int8_sha256"] == sha256(run / "out/model.int8.onnx")
+    assert {(row["batch"], row["threads"]) for row in told["speed"]["rows"]} >= {(1, 1), (32, 1)}
+    pixels, labels = images(5, random)
+    plain, int8_model = Model(run / "out"), Model(run / "out", precision="int8")
+    answers = int8_model.probabilities(pixels)
+    assert (answers.dtype, answers.argmax(axis=1).tolist()) == (np.float32, labels.tolist())
+    assert 0 < np.abs(answers - plain.probabilities(pixels)).max() < 0.1
+    assert "| accuracy | 100.00% | 100.00% | +0.00%" in (run / "out/quantization.md").read_text()
+
+
+def test_a_verdict_that_fails_is_an_answer_and_no_error(
+    command: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(quantize__min_speedup=99.0)["verdict"] == "fail"
+    assert "verdict fail: only" in capsys.readouterr().out
+
+
+def test_a_model_of_other_images_is_refused_and_nothing_is_written(command: Callable[..., Any], run: Path) -> None:
+    card = read_json(run / "arrays/card.json", "")
+    write_json(run / "arrays/card.json", {**card, "classes": ["a", "b", "c"]})
+    with pytest.raises(UserError, match="other classes or another image size"):
+        command()
+    assert not (run / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The release
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_int8_is_not_asked_of_a_commit_that_does_not_know_it(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("gates: {min_accuracy: 0.1}\n")
+    assert not int8.is_wanted(params)
+    write_params(params, quantize__release=True)
+    assert int8.is_wanted(params)
+
+
+@pytest.fixture
+def folder(run: Path, random: np.random.Generator) -> Path:
+    """A release that verify is writing: the float model with its golden answers."""
+    folder = run / "release"
+    (folder / "golden").mkdir(parents=True)
+    (folder / "report").mkdir()
+    shutil.copytree(run / "model", folder / "model")
+    pixels, _ = images(1, random)
+    answers = Model(folder / "model").probabilities(pixels)
+    examples = []
+    for place, row in enumerate(answers):
+        Image.fromarray(pixels[place]).save(folder / f"golden/{place}.png")
+        prediction = CLASSES[int(row.argmax())]
+        examples.append(
+            {"file": f"{place}.png", "label": prediction, "prediction": prediction, "probabilities": row.tolist()}
+        )
+    write_json(folder / "golden/golden.json", {"classes": CLASSES, "examples": examples, "tolerance": 1e-6})
+    return folder
+
+
+RELEASE = Release(
+    manifest="a" * 64, model_sha256="b" * 64, commit="c" * 40, trained_commit="c" * 40, pull_request=None, data=None,
+    inputs="d" * 64, verdict="pass", override=None, metrics={}, classes=CLASSES,
+)  # fmt: skip
+TOLD = {"sha256": "e" * 64, "accuracy_difference": -0.001, "accuracy_low": -0.002, "accuracy_high": 0.0, "speedup": 1.5}
+
+
+def test_a_passing_int8_model_is_released_with_golden_answers_of_its_own(
+    command: Callable[..., dict[str, Any]], run: Path, folder: Path
+) -> None:
+    told = command(quantize__min_speedup=0.01)
+    int8.add(folder, run / "out", told)
+    kept = read_json(folder / "golden/golden.float.json", "")
+    own = read_json(folder / "golden/golden.json", "")
+    assert modelcheck.golden_difference(folder / "model", folder / "golden")[0] > 1e-6  # they are not the float model's
+    (folder / "golden/golden.float.json").rename(folder / "golden/golden.json")
+    assert modelcheck.golden_difference(folder / "model", folder / "golden")[0] < 1e-6
+    assert [example["file"] for example in own["examples"]] == [example["file"] for example in kept["examples"]]
+    assert {"model.onnx", "model.int8.onnx", "quantization.json"} <= {path.name for path in (folder / "model").iterdir()}
+    assert int8.facts(told)["int8"]["sha256"] == sha256(folder / "model/model.int8.onnx")
+
+
+def test_of_a_refused_int8_model_only_the_table_is_kept(
+    command: Callable[..., dict[str, Any]], run: Path, folder: Path
+) -> None:
+    command(quantize__min_speedup=99.0)
+    before = (folder / "golden/golden.json").read_bytes()
+    int8.add(folder, run / "out", None)
+    assert {path.name for path in (folder / "model").iterdir()} == {"model.onnx", "card.json"}
+    assert (folder / "golden/golden.json").read_bytes() == before
+    assert {path.name for path in (folder / "report").iterdir()} == {"quantization.json", "quantization.md"}
+
+
+def test_releases_of_earlier_days_are_float_and_int8_survives_its_file(tmp_path: Path) -> None:
+    reviewed.write(tmp_path, RELEASE)
+    told = read_json(tmp_path / "release.json", "")
+    write_json(tmp_path / "release.json", {key: told[key] for key in told if key not in ("precision", "int8")})
+    old = reviewed.read(tmp_path)
+    assert (old.precision, old.served_sha256) == ("fp32", RELEASE.model_sha256)
+    reviewed.write(tmp_path, replace(RELEASE, precision="int8", int8=TOLD))
+    new = reviewed.load(tmp_path)
+    assert (new.precision, new.served_sha256) == ("int8", TOLD["sha256"])
+
+
+def test_a_version_says_which_file_answers_and_what_that_cost() -> None:
+    release = replace(RELEASE, precision="int8", int8=TOLD)
+    tags = recording.tags_of(release)
+    assert (tags["precision"], tags["int8_sha256"], tags["int8_accuracy_difference"]) == ("int8", "e" * 64, "-0.001")
+    assert recording.tags_of(RELEASE)["precision"] == "fp32"
+    assert "int8_sha256" not in recording.tags_of(RELEASE)
+    shape = {"size": [8, 8], "channels": 3, "network": "x"}
+    numbers, manifest = {"accuracy": 0.9, "images": 5}, {"verdict": {}, "data": {"digest": None}}
+    assert "Served as INT8: accuracy -0.10%" in card.write(release, shape, numbers, manifest)
+    assert "INT8" not in card.write(RELEASE, shape, numbers, manifest)
+
+
+def test_a_service_that_serves_the_other_precision_is_refused(folder: Path) -> None:
+    """It says nothing of its precision, as a service of an earlier day: then it is float."""
+    release = replace(RELEASE, classes=["cat", "dog", "fox"])
+    service = Service({}, release=release)
+    try:
+        wanted = replace(release, precision="int8", int8=TOLD)
+        limits = Limits(latency_ms=1000, tolerance=0.01, memory=2**30)
+        with pytest.raises(FaultError, match="/model says precision fp32 instead of int8"):
+            smoke(Client(service.url), folder / "golden", wanted, "3", limits, lambda: ALIVE)
+    finally:
+        service.close()

@@ -1,0 +1,246 @@
+"""Each way to wire a network wrongly is caught by name: python -m pytest tests/lab/test_check_model.py"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, write_params
+from torch import Tensor, nn
+
+from src import model
+from src.core.command import UserError
+from src.core.params import Params
+from src.lab.experiments.check_model import _affordable, check, drawn, main
+from src.lab.experiments.wiring import Finding, Subject
+from src.model import Classifier
+
+
+class Plain(nn.Module):
+    """Sound; what follows breaks one thing of it each."""
+
+    def __init__(self, outputs: int = 10) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.Linear(8 * 16, outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(F.relu(self.norm(self.first(x))), 4).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x))
+
+
+class Detached(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x).detach())
+
+
+class Unused(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten = nn.Linear(8, 10)
+
+
+class WithoutWeights(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+class Softmax(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(dim=1)
+
+
+class Mixing(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        return self.last(features - features.mean(dim=0))
+
+
+class Undefined(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        contrast = x.std(dim=(2, 3), keepdim=True)
+        return super().forward((x - x.mean(dim=(2, 3), keepdim=True)) / contrast)
+
+
+class Branching(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        return self.last(features if features.sum() > 0 else -features)
+
+
+class Dead(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.constant_(self.norm.bias, -1000.0)
+
+
+class Unrepeatable(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        noise = int.from_bytes(os.urandom(2)) / 2**16 if self.training else 0.0
+        return super().forward(x + 0.01 * noise)
+
+
+class Loud(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.normal_(self.last.weight, std=1000.0)
+
+
+class Flattening(Plain):
+    """Answers for a batch as if it were one image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(dim=0, keepdim=True)
+
+
+class Raising(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.flatten(1))
+
+
+class Strided(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(8, 8, 1, 2)
+        self.last = nn.Linear(8 * 16, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.down(self.first(x)), 4).flatten(1)
+
+
+class Twofold(Plain):
+    """Acts in training alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.training else 0 * x)
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]]:
+    def go(network: Callable[[], nn.Module], **changes: Any) -> dict[str, Finding]:
+        monkeypatch.setitem(model.NETWORKS, "own", lambda shape, width: network())
+        params = write_params(tmp_path / "params.yaml", train__network="own", train__precision="fp32", **changes)
+        return {each.check: each for each in check(drawn(params), params, steps=150)}
+
+    return go
+
+
+def failed(found: dict[str, Finding]) -> set[str]:
+    return {name for name, each in found.items() if each.result == "FAIL"}
+
+
+def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, Finding]]) -> None:
+    results = found(Plain)
+    assert len(results) == 13
+    assert {each.result for each in results.values()} == {"ok"}, list(results.values())
+
+
+@pytest.mark.parametrize(
+    ("network", "check", "words"),
+    [
+        (Detached, "gradients", "none reaches first.weight, first.bias, norm.weight, norm.bias"),
+        (Strided, "gradients", "layer down is a strided 1x1 convolution of 8 input channels"),
+        (Unused, "gradients", "none reaches forgotten.weight"),
+        (WithoutWeights, "first loss", "do not depend on any weight"),
+        (Softmax, "logits", "each row sums to 1"),
+        (lambda: Plain(outputs=7), "shapes", "gives (1, 7), expected (1, 10)"),
+        (Flattening, "shapes", "a batch of 2 gives (1, 10)"),
+        (Raising, "shapes", "a batch of 1 raises RuntimeError"),
+        (Mixing, "one image alone", "differ by"),
+        (Undefined, "extreme images", "black images give NaN or infinity in evaluation mode, first in what forward() does"),
+        (Branching, "ONNX", "cannot be exported to ONNX"),
+        (Dead, "gradients", "always zero in first.weight"),
+        (Dead, "dead layers", "before last"),
+        (Dead, "learns by heart", "32 images: loss"),
+        (Unrepeatable, "repeatable", "another loss the second time"),
+    ],
+)
+def test_what_is_wired_wrongly_is_named(
+    found: Callable[..., dict[str, Finding]], network: Callable[[], nn.Module], check: str, words: str
+) -> None:
+    results = found(network)
+    assert check in failed(results), results
+    assert words in results[check].told
+    assert results[check].advice
+
+
+@pytest.mark.parametrize(("network", "check"), [(Loud, "first loss"), (Twofold, "evaluation mode")])
+def test_what_may_be_meant_is_a_warning(
+    found: Callable[..., dict[str, Finding]], network: type[nn.Module], check: str
+) -> None:
+    assert found(network)[check].result == "warn"
+
+
+def test_a_constructor_that_raises_is_told_without_a_traceback(found: Callable[..., dict[str, Finding]]) -> None:
+    def raising() -> nn.Module:
+        raise TypeError("width must be even")
+
+    assert found(raising)["builds"].told == "TypeError: width must be even"
+
+
+@pytest.mark.parametrize("network", ["small_resnet", "resnet18"])
+def test_the_networks_that_come_with_the_template_pass(tmp_path: Path, network: str) -> None:
+    changes = {"train__network": network, "train__width": 8, "prepare__image_size": 12, "prepare__channels": 1}
+    params = write_params(tmp_path / "params.yaml", **changes)
+    results = check(drawn(params), params, steps=200)
+    assert [each for each in results if each.result != "ok"] == []
+
+
+def test_an_unknown_network_is_the_user_s_mistake(params: Callable[..., Params]) -> None:
+    asked = params(train__network="absent")
+    with pytest.raises(UserError, match="expected one of"):
+        check(drawn(asked), asked, 10)
+
+
+def test_the_command_fails_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model.NETWORKS, "own", lambda shape, width: Plain(outputs=7))
+    write_params(tmp_path / "params.yaml", train__network="own")
+    arguments = ["--params", str(tmp_path / "params.yaml"), "--arrays", str(tmp_path / "absent")]
+    monkeypatch.setattr(sys, "argv", ["check_model", *arguments])
+    with pytest.raises(UserError, match="1 of 2 checks failed: shapes"):
+        main()
+
+
+def test_the_command_prints_a_table(tmp_path: Path) -> None:
+    write_params(tmp_path / "params.yaml", train__width=8)
+    command = [sys.executable, "-m", "src.lab.experiments.check_model", "--params", str(tmp_path / "params.yaml")]
+    command += ["--arrays", str(tmp_path / "absent")]
+    passed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert passed.returncode == 0, passed.stderr
+    assert "drawn images" in passed.stdout
+    assert "the network is wired right" in passed.stdout
+
+
+def test_too_few_steps_are_no_fault(tmp_path: Path) -> None:
+    params = write_params(tmp_path / "params.yaml", train__width=8)
+    results = {each.check: each for each in check(drawn(params), params, steps=3)}
+    assert failed(results) == set(), results
+    assert results["learns by heart"].result == results["evaluation mode"].result == "not shown"
+    assert results["repeatable"].result == "ok"
+
+
+def test_a_large_network_gets_fewer_images_and_steps_on_a_cpu() -> None:
+    images = torch.zeros(32, 3, 64, 64, dtype=torch.uint8)
+    network = nn.Sequential(nn.Conv2d(3, 512, 9, padding=4), nn.Conv2d(512, 64, 9, padding=4))
+    classifier = Classifier(network, [0.0] * 3, [1.0] * 3)
+    subject = Subject(lambda: classifier, images, torch.arange(32), [], torch.device("cpu"), bf16=False)
+    fewer, steps = _affordable(subject, classifier)
+    assert (len(fewer.images), len(fewer.labels), steps) == (8, 8, 20)
+
+
+def test_images_of_every_class_are_taken() -> None:
+    from src.core.arrays import Split
+    from src.lab.experiments.check_model import _few
+
+    labels = torch.arange(10).repeat_interleave(50).numpy()
+    images = torch.zeros(500, 4, 4, 3, dtype=torch.uint8).numpy()
+    _, chosen = _few(Split(images, labels))
+    assert torch.bincount(chosen).tolist() == [4, 4, 3, 3, 3, 3, 3, 3, 3, 3]

@@ -1,0 +1,119 @@
+"""The learning-rate finder reads curves rightly and changes nothing: python -m pytest tests/lab/test_find_lr.py"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_params
+
+from src.core.arrays import Split
+from src.core.command import UserError
+from src.core.params import Params
+from src.lab.experiments import find_lr
+from src.lab.experiments.find_lr import find, sentence
+from src.lab.experiments.rates import Round, answer, smoothed
+from src.training.task import Task
+
+RATES = np.geomspace(1e-5, 10, 100)
+
+
+def curve(fall_at: float, rise_at: float, noise: float = 0.0, seed: int = 0) -> Round:
+    """Return losses that fall around one rate and rise around another, as training's do."""
+    x = np.log10(RATES)
+    losses = 2.3 - 1 / (1 + np.exp(-6 * (x - np.log10(fall_at)))) + 3 / (1 + np.exp(-6 * (x - np.log10(rise_at))))
+    return Round(RATES, losses + noise * np.random.default_rng(seed).normal(size=len(RATES)))
+
+
+@pytest.mark.parametrize(("fall_at", "rise_at"), [(0.01, 1.0), (0.001, 0.1), (0.1, 5.0)])
+def test_the_steepest_fall_is_found_where_it_is(fall_at: float, rise_at: float) -> None:
+    found = answer([curve(fall_at, rise_at, noise=0.02, seed=seed) for seed in range(5)])
+    assert np.median(found.steepest) == pytest.approx(fall_at, rel=0.4)
+    assert fall_at < np.median(found.lowest) < np.median(found.broken) < 2 * rise_at
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.high < rise_at
+
+
+def test_smoothing_takes_noise_and_moves_nothing() -> None:
+    clean, noisy = curve(0.01, 1.0), curve(0.01, 1.0, noise=0.1)
+    assert np.abs(smoothed(noisy) - clean.losses).std() < 0.6 * np.abs(noisy.losses - clean.losses).std()
+    step = Round(RATES, np.where(RATES < 0.01, 2.0, 1.0))
+    assert RATES[np.abs(smoothed(step) - 1.5).argmin()] == pytest.approx(0.01, rel=0.2)
+
+
+def test_a_loss_that_never_falls_suggests_nothing(params: Callable[..., Params]) -> None:
+    flat = Round(RATES, np.full(100, 2.3) + np.random.default_rng(1).normal(0, 0.01, 100))
+    found = answer([flat, Round(RATES[:1], np.array([2.3]))])
+    assert found.low is None
+    assert "nothing is suggested: raise --high or --steps, or run make check-model" in sentence(found, params().train)
+
+
+def test_the_sentence_says_whether_the_rate_that_is_set_fits(params: Callable[..., Params]) -> None:
+    found = answer([curve(0.01, 1.0)])
+    assert "which lies in what the range test suggests" in sentence(found, params(train__learning_rate=found.high).train)
+    said = sentence(found, params(train__learning_rate=3.0).train)
+    assert re.search(r"is 3; the range test suggests between 0.00\d+ and 0.0\d+: set train.learning_rate in params", said)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    random = np.random.default_rng(5)
+    labels = np.arange(96) % 3
+    images = (random.integers(0, 60, (96, 8, 8, 3)) + 150 * np.eye(3)[labels][:, None, None]).astype(np.uint8)
+    split = Split(images, labels.astype(np.int64))
+    return Task(split, split.subset(np.arange(24)), list("abc"), (8, 8), 3, "crop", "0")
+
+
+SMALL = {"train__width": 8, "train__batch_size": 16}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__optimizer": "adamw", "train__freeze_until": "layer2"},
+        {"train__augment__mixup": 0.2, "train__layer_decay": 0.7, "train__ema": 0.9},
+    ],
+)
+def test_it_trains_as_params_say_and_twice_alike(task: Task, params: Callable[..., Params], changes: dict) -> None:
+    recipe = params(**SMALL | changes).train
+    first, second = (find(task, recipe, np.geomspace(1e-4, 1, 30), 2) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one.losses, other.losses)
+    assert not np.array_equal(first[0].losses, first[1].losses)
+    assert min(smoothed(first[0])) < 0.9 * first[0].losses[0]
+
+
+def test_a_round_ends_where_the_loss_is_broken(task: Task, params: Callable[..., Params]) -> None:
+    recipe = params(**SMALL | {"train__gradient_clip": 0.0}).train
+    [one] = find(task, recipe, np.geomspace(1e-2, 1e6, 60), 1)
+    assert len(one.rates) == len(one.losses) < 60
+    assert np.isfinite(one.losses).all()
+
+
+def test_the_command_writes_table_picture_and_page_and_nothing_else(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(tmp_path / "params.yaml", **SMALL)
+    before = (tmp_path / "params.yaml").read_bytes()
+    monkeypatch.setattr(find_lr.arrays, "load", lambda *_: None)
+    monkeypatch.setattr(find_lr, "of", lambda _: task)
+    line = ["find-lr", str(tmp_path / "arrays"), str(tmp_path / "out"), "--params", str(tmp_path / "params.yaml")]
+    monkeypatch.setattr("sys.argv", [*line, "--rounds", "2", "--steps", "40"])
+    torch.manual_seed(0)
+    find_lr.main()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["find-lr.md", "rates.csv", "rates.png"]
+    assert (tmp_path / "params.yaml").read_bytes() == before
+    rows = (tmp_path / "out/rates.csv").read_text().splitlines()
+    assert rows[0] == "round,learning_rate,loss,smoothed"
+    assert {row[0] for row in rows[1:]} == {"1", "2"}
+    page = (tmp_path / "out/find-lr.md").read_text()
+    assert "train.learning_rate is 0.1" in page
+    assert "| the loss falls fastest at |" in page
+    assert capsys.readouterr().out.splitlines()[-1].startswith("train.learning_rate is 0.1")
+    monkeypatch.setattr("sys.argv", [*line, "--steps", "3"])
+    with pytest.raises(UserError, match="use --steps of 20 or more"):
+        find_lr.main()

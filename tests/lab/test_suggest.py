@@ -1,0 +1,158 @@
+"""The suggested recipe follows from the images, loads and can be adopted: python -m pytest tests/lab/test_suggest.py"""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import encode, write_params
+from PIL import Image
+
+from src.core.command import UserError
+from src.core.params import Params, load
+from src.lab.experiments import suggest
+from src.system.recipe import adopt
+
+MakeParams = Callable[..., Params]
+
+
+def picture(random: np.random.Generator, width: int, height: int, grey: bool = False) -> Image.Image:
+    """Return a picture without flat areas, as photographs are."""
+    image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return image.convert("L") if grey else image
+
+
+def write(root: Path, label: str, images: list[Image.Image]) -> None:
+    (root / label).mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        image.save(root / label / f"{i}.png")
+
+
+def suggested(root: Path, params: Params) -> dict[str, Any]:
+    return {one.key: one.value for one in suggest.suggest(suggest.look(root, params), params)}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, random: np.random.Generator) -> Path:
+    """Colour photographs of 64 to 100 pixels: 40 cats and 8 dogs, the dogs in a shard."""
+    root = tmp_path / "data"
+    write(root, "cat", [picture(random, 64 + i % 36, 80) for i in range(40)])
+    dogs = [{"bytes": encode(picture(random, 90, 70)), "path": None} for _ in range(8)]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pq.write_table(pa.table({"image": pa.array(dogs, kind), "label": ["dog"] * 8}), root / "dogs.parquet")
+    return root
+
+
+def test_photographs_get_size_weights_and_augmentation(mixed: Path, params: MakeParams) -> None:
+    facts = suggest.look(mixed, params())
+    assert facts.counts == {"cat": 40, "dog": 8}
+    found = suggested(mixed, params())
+    assert found["prepare.image_size"] == 64
+    assert found["prepare.channels"] == 3
+    assert found["train.class_weights"] == "sqrt"
+    assert found["train.augment.flip"] is True
+    assert found["train.network"] == "airbench_narrow"
+
+
+def test_fewer_images_get_more_epochs_within_bounds(mixed: Path, params: MakeParams) -> None:
+    assert suggested(mixed, params())["train.epochs"] == 60
+    facts = suggest.look(mixed, params())
+    many = suggest.Facts(**(vars(facts) | {"training": 40_000}))
+    found = {one.key: one.value for one in suggest.suggest(many, params())}
+    assert (found["train.epochs"], found["train.batch_size"]) == (15, 500)
+    assert found["prepare.image_size"] == 32  # else a CPU would need more than minutes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fit", "size"),
+    [
+        ([(40, 40)], "crop", 40),
+        ([(80, 40)], "crop", (40, 80)),
+        ([(120, 40), (40, 40)], "pad", 40),
+        ([(50, 40), (40, 50)], "crop", 40),
+    ],
+)
+def test_shape_decides_fit(
+    sizes: list[tuple[int, int]], fit: str, size: Any, tmp_path: Path, random: np.random.Generator, params: MakeParams
+) -> None:
+    for label in ("a", "b"):
+        write(tmp_path / "data", label, [picture(random, *sizes[i % len(sizes)]) for i in range(10)])
+    found = suggested(tmp_path / "data", params())
+    assert (found["prepare.fit"], found["prepare.image_size"]) == (fit, size)
+
+
+def test_grey_drawings_are_not_mirrored(tmp_path: Path, params: MakeParams) -> None:
+    for label, side in (("a", 4), ("b", 12)):
+        drawing = Image.new("RGB", (28, 28))
+        drawing.paste((255, 255, 255), (8, 8, 8 + side, 8 + side))
+        write(tmp_path / "data", label, [drawing] * 5)
+    found = suggested(tmp_path / "data", params())
+    assert (found["prepare.channels"], found["prepare.image_size"], found["train.augment.flip"]) == (1, 28, False)
+    assert found["train.tta"] == "none"
+
+
+def test_sizes_are_upright(tmp_path: Path, random: np.random.Generator, params: MakeParams) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        picture(random, 80, 40).save(tmp_path / "data" / label / "0.jpg", exif=turned)
+    assert suggest.look(tmp_path / "data", params()).sizes.tolist() == [[80, 40], [80, 40]]
+
+
+def test_an_image_with_damaged_exif_data_is_passed_over(mixed: Path, params: MakeParams) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    content = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(content, "WEBP", exif=turned)
+    (mixed / "cat" / "damaged.webp").write_bytes(content.getvalue().replace(b"MM\x00*", b"\xff\xffM\x00"))
+    assert len(suggest.look(mixed, params()).sizes) == 48
+
+
+def test_a_network_of_the_forks_own_is_left_alone(mixed: Path, params: MakeParams) -> None:
+    found = suggested(mixed, params(train__network="ours"))
+    assert not {"train.network", "train.width", "train.optimizer", "train.learning_rate"} & set(found)
+    assert found["train.epochs"] == 60
+
+
+def test_the_file_can_be_adopted_and_then_nothing_differs(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params(tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["suggest", "data", "params/suggested.yaml"])
+    suggest.main()
+    first = Path("params/suggested.yaml").read_bytes()
+    assert "Adopt it: make reproduce PARAMS=params/suggested.yaml" in capsys.readouterr().out
+    suggest.main()
+    assert Path("params/suggested.yaml").read_bytes() == first
+    assert all("  # " in line for line in first.decode().splitlines() if ": " in line and line.startswith("  "))
+    assert any(line.startswith("train.augment.flip: ") for line in adopt(Path("params/suggested.yaml"), Path("params.yaml")))
+    assert load(Path("params.yaml")).train.augment.flip
+    capsys.readouterr()
+    suggest.main()
+    assert "params.yaml says all of this already" in capsys.readouterr().out
+
+
+def test_images_that_are_all_too_large_are_told_so(tmp_path: Path, random: np.random.Generator, params: MakeParams) -> None:
+    for label in ("a", "b"):
+        write(tmp_path / "data", label, [picture(random, 32, 32)])
+    with pytest.raises(UserError, match=r"decoded \(too large: 32x32 pixels is over prepare.max_megapixels"):
+        suggest.look(tmp_path / "data", params(prepare__max_megapixels=0.0001))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"), [([], "is no folder: run `dvc pull`"), (["a"], "holds 1 class with readable labels: put images")]
+)
+def test_too_little_data_is_one_sentence(
+    labels: list[str], words: str, tmp_path: Path, random: np.random.Generator, params: MakeParams
+) -> None:
+    for label in labels:
+        write(tmp_path / "data", label, [picture(random, 32, 32)])
+    with pytest.raises(UserError, match=words):
+        suggest.look(tmp_path / "data", params())

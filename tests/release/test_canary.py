@@ -1,0 +1,247 @@
+"""A worse version is found on few requests, an equal one is left alone: python -m pytest tests/release/test_canary.py"""
+
+import json
+import shutil
+import threading
+from collections import Counter
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import until
+from ports import free_port
+from scipy.stats import fisher_exact
+
+from src.release import canary, settings
+from src.release.canary import Sample
+from src.release.client import Client
+from src.release.proxy import Proxy, Route
+
+SETTINGS = settings.read({})  # 200 requests, a tenth of the traffic
+MIX = np.array([0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.03, 0.02, 0.01])
+
+
+def draw(
+    random: np.random.Generator,
+    n: int,
+    errors: float = 0.0,
+    refused: float = 0.0,
+    slower: float = 1.0,
+    mix: np.ndarray = MIX,
+) -> list[Sample]:
+    """Draw requests as a service answers them: log-normal latencies with a long tail, a median of 20 ms."""
+    failed = random.random(n) < errors
+    bad = ~failed & (random.random(n) < refused)
+    took = slower * random.lognormal(np.log(20), 0.7, n)
+    labels = random.choice(len(mix), n, p=mix)
+    return [
+        Sample(bool(f), bool(b), None if f else float(t), None if f or b else str(label))
+        for f, b, t, label in zip(failed, bad, took, labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("errors", "refused", "live"), [(0.0, 0.0, 1800), (0.02, 0.05, 200), (0.2, 0.3, 1800)])
+def test_two_equal_versions_raise_a_false_alarm_in_fewer_than_one_of_a_hundred_canaries(
+    errors: float, refused: float, live: int
+) -> None:
+    """Of 4000 canaries of each kind 0, 7 and 24 were false alarms; here are fewer, for speed."""
+    random = np.random.default_rng(10)
+    canaries = [
+        canary.judge(draw(random, live, errors, refused), draw(random, 200, errors, refused), SETTINGS) for _ in range(400)
+    ]
+    assert sum(verdict.ok is False for verdict in canaries) < 4
+
+
+def test_looking_again_and_again_raises_no_false_alarm() -> None:
+    random = np.random.default_rng(12)
+    alarms = 0
+    for _ in range(100):
+        old, new = draw(random, 1791, 0.05), draw(random, 199, 0.05)
+        alarms += any(canary.judge(old[: 9 * n], new[:n], SETTINGS).ok is False for n in range(1, 200, 4))
+    assert alarms == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"errors": 0.05}, "requests failed"),
+        ({"refused": 0.05}, "were refused"),
+        ({"slower": 2.0}, "p95 of its latency"),
+        ({"mix": np.array([0.02, 0.05, 0.05, 0.08, 0.1, 0.1, 0.1, 0.15, 0.15, 0.2])}, "another mix of classes"),
+        ({"mix": np.eye(10)[0]}, "0 is 100% of its predictions"),
+    ],
+)
+def test_a_worse_version_is_found_on_200_requests(fault: dict[str, object], words: str) -> None:
+    random = np.random.default_rng(13)
+    verdicts = [canary.judge(draw(random, 1800), draw(random, 200, **fault), SETTINGS) for _ in range(40)]
+    found = [verdict for verdict in verdicts if verdict.ok is False and words in "; ".join(verdict.reasons)]
+    assert len(found) >= 38
+
+
+def test_a_better_version_passes_whatever_has_changed_for_the_better() -> None:
+    random = np.random.default_rng(14)
+    old, new = draw(random, 1800, 0.1, 0.1, slower=3.0), draw(random, 200)
+    assert canary.judge(old, new, SETTINGS).ok is True
+
+
+def test_a_difference_that_nobody_feels_is_none() -> None:
+    """On many requests also the smallest difference is certain."""
+    random = np.random.default_rng(15)
+    old, new = draw(random, 20_000, 0.001), draw(random, 20_000, 0.008, slower=1.2)
+    assert canary.judge(old, new, SETTINGS).ok is True
+    fast = [replace_time(sample, 0.1) for sample in old]
+    twice = [replace_time(sample, 0.2) for sample in old]
+    assert canary.judge(fast, twice, SETTINGS).ok is True
+
+
+def replace_time(sample: Sample, factor: float) -> Sample:
+    return sample._replace(milliseconds=sample.milliseconds and sample.milliseconds * factor)
+
+
+def test_a_version_that_always_fails_is_judged_at_once() -> None:
+    random = np.random.default_rng(16)
+    verdict = canary.judge(draw(random, 90), draw(random, 10, errors=1.0), SETTINGS)
+    assert verdict.ok is False
+    assert verdict.reasons == ["10 of 10 requests failed (100.0%), of the live version 0 of 90"]
+
+
+def test_too_few_requests_are_no_verdict_and_the_sentence_says_what_to_change() -> None:
+    random = np.random.default_rng(17)
+    verdict = canary.judge(draw(random, 100), draw(random, 12), SETTINGS)
+    assert verdict.ok is None
+    assert "only 12 of 200 requests came in 600 s: lower CANARY_REQUESTS" in verdict.reasons[0]
+    assert "the old version stays" in verdict.reasons[0]
+    verdict = canary.judge(draw(random, 5), draw(random, 400), SETTINGS)
+    assert verdict.ok is None
+    assert "only 5 requests of the live version came" in verdict.reasons[0]
+    assert "CANARY_SHARE" not in canary.judge([], [], replace(SETTINGS, strategy="shadow")).reasons[0]
+
+
+def test_the_chance_is_that_of_fishers_exact_test() -> None:
+    for mine, n, theirs, m in ((10, 200, 3, 1800), (0, 50, 4, 60), (7, 7, 0, 30)):
+        table = [[mine, n - mine], [theirs, m - theirs]]
+        expected = fisher_exact(table, alternative="greater").pvalue
+        assert canary.more_by_chance(mine, n, theirs, m) == pytest.approx(expected)
+
+
+def line(**changes: object) -> str:
+    entry = {
+        "time": 1.5, "route": "a", "target": "candidate", "status": 200, "upstream_status": "200", "upstream_time": "0.020",
+        "prediction": "7", "version": "3", "path": "/predict", "method": "POST",
+    }  # fmt: skip
+    return json.dumps({**entry, **changes}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sample"),
+    [
+        ({}, Sample(False, False, 20.0, "7")),
+        # the live version made it good: the failure is the candidate's, the answer is not
+        ({"upstream_status": "502, 200", "upstream_time": "0.001, 0.020"}, Sample(True, False, None, None)),
+        ({"upstream_status": "504 : 200", "upstream_time": "6.0 : 0.020"}, Sample(True, False, None, None)),
+        ({"status": 400, "upstream_status": "400"}, Sample(False, True, 20.0, None)),
+        ({"status": 500, "upstream_status": "500"}, Sample(True, False, None, None)),
+        ({"status": 502, "upstream_status": "-", "upstream_time": "-"}, Sample(True, False, None, None)),
+        ({"path": "/.copy"}, Sample(False, False, 20.0, "7")),
+        ({"prediction": ""}, Sample(False, False, 20.0, None)),
+        ({"status": 499, "upstream_status": "-"}, None),  # the client went away
+        ({"path": "/model"}, None),
+        ({"method": "GET"}, None),
+        ({"target": "somebody"}, None),
+    ],
+)
+def test_the_log_tells_of_the_version_that_was_meant(
+    tmp_path: Path, changes: dict[str, object], sample: Sample | None
+) -> None:
+    log = tmp_path / "log"
+    log.write_text(line(**changes))
+    assert canary.read(log)["candidate"] == ([sample] if sample else [])
+
+
+def test_the_log_is_read_from_where_the_canary_began_and_half_a_line_waits(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert canary.read(log) == {"live": [], "candidate": []}
+    log.write_text(line(target="live") * 3)
+    offset = log.stat().st_size
+    with log.open("a") as file:
+        file.write(line() + "no JSON\n[1]\n" + line(target="live") + line()[:30])
+    samples = canary.read(log, offset)
+    assert (len(samples["live"]), len(samples["candidate"])) == (1, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The real proxy's log
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Version(ThreadingHTTPServer):
+    """Answers every prediction with one status."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status = status
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Reads the image and answers."""
+
+    server: Version
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.server.status)
+        for name, value in (("X-Prediction", "7"), ("X-Model-Version", "2"), ("Content-Length", "2")):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None,
+    reason="there is no nginx: apt-get install nginx",
+)
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (200, (False, False, "7")),
+        (500, (True, False, None)),
+        (400, (False, True, None)),
+        (0, (True, False, None)),  # nobody listens
+    ],
+)
+def test_what_nginx_tells_of_a_candidate_is_read_as_what_it_did(
+    tmp_path: Path, mirror: bool, status: int, expected: tuple[bool, bool, str | None]
+) -> None:
+    told = settings.read({"DEPLOY_HOME": str(tmp_path), "DEPLOY_PORT": str(free_port())})
+    proxy, client = Proxy(told), Client(told.url)
+    with Version(200) as live, Version(status) as candidate:
+        port = candidate.server_port if status else free_port()
+        try:
+            proxy.point(Route(live.server_port, "1", candidate=port, candidate_version="2", share=0.5, mirror=mirror))
+            answers = Counter(client.predict(b"image").status for _ in range(40))
+            until(lambda: sum(map(len, canary.read(proxy.log).values())) >= (80 if mirror else 40))
+        finally:
+            proxy.stop()
+    samples = canary.read(proxy.log)
+    refused = answers.pop(400, 0)
+    assert refused == (len(samples["candidate"]) if status == 400 and not mirror else 0)
+    assert answers == {200: 40 - refused}  # what the candidate drops, live answers
+    assert len(samples["candidate"]) == 40 if mirror else 5 < len(samples["candidate"]) < 35
+    assert len(samples["live"]) == 40 if mirror else len(samples["live"]) + len(samples["candidate"]) == 40
+    assert {sample[:2] + sample[3:] for sample in samples["candidate"]} == {expected}
+    assert {sample[:2] + sample[3:] for sample in samples["live"]} == {(False, False, "7")}

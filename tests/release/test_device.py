@@ -1,0 +1,98 @@
+"""The image and the container for a GPU: python -m pytest tests/release/test_device.py"""
+
+import compileall
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from src.core.command import UserError
+from src.release import device, inside
+from src.release.containers import Containers
+from src.release.settings import read
+from src.release.workload import Workload
+
+
+def versions(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
+
+
+def without_runtime(locked: dict[str, str]) -> dict[str, str]:
+    return {name: version for name, version in locked.items() if not name.startswith("onnxruntime")}
+
+
+def test_both_images_get_the_same_versions_but_for_the_runtime() -> None:
+    cpu, gpu = without_runtime(versions("serving.txt")), without_runtime(versions("serving-gpu.txt"))
+    assert {name: (cpu[name], gpu[name]) for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == {}
+    assert cpu.keys() - gpu.keys() <= {"cffi", "pycparser"}  # of PyPy alone: the lock for a GPU is for one platform
+    assert all(name.startswith("nvidia-") for name in gpu.keys() - cpu.keys())
+
+
+def test_the_lock_for_a_gpu_has_the_gpu_build_alone_with_cuda_cudnn_and_hashes() -> None:
+    locked = versions("serving-gpu.txt")
+    assert "onnxruntime" not in locked
+    assert {"nvidia-cublas", "nvidia-cuda-runtime", "nvidia-cufft"} <= locked.keys()
+    assert any(name.startswith("nvidia-cudnn-cu") for name in locked)
+    text = (ROOT / "requirements" / "serving-gpu.txt").read_text()
+    assert "://" not in text
+    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z0-9])", text.strip()))
+
+
+def test_both_images_are_asked_for_the_same_but_for_the_runtime() -> None:
+    asked = [
+        re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==(\S+)$", (ROOT / "requirements" / name).read_text(), re.MULTILINE)
+        for name in ("serving.in", "serving-gpu.in")
+    ]
+    cpu, gpu = map(dict, asked)
+    assert without_runtime(cpu) == without_runtime(gpu)
+    assert versions("serving-gpu.txt").items() >= gpu.items()
+    assert int(cpu["onnxruntime"].split(".")[0]) == int(gpu["onnxruntime-gpu"].split(".")[0])
+
+
+def test_the_bentofile_for_a_gpu_differs_in_its_lock_and_one_variable() -> None:
+    text = (ROOT / "bentofile.yaml").read_text()
+    assert device.bentofile(text, "cpu") == text
+    cpu, gpu = (YAML(typ="safe").load(device.bentofile(text, name)) for name in ("cpu", "cuda"))
+    assert gpu["python"].pop("requirements_txt") == "./requirements/serving-gpu.txt"
+    assert cpu["python"].pop("requirements_txt") == "./requirements/serving.txt"
+    assert gpu["envs"].pop(0) == {"name": "SERVE_DEVICE", "value": "cuda"}
+    assert cpu == gpu
+
+
+@pytest.mark.parametrize("line", ["requirements/serving.txt", "envs:"])
+def test_a_bentofile_without_what_the_gpu_needs_is_named(line: str) -> None:
+    text = (ROOT / "bentofile.yaml").read_text().replace(line, "other")
+    with pytest.raises(UserError, match=r"bentofile.yaml does not name .*restore both lines"):
+        device.bentofile(text, "cuda")
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_only_a_service_for_a_gpu_gets_the_gpus(engine: str) -> None:
+    host = Containers(read({}), engine)
+
+    def options(**environment: str) -> set[str]:
+        return set(host._options(Workload("x", {}, 1, environment)))
+
+    more = options(SERVE_DEVICE="cuda") - options()
+    assert len(more) == 1
+    assert re.match("--gpus=all|--device=nvidia.com/gpu=all", more.pop())
+    assert options(SERVE_DEVICE="cpu") == options(SERVE_DEVICE="") == options()
+
+
+def test_another_device_is_refused_by_name() -> None:
+    assert (device.read({}), device.read({"SERVE_DEVICE": "cuda"})) == ("cpu", "cuda")
+    with pytest.raises(UserError, match="SERVE_DEVICE is 'tpu': use one of cpu, cuda"):
+        device.read({"SERVE_DEVICE": "tpu"})
+
+
+def test_modules_without_bytecode_of_their_source_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("compiled_one", "edited_one", "bare_one"):
+        (tmp_path / f"{name}.py").write_text("x = 1\n")
+    assert compileall.compile_dir(tmp_path, quiet=1)
+    (tmp_path / "edited_one.py").write_text("x = 123\n")
+    (tmp_path / "__pycache__" / f"bare_one.{sys.implementation.cache_tag}.pyc").unlink()
+    assert inside.uncompiled(["compiled_one", "edited_one", "bare_one", "sys"]) == ["edited_one", "bare_one"]

@@ -1,0 +1,482 @@
+"""A version that must not serve is found, with its reason, and a good one passes.
+
+python -m pytest tests/release/test_probes.py
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, encode
+from docker_engine import docker, needs_engine
+from ports import free_port
+from small_service import CLASSES, RELEASE, Service
+from test_serving import picture, write_model
+
+from src.core.command import UserError
+from src.release import hostile, probes, settings
+from src.release import smoke as smoking
+from src.release import watch as watching
+from src.release.client import Request
+from src.release.containers import Containers
+from src.release.golden import compare, golden_examples
+from src.release.probes import Client, FaultError, Limits
+from src.release.workload import State, Workload
+
+MIB = 2**20
+LIMIT = 512 * MIB
+ALIVE = State(exists=True, running=True, restarts=0, started="now", memory=100 * MIB, oom=False, exit_code=None)
+
+
+class Engine:
+    """What the container engine would tell: the only part here that is not real."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.state = replace(ALIVE, **changes)
+
+    def __call__(self) -> State:
+        return self.state
+
+    def becomes(self, after: float, **changes: Any) -> None:
+        def change() -> None:
+            self.state = replace(self.state, **changes)
+
+        timer = threading.Timer(after, change)
+        timer.daemon = True
+        timer.start()
+
+
+@pytest.fixture
+def golden(tmp_path: Path, random: np.random.Generator) -> Path:
+    """A folder of six golden examples."""
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    examples = []
+    for i in range(6):
+        values = np.roll([0.97, 0.02, 0.01], i % 3).tolist()
+        name = f"{i:06d}.png"
+        (folder / name).write_bytes(encode(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
+        examples.append({"file": name, "label": "cat", "prediction": CLASSES[i % 3], "probabilities": values})
+    (folder / "golden.json").write_text(json.dumps({"classes": CLASSES, "examples": examples, "tolerance": 0.001}))
+    return folder
+
+
+@pytest.fixture
+def serve(golden: Path) -> Iterator[Any]:
+    """Return a function that starts a service with faults."""
+    told = json.loads((golden / "golden.json").read_text())["examples"]
+    answers = {(golden / entry["file"]).read_bytes(): entry["probabilities"] for entry in told}
+    services: list[Service] = []
+
+    def start(*faults: str) -> Service:
+        services.append(Service(answers, *faults))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+
+
+def smoke(service: Service, golden: Path, engine: Any = ALIVE, latency: float = 250.0, **options: Any) -> dict[str, float]:
+    limits = Limits(latency_ms=latency, tolerance=0.001, memory=LIMIT)
+    look = engine if callable(engine) else Engine()
+    return probes.smoke(Client(service.url, 2), golden, RELEASE, "3", limits, look, **options)
+
+
+def watch(service: Service, golden: Path, seconds: float, engine: Any = None, latency: float = 250.0) -> dict[str, float]:
+    client = Client(service.url, 2)
+    return probes.watch(client, client, golden, "3", 0.001, latency, seconds, engine or Engine(), LIMIT)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Until it is ready
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_start_is_waited_for(serve: Any) -> None:
+    assert probes.wait_ready(Client(serve("slow start").url), 30, Engine()) > 0.2
+
+
+def test_one_that_never_gets_ready_is_a_fault_when_the_time_is_up(serve: Any) -> None:
+    with pytest.raises(FaultError, match=r"it was not ready within 0\.3 s"):
+        probes.wait_ready(Client(serve("never ready").url), 0.3, Engine())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"running": False, "exit_code": 3}, "it ended by itself with exit code 3"),
+        ({"restarts": 1}, "it crashed and was started again by the engine"),
+        ({"started": "later"}, "it crashed and was started again"),
+        ({"oom": True, "running": False}, "it needed more memory than it may have"),
+        ({"exists": False, "running": False}, "it is gone"),
+    ],
+)
+def test_a_death_ends_the_wait_at_once(changes: dict[str, Any], words: str) -> None:
+    engine = Engine()
+    engine.becomes(0.15, **changes)
+    started = time.monotonic()
+    with pytest.raises(FaultError, match=words):
+        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 30, engine)
+    assert time.monotonic() - started < 25
+
+
+def test_one_that_was_dead_from_the_start_is_not_waited_for() -> None:
+    with pytest.raises(FaultError, match="ended by itself"):
+        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 30, Engine(running=False))
+
+
+def test_a_kill_of_long_ago_is_no_fault_of_today(serve: Any) -> None:
+    assert probes.wait_ready(Client(serve("slow start").url), 5, Engine(oom=True, restarts=4)) > 0
+
+
+@pytest.fixture
+def container() -> Iterator[Any]:
+    """Return a function that runs Python code as a deployment would run a version; all of it goes in the end."""
+    name = f"probes-{os.getpid()}"
+    given = {"DEPLOY_HOME": f"/tmp/{name}", "DEPLOY_MEMORY_MB": "64", "MODEL_NAME": name}
+    host = Containers(settings.read(given), "docker")
+
+    def start(code: str) -> Any:
+        base = docker("create", "python:3.11-slim")
+        docker("commit", f"--change=CMD {json.dumps(['python', '-c', code])}", base, name)
+        docker("rm", base)
+        image = {"image": name, "digest": docker("image", "inspect", "--format", "{{.Id}}", name), "engine": "docker"}
+        host.start(Workload(name, image, free_port(), {}))
+        return partial(host.state, name)
+
+    yield start
+    host.remove(name)
+    docker("rmi", "--force", name)
+    shutil.rmtree(given["DEPLOY_HOME"])
+
+
+@pytest.mark.slow
+@needs_engine
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import time; time.sleep(0.5); raise SystemExit(3)", "it crashed|it ended by itself with exit code 3"),
+        ("import time; time.sleep(0.5); kept = bytearray(10**9)", "it needed more memory than it may have"),
+    ],
+)
+def test_a_container_that_cannot_start_is_found_although_it_is_tried_again(container: Any, code: str, words: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(FaultError, match=words):
+        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 60, container(code))
+    assert time.monotonic() - started < 40
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before the switch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_version_passes(serve: Any, golden: Path) -> None:
+    numbers = smoke(serve(), golden, against=Client(serve().url))
+    assert numbers["golden"] == 6
+    assert numbers["refused"] >= 12
+    assert numbers["largest_difference"] == 0
+    assert numbers["memory_growth_mib"] == 0
+    assert 0 < numbers["latency_p50_ms"] <= numbers["latency_p95_ms"]
+    assert numbers["live_latency_p95_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("never ready", r"/readyz got status 503"),
+        ("other classes", r"/model says classes \['cat'\] instead of"),
+        ("other manifest", "was answered with manifest ffff"),
+        (
+            "wrong label",
+            "golden image 000000.png was answered wrongly: label fox with 0.97 instead of cat with 0.97",
+        ),
+        ("a little off", r"000000.png was answered with 0.9800 for label cat; reviewed was 0.9700"),
+        ("no number", "was answered with nan for label dog"),
+        ("batch in disorder", "in a batch, golden image 000000.png was answered wrongly"),
+        ("fails on garbage", r"it answered garbage bytes with status 500 \(not like this\) instead of refusing it"),
+        ("accepts bombs", "it answered a decompression bomb with status 200 instead of refusing it"),
+        ("dies of a bomb", "it answered a decompression bomb with no answer"),
+        ("fetches", "it fetched an address that a request named"),
+        ("every other", "golden image 000000.png got status 503"),
+    ],
+)
+def test_a_bad_version_is_refused_with_its_reason(serve: Any, golden: Path, fault: str, words: str) -> None:
+    with pytest.raises(FaultError, match=words):
+        smoke(serve(fault), golden)
+
+
+def test_another_version_than_the_one_that_was_started_is_refused(serve: Any, golden: Path) -> None:
+    service = serve()
+    service.version = "2"
+    with pytest.raises(FaultError, match="/model says version 2 instead of 3"):
+        smoke(service, golden)
+
+
+def test_one_that_is_over_its_budget_is_refused_as_slow(serve: Any, golden: Path) -> None:
+    service = serve("slow")
+    with pytest.raises(FaultError, match=r"it is slow: p95 of one image is \d+ ms, over the budget of 40 ms"):
+        smoke(service, golden, latency=40)
+    assert service.asked < 100  # of those that are timed: it is not measured on when it cannot be in time any more
+
+
+def test_one_within_its_budget_but_much_slower_than_the_live_one_is_refused(
+    serve: Any, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smoking, "_TIMED", 8)
+    with pytest.raises(FaultError, match=r"p95 of one image is \d+ ms, of the version that serves \d+ ms"):
+        smoke(serve("very slow"), golden, latency=2000, against=Client(serve().url))
+
+
+def test_the_live_one_may_be_just_as_slow(serve: Any, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoking, "_TIMED", 20)
+    monkeypatch.setattr(smoking, "_REPEATED", 10)
+    assert smoke(serve("slow"), golden, latency=1000, against=Client(serve("slow").url))["latency_p50_ms"] >= 60
+
+
+@pytest.mark.parametrize(("each", "words"), [(0.3, r"its memory grew from \d+ to \d+ MiB in \d+ requests"), (3, "is at")])
+def test_a_leak_is_refused_with_the_numbers(serve: Any, golden: Path, each: float, words: str) -> None:
+    service = serve()
+    with pytest.raises(FaultError, match=words):
+        smoke(service, golden, lambda: replace(ALIVE, memory=int((100 + each * service.asked) * MIB)))
+
+
+def test_warming_up_is_no_leak(serve: Any, golden: Path) -> None:
+    service = serve()
+    numbers = smoke(service, golden, lambda: replace(ALIVE, memory=int((100 + min(80, service.asked)) * MIB)))
+    assert numbers["memory_growth_mib"] == 0
+
+
+def test_an_engine_that_tells_no_memory_is_no_fault(serve: Any, golden: Path) -> None:
+    assert "memory_mib" not in smoke(serve(), golden, Engine(memory=None))
+
+
+def test_a_crash_during_the_trial_is_the_reason_and_not_the_lost_answer(serve: Any, golden: Path) -> None:
+    service = serve("dies of a bomb")
+
+    def look() -> State:
+        return replace(ALIVE, restarts=int(service.dead))
+
+    with pytest.raises(FaultError, match="it crashed and was started again by the engine; at the last look it used 100 MiB"):
+        smoke(service, golden, look)
+
+
+def test_classes_too_close_to_tell_may_change_places(golden: Path) -> None:
+    example = replace(golden_examples(golden)[0], probabilities={"cat": 0.5001, "dog": 0.4999, "fox": 0.0})
+    probabilities = [("dog", 0.5001), ("cat", 0.4999), ("fox", 0.0)]
+    given = {"label": "dog", "probabilities": [{"label": name, "probability": p} for name, p in probabilities]}
+    assert compare(example, given, 0.001) == pytest.approx(0.0002)
+    with pytest.raises(FaultError, match="wrongly"):
+        compare(example, {**given, "label": "fox"}, 0.001)
+
+
+@pytest.mark.parametrize("given", [None, [], {}, {"probabilities": 3}, {"probabilities": [{"label": "cat"}]}, "text"])
+def test_nonsense_for_a_prediction_is_a_fault_and_no_crash(golden: Path, given: Any) -> None:
+    with pytest.raises(FaultError, match="other classes than the model has"):
+        compare(golden_examples(golden)[0], given, 0.001)
+
+
+def test_the_bomb_is_a_valid_image_small_as_a_file_and_huge_in_memory() -> None:
+    bomb = hostile.decompression_bomb()
+    assert len(bomb) < 100_000
+    width, height = (int.from_bytes(bomb[at : at + 4], "big") for at in (16, 20))
+    assert width * height > 200_000_000
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[str]:
+    """Serve a tiny model by the service itself, in a process of its own; give its address."""
+    write_model(tmp_path / "model")
+    port = free_port()
+    command = [sys.executable, "-m", "src.serving.serve", "--model", str(tmp_path / "model"), "--port", str(port)]
+    environment = {**os.environ, "BENTOML_HOME": str(tmp_path / "bentoml")}
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log) as process:
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+
+
+@pytest.mark.slow
+def test_the_real_service_passes_all_that_is_asked_of_it(real: str, tmp_path: Path) -> None:
+    client = Client(real)
+    probes.wait_ready(client, 60, Engine())
+    told = client.model()
+    images = {name: picture(colour) for name, colour in (("0.png", (250, 10, 10)), ("1.png", (10, 10, 250)))}
+    examples = []
+    for name, content in images.items():
+        (tmp_path / name).write_bytes(content)
+        answer = client.predict(content, len(told["classes"])).body
+        said = {entry["label"]: entry["probability"] for entry in answer["probabilities"]}
+        probabilities = [said[label] for label in told["classes"]]
+        examples.append({"file": name, "prediction": answer["label"], "probabilities": probabilities})
+    (tmp_path / "golden.json").write_text(json.dumps({"classes": told["classes"], "examples": examples}))
+    release = replace(RELEASE, **{name: told[name] for name in ("manifest", "model_sha256", "classes")})
+    limits = Limits(latency_ms=2000, tolerance=0.001, memory=LIMIT)
+    numbers = probes.smoke(client, tmp_path, release, told["version"], limits, Engine(), client)
+    assert numbers["refused"] == 16
+    watched = probes.watch(client, client, tmp_path, told["version"], 0.001, 2000, 1.0, Engine(), LIMIT)
+    assert watched["faults"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# After the switch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_version_is_watched_for_as_long_as_asked(serve: Any, golden: Path) -> None:
+    numbers = watch(serve(), golden, 1.0)
+    assert numbers["seconds"] >= 1.0
+    assert numbers["probes"] >= 3
+    assert numbers["faults"] == 0
+
+
+def test_no_time_to_watch_is_still_one_look(serve: Any, golden: Path) -> None:
+    assert watch(serve(), golden, 0)["probes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("wrong label", "through the proxy, golden image 000001.png was answered wrongly"),
+        ("never ready", r"it stopped saying that it is ready \(/readyz failed twice in a row\)"),
+        ("every other", "through the proxy, golden image 00000..png got status 503"),
+    ],
+)
+def test_a_version_that_goes_wrong_is_found_long_before_the_watch_ends(
+    serve: Any, golden: Path, fault: str, words: str
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(FaultError, match=words):
+        watch(serve(fault), golden, 30)
+    assert time.monotonic() - started < 25
+
+
+def test_answers_of_another_version_through_the_proxy_are_a_fault(serve: Any, golden: Path) -> None:
+    service = serve()
+    service.version = "2"
+    with pytest.raises(FaultError, match="was answered by version 2 instead of 3"):
+        watch(service, golden, 30)
+
+
+def test_one_lost_connection_is_asked_again_and_is_no_fault(serve: Any, golden: Path) -> None:
+    assert watch(serve("closes once"), golden, 0.6)["faults"] == 0
+
+
+def test_a_death_after_the_switch_is_found_at_once(serve: Any, golden: Path) -> None:
+    engine, started = Engine(), time.monotonic()
+    engine.becomes(0.6, running=False, exit_code=137)
+    with pytest.raises(FaultError, match="it ended by itself with exit code 137"):
+        watch(serve(), golden, 30, engine)
+    assert 0.5 < time.monotonic() - started < 25
+
+
+def test_a_service_that_is_gone_is_found_where_the_engine_knows_of_nothing(serve: Any, golden: Path) -> None:
+    service = serve()
+    closing = threading.Timer(0.5, service.close)
+    closing.start()
+    with pytest.raises(FaultError, match="it stopped saying that it is ready|through the proxy, .* got no answer"):
+        watch(service, golden, 30)
+    closing.join()
+
+
+def test_a_leak_after_the_switch_is_found_by_its_trend(serve: Any, golden: Path) -> None:
+    started = time.monotonic()
+
+    def look() -> State:
+        return replace(ALIVE, memory=int((100 + 90 * (time.monotonic() - started)) * MIB))
+
+    with pytest.raises(FaultError, match=r"its memory grew from 1\d\d to \d+ of 512 MiB in \d s"):
+        watch(serve(), golden, 30, look)
+
+
+def test_one_odd_reading_of_the_memory_is_no_leak(serve: Any, golden: Path) -> None:
+    looks: list[int] = []
+
+    def look() -> State:
+        looks.append(1)
+        return replace(ALIVE, memory=(500 if len(looks) == 6 else 100) * MIB)
+
+    assert watch(serve(), golden, 2.5, look)["memory_mib"] == 100
+
+
+def test_memory_near_the_limit_is_a_fault(serve: Any, golden: Path) -> None:
+    with pytest.raises(FaultError, match="its memory is at 480 of the 512 MiB"):
+        watch(serve(), golden, 30, Engine(memory=480 * MIB))
+
+
+def test_one_that_is_slow_all_the_time_is_a_fault(serve: Any, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching._Watch, "_SLOW", 1.0)
+    with pytest.raises(FaultError, match=r"it is slow: one image took over 20 ms \d+ times in a row"):
+        watch(serve("slow"), golden, 30, latency=10)
+
+
+def test_an_engine_that_does_not_answer_once_is_no_fault_of_the_version(serve: Any, golden: Path) -> None:
+    looks: list[int] = []
+
+    def look() -> State:
+        looks.append(1)
+        if len(looks) in (3, 4):
+            raise UserError("docker does not answer")
+        return ALIVE
+
+    assert watch(serve(), golden, 1.5, look)["faults"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For a rollback, and the client
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_quick_look_asks_three_times_and_finds_the_wrong_version(serve: Any, golden: Path) -> None:
+    service = serve()
+    probes.quick(Client(service.url), golden, "3", 0.001)
+    assert service.asked == 3
+    with pytest.raises(FaultError, match="answered by version 3 instead of 4"):
+        probes.quick(Client(service.url), golden, "4", 0.001)
+
+
+@pytest.mark.parametrize(("fault", "words"), [("never ready", "does not say that it is ready"), ("wrong label", "wrongly")])
+def test_the_quick_look_finds_a_bad_version(serve: Any, golden: Path, fault: str, words: str) -> None:
+    with pytest.raises(FaultError, match=words):
+        probes.quick(Client(serve(fault).url), golden, "3", 0.001)
+
+
+def test_the_client_raises_nothing_whatever_happens_on_the_way(serve: Any) -> None:
+    answer = Client(f"http://127.0.0.1:{free_port()}").predict(b"x")
+    assert (answer.status, answer.reason) == (0, "connection refused")
+    assert str(answer) == "no answer (connection refused)"
+    answer = Client(serve("closes once").url).predict(b"x")
+    assert (answer.status, answer.reason) == (0, "the connection was closed before an answer came")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
+        assert client.model() == {}
+        assert not client.ready()
+        assert client.send(Request("GET", "/")).reason == "nothing within 0.2 s"
+
+
+def test_the_client_reads_an_answer_that_comes_before_all_is_sent(serve: Any) -> None:
+    client = Client(serve().url, 2)
+    bad = {one.name: one for one in hostile.requests(b"x", "http://192.0.2.1/")}
+    announced = client.send(bad["a body announced as 4 GiB"].request)
+    poured = client.send(bad["a body of 64 MiB in chunks"].request)
+    assert announced.status in (0, 413)
+    assert poured.status in (0, 413)
+    assert re.search("closed|like this", announced.reason + poured.reason)
+
+
+def test_golden_examples_that_are_missing_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"golden\.json is missing"):
+        golden_examples(tmp_path)

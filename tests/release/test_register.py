@@ -1,0 +1,673 @@
+"""Registering a release: one run and one version for one manifest, the reviewed bytes, whatever happens in between."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import PATIENCE, ROOT, encode, write_params
+from onnx import TensorProto, helper, numpy_helper
+from ports import free_port
+
+from src.core.command import UserError
+from src.core.files import sha256, write_json
+from src.core.inference import Model
+from src.core.params import load
+from src.judging.lineage import digest
+from src.release import card, recording, reviewed
+from src.release.outcome import RefusedError
+from src.release.register import register
+from src.release.reviewed import Release
+from src.system import tracking
+from src.system.mlflow_client import RegistryError
+from src.system.registry import Registry
+
+CLASSES = ["cat", "dog", "emu"]
+SIZE = (4, 5)
+EPOCHS = 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A release made by hand
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def network(shuffled: bool = False) -> bytes:
+    """Return a classifier by mean colour; `shuffled`: with its fields in an order in which nobody would write them."""
+    weights = np.array([[3, -1, 0.5], [0, 2, -1], [-2, 0, 1]], dtype=np.float32) / 100
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["means", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", *SIZE, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"classes": json.dumps(CLASSES)})
+    if not shuffled:
+        return bytes(model.SerializeToString())
+    first = onnx.ModelProto()
+    first.graph.CopyFrom(model.graph)
+    model.ClearField("graph")
+    return bytes(first.SerializeToString() + model.SerializeToString())
+
+
+def make_release(folder: Path, content: bytes | None = None, pull_request: int | None = 7, data: str = "d1") -> Release:
+    """Write what verify would."""
+    for name in ("model", "golden", "evaluation", "report/pictures"):
+        (folder / name).mkdir(parents=True)
+    (folder / "model/model.onnx").write_bytes(content or network())
+    model_sha256 = sha256(folder / "model/model.onnx")
+    facts = {"channels": 3, "classes": CLASSES, "epoch": 2, "epochs": EPOCHS, "fit": "crop", "manifest_sha256": data}
+    facts |= {"model_sha256": model_sha256, "network": "toy", "parameters": 9, "seed": 1, "size": list(SIZE), "width": 1}
+    write_json(folder / "model/card.json", facts)
+    with (folder / "model/history.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", "train_loss", "validation_loss"])
+        writer.writeheader()
+        writer.writerows(history())
+    write_params(folder / "params.yaml", train__epochs=EPOCHS)
+    metrics = {
+        "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "ece": 0.02, "images": 60, "log_loss": 0.3,
+        "macro_f1": 0.89, "baseline": {"accuracy": 0.7},
+        "per_class": {name: {"recall": 0.95 - 0.1 * i, "images": 20 - i} for i, name in enumerate(CLASSES)},
+        "slices": {"brightness: low": {"accuracy": 0.7, "images": 30}, "brightness: high": {"accuracy": 1, "images": 30}},
+    }  # fmt: skip
+    write_json(folder / "metrics.json", metrics)
+    manifest = {
+        "commit": "c" * 40, "data": {"digest": f"{'ab' * 16}.dir"}, "hardware": {"processor": "a slow one"},
+        "verdict": {"verdict": "pass", "reasons": ["all gates"], "override": None}, "model": model_sha256,
+        "pull_request": pull_request,
+    }  # fmt: skip
+    write_json(folder / "manifest.json", manifest)
+    pixels = np.full((*SIZE, 3), 90, np.uint8)
+    (folder / "golden/000001.png").write_bytes(encode(pixels))
+    write_json(folder / "golden/golden.json", {"examples": [{"file": "000001.png"}]})
+    (folder / "evaluation/curves.png").write_bytes(encode(pixels))
+    (folder / "report/report.md").write_text("## pass\n")
+    (folder / "report/pictures/one.png").write_bytes(encode(pixels))
+    release = Release(
+        manifest=digest(manifest), model_sha256=model_sha256, commit="d" * 40, trained_commit="c" * 40,
+        pull_request=pull_request, data=f"{'ab' * 16}.dir", inputs="e" * 64, verdict="pass", override=None,
+        metrics={"accuracy": 0.9}, classes=CLASSES,
+    )  # fmt: skip
+    reviewed.write(folder, release)
+    return release
+
+
+def history() -> list[dict[str, float]]:
+    return [{"epoch": i, "train_loss": round(1 / i, 6), "validation_loss": round(1.5 / i, 6)} for i in range(1, EPOCHS + 1)]
+
+
+@pytest.fixture
+def registry(empty_database: Path, tmp_path: Path) -> Registry:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return Registry.connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_release(tmp_path / "out/release")
+    return tmp_path / "out/release"
+
+
+def runs(registry: Registry) -> list[Any]:
+    experiments = [experiment.experiment_id for experiment in registry.client.search_experiments()]
+    return list(registry.client.search_runs(experiments))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is in MLflow afterwards
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_becomes_a_version_that_tells_where_it_came_from(registry: Registry, folder: Path) -> None:
+    release = reviewed.read(folder)
+    registered = register(folder, registry)
+    assert registered == json.loads((folder / "registered.json").read_text())
+    assert (registered["name"], registered["version"], registered["uri"]) == ("image-classifier", "1", registry.uri)
+    version = registry.alias("challenger")
+    assert version == registry.version_of(release.manifest)
+    assert version.number == "1"
+    assert version.run_id == registered["run_id"]
+    wanted = {"commit": "d" * 40, "trained_commit": "c" * 40, "pull_request": "7", "data": f"{'ab' * 16}.dir"}
+    wanted |= {"manifest": release.manifest, "verdict": "pass", "inputs": "e" * 64, "model_sha256": release.model_sha256}
+    assert version.tags == wanted | {"precision": "fp32"}
+    described = registry.client.get_model_version("image-classifier", "1").description
+    assert "emu, recall 75.00% of 18 images" in described
+    [move] = registry.history()
+    assert (move.alias, move.after) == ("challenger", "1")
+
+
+def test_a_run_made_afterwards_holds_what_training_would_have_logged_and_the_review(
+    registry: Registry, folder: Path
+) -> None:
+    release = reviewed.read(folder)
+    run_id = register(folder, registry)["run_id"]
+    run = registry.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["epochs"] == str(EPOCHS)
+    assert run.data.params["augment.rotate"] == "10.0"
+    assert run.data.params["gates.min_accuracy"] == "0.8"
+    logged = registry.client.get_metric_history(run_id, "validation_loss")
+    assert [(metric.step, metric.value) for metric in logged] == [
+        (row["epoch"], row["validation_loss"]) for row in history()
+    ]
+    assert (run.data.metrics["test_accuracy"], run.data.metrics["test_baseline.accuracy"]) == (0.9, 0.7)
+    tags = run.data.tags
+    assert (tags["manifest"], tags["commit"], tags["pull_request"]) == (release.manifest, "d" * 40, "7")
+    assert "Limits of use" in tags["mlflow.note.content"]
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("data", f"{'ab' * 16}.dir")
+    names = {
+        file.path for path in (None, "model", "report/pictures") for file in registry.client.list_artifacts(run_id, path)
+    }
+    assert {"manifest.json", "metrics.json", "evaluation", "report", "model/history.csv", "report/pictures/one.png"} <= names
+
+
+def test_artifacts_lie_beside_the_database(
+    registry: Registry, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    register(folder, registry)
+    assert [path.stat().st_size > 0 for path in (tmp_path / "mlartifacts").rglob("model.onnx")] == [True]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_plain_mlflow_loads_the_reviewed_bytes_and_answers_alike(registry: Registry, tmp_path: Path, shuffled: bool) -> None:
+    content = network(shuffled)
+    assert (onnx.load_from_string(content).SerializeToString() != content) == shuffled
+    folder = tmp_path / "out/release"
+    release = make_release(folder, content)
+    register(folder, registry)
+    registry.move("champion", "1", why="a test")
+    images = np.random.default_rng(1).integers(0, 256, (300, *SIZE, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, mlflow, numpy; mlflow.set_tracking_uri(sys.argv[1]); images = numpy.load('images.npy')\n"
+        "model = mlflow.pyfunc.load_model('models:/image-classifier@champion')\n"
+        "numpy.save('answers.npy', model.predict(images)['probabilities'])\n"
+        "mlflow.artifacts.download_artifacts('models:/image-classifier@champion', dst_path='got')\n"
+    )
+    quiet = {**os.environ, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, registry.uri], cwd=tmp_path, capture_output=True, text=True, env=quiet
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sha256(tmp_path / "got/model.onnx") == release.model_sha256
+    answers = np.load(tmp_path / "answers.npy")
+    np.testing.assert_allclose(answers, Model(folder / "model").probabilities(images), atol=1e-6)
+    assert answers.shape == (300, 3)
+    described = (tmp_path / "got/MLmodel").read_text()
+    assert '"uint8"' in described
+    pins = (tmp_path / "got/requirements.txt").read_text().split()
+    assert {pin.partition("==")[0] for pin in pins} == {"mlflow", "numpy", "onnx", "onnxruntime"}
+    assert all(pin.count("==") == 1 for pin in pins)
+
+
+def test_a_release_without_golden_examples_is_registered_too(registry: Registry, tmp_path: Path) -> None:
+    folder = tmp_path / "out/release"
+    release = make_release(folder)
+    shutil.rmtree(folder / "golden")
+    reviewed.write(folder, release)
+    assert register(folder, registry)["version"] == "1"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Again
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_registering_again_changes_nothing(registry: Registry, folder: Path) -> None:
+    first = register(folder, registry)
+    before = (registry.versions(), registry.history(), [run.to_dictionary() for run in runs(registry)])
+    assert register(folder, registry) == first
+    assert (registry.versions(), registry.history(), [run.to_dictionary() for run in runs(registry)]) == before
+
+
+def test_another_manifest_becomes_another_version_and_the_challenger(
+    registry: Registry, folder: Path, tmp_path: Path
+) -> None:
+    register(folder, registry)
+    make_release(tmp_path / "second", pull_request=8)
+    assert register(tmp_path / "second", registry)["version"] == "2"
+    challenger = registry.alias("challenger")
+    assert challenger is not None
+    assert challenger.tags["pull_request"] == "8"
+    assert len(runs(registry)) == 2
+
+
+def test_the_champion_is_not_made_its_own_challenger(registry: Registry, folder: Path) -> None:
+    register(folder, registry)
+    registry.move("champion", "1", why="deployed")
+    registry.move("challenger", None, why="deployed")
+    register(folder, registry)
+    assert registry.alias("challenger") is None
+
+
+def test_a_deleted_run_is_made_again_and_the_version_stays(registry: Registry, folder: Path) -> None:
+    first = register(folder, registry)
+    registry.client.delete_run(first["run_id"])
+    second = register(folder, registry)
+    assert (second["version"], len(registry.versions())) == ("1", 1)
+    assert second["run_id"] != first["run_id"]
+    assert len(runs(registry)) == 1
+
+
+def test_a_lost_artifact_is_stored_again(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    register(folder, registry)
+    [stored] = (tmp_path / "mlartifacts").rglob("model.onnx")
+    stored.unlink()
+    assert register(folder, registry)["version"] == "1"
+    assert sha256(stored) == reviewed.read(folder).model_sha256
+
+
+def test_an_artifact_of_other_bytes_is_refused(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    register(folder, registry)
+    [stored] = (tmp_path / "mlartifacts").rglob("model.onnx")
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    (folder / "registered.json").unlink()
+    with pytest.raises(
+        RefusedError, match=r"version 1 of image-classifier in MLflow at .* is not the reviewed model"
+    ) as raised:
+        register(folder, registry)
+    assert raised.value.kind == "tampered"
+    assert not (folder / "registered.json").exists()
+
+
+def test_a_folder_that_verify_did_not_leave_so_is_refused(registry: Registry, folder: Path) -> None:
+    (folder / "model/model.onnx").write_bytes(network(shuffled=True))
+    with pytest.raises(UserError, match=r"not as verify left it \(model/model.onnx\)"):
+        register(folder, registry)
+    assert registry.versions() == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run that training logged
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train_live(folder: Path, uri: str, data: str = "d1", **changes: float) -> str:
+    """Log as the train stage does, numbers unrounded; `changes` spoil the last epoch."""
+    params = dict(recording._flat(load(folder / "params.yaml").train.model_dump()))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", uri)
+        run = tracking.start(params, {"manifest_sha256": data}, None)
+        assert run is not None
+        for row in history():
+            spoilt = changes if row["epoch"] == EPOCHS else {}
+            logged = {name: value + 1e-8 for name, value in {**row, **spoilt}.items() if name != "epoch"}
+            run.log(int(row["epoch"]), logged)
+        run.finish("FINISHED")
+    return run.id
+
+
+def test_the_live_run_of_this_training_is_taken(registry: Registry, folder: Path) -> None:
+    live = train_live(folder, registry.uri)
+    train_live(folder, registry.uri)
+    assert register(folder, registry)["run_id"] == live
+    run = registry.client.get_run(live)
+    assert run.data.tags["manifest"] == reviewed.read(folder).manifest
+    assert run.data.metrics["test_accuracy"] == 0.9
+    assert len(registry.client.get_metric_history(live, "train_loss")) == EPOCHS
+    assert len(runs(registry)) == 2
+    assert register(folder, registry)["run_id"] == live
+
+
+@pytest.mark.parametrize("spoilt", [{"data": "d2"}, {"validation_loss": 0.25}])
+def test_a_live_run_of_another_training_is_left_alone(registry: Registry, folder: Path, spoilt: dict[str, Any]) -> None:
+    live = train_live(folder, registry.uri, **spoilt)
+    assert register(folder, registry)["run_id"] != live
+
+
+def test_a_live_run_with_other_parameters_is_left_alone(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    write_params(other / "params.yaml", train__epochs=EPOCHS, train__seed=9)
+    live = train_live(other, registry.uri)
+    assert register(folder, registry)["run_id"] != live
+
+
+def test_a_live_run_belongs_to_one_manifest(registry: Registry, folder: Path, tmp_path: Path) -> None:
+    live = train_live(folder, registry.uri)
+    make_release(tmp_path / "second", pull_request=8)
+    assert register(folder, registry)["run_id"] == live
+    assert register(tmp_path / "second", registry)["run_id"] != live
+
+
+def test_a_live_run_whose_artifacts_lie_elsewhere_is_left_alone(registry: Registry, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as clone:
+        registry.client.create_experiment("image-classifier", artifact_location=f"{clone}/mlruns/1")
+        live = train_live(folder, registry.uri)
+        run_id = register(folder, registry)["run_id"]
+    assert run_id != live
+    assert registry.client.list_artifacts(run_id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model card
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def card_of(folder: Path, release: Release) -> str:
+    names = ("model/card.json", "metrics.json", "manifest.json")
+    return card.write(release, *(json.loads((folder / name).read_text()) for name in names))
+
+
+def test_a_card_tells_the_weakest_and_who_overrode(folder: Path) -> None:
+    release = replace(reviewed.read(folder), verdict="fail", override={"by": "ann", "at": "today"})
+    text = card_of(folder, release)
+    for words in (
+        "| accuracy | 90.00% (80.00% to 95.00%) |",
+        "Weakest class: emu, recall 75.00% of 18 images.",
+        "Weakest slice: brightness: low, accuracy 70.00% of 30 images.",
+        "Under 20 test images, so hardly measured: dog, emu.",
+        "off by 2.00% on average",
+        "fail, overridden by ann at today",
+        "pull request #7",
+        release.manifest,
+    ):
+        assert words in text
+
+
+def test_a_card_fits_whatever_the_classes_are(folder: Path) -> None:
+    names = [f"a|class<b>`{i}`" * 20 for i in range(500)]
+    text = card_of(folder, replace(reviewed.read(folder), classes=names))
+    assert len(text) <= card.LARGEST
+    assert "and 480 more" in text
+    assert "<b>" not in text.replace("\\<b\\>", "")
+
+
+def test_a_card_without_room_is_cut_at_a_line_and_says_so(folder: Path) -> None:
+    facts = [json.loads((folder / name).read_text()) for name in ("model/card.json", "metrics.json", "manifest.json")]
+    facts[2]["verdict"]["reasons"] = [f"reason {i} " * 6 for i in range(500)]
+    text = card.write(reviewed.read(folder), *facts)
+    assert len(text) <= card.LARGEST
+    assert text.endswith("More is in the report of the run.\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command, kills, and two at once
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def command(folder: Path, uri: str, **variables: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, **variables}
+    words = [sys.executable, "-m", "src.release.register", str(folder)]
+    return subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_dead_server_is_one_sentence_and_an_outcome(folder: Path) -> None:
+    port = free_port()
+    with command(folder, f"http://me:secret@127.0.0.1:{port}") as process:
+        _, complaint = process.communicate()
+    assert process.returncode == 1
+    assert complaint.count("\n") == 1
+    assert complaint.startswith(
+        f"register: MLflow at http://127.0.0.1:{port} does not answer (Connection refused): start it"
+    )
+    told = json.loads((folder.parent / "release.outcome.json").read_text())
+    assert (told["step"], told["ok"], told["kind"]) == ("register", False, "registry")
+    assert "secret" not in complaint + json.dumps(told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fresh", [False, True])
+def test_two_registers_at_once_make_one_version(folder: Path, tmp_path: Path, empty_database: Path, fresh: bool) -> None:
+    """Also where neither finds a database."""
+    if not fresh:
+        shutil.copy(empty_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    shutil.copytree(folder, tmp_path / "copy/release")
+    processes = [command(place, uri, MODEL_NAME="toys") for place in (folder, tmp_path / "copy/release")]
+    for process in processes:
+        _, complaint = process.communicate()
+        assert (process.returncode, complaint) == (0, "")
+    registry = Registry.connect(uri, name="toys")
+    assert (len(registry.versions()), len(runs(registry)), len(registry.history())) == (1, 1, 1)
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import mlflow.onnx
+import onnx
+from mlflow import MlflowClient
+from src.system.registry import Registry
+from src.release.register import register
+
+folder, empty, work = map(Path, sys.argv[1:])
+WRITES = [name for name in dir(MlflowClient) if name.startswith(("create_", "log_", "set_", "finalize_"))]
+
+def forked(uri, left):
+    "Register in a process of its own that is killed before its write number `left`; None: it is let be."
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    code = 1
+    try:
+        registry = Registry.connect(uri)
+        if left is not None:
+            for name in WRITES:
+                setattr(MlflowClient, name, counted(getattr(MlflowClient, name), [left] if not kept else kept))
+        register(folder, registry)
+        code = 0 if left is not None else checked(registry)
+    finally:
+        os._exit(code)
+
+kept = []
+def counted(original, left):
+    if not kept:
+        kept.extend(left)
+    def call(*arguments, **options):
+        if kept[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        kept[0] -= 1
+        return original(*arguments, **options)
+    return call
+
+def checked(registry):
+    ids = [experiment.experiment_id for experiment in registry.client.search_experiments()]
+    runs, models = registry.client.search_runs(ids), registry.client.search_logged_models(ids)
+    [run], [version], [move], [model] = runs, registry.versions(), registry.history(), models
+    assert (run.info.status, run.data.tags["recorded"]) == ("FINISHED", version.tags["manifest"])
+    assert registry.alias("challenger").number == version.number == "1"
+    assert len(registry.client.get_metric_history(run.info.run_id, "train_loss")) == 3
+    assert len(run.outputs.model_outputs) == 1 and model.status.name == "READY"
+    return 0
+
+# half of a registration is MLflow's look at every installed package, which it keeps: the forks below have it from here
+mlflow.onnx.save_model(onnx.load(folder / "model/model.onnx"), work / "warm", pip_requirements=["onnx"])
+for left in range(1000):
+    place = work / str(left)
+    place.mkdir()
+    uri = f"sqlite:///{shutil.copy(empty, place)}"
+    status = forked(uri, left)
+    if status == 0:
+        print("kills", left)
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, (left, status)
+    assert forked(uri, None) == 0, left
+    shutil.rmtree(place)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_write_and_run_again_it_is_whole_and_single(
+    folder: Path, tmp_path: Path, empty_database: Path
+) -> None:
+    (tmp_path / "work").mkdir()
+    words = [sys.executable, "-c", KILLED, str(folder), str(empty_database), str(tmp_path / "work")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kills = int(done.stdout.split("kills ")[1])
+    assert kills > 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Servers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mlflow_server(folder: Path, backend: str, *options: str, **variables: str) -> Iterator[str]:
+    """Run a real server on a free port; it takes 10 s and more to come up."""
+    port = free_port()
+    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--port", str(port)]
+    words += ["--host", "127.0.0.1", "--workers", "1", "--artifacts-destination", str(folder / "artifacts"), *options]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {name: value for name, value in environment.items() if not name.startswith(("_MLFLOW", "MLFLOW_TRACKING"))}
+    with (
+        (folder / "server.log").open("w") as log,
+        subprocess.Popen(
+            words, cwd=folder, env=environment | variables, stdout=log, stderr=log, start_new_session=True
+        ) as server,
+    ):
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", lambda: server.poll() is None, folder / "server.log")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def wait_for(url: str, is_alive: Callable[[], bool], log: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while is_alive() and time.monotonic() < until:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a PostgreSQL of its own; as the account postgres where this is root, which PostgreSQL refuses."""
+    tools = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), Path(shutil.which("initdb") or "/nowhere")]
+    if not tools[0].exists():
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    account = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as folder:
+        if account:
+            shutil.chown(folder, **account)
+        port, data = free_port(), f"{folder}/data"
+
+        def tool(name: str, *options: str) -> None:
+            subprocess.run(
+                [tools[0].parent / name, "-D", data, *options], check=True, cwd=folder, stdout=subprocess.DEVNULL, **account
+            )
+
+        tool("initdb", "-A", "trust", "-U", "mlflow")
+        tool("pg_ctl", "-w", "-l", f"{folder}/log", "-o", f"-p {port} -k {folder} -c listen_addresses=127.0.0.1", "start")
+        try:
+            yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        finally:
+            tool("pg_ctl", "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    if request.param == "sqlite":
+        with mlflow_server(folder, f"sqlite:///{folder}/mlflow.db") as url:
+            yield url
+    else:
+        with postgres() as backend, mlflow_server(folder, backend) as url:
+            yield url
+
+
+@pytest.mark.slow
+def test_a_server_keeps_run_version_and_moves(server: str, folder: Path, tmp_path: Path) -> None:
+    registry = Registry.connect(server, name="kept")
+    first = register(folder, registry)
+    assert register(folder, registry) == first
+    registry.move("champion", "1", why="ü" * 9000)
+    assert [(move.alias, move.after) for move in registry.history()] == [("challenger", "1"), ("champion", "1")]
+    champion = registry.alias("champion")
+    assert champion is not None
+    assert champion.tags["manifest"] == reviewed.read(folder).manifest
+    assert registry.client.list_artifacts(first["run_id"], "report")
+    registry.tag("1", image_digest="sha256:1")
+    assert registry.version("1").tags["image_digest"] == "sha256:1"
+    with pytest.raises(UserError, match="kept has no version 9"):
+        registry.version("9")
+    assert registry.alias("previous") is None
+    assert Registry.connect(server, name="nothing").alias("champion") is None
+
+
+@pytest.mark.slow
+def test_two_registers_at_once_make_one_version_at_a_server(server: str, tmp_path: Path) -> None:
+    make_release(tmp_path / "a/release", pull_request=21)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    processes = [command(tmp_path / place / "release", server, MODEL_NAME="raced") for place in ("a", "b")]
+    for process in processes:
+        said, complaint = process.communicate()
+        assert (process.returncode, complaint) == (0, "")
+        assert "://127" in said
+        assert "View run" not in said
+    registry = Registry.connect(server, name="raced")
+    manifest = reviewed.read(tmp_path / "a/release").manifest
+    assert len(registry.versions()) == 1
+    assert [run.data.tags["manifest"] for run in runs(registry)].count(manifest) == 1
+    one, two = (json.loads((tmp_path / place / "release/registered.json").read_text()) for place in ("a", "b"))
+    assert one == two
+
+
+@pytest.mark.slow
+def test_a_server_with_users_takes_the_right_one_and_tells_the_wrong_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flask_wtf", reason="Flask-WTF, which MLflow's basic-auth needs, is not installed")
+    (tmp_path / "auth.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = ann\nadmin_password = a-long-pass-word\n"
+        f"database_uri = sqlite:///{tmp_path}/auth.db\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    variables = {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for a test"}
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/server.db", "--app-name", "basic-auth", **variables) as url:
+        with pytest.raises(RegistryError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+            Registry.connect(url)
+        with pytest.raises(RegistryError, match="does not take this user") as raised:
+            Registry.connect(url.replace("//", "//ann:wrong-password@"))
+        assert "wrong-password" not in str(raised.value)
+        registered = register(folder, Registry.connect(url.replace("//", "//ann:a-long-pass-word@")))
+        assert (registered["version"], registered["uri"]) == ("1", url)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_the_middle_is_told_in_under_a_minute(folder: Path, tmp_path: Path) -> None:
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path}/server.db") as url:
+        registry = Registry.connect(url)
+    started = time.monotonic()
+    with pytest.raises(RegistryError, match=f"MLflow at {url} does not answer"):
+        register(folder, registry)
+    assert time.monotonic() - started < 60

@@ -1,0 +1,800 @@
+"""Is it the reviewed model, and may it ship? python -m pytest tests/release/test_verify.py"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT, write_params
+from ruamel.yaml import YAML
+from standin import GitHub, user
+from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
+
+from src.core.files import read_json, sha256, write_json
+from src.github.labels import ENGINE
+from src.github.labels import OVERRIDE as LABEL
+from src.judging import __main__ as judging
+from src.judging import lineage
+from src.release import modelcheck, overriding, reviewed, verdict
+from src.release import verify as verifying
+from src.release.production import Deployed
+from src.system.worktree import checked_out
+
+MODEL = "out/model/model.onnx"
+OUT = "out/release"
+TOLD = ("dvc.lock", "manifest.json", "metrics.json")
+Change = Callable[[Path], object]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit(folder: Path, message: str) -> str:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
+    return git(folder, "rev-parse", "HEAD")
+
+
+def judge(folder: Path, verdict: dict[str, Any], number: int) -> None:
+    """Write manifest.json as a report does; the verdict is the test's."""
+    text = json.dumps({"commit": "a" * 40, "pull_request": number, "verdict": verdict, "training_seconds": 1.0})
+    script = (
+        "import json, sys; from pathlib import Path; from src import lineage; from src.core.files import write_json; "
+        "write_json(Path('manifest.json'), lineage.manifest(Path(), json.loads(sys.argv[1]), None))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, text], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    require_success(done)
+
+
+PASS = {"verdict": "pass", "reasons": ["good"], "override": None}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "expected"),
+    [("all", {"confusion.png", "errors.png", "activation.png"}), ("charts", {"confusion.png"}), ("none", set())],
+)
+def test_a_release_holds_no_picture_that_params_forbid(tmp_path: Path, pictures: str, expected: set[str]) -> None:
+    tree, made = tmp_path / "tree", ("model.onnx", "weights.safetensors", "history.csv")
+    for name in (*(f"out/model/{name}" for name in made), "out/evaluation/golden/0.png", "judged/report/report.md"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    for name in ("confusion.png", "errors.png", "activation.png", "confusion.csv"):
+        (tree / "out/evaluation" / name).touch()
+    manifest = {"outputs": {"model_sha256": "5" * 64}, "commit": "a" * 40, "data": {"digest": "d"},
+                "inputs": {"digest": "i"}, "verdict": PASS}  # fmt: skip
+    write_json(tree / "manifest.json", manifest)
+    write_json(tree / "metrics.json", dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5))
+    write_json(tree / "out/model/card.json", {"classes": ["cat"]})
+    write_params(tree / "params.yaml", report__pictures=pictures)
+    verifying._write(tmp_path / "release", tree, "a" * 40, manifest, tree / "judged", None)
+    shown = {path.name for path in (tmp_path / "release/evaluation").iterdir()}
+    assert shown == {"confusion.csv", *expected}
+    assert (tmp_path / "release/golden/0.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with branches: `empty` has no model, `main` the starter's on top of it, `bad` a model of one epoch."""
+    folder = copy_repository(tmp_path_factory.mktemp("verify") / "fork")
+    shutil.copytree(ROOT / "src", folder / "src", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    git(folder, "branch", "--move", "main")
+    require_success(python(folder, "dvc", "pull"))
+    stages = YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"]
+    require_success(python(folder, "dvc", "commit", "--force", "--quiet"))
+    kept = {name: (folder / name).read_bytes() for name in TOLD}
+    for name in TOLD:
+        (folder / name).unlink()
+    commit(folder, "code")
+    git(folder, "branch", "empty")
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    judge(folder, PASS, 1)
+    commit(folder, "the first model (#1)")
+    git(folder, "checkout", "--quiet", "-b", "bad")
+    write_params(folder / "params.yaml", train__epochs=1, train__warmup_epochs=0)
+    for stage in ("train", "evaluate"):
+        require_success(python(folder, *stages[stage]["cmd"].split()[2:]))
+    require_success(python(folder, "dvc", "commit", "--force", "--quiet"))
+    judge(folder, PASS, 2)
+    commit(folder, "a bad model (#2)")
+    git(folder, "checkout", "--quiet", "main")
+    require_success(python(folder, "dvc", "checkout", "--quiet"))
+    return folder
+
+
+@pytest.fixture
+def fork(template: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change, on main."""
+    shutil.copytree(template, tmp_path / "fork", symlinks=True)
+    return tmp_path / "fork"
+
+
+def verify(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith(("GITHUB_", "MLFLOW_"))}
+    clean["DEPLOY_HOME"] = str(folder.parent / "home")
+    command = [sys.executable, "-m", "src.release.verify", OUT, *arguments]
+    done = subprocess.run(command, cwd=folder, env={**clean, **variables}, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert git(folder, "worktree", "list").count("\n") == 0
+    return done
+
+
+def deploy(folder: Path, sha: str) -> None:
+    """Make a commit the one that this host serves."""
+    running = {"name": "n", "image": {}, "port": 1, "version": "1", "manifest": "m", "folder": "f", "since": "s"}
+    live = {**running, "environment": {}, "record": {"commit": sha}}
+    home = folder.parent / "home" / "production"
+    home.mkdir(parents=True, exist_ok=True)
+    state = {"live": live, "previous": None, "intent": None, "registry": None, "rolled_back": {}}
+    (home / "state.json").write_text(json.dumps(state))
+
+
+def refuse(folder: Path, kind: str, *arguments: str, **variables: str) -> str:
+    """Expect a refusal of that kind; nothing is left that could be deployed. Return what was said."""
+    (folder / OUT).mkdir(parents=True, exist_ok=True)
+    (folder / OUT / "release.json").write_text("{}")  # of an earlier commit
+    done = verify(folder, *arguments, **variables)
+    assert done.returncode == 1, done.stdout
+    told = read_json(folder / "out/release.outcome.json", "")
+    assert (told["ok"], told["kind"]) == (False, kind), told
+    assert told["next"]
+    assert not (folder / OUT).exists()
+    assert "/tree/" not in done.stderr
+    return done.stderr
+
+
+def accept(folder: Path, *arguments: str, **variables: str) -> reviewed.Release:
+    require_success(verify(folder, *arguments, **variables))
+    assert read_json(folder / "out/release.outcome.json", "")["ok"]
+    return reviewed.read(folder / OUT)
+
+
+def flip(path: Path) -> None:
+    """Change one byte; size, mode and time stay."""
+    state = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(state.st_mode)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def stored(folder: Path, name: str) -> Path:
+    digest = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    return folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+
+
+@pytest.mark.slow
+def test_the_reviewed_model_is_written_whole(fork: Path) -> None:
+    release = accept(fork)
+    manifest = read_json(fork / "manifest.json", "")
+    assert release.manifest == lineage.digest(manifest)
+    assert release.model_sha256 == sha256(fork / OUT / "model/model.onnx") == sha256(fork / MODEL)
+    assert (release.pull_request, release.verdict, release.override) == (1, "pass", None)
+    assert release.commit == git(fork, "rev-parse", "HEAD")
+    names = {path.relative_to(fork / OUT).as_posix() for path in (fork / OUT).rglob("*") if path.is_file()}
+    wanted = {"manifest.json", "metrics.json", "params.yaml", "model/card.json", "model/history.csv", "golden/golden.json"}
+    wanted |= {"model/weights.safetensors"}  # what a later training may start from
+    assert wanted | {"evaluation/confusion.png", "report/report.md", "report/report.html", "report/verdict.json"} <= names
+    assert not git(fork, "status", "--porcelain")
+
+
+@pytest.mark.slow
+def test_neither_documents_on_top_nor_a_forged_run_cache_change_what_ships(fork: Path, template: Path) -> None:
+    bad = git(fork, "show", "bad:dvc.lock")
+    model = YAML(typ="safe").load(git(fork, "show", "main:dvc.lock"))["stages"]["train"]["outs"][0]["md5"]
+    for entry in (fork / ".dvc/cache/runs").rglob("*"):
+        if entry.is_file():  # every run that DVC remembers now gave the bad model
+            forged = YAML(typ="safe").load(bad)["stages"]["train"]["outs"][0]["md5"]
+            entry.write_text(entry.read_text().replace(model, forged))
+    (fork / "README.md").write_text("words")
+    commit(fork, "words")
+    release = accept(fork)
+    assert release.model_sha256 == read_json(template / "manifest.json", "")["outputs"]["model_sha256"]
+    assert release.commit == git(fork, "rev-parse", "HEAD")
+    assert release.pull_request == 1
+
+
+@pytest.mark.slow
+def test_a_commit_of_documents_on_what_is_deployed_releases_nothing_unless_asked(fork: Path) -> None:
+    deploy(fork, git(fork, "rev-parse", "HEAD"))
+    (fork / "README.md").write_text("words")
+    commit(fork, "words")
+    output = fork.parent / "output"
+    done = verify(fork, GITHUB_OUTPUT=str(output))
+    require_success(done)
+    assert "unchanged: neither model nor engine" in done.stdout
+    assert output.read_text() == "unchanged=true\n"
+    assert not (fork / OUT).exists()
+    assert accept(fork, "--again").verdict == "pass"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changed after the review
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def change_working_tree(fork: Path) -> str:
+    flip(fork / MODEL)
+    return "out/model/model.onnx was changed after it was recorded in dvc.lock"
+
+
+def change_cache(fork: Path) -> str:
+    flip(stored(fork, MODEL))
+    return "out/model/model.onnx is not what was reviewed: somebody changed it in the store"
+
+
+def change_remote(fork: Path) -> str:
+    """DVC's own default: a read-only object of a local remote is taken as it is."""
+    require_success(python(fork, "dvc", "remote", "modify", "--local", "starter", "url", str(fork.parent / "store")))
+    require_success(python(fork, "dvc", "remote", "modify", "--local", "starter", "verify", "false"))
+    require_success(python(fork, "dvc", "push"))
+    object_of_model = stored(fork, MODEL)
+    there = fork.parent / "store" / object_of_model.relative_to(fork / ".dvc/cache")
+    there.chmod(0o444)
+    flip(there)
+    shutil.rmtree(fork / ".dvc/cache")
+    return "out/model/model.onnx is not what was reviewed"
+
+
+def change_golden_in_cache(fork: Path) -> str:
+    flip(stored(fork, "out/evaluation/golden/golden.json"))
+    return "out/evaluation is not what was reviewed"
+
+
+def change_metrics(fork: Path) -> str:
+    told = read_json(fork / "metrics.json", "")
+    (fork / "metrics.json").write_text(json.dumps({**told, "accuracy": 0.9999}))
+    commit(fork, "better")
+    return "manifest.json does not fit metrics.json"
+
+
+def change_model_in_manifest(fork: Path) -> str:
+    told = read_json(fork / "manifest.json", "")
+    told["outputs"]["model_sha256"] = "0" * 64
+    (fork / "manifest.json").write_text(json.dumps(told))
+    commit(fork, "another")
+    return "manifest.json is the review of another model than the one that dvc.lock records"
+
+
+def change_manifest(fork: Path) -> str:
+    told = read_json(fork / "manifest.json", "")
+    (fork / "manifest.json").write_text(json.dumps({**told, "metrics": {**told["metrics"], "accuracy": 0.9999}}))
+    commit(fork, "better")
+    return "metrics differ"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_working_tree,
+        change_cache,
+        change_remote,
+        change_golden_in_cache,
+        change_metrics,
+        change_manifest,
+        change_model_in_manifest,
+    ],
+)
+def test_one_changed_byte_is_refused_by_name(fork: Path, change: Callable[[Path], str]) -> None:
+    assert change(fork) in refuse(fork, "tampered")
+
+
+@pytest.mark.slow
+def test_numbers_forged_in_all_files_at_once_are_refused(fork: Path) -> None:
+    told = read_json(fork / "metrics.json", "")
+    (fork / "metrics.json").write_text(json.dumps({**told, "accuracy": 0.9999, "log_loss": 0.001}))
+    judge(fork, PASS, 1)
+    commit(fork, "better")
+    assert f"log_loss {told['log_loss']:.4f}, reviewed 0.0010" in refuse(fork, "tampered")
+
+
+def lock_of_another_commit(fork: Path) -> None:
+    git(fork, "checkout", "bad", "--", "dvc.lock")
+
+
+def manifest_of_another_commit(fork: Path) -> None:
+    git(fork, "checkout", "bad", "--", "manifest.json")
+
+
+def code_changed_since(fork: Path) -> None:
+    (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
+
+
+def packages_changed_since(fork: Path) -> None:
+    (fork / "requirements/torch.txt").write_text("torch==9")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lock_of_another_commit, "params.yaml: train"),
+        (manifest_of_another_commit, "params.yaml: train"),
+        (code_changed_since, "src/model.py"),
+        (packages_changed_since, "requirements/torch.txt"),
+    ],
+)
+def test_a_model_of_other_inputs_is_not_the_reviewed_one(fork: Path, change: Change, named: str) -> None:
+    change(fork)
+    commit(fork, "main goes on")
+    said = refuse(fork, "moved")
+    assert named in said
+    assert "make reproduce report" in said
+
+
+@pytest.mark.slow
+def test_what_was_never_reviewed_or_is_lost_is_missing(fork: Path) -> None:
+    assert "has no manifest.json, dvc.lock, metrics.json" in refuse(fork, "missing", "--commit", "empty")
+    shutil.rmtree(fork / ".dvc/cache")
+    shutil.rmtree(fork / "out")
+    assert "could not be pulled" in refuse(fork, "missing", "--commit", "bad")
+
+
+@pytest.mark.slow
+def test_a_verdict_that_nobody_overrode_is_refused(fork: Path) -> None:
+    judge(fork, {**PASS, "verdict": "investigate"}, 1)
+    commit(fork, "merged by force")
+    assert "the verdict of the review is investigate, and nobody has overridden it" in refuse(fork, "gates")
+    given = {"engine_reviewed": {"by": "bob", "at": "now"}, "lacking": ["override"]}
+    judge(fork, {**PASS, "verdict": "investigate", **given}, 1)
+    commit(fork, "read, and not accepted")
+    assert f"nobody has given {LABEL}" in refuse(fork, "gates")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_no_release_is_not_removed(fork: Path) -> None:
+    (fork / OUT).mkdir(parents=True)
+    (fork / OUT / "thesis.tex").write_text("x")
+    done = verify(fork)
+    assert (done.returncode, "did not make" in done.stderr) == (1, True)
+    assert (fork / OUT / "thesis.tex").exists()
+    assert "there is no commit nowhere here" in refuse_other(fork)
+
+
+def refuse_other(fork: Path) -> str:
+    shutil.rmtree(fork / OUT)
+    return verify(fork, "--commit", "nowhere").stderr
+
+
+@pytest.mark.slow
+def test_outputs_of_another_run_in_the_working_tree_are_no_fault(
+    fork: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git(fork, "checkout", "--quiet", "bad")  # as a pull does, without dvc checkout
+    monkeypatch.chdir(fork)
+    verifying._own_outputs(fork)
+    assert "out/model here is of another run: the commit's own is deployed" in capsys.readouterr().out
+    git(fork, "checkout", "--quiet", "main", "--", "dvc.lock")
+    tree = fork.parent / "tree"
+    tree.mkdir()
+    (tree / "dvc.lock").write_text(git(fork, "show", "bad:dvc.lock"))
+    verifying._own_outputs(tree)
+    assert "dvc.lock here is of another run than this commit's" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judged again
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def weaken_params(fork: Path, seed: int = 1) -> None:
+    write_params(
+        fork / "params.yaml", train__seed=seed, train__epochs=1, train__warmup_epochs=0, gates__max_accuracy_drop=0.99,
+        gates__max_log_loss_rise=9.0, gates__max_class_drop=1.0, gates__max_slice_drop=0.99, gates__min_accuracy=0.0,
+        gates__min_macro_f1=0.0, gates__min_class_recall=0.0, gates__min_slice_accuracy=0.0, gates__min_baseline_margin=-1.0,
+    )  # fmt: skip
+
+
+def weaken_code(fork: Path) -> None:
+    code = fork / "src/judging/gates.py"
+    code.write_text(code.read_text().replace("        verdict=worst,", '        verdict="pass",'))
+    assert 'verdict="pass",' in code.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weaken", [weaken_params, weaken_code])
+def test_a_gate_weakened_in_the_merge_does_not_judge_it(fork: Path, weaken: Change) -> None:
+    deploy(fork, git(fork, "rev-parse", "main"))
+    git(fork, "checkout", "--quiet", "bad")
+    weaken(fork)
+    git(fork, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    said = refuse(fork, "gates")
+    assert f"the verdict by the rules of the deployed commit {git(fork, 'rev-parse', 'main')[:12]} is fail" in said
+
+
+@pytest.mark.slow
+def test_a_gate_weakened_one_merge_earlier_does_not_judge_it_either(fork: Path) -> None:
+    """B, bad and with weak gates, was merged by force and refused; C on top of it is judged by A, which is deployed."""
+    deploy(fork, git(fork, "rev-parse", "main"))
+    git(fork, "checkout", "--quiet", "bad")
+    weaken_params(fork)
+    weaken_code(fork)
+    commit(fork, "B")
+    weaken_params(fork, seed=5)
+    stages = YAML(typ="safe").load((fork / "dvc.yaml").read_text())["stages"]
+    for stage in ("train", "evaluate"):
+        require_success(python(fork, *stages[stage]["cmd"].split()[2:]))
+    require_success(python(fork, "dvc", "commit", "--force", "--quiet"))
+    judge(fork, PASS, 3)
+    commit(fork, "C")
+    assert f"the rules of the deployed commit {git(fork, 'rev-parse', 'main')[:12]} is fail" in refuse(fork, "gates")
+
+
+@pytest.fixture
+def github(tmp_path: Path) -> Iterator[GitHub]:
+    with GitHub(tmp_path) as github:
+        github.collaborators |= {"alice": "write", "carol": "triage", "robot[bot]": "write"}
+        yield github
+
+
+def ci(github: GitHub) -> dict[str, str]:
+    reads = ("actions", "contents", "deployments", "metadata", "pull-requests", "statuses")
+    token = github.token(dict.fromkeys(reads, "read"))
+    return {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_TOKEN": token,
+        "GITHUB_API_URL": github.url,
+        "GITHUB_REPOSITORY": "team/models",
+    }
+
+
+def override(by: str = "alice") -> dict[str, Any]:
+    return {"verdict": "fail", "reasons": ["worse"], "override": {"by": by, "at": "2026-11-24T00:00:00Z", "label": LABEL}}
+
+
+@pytest.mark.slow
+def test_where_the_deployed_judge_cannot_judge_two_labels_accept_a_worse_model(fork: Path, github: GitHub) -> None:
+    """The folder of the judge was moved since: the commit's own judges, and what it says is investigate at best."""
+    git(fork, "checkout", "--quiet", "main")
+    git(fork, "mv", "src/judging", "src/judges")
+    deployed = commit(fork, "the judge moves")
+    git(fork, "checkout", "--quiet", "bad")
+    deploy(fork, deployed)
+    said = refuse(fork, "gates")
+    assert "judging moved: the judge of the deployed commit" in said
+    assert "No module named src.judging" in said
+    claims = {**override(), "engine_reviewed": {"by": "alice", "at": "2026-11-24T00:00:00Z"}}
+    told = read_json(fork / "manifest.json", "")
+    (fork / "manifest.json").write_text(json.dumps({**told, "pull_request": 1, "verdict": claims}))
+    commit(fork, "accepted")
+    git(fork, "push", "--quiet", str(github.git), "main", "bad")
+    jobs = [{"name": "Build and push", "conclusion": "success"}]
+    github.add_run(9, path=".github/workflows/deploy.yml", event="push", head_sha=deployed, jobs=jobs)
+    github.open_pull_request("bad")
+    give(github, "alice", branch="bad")
+    assert "#1 has no label engine: reviewed" in refuse(fork, "gates", **ci(github))
+    give(github, "alice", ENGINE, branch="bad")
+    release = accept(fork, **ci(github))
+    assert (release.verdict, release.override["by"]) == ("fail", "alice")
+    found = read_json(fork / OUT / "report/verdict.json", "")
+    assert (found["verdict"], found["override"]["by"], found["engine_reviewed"]["by"]) == ("fail", "alice", "alice")
+
+
+def manifest_of(by: str, number: int | None = 1) -> dict[str, Any]:
+    return {"pull_request": number, "verdict": {**override(by), "engine_reviewed": {"by": by, "at": "", "label": ENGINE}}}
+
+
+def give(github: GitHub, by: str, label: str = LABEL, branch: str = "branch") -> None:
+    """Give a label, which starts a run of report.yml at the head."""
+    github.add_label(1, label, by=by)
+    github.add_run(github.next_run(), head_sha=github.head(1), head_branch=branch, actor=user(by))
+
+
+@pytest.fixture
+def confirm(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Push a manifest that claims a label, with a pull request, and return why GitHub does not confirm it, or ""."""
+    folder = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(github.git), str(folder))
+    git(folder, "checkout", "--quiet", "-b", "branch")
+    monkeypatch.chdir(folder)
+    for name, value in ci(github).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("src.github.api._PAUSE", 0.01)
+
+    def go(by: str, label: Change, number: int | None = 1, claimed: Any = None, key: str = "override") -> str:
+        (folder / "manifest.json").write_text(json.dumps(manifest_of(by, number)))
+        sha = commit(folder, "reviewed")
+        git(folder, "push", "--quiet", "origin", "branch")
+        git(folder, "push", "--quiet", "origin", "branch:main")
+        github.open_pull_request("branch")
+        label(folder)
+        try:
+            overriding.confirm(claimed or manifest_of(by, number), sha, key)
+        except overriding.RefusedError as error:
+            return f"{error.kind}: {error.sentence}"
+        return ""
+
+    return go
+
+
+@pytest.mark.parametrize(("key", "label"), [("override", LABEL), ("engine_reviewed", ENGINE)])
+def test_a_label_counts_where_that_person_gave_it(confirm: Any, github: GitHub, key: str, label: str) -> None:
+    assert confirm("alice", lambda _: give(github, "alice", label), key=key) == ""
+
+
+def test_a_label_counts_in_the_pull_request_that_brought_this_manifest(confirm: Any, github: GitHub) -> None:
+    """A model that was judged anew, as after a revert, names the pull request that it was trained in."""
+    assert confirm("alice", lambda _: give(github, "alice"), number=None) == ""
+
+
+def test_one_label_is_not_the_other(confirm: Any, github: GitHub) -> None:
+    assert "#1 has no label" in confirm("alice", lambda _: give(github, "alice"), key="engine_reviewed")
+
+
+def test_a_label_that_was_given_before_a_later_push_is_refused(confirm: Any, github: GitHub) -> None:
+    def push_again(folder: Path) -> None:
+        give(github, "alice")
+        git(folder, "commit", "--quiet", "--allow-empty", "--message", "more")
+        git(folder, "push", "--quiet", "origin", "branch")
+
+    assert "was given to commit" in confirm("alice", push_again)
+
+
+def test_a_manifest_that_names_another_commit_is_refused(confirm: Any, github: GitHub) -> None:
+    claimed = manifest_of("alice")
+    claimed["verdict"]["override"]["head"] = "0" * 40
+    assert "not to 000000000000" in confirm("alice", lambda _: give(github, "alice"), claimed=claimed)
+
+
+READ = "the permission of alice could not be read"
+
+
+@pytest.mark.parametrize(
+    ("by", "label", "claimed", "why"),
+    [
+        ("alice", lambda _: None, None, "#1 has no label"),
+        ("alice", lambda g: give(g, "bob"), None, "was given by bob"),
+        ("alice", lambda g: (give(g, "alice"), g.remove_label(1, LABEL)), None, "#1 has no label"),
+        ("alice", lambda g: g.add_label(1, LABEL, by="alice"), None, "no run says at which commit alice gave it"),
+        ("carol", lambda g: give(g, "carol"), None, "carol, who may not write"),
+        ("robot[bot]", lambda g: give(g, "robot[bot]"), None, "is no person"),
+        ("alice", lambda g: give(g, "alice"), {**manifest_of("alice"), "x": 1}, "reviewed another model"),
+        ("alice", lambda g: g.fail_next("GET /repos/team/models/pulls/1", 500, 9), None, "could not be asked"),
+        *(
+            ("alice", lambda g, s=status: (give(g, "alice"), g.fail_next("/permission", s, 9)), None, READ)
+            for status in (500, 403, 404)
+        ),
+    ],
+)
+def test_a_label_that_github_does_not_confirm_is_refused(
+    confirm: Any, github: GitHub, by: str, label: Any, claimed: Any, why: str
+) -> None:
+    said = confirm(by, lambda _: label(github), claimed=claimed)
+    assert f"gates: manifest.json says that {by} gave the label {LABEL}" in said
+    assert why in said
+
+
+def test_outside_of_ci_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    overriding.confirm(manifest_of("alice"), "HEAD", "override")
+
+
+@pytest.mark.slow
+def test_int8_ships_by_the_margins_from_before_and_else_the_float_model_does(fork: Path) -> None:
+    git(fork, "checkout", "--quiet", "--detach", "main")
+    write_params(fork / "params.yaml", quantize__min_speedup=99.0)
+    strict = commit(fork, "strict")
+    write_params(fork / "params.yaml", quantize__min_speedup=0.01, quantize__max_accuracy_drop=0.5)
+    loose = commit(fork, "loose")
+    git(fork, "checkout", "--quiet", "main")
+    write_params(fork / "params.yaml", quantize__release=True, quantize__min_speedup=0.01)
+    commit(fork, "serve INT8")
+    deploy(fork, strict)
+    release = accept(fork)
+    assert (release.precision, (fork / OUT / "model/model.int8.onnx").exists()) == ("fp32", False)
+    assert read_json(fork / OUT / "report/quantization.json", "")["limits"]["min_speedup"] == 99
+    deploy(fork, loose)
+    release = accept(fork)
+    assert (release.precision, release.model_sha256) == ("int8", sha256(fork / OUT / "model/model.onnx"))
+    assert release.served_sha256 == sha256(fork / OUT / "model/model.int8.onnx")
+    assert (fork / OUT / "golden/golden.float.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whose rules
+# ---------------------------------------------------------------------------------------------------------------------
+
+JUDGE = """
+import json, sys
+from pathlib import Path
+request = json.loads(Path(sys.argv[1]).read_text())
+accuracy = float(Path("accuracy").read_text())  # of the tree that is judged
+least = float((Path(__file__).parents[2] / "least").read_text())  # of the judge's own commit
+verdict = {"verdict": "pass" if accuracy >= least else "fail", "reasons": [f"{accuracy} against {least}"], "novel": 1}
+Path(sys.argv[2], "verdict.json").write_text(json.dumps({**verdict, "format": request["format"]}))
+"""
+
+
+@pytest.fixture
+def merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return a function that commits a model of that accuracy, with the gates and the judge that the merge brings."""
+    git(tmp_path, "init", "--quiet", "repository")
+    folder = tmp_path / "repository"
+    monkeypatch.chdir(folder)
+    (folder / "src/judging").mkdir(parents=True)
+    (folder / "params.yaml").write_text("prepare: {}\n")
+
+    def go(accuracy: float, least: float, judge: str = JUDGE) -> str:
+        for name, text in (("accuracy", str(accuracy)), ("least", str(least)), ("src/judging/__main__.py", judge)):
+            (folder / name).write_text(text)
+        return commit(folder, "merge")
+
+    return go
+
+
+def judged(sha: str, deployed: Deployed, out: Path) -> verdict.Judgement:
+    out.mkdir(exist_ok=True)
+    with checked_out(sha) as tree:
+        return verdict.judge(tree, sha, {}, deployed, out)
+
+
+def test_the_deployed_commit_judges_however_often_gates_were_weakened(merge: Callable[..., str], tmp_path: Path) -> None:
+    first = merge(0.95, 0.9)
+    merge(0.1, 0.0)
+    found = judged(merge(0.2, 0.0), Deployed(first), tmp_path / "out")
+    assert (found.verdict["verdict"], found.verdict["reasons"]) == ("fail", ["0.2 against 0.9"])
+    assert (found.rules, found.moved) == (f"the deployed commit {first[:12]}", "")
+    asked = read_json(tmp_path / "out/request.json", "")
+    assert (asked["format"], asked["deployed"], asked["why"]) == (1, first, "")
+
+
+MOVED = {
+    "crashes": ("raise SystemExit('judging: it needs another model')", "it needs another model"),
+    "says nothing": ("", "it wrote no verdict"),
+    "has another format": (JUDGE.replace('request["format"]', "2"), "another format"),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_deployed_judge_that_cannot_judge_is_investigate_and_no_crash(
+    merge: Callable[..., str], tmp_path: Path, case: str
+) -> None:
+    old, why = MOVED[case]
+    deployed = Deployed(merge(0.95, 0.9, old))
+    for least, expected in ((0.5, "investigate"), (0.97, "fail")):
+        found = judged(merge(0.96, least), deployed, tmp_path / "out")
+        assert (found.verdict["verdict"], found.rules) == (expected, "this commit")
+        assert why in found.moved
+        assert found.verdict["reasons"][0] == f"judging moved: {found.moved}"
+
+
+def test_no_judge_gets_a_token(merge: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge's own code judges where nothing was ever deployed, and nothing that judges needs GitHub."""
+    for name in ("GITHUB_TOKEN", "GH_TOKEN"):
+        monkeypatch.setenv(name, "hush-hush")
+    spy = JUDGE.replace("import json, sys", "import json, os, sys").replace(
+        'f"{accuracy} against {least}"', "str(dict(os.environ))"
+    )
+    deployed = Deployed(merge(0.95, 0.9, spy))
+    for judge in (deployed, Deployed(None)):
+        (reason,) = judged(merge(0.96, 0.9, spy), judge, tmp_path / "out").verdict["reasons"]
+        assert "PYTHONSAFEPATH" in reason
+        assert "hush-hush" not in reason
+
+
+def test_a_deployed_commit_without_the_judges_folder_is_investigate(merge: Callable[..., str], tmp_path: Path) -> None:
+    merge(0.95, 0.9)
+    git(Path(), "mv", "src/judging", "src/judges")
+    moved = commit(Path(), "moved")
+    Path("src/judging").mkdir()
+    found = judged(merge(0.96, 0.9), Deployed(moved), tmp_path / "out")
+    assert (found.verdict["verdict"], found.gates) == ("investigate", "pass")
+    assert "No module named src.judging" in found.moved
+
+
+def test_unknown_is_investigate_and_never_deployed_is_not(merge: Callable[..., str], tmp_path: Path) -> None:
+    sha = merge(0.95, 0.9)
+    found = judged(sha, Deployed(None, "GitHub answers 500"), tmp_path / "out")
+    assert (found.verdict["verdict"], found.moved) == ("investigate", "GitHub answers 500")
+    assert read_json(tmp_path / "out/request.json", "")["why"] == "GitHub answers 500"
+    found = judged(sha, Deployed(None), tmp_path / "out")
+    assert (found.verdict["verdict"], found.moved, found.rules) == ("pass", "", "this commit")
+
+
+def judgement(gates: str = "pass", moved: str = "") -> verdict.Judgement:
+    return verdict.Judgement({}, "rules", gates, moved)
+
+
+@pytest.mark.parametrize(
+    ("review", "labels", "found", "needed"),
+    [
+        ("pass", [], judgement(), []),
+        ("pass", ["override", "engine_reviewed"], judgement(), []),
+        ("investigate", ["engine_reviewed"], judgement(), ["engine_reviewed"]),
+        ("fail", ["override"], judgement(), ["override"]),
+        ("pass", [], judgement("investigate"), ["override"]),
+        ("pass", [], judgement("pass", "moved"), ["engine_reviewed"]),
+        ("pass", [], judgement("fail", "moved"), ["engine_reviewed", "override"]),
+    ],
+)
+def test_each_label_covers_its_own_and_no_more(
+    review: str, labels: list[str], found: verdict.Judgement, needed: list[str]
+) -> None:
+    manifest = {"verdict": {"verdict": review, **{key: {"by": "alice"} for key in labels}}}
+    assert verifying._needed(manifest, Deployed("a" * 40), found) == needed
+
+
+def test_models_of_other_pull_requests_since_the_deployed_commit_are_no_looks_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, Any] = {name: {} for name in ("inputs", "outputs", "data", "commit", "metrics", "verdict")}
+    write_json(tmp_path / "manifest.json", {**told, "looks": {"pull_request": 2}})
+    write_json(tmp_path / "facts.json", {"looks": {"pull_request": 5, "examples": 9}, "why": ""})
+    judging._settle(tmp_path / "facts.json", {"deployed": "a" * 40, "why": ""})
+    assert read_json(tmp_path / "facts.json", "")["looks"] == {"pull_request": 2, "examples": 9}
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_the_first_own_gates_judge_where_only_the_templates_example_was_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: bool
+) -> None:
+    by: dict[str, Path] = {}
+
+    def run(module: str, arguments: list[str], params: Path = judging._PARAMS) -> None:
+        by[module] = params
+        if module == "src.judging.compare":
+            write_json(tmp_path / "main/facts.json", {"looks": {}, "why": "", "example": example})
+        else:
+            write_json(tmp_path / "verdict.json", {"verdict": "pass", "reasons": [], "gates": []})
+
+    monkeypatch.setattr(judging, "_run", run)
+    (tmp_path / "params.yaml").write_text("prepare: {}\n")
+    names = ("arrays", "manifest", "model", "validation", "data", "params", "run")
+    request = {name: str(tmp_path / "params.yaml") for name in names} | {"deployed": "a" * 40, "why": ""}
+    judging._verdict(request, tmp_path)
+    assert by["src.judging.judge"] == (tmp_path / "params.yaml" if example else judging._PARAMS)
+
+
+def test_a_judge_refuses_a_request_of_another_format(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text('{"format": 2}')
+    command = [sys.executable, "-m", "src.judging", str(tmp_path / "request.json"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "has the format 2, and this judge reads format 1" in done.stderr) == (1, True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def onnx_model(**options: Any) -> onnx.ModelProto:
+    weight = onnx.numpy_helper.from_array(np.ones(4, np.float32), "w")
+    inside = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["c"], value=weight)], "inside", [], [])
+    node = onnx.helper.make_node("If", ["x"], [], then_branch=inside, else_branch=inside)
+    graph = onnx.helper.make_graph([node], "graph", [], [], [weight])
+    return onnx.helper.make_model(graph, **options)
+
+
+def test_weights_in_other_files_are_found_wherever_they_hide(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    whole = onnx_model()
+    path.write_bytes(whole.SerializeToString())
+    assert modelcheck.unsafe(path) is None
+    for tensor in (whole.graph.initializer[0], whole.graph.node[0].attribute[0].g.node[0].attribute[0].t):
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        path.write_bytes(whole.SerializeToString())
+        assert modelcheck.unsafe(path) == "reads its weights from other files"
+        tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+def test_operators_of_others_and_what_is_no_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_model(opset_imports=[onnx.helper.make_opsetid("com.evil", 1)]).SerializeToString())
+    assert modelcheck.unsafe(path) == "uses operators that are not ONNX's own (com.evil)"
+    path.write_bytes(b"\xff" * 64)
+    assert modelcheck.unsafe(path) == "is no ONNX file"

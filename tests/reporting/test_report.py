@@ -1,0 +1,1045 @@
+"""The report says what a reviewer must know, whatever the run left and whatever the data are called.
+
+python -m pytest tests/reporting/test_report.py
+"""
+
+import csv
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import encode, write_params
+from markdown_it import MarkdownIt
+from ruamel.yaml import YAML
+
+from src.core import metrics
+from src.core.command import UserError
+from src.data import MANIFEST
+from src.github import numbers as schema
+from src.reporting import changes, document, drawing, markdown, numbers, page, words
+from src.reporting.document import Alert, Bold, Bullets, Code, Document, Fold, Link, Listing, Paragraph, Section, Table
+from src.reporting.facts import Paths, read
+from src.reporting.write import compose, write
+
+COMMIT = "1234567890abcdef1234567890abcdef12345678"
+EVIL = (
+    "@team <img src=x onerror=alert(1)> | `a` ](javascript:alert(1)) ![p](http://evil/x.png) **b** $x$ :smile: #12 www.e.org"
+)
+
+
+class Case:
+    """What a run leaves, small and consistent: images of noise, a network that was never trained, answers by choice."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...] = ("cat", "dog", "owl"), images: int = 60) -> None:
+        self.folder, self.classes, self.random = folder, list(classes), np.random.default_rng(5)
+        self.labels = np.arange(images) % len(classes)
+        (folder / "main").mkdir(parents=True)
+        self.paths = Paths(
+            metrics=folder / "metrics.json",
+            evaluation=folder / "evaluation",
+            model=folder / "model",
+            manifest=folder / "manifest.parquet",
+            arrays=folder / "arrays",
+            validation=folder / "validation.json",
+            profile=folder / "profile",
+            run=folder / "run.json",
+            main=folder / "main",
+            verdict=folder / "report" / "verdict.json",
+            lineage=folder / "manifest.json",
+            params=folder / "params.yaml",
+            history=folder / "history",
+        )
+        self._data()
+        self._model()
+        self._answers(folder, folder / "evaluation", wrong=range(3))
+        self._answers(folder / "main", folder / "main", wrong=range(2, 12))
+        self._rest()
+
+    def _data(self) -> None:
+        (self.folder / "arrays").mkdir()
+        pixels = self.random.integers(0, 256, (len(self.labels), 8, 8, 3), dtype=np.uint8)
+        for split in ("train", "validation", "test"):
+            np.save(self.folder / f"arrays/{split}.images.npy", pixels)
+            np.save(self.folder / f"arrays/{split}.labels.npy", self.labels)
+        card = {"classes": self.classes, "size": [8, 8], "channels": 3, "fit": "crop", "manifest_sha256": "0" * 64}
+        self.json("arrays/card.json", card)
+        rows = [self.row(i, split) for split in ("train", "validation", "test") for i in range(len(self.labels))]
+        self.rows("manifest.parquet", rows)
+        # main: two images fewer, one more, one with another label, one on another side
+        changed = [*rows[2:], {**rows[0], "digest": "gone", "path": "old/gone.png"}]
+        changed[0] = {**changed[0], "label": self.classes[0]}
+        changed[1] = {**changed[1], "split": "validation"}
+        self.rows("main/rows.parquet", changed)
+
+    def row(self, i: int, split: str, **values: Any) -> dict[str, Any]:
+        name = f"{split}-{i}"
+        light = {key: float(self.random.random()) for key in ("brightness", "contrast", "sharpness", "saturation")}
+        fixed = {"path": f"{self.classes[self.labels[i]]}/{name}.png", "row": -1, "label": self.classes[self.labels[i]]}
+        return {**fixed, "digest": name, "split": split, "index": i, "width": 8, "height": 8, **light, **values}
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), self.folder / name)
+
+    def _model(self) -> None:
+        (self.folder / "model").mkdir()
+        card = {"classes": self.classes, "size": [8, 8], "channels": 3, "network": "small_resnet", "width": 4,
+                "temperature": 0.5, "parameters": 1234, "epoch": 4, "model_sha256": "5" * 64}  # fmt: skip
+        self.json("model/card.json", card)
+        self.json("main/card.json", {**card, "temperature": 0.75})
+        for name, gain in (("model/history.csv", 0.1), ("main/history.csv", 0.08)):
+            with (self.folder / name).open("w", newline="") as file:
+                lines = csv.writer(file)
+                lines.writerow(["epoch", "learning_rate", "train_loss", "validation_loss", "validation_accuracy"])
+                lines.writerows([i, 0.1, 2 - gain * i, 2.1 - gain * i, 0.2 + gain * i] for i in range(1, 7))
+
+    def _answers(self, numbers: Path, folder: Path, wrong: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        n = len(self.classes)
+        probabilities = np.full((len(self.labels), n), 0.1 / max(1, n - 1), dtype=np.float32)
+        said = self.labels.copy()
+        said[list(wrong)] = (said[list(wrong)] + 1) % n
+        probabilities[np.arange(len(said)), said] = 0.9
+        told = metrics.overall(self.labels, probabilities, 0.95, 15)
+        right = said == self.labels
+        told |= {
+            "images": len(said),
+            "model_bytes": 500_000 if numbers == self.folder else 400_000,
+            "per_class": metrics.per_class(self.labels, probabilities, self.classes),
+            "slices": metrics.slices(right, {"dark": self.labels == 0, "light": self.labels != 0}, 0.95),
+        }
+        if numbers == self.folder:
+            told["baseline"] = {**metrics.overall(self.labels, probabilities, 0.95, 15), "margin": 0.125}
+        (numbers / "metrics.json").write_text(json.dumps(told))
+        names = np.array(self.classes, dtype=object)
+        table = {
+            "path": [f"{names[label]}/test-{i}.png" for i, label in enumerate(self.labels)],
+            "row": pa.array([-1] * len(said), pa.int64()),
+            "digest": [f"test-{i}" for i in range(len(said))],
+            "label": list(names[self.labels]),
+            "group": pa.array([None] * len(said), pa.string()),
+            "prediction": list(names[said]),
+            "confidence": probabilities.max(axis=1),
+            "log_loss": metrics.log_losses(self.labels, probabilities),
+        }
+        pq.write_table(pa.table(table), folder / "predictions.parquet")
+
+    def _rest(self) -> None:
+        hardware = {"accelerator": None, "cores": 2, "machine": "x86_64", "memory_gib": 7.5, "processor": "Zilog Z80"}
+        write_params(self.folder / "params.yaml")
+        write_params(self.folder / "main/params.yaml", train__learning_rate=0.05)
+        self.json("validation.json", {"drift": {}, "faults": {"count": 0, "files": []}, "findings": [], "passed": True})
+        latency = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
+        self.json("main/timings.json", {"candidate": latency, "main": {**latency, "p95": 1.5}, "hardware": hardware})
+        digests = {"inputs": {"digest": "1" * 64, "environment": {"requirements/run.txt": "2" * 64}},
+                   "outputs": {"model_sha256": "5" * 64, "evaluation_sha256": "3" * 64},
+                   "data": {"digest": "4" * 32}, "commit": "6" * 40}  # fmt: skip
+        self.json("manifest.json", {**digests, "training_seconds": 90.0})
+        main_run = {**digests, "outputs": {"model_sha256": "7" * 64}, "training_seconds": 30.0, "hardware": hardware}
+        self.json("main/facts.json", {
+            "found": True, "why": "", "ref": "origin/main", "commit": "8" * 40, "merge_base": "9" * 40, "behind": 0,
+            "moved_inputs": [], "same_test_set": True, "judging_changed": [], "main_run": main_run,
+        })  # fmt: skip
+        self.json("run.json", {
+            "failed": None, "said": "", "lane": {"name": "self-hosted", "comparable": True}, "hardware": hardware,
+            "seconds": {"prepare": 1.5, "train": 90.0}, "budget": None,
+        })  # fmt: skip
+        gates = [
+            {"name": "no_worse_than_main", "level": "enforce", "outcome": "pass", "value": 0.95, "limit": -0.01,
+             "main": 0.83, "difference": 0.1167, "low": 0.0167, "high": 0.2, "confidence": 0.95,
+             "sentence": "clearly better than main"},
+            {"name": "latency", "level": "warn", "outcome": "skipped", "value": None, "limit": 50.0, "sentence": "none"},
+        ]  # fmt: skip
+        paired = {"only_main_right": 1, "only_candidate_right": 9, "p": 0.0215}
+        self.json("report/verdict.json", {
+            "verdict": "pass", "reasons": ["clearly better than main"], "gates": gates, "baseline": True, "override": None,
+            "mcnemar": paired, "churn": 0.1667,
+        })  # fmt: skip
+
+    def json(self, name: str, value: Any) -> None:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(value))
+
+    def change(self, name: str, **values: Any) -> "Case":
+        self.json(name, {**json.loads((self.folder / name).read_text()), **values})
+        return self
+
+    def without(self, *names: str) -> "Case":
+        for name in names:
+            (self.folder / name).unlink()
+        return self
+
+    def write(self) -> str:
+        write(self.paths, self.folder / "report")
+        return self.text("report.md")
+
+    def told(self) -> str:
+        """The report without its pictures, which takes a hundredth of the time."""
+        return markdown.render(compose(read(self.paths), {}))
+
+    def text(self, name: str) -> str:
+        return (self.folder / "report" / name).read_text()
+
+
+@pytest.fixture(autouse=True)
+def _no_circumstances(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_STEP_SUMMARY", "HOURLY_COST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PLAN", json.dumps({"sha": COMMIT}))
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path / "case")
+
+
+class Brightness:
+    """A model that is the surer of every class, the brighter the upper left corner is."""
+
+    @staticmethod
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        return np.repeat(images[:, :2, :2].mean(axis=(1, 2, 3))[:, None] / 255, 3, axis=1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A report where everything is there, written once for the tests that only read it."""
+    made = Case(tmp_path_factory.mktemp("whole") / "case")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLAN", json.dumps({"sha": COMMIT}))
+        patch.setattr(drawing, "Model", lambda _: Brightness)
+        made.write()
+    return made
+
+
+def section(text: str, title: str) -> str:
+    """Return what stands under a heading."""
+    found = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no section {title} in:\n{text}"
+    return found[1]
+
+
+def first_lines(text: str) -> str:
+    """Return what stands over the first heading."""
+    return text.partition("\n### ")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it says
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_line_is_the_verdict_with_both_accuracies_and_the_interval(whole: Case) -> None:
+    lines = whole.text("report.md").splitlines()
+    expected = "accuracy 95.00% against 83.33% of main (+11.67 points, 95% interval +1.67 to +20.00)"
+    assert lines[0] == f"## ✅ pass: {expected}"
+    assert lines[2] == "- **no worse than main**: clearly better than main"
+
+
+@pytest.mark.parametrize(("verdict", "begin"), [("fail", "## ❌ fail: "), ("investigate", "## 🔎 investigate: ")])
+def test_every_verdict_has_its_sign_and_word(case: Case, verdict: str, begin: str) -> None:
+    assert case.change("report/verdict.json", verdict=verdict).write().startswith(begin)
+    assert f'<h1 class="{verdict}"><span class="mark {verdict}">{verdict}</span>' in case.text("report.html")
+
+
+@pytest.mark.parametrize(
+    ("title", "words_in_it"),
+    [
+        ("Metrics", ["| accuracy | 83.33% | **95.00%** | +11.67 points | +1.67 to +20.00 (95%) | better |", "same 60"]),
+        ("Metrics", ["| worst class, recall (cat) | 85.00% | **95.00%** | +10.00 points |"]),
+        ("Metrics", ["9 images only this", "p = 0.021"]),
+        ("Gates", ["1 gate holds, 1 skipped", "| latency | warn | skipped | - | 50.0 ms | none |"]),
+        ("Parameters", ["| `train.learning_rate` | `0.05` | `0.1` |"]),
+        ("Data", ["| rows in all | 179 | 180 | +1 |", "added, by content |  | 2 |", "removed, by content |  | 1 |"]),
+        ("Data", ["| `owl/train-2.png` | cat | owl |", "| `cat/train-3.png` | validation | train |", "`old/gone.png`"]),
+        ("Data", ["Images of each class, before and after", "| class balance |", "All checks of the data passed."]),
+        ("Data", ["<details><summary>Drift against main&#58; none to speak of</summary>", "| brightness | 0.0"]),
+        ("Images newly wrong and newly right", ["2 images newly wrong", "9 images newly right",
+          "![Images newly wrong, and below each where this pull request's model looked"]),
+        ("Images newly wrong and newly right", ["| `cat/test-0.png` | cat | cat (90%) | dog (90%) |", "newly_right.png"]),
+        ("Classes", ["Recall fell in 0 and rose in 3 of 3 classes.", "| cat | 85.00% | 95.00% | +10.00 points | 20 |"]),
+        ("Slices", ["| dark | 85.00% | 95.00% | +10.00 points | 20 |"]),
+        ("Confusion", ["| owl | cat | 4 | 1 | -3 |", "![Confusion: this pull request minus main](pictures/"]),
+        ("Calibration", ["| calibration error | ", "| temperature, fitted | 0.75 | 0.5 |", "pictures/calibration.png"]),
+        ("Learning curves", ["| this pull request | 6 | 4 | 60.00% | 1.7000 |", "```mermaid", "line [30.00, 40.00,"]),
+        ("Latency and size", ["| latency p95, one image | 1.50 ms | 2.00 ms | +0.500 ms | less than a millisecond |"]),
+        ("Latency and size", ["Zilog Z80, 2 cores"]),
+        ("Latency and size", ["| size of model.onnx | 0.38 MiB | 0.48 MiB | +0.10 MiB (+25%) |  |"]),
+        ("Training time and cost", ["| training | 30.0 s | 1 min 30 s |", "gh variable set HOURLY_COST --body 2.50"]),
+        ("Where it comes from", ["| model | `777777777777` | `555555555555` |", f"`{'5' * 64}`", "requirements/run.txt"]),
+        ("Where it comes from", [f"git fetch origin\ngit checkout {COMMIT}\nmake reproduce\nmake report"]),
+    ],
+)  # fmt: skip
+def test_every_part_that_a_reviewer_asks_for_is_there(whole: Case, title: str, words_in_it: list[str]) -> None:
+    text = section(whole.text("report.md"), title)
+    for expected in words_in_it:
+        assert expected in text
+
+
+def test_a_gate_that_limits_a_difference_shows_that_difference(case: Case) -> None:
+    names = {
+        "log_loss": ("+0.0200", "+0.0500"),
+        "no_worse_than_anchor": ("+2.00 points", "+5.00 points"),
+        "new": ("0.9", "0.05"),
+    }
+    gate = {"level": "enforce", "outcome": "pass", "value": 0.9, "difference": 0.02, "limit": 0.05, "sentence": "why"}
+    case.change("report/verdict.json", gates=[{"name": name, **gate} for name in names])
+    text = case.write()
+    for name, (value, limit) in names.items():
+        assert f"| {name.replace('_', ' ')} | enforce | ✅ pass | {value} | {limit} | why |" in text
+    told = schema.parse(case.text("numbers.json").encode())
+    assert [gate.value for gate in told.gates] == [0.02, 0.02, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        ([9.0, 9.5, 9.0, 1.0], "+2.00 ms (+200%) | slower in 3 of 4 rounds |"),
+        ([9.0, 0.8, 0.9, 1.5], "+2.00 ms | noise, the rounds disagree: slower in 2 of 4 rounds |"),
+    ],
+)
+def test_latency_is_read_by_its_rounds(case: Case, rounds: list[float], expected: str) -> None:
+    main, this = {"p95": 1.0, "blocks": [1.0] * 4}, {"p95": 3.0, "blocks": rounds}
+    case.change("main/timings.json", main=main, candidate=this)
+    assert f"| latency p95, one image | 1.00 ms | 3.00 ms | {expected}" in section(case.told(), "Latency and size")
+
+
+def test_a_slow_tail_alone_is_noise(case: Case) -> None:
+    main, this = {"p95": 0.046, "p99": 2.7, "blocks": [0.04] * 9}, {"p95": 0.055, "p99": 10.9, "blocks": [0.05] * 9}
+    text = section(case.change("main/timings.json", main=main, candidate=this).told(), "Latency and size")
+    assert "| 2.70 ms | 10.9 ms | +8.20 ms | noise, p95 differs by less than a millisecond |" in text
+
+
+def test_a_difference_that_chance_explains_is_no_headline(case: Case) -> None:
+    gates = json.loads((case.folder / "report/verdict.json").read_text())["gates"]
+    gates[0] |= {"low": -0.01, "confidence": 0.9}
+    text = case.change("report/verdict.json", gates=gates).told()
+    said = "no difference shown (+7 of 60 examples), accuracy 95.00% against 83.33% of main, 90% interval -1.00 to +20.00"
+    assert text.startswith(f"## ✅ pass: {said}\n")
+
+
+def test_an_interval_over_folds_stands_beside_its_own_difference(case: Case) -> None:
+    gates = json.loads((case.folder / "report/verdict.json").read_text())["gates"]
+    gates[0] |= {"difference": 0.0033, "low": -0.0024, "high": 0.0093, "confidence": 0.908}
+    text = case.change("report/verdict.json", gates=gates, evidence={"kind": "folds", "examples": 1523}).told()
+    over = "over 1,523 examples of test split and folds +0.33 points (90.8% interval -0.24 to +0.93)"
+    said = f"no difference shown, accuracy 95.00% against 83.33% of main; {over}"
+    assert text.startswith(f"## ✅ pass: {said}\n")
+    assert "Evidence: 1,523 examples of test split and folds." in first_lines(text)
+    found = section(text, "Metrics")
+    assert "| accuracy | 83.33% | **95.00%** | +11.67 points | - |  |" in found
+    row = "| accuracy, 1,523 examples of test split and folds | - | - | +0.33 points | -0.24 to +0.93 (90.8%) |"
+    assert f"{row} within noise |" in found
+    told = {row["name"]: row for row in numbers.collect(read(case.paths))["metrics"]}
+    assert (told["accuracy"]["low"], told["accuracy"]["high"]) == (None, None)
+
+
+def test_a_headline_names_the_gate_that_decided_where_it_is_not_the_comparison_with_main(case: Case) -> None:
+    gates = json.loads((case.folder / "report/verdict.json").read_text())["gates"]
+    gates[0] |= {"low": -0.01, "confidence": 0.9}
+    anchor = {"name": "no_worse_than_anchor", "level": "enforce", "outcome": "fail", "sentence": "worse than the best"}
+    told = {"verdict": "fail", "reasons": ["worse than the best"]}
+    text = case.change("report/verdict.json", **told, gates=[*gates, anchor]).told()
+    assert text.startswith("## ❌ fail (no worse than anchor): no difference shown (+7 of 60 examples)")
+    gates[0] |= {"outcome": "fail"}
+    assert case.change("report/verdict.json", **told, gates=[*gates, anchor]).told().startswith("## ❌ fail: ")
+
+
+def test_a_validation_split_that_points_the_other_way_is_in_the_first_lines(case: Case) -> None:
+    case.rows("main/rows.parquet", pq.read_table(case.folder / "manifest.parquet").to_pylist())
+    assert "disagrees" not in case.told()  # it rose with the accuracy of the test split
+    for name, accuracy in (("model", 0.9), ("main", 0.98333)):
+        path = case.folder / name / "history.csv"
+        path.write_text(f"epoch,validation_loss,validation_accuracy\n4,1,{accuracy}\n5,2,0.5\n")
+    said = "- **validation disagrees**: accuracy 90.00% against 98.33% of main, -5 of 60 examples (-8.33 points).\n"
+    assert said in first_lines(case.told())
+    case.rows("main/rows.parquet", [case.row(i, "validation") for i in range(59)])
+    assert "disagrees" not in case.told(), "other images were compared"
+
+
+def test_a_test_log_loss_that_points_the_other_way_is_in_the_first_lines(case: Case) -> None:
+    gate = {"name": "log_loss", "level": "enforce", "outcome": "pass", "low": 0.001, "high": 0.02, "sentence": "it rose"}
+    assert "- **test log loss disagrees**: it rose\n" in first_lines(case.change("report/verdict.json", gates=[gate]).told())
+    assert "disagrees" not in case.change("report/verdict.json", gates=[{**gate, "low": -0.001}]).told()
+
+
+def test_a_new_class_takes_no_part_in_the_comparison(case: Case) -> None:
+    metrics_of_main = json.loads((case.folder / "main/metrics.json").read_text())
+    case.change("main/facts.json", labels_added=["owl"], labels_gone=["emu"])
+    text = case.write()
+    assert metrics_of_main["per_class"]["owl"]["recall"] == 0.8
+    assert "accuracy 95.00% against 85.00% of main on the classes that both know (+10.00 points" in text.splitlines()[0]
+    said = "Accuracy over all classes 95.00%, over those that both know 95.00% against 85.00% of main."
+    assert f"- **1 class added**: owl. Main never saw it. {said}\n- **1 class gone or renamed**: emu.\n" in first_lines(text)
+    assert "| owl | - | 95.00% | - | 20 |" in section(text, "Classes")
+    assert "of 2 classes." in section(text, "Classes")
+    assert "No slice can be compared with main's." in section(text, "Slices")
+    assert "| dark | - | 95.00% | - | 20 |" in section(text, "Slices")
+    assert "| owl | cat |" not in section(text, "Confusion")
+    assert "6 images newly right" in section(text, "Images newly wrong and newly right")
+    assert "`owl/" not in section(text, "Images newly wrong and newly right")
+    told = schema.parse(case.text("numbers.json").encode())
+    assert (told.metrics[0].candidate, told.metrics[0].main) == (0.95, 0.85)
+    assert {row.name: row.main for row in told.classes}["owl"] is None
+    (case.folder / "evaluation/confusion.png").write_bytes(encode(np.zeros((2, 2, 3), np.uint8)))
+    text = case.change("main/facts.json", labels_added=["cat", "dog", "owl"]).write()
+    assert "![Confusion of the test images](pictures/confusion.png)" in section(text, "Errors")
+    assert text.startswith("## ✅ pass: accuracy 95.00%, of classes that main does not know\n")
+    assert "| accuracy | - | **95.00%** | - |" in section(text, "Metrics")
+    assert "against" not in section(text, "Classes")
+
+
+def test_numbers_over_the_shared_classes_are_those_of_the_evaluation(case: Case) -> None:
+    facts = read(case.paths)
+    found = changes.overall(facts.this.predictions, 15)
+    assert found == pytest.approx({name: facts.this.metrics[name] for name in found}, abs=1e-6)
+
+
+def test_what_left_the_test_split_is_in_the_first_lines(case: Case) -> None:
+    left = {"images": 50, "of": 388, "main_right": 40, "examples": ["a.png (cat)", "b.png (owl)"]}
+    relabelled = {"images": 1, "examples": ["c.png (dog)"]}
+    text = first_lines(case.change("main/facts.json", left_test=left, relabelled=relabelled).told())
+    said = "(main had 40 of them right): a.png (cat), b.png (owl) and more."
+    assert f"- **50 of 388 images left main's test split** {said}\n" in text
+    assert "- **1 test image relabelled** since main: c.png (dog).\n" in text
+    gate = {"name": "test_set", "level": "enforce", "outcome": "investigate", "sentence": "50 images are gone"}
+    text = case.change("report/verdict.json", gates=[gate], reasons=["50 images are gone"]).told()
+    assert "- **test set**: 50 images are gone\n" in first_lines(text)
+    assert "left main" not in text
+
+
+def test_near_duplicates_in_two_splits_are_in_the_first_lines(case: Case) -> None:
+    finding = {"check": "near_duplicates", "level": "warn", "message": "3 pairs", "count": 3, "files": []}
+    text = case.change("validation.json", findings=[finding, {**finding, "check": "imbalance"}]).told()
+    assert "- **near duplicates**: 3 pairs. The test accuracy may be too good.\n" in first_lines(text)
+    assert "imbalance" not in first_lines(text)
+
+
+def test_a_label_names_the_person(case: Case) -> None:
+    override = {"by": "alice", "label": "model-gate: override", "at": "2026-11-24T18:00:00Z"}
+    reviewed = {"by": "bob", "label": "engine: reviewed", "at": "2026-11-24T19:00:00Z"}
+    text = case.change("report/verdict.json", verdict="fail", override=override, engine_reviewed=reviewed).told()
+    assert text.startswith("## ❌ fail, overridden by alice, engine reviewed by bob: accuracy 95.00%")
+    assert "**alice** accepted this result by hand with the label `model-gate: override` at 2026-11-24T18:00:00Z." in text
+    assert "**bob** read the protected files and accepted them with the label `engine: reviewed` at 2026-11-24T19" in text
+
+
+def test_a_lane_that_cannot_be_compared_says_so(case: Case) -> None:
+    text = case.change("run.json", lane={"name": "hosted CPU", "comparable": False}).told()
+    assert "**Lane hosted CPU: not comparable where the hardware matters.**" in text
+    assert "Not comparable with the machine that serves." in section(text, "Latency and size")
+
+
+def test_a_small_budget_is_told_and_is_no_change_of_parameters(case: Case) -> None:
+    write_params(case.folder / "params.yaml", train__epochs=10, train__warmup_epochs=2.0)
+    text = case.change("run.json", budget={"epochs": 10, "asked": 50}).told()
+    assert "Trained with a small budget: 10 of 50 epochs." in text
+    assert "epochs" not in section(text, "Parameters")
+
+
+def test_a_stale_base_names_what_moved_and_what_to_do(case: Case) -> None:
+    text = case.change("main/facts.json", behind=2, moved_inputs=["src/model.py"]).told()
+    assert (
+        "Main is 2 commits ahead of where this branch left it and has changed what the model depends on: src/model.py."
+        in text
+    )
+    assert "`make update`" in text
+    text = case.change("main/facts.json", moved_inputs=[]).told()
+    assert "none of it touches what the model depends on" in text
+
+
+def test_a_change_of_the_judge_is_a_warning(case: Case) -> None:
+    text = case.change("main/facts.json", judging_changed=["src/judging/gates.py"]).told()
+    assert "> [!WARNING]\n> This pull request also changes how models are judged: src/judging/gates.py." in text
+
+
+RECORD = {"ended": "2024-05-01T10:00:00Z", "hardware": {"processor": "MOS 6502", "cores": 1}, "seconds": 45.0}
+
+
+def test_a_model_that_was_restored_has_the_figures_of_its_own_training(case: Case) -> None:
+    """The fixture's manifest.json names this model; out/history may hold an earlier training of it, or another one's."""
+    case.change("run.json", seconds={"prepare": 1.5})
+    case.json("history/throughput.json", {**SPEED, **RECORD, "model_sha256": "8" * 64})
+    text = case.told()
+    assert "the model was restored, not trained in this run. It was trained at commit `6666666666` in 1 min 30 s." in text
+    assert "| training | 30.0 s | 1 min 30 s |" in text
+    assert "images a second" not in text
+    case.change("manifest.json", outputs={"model_sha256": "0" * 64, "evaluation_sha256": "0" * 64})
+    text = case.told()
+    assert "not trained in this run. Where and when it was trained is not known here." in text
+    assert "| training | 30.0 s | - |" in text
+    assert "commit it was trained at" not in text
+    case.json("history/throughput.json", {**SPEED, **RECORD, "model_sha256": "5" * 64})
+    text = case.told()
+    assert "It was trained in an earlier run, until `2024-05-01T10:00:00Z`, in 45.0 s." in text
+    assert "| training | 30.0 s | 45.0 s |" in text
+    assert "| trained on | Zilog Z80, 2 cores" in text
+    assert "MOS 6502" in section(text, "Training time and cost")
+    assert "| training images a second | - | 4,610 |" in text
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("40", "Cost of training, estimated: 1.00 (1 min 30 s at 40.00 an hour)."), ("much", "is no number: `much`")],
+)
+def test_the_cost_is_time_times_the_price_of_an_hour(
+    case: Case, monkeypatch: pytest.MonkeyPatch, told: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOURLY_COST", told)
+    assert expected in case.told()
+
+
+def test_without_a_model_of_main_the_report_is_of_this_one_alone(case: Case) -> None:
+    case.without(
+        "main/metrics.json", "main/predictions.parquet", "main/history.csv", "main/rows.parquet", "main/params.yaml"
+    )
+    (case.folder / "evaluation/confusion.png").write_bytes(encode(np.zeros((2, 2, 3), np.uint8)))
+    text = case.change("main/facts.json", found=False, why="main has no dvc.lock", main_run=None).write()
+    assert text.startswith("## ✅ pass: accuracy 95.00%, with no model of main to compare with")
+    assert "There is no model of main to compare with (main has no dvc.lock): only the absolute gates were applied." in text
+    assert "| cat | 95.00% | 20 |" in section(text, "Classes")
+    assert "![Confusion of the test images](pictures/confusion.png)" in section(text, "Errors")
+    assert not json.loads(case.text("numbers.json"))["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("never", "headline", "said"),
+    [
+        (True, "and main never had a model to compare with", "> [!NOTE]\n> Main never had a model to compare with (lost)"),
+        (False, "not compared: main's model could not be had", "> [!WARNING]\n> Main's model could not be had: lost."),
+    ],
+)
+def test_main_without_a_model_is_no_main_whose_model_is_lost(case: Case, never: bool, headline: str, said: str) -> None:
+    case.without("main/metrics.json", "main/predictions.parquet").change("main/facts.json", never=never, why="lost")
+    text = case.told()
+    assert text.splitlines()[0].endswith(f"accuracy 95.00%, {headline}")
+    assert said in first_lines(text)
+    assert said not in case.change("report/verdict.json", reasons=["its model is lost"]).told(), "a reason says it already"
+
+
+def test_a_first_model_of_ones_own_is_told_from_the_templates_example(case: Case) -> None:
+    case.without("main/metrics.json", "main/predictions.parquet")
+    why = "main's model is the template's example, made of the starter data"
+    case.change("main/facts.json", never=True, example=True, why=why, first_rules=["params.yaml: gates"])
+    text = case.change("report/verdict.json", reasons=[f"nothing to compare with ({why})"]).told()
+    assert text.splitlines()[0].endswith(f"accuracy 95.00%; {why}, so floors and data checks alone decided")
+    assert "Judged by this pull request's own params.yaml: gates: those of main are the template's." in first_lines(text)
+
+
+def test_a_model_of_uncommitted_changes_is_not_said_to_be_that_of_the_commit(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository"
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    (folder / "params.yaml").write_text("x: 1")
+    for line in (["add", "--all"], ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "x"]):
+        subprocess.run(["git", *line], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PLAN")
+    assert "git checkout" in section(case.told(), "Where it comes from")
+    (folder / "params.yaml").write_text("x: 2")
+    text = section(case.told(), "Where it comes from")
+    assert "No commit has what this model was made of: commit params.yaml, then run make report again." in text
+    assert "git checkout" not in text
+
+
+def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
+    evidence = {"kind": "folds", "examples": 1558, "way_out": "3 seeds", "looks": "third model of this pull request",
+                "models_judged": "7 models since 2026-01-02.", "vouches_for": 0.0181}  # fmt: skip
+    text = first_lines(case.change("report/verdict.json", evidence=evidence).told())
+    vouches = "These examples can vouch for differences of 1.81 points."
+    convention = "To pass is a one-sided test at 2.5%, which the 95% interval agrees with."
+    looks = "Third model of this pull request. 7 models since 2026-01-02."
+    assert f"\nEvidence: 1,558 examples of test split and folds. {vouches} {convention} {looks}\n" in text
+    assert "3 seeds" not in text, "a pass needs no way out"
+    text = case.change("report/verdict.json", verdict="investigate").told()
+    assert "- **what would settle the accuracy**: 3 seeds\n" in first_lines(text)
+
+
+def test_a_floor_that_is_not_held_says_what_to_do_and_whose_floor_it_is(case: Case) -> None:
+    sentence = "accuracy 73.27% is under the floor of 80.00% (gates.min_accuracy)"
+    gate = {"name": "accuracy", "level": "enforce", "outcome": "fail", "sentence": sentence}
+    case.change("report/verdict.json", verdict="fail", gates=[gate], reasons=[sentence])
+    assert "The floors stand in section gates of params.yaml, your team's bar\n" in first_lines(case.told())
+    assert "here still the template's" in first_lines(case.change("main/facts.json", example=True).told())
+    better = {**gate, "sentence": "accuracy 1 point under main's"}
+    text = case.change("report/verdict.json", gates=[better], reasons=[better["sentence"]]).told()
+    assert "what to do" not in first_lines(text)
+
+
+def test_an_anchor_that_is_lost_against_and_a_new_training_of_main_are_in_the_first_lines(case: Case) -> None:
+    gate = {"name": "no_worse_than_anchor", "level": "warn", "outcome": "investigate", "sentence": "worse than the best"}
+    case.change("report/verdict.json", gates=[gate]).change("main/facts.json", retrained="its artifact expired")
+    text = case.told()
+    assert "- **no worse than anchor**: worse than the best\n" in first_lines(text)
+    assert "- **main was trained again**: its artifact expired\n" in first_lines(text)
+    text = case.change("report/verdict.json", reasons=["worse than the best"]).told()
+    assert first_lines(text).count("worse than the best") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that stopped
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def stop(case: Case, stage: str, said: str = "") -> Case:
+    gate = {"name": "pipeline", "level": "enforce", "outcome": "fail", "sentence": f"the pipeline stopped in stage {stage}"}
+    case.change("report/verdict.json", verdict="fail", reasons=[gate["sentence"]], gates=[gate], mcnemar=None, churn=None)
+    return case.change("run.json", failed=stage, said=said)
+
+
+def test_bad_data_are_the_report(case: Case) -> None:
+    finding = {"check": "corrupt", "level": "error", "message": "12% are no image", "count": 7, "files": list("abcdefg")}
+    faults = {"count": 40, "files": [{"path": f"dog/{i}.png", "row": -1, "fault": "truncated"} for i in range(40)]}
+    case.change("validation.json", passed=False, findings=[finding], faults=faults)
+    text = stop(case, "validate").write()
+    assert text.startswith("## ❌ fail: the data failed 1 check, nothing was trained")
+    told = section(text, "What is wrong with the data")
+    assert "| **error** | `corrupt` | 12% are no image | `a`, `b`, `c` and 4 more |" in told
+    assert "| `dog/0.png` | truncated |" in told
+    assert "and 25 more" in told
+    assert text.index("### What is wrong") < text.index("### Parameters")
+    assert "95.00%" not in text, "metrics.json of an earlier run was read"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "validate", "train", "evaluate"])
+def test_a_crash_shows_its_last_words_and_no_numbers_of_an_earlier_run(case: Case, stage: str) -> None:
+    lines = [f"line {i}" for i in range(100)]
+    text = stop(case, stage, "\n".join([*lines, "RuntimeError: \x1b[31mout of memory\x1b[0m"])).write()
+    assert text.startswith("## ❌ fail: ")
+    told = section(text, f"What stopped: {stage}")
+    assert "line 99\nRuntimeError: out of memory\n```" in told
+    assert "line 5\n" not in told
+    assert f"git checkout {COMMIT}\nmake reproduce" in told
+    assert "95.00%" not in text
+    assert "### Metrics" not in text
+    numbers = schema.parse(case.text("numbers.json").encode())
+    assert (numbers.failed_stage, numbers.metrics, numbers.verdict) == (stage, (), "fail")
+
+
+SPEED = {"threads": 2, "images_per_second": 4610.4, "data_wait_share": 0.004, "flop_utilisation": 0.213, "memory_gib": 0.61}
+
+
+def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
+    assert "images a second" not in case.told()
+    case.json("history/throughput.json", {**SPEED, "energy_kwh": 0.5, "model_sha256": "5" * 64})
+    told = case.told()
+    for row in (
+        "| threads of the CPU | - | 2 |",
+        "| training images a second | - | 4,610 |",
+        "| time waiting for data | - | 0.40% |",
+        "| share of the device's FLOP/s | - | 21.30% |",
+        "| memory at most | - | 0.61 GiB |",
+        "| energy | - | 0.5 kWh |",
+    ):
+        assert row in told
+    assert "cost of energy" not in told  # energy.price is null
+    facts = json.loads((case.folder / "main/facts.json").read_text())
+    facts["main_run"]["throughput"] = {**SPEED, "images_per_second": 4000.0, "energy_kwh": None}
+    case.json("main/facts.json", facts)
+    write_params(case.folder / "params.yaml", energy__price=0.3)
+    told = case.told()
+    assert "| training images a second | 4,000 | 4,610 |" in told
+    assert "| cost of energy, at 0.3 a kWh | - | 0.15 |" in told
+
+
+def test_energy_that_the_machine_does_not_tell_has_no_row(case: Case) -> None:
+    case.json("history/throughput.json", {**SPEED, "energy_kwh": None, "model_sha256": "5" * 64})
+    assert "images a second" in case.told()
+    assert "| energy |" not in case.told()
+    case.change("run.json", failed="train")
+    assert "images a second" not in case.told()
+
+
+def test_only_run_and_verdict_must_be_there(tmp_path: Path, case: Case) -> None:
+    for name in ("run.json", "verdict.json"):
+        (tmp_path / name).write_bytes(next(case.folder.rglob(name)).read_bytes())
+    here = {name: tmp_path / "nothing" / name for name in Paths.__dataclass_fields__}
+    paths = Paths(**{**here, "run": tmp_path / "run.json", "verdict": tmp_path / "verdict.json"})
+    write(paths, tmp_path / "out")
+    assert (tmp_path / "out/report.md").read_text().startswith("## ✅ pass: there are no results to judge")
+    for name in ("run", "verdict"):
+        broken = Paths(**{**paths.__dict__, name: tmp_path / "nothing"})
+        with pytest.raises(UserError, match=r"nothing is missing: run `make re(produce|port)` first"):
+            write(broken, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "manifest.parquet", "model/history.csv", "main/predictions.parquet"])
+def test_a_damaged_file_is_named(case: Case, name: str) -> None:
+    (case.folder / name).write_text("epoch,loss\n1,much\n")
+    with pytest.raises(UserError, match=rf"{re.escape(Path(name).name)} cannot be read .*make reproduce"):
+        case.told()
+
+
+def test_refused_parameters_are_told_and_no_earlier_numbers(case: Case) -> None:
+    (case.folder / "params.yaml").write_text("train: [")
+    text = case.change("report/verdict.json", verdict="fail", reasons=["params.yaml is not valid YAML"], gates=[]).told()
+    assert text.startswith("## ❌ fail: params.yaml cannot be used\n\n- params.yaml is not valid YAML")
+    assert "95.00%" not in text
+
+
+def test_lineage_of_another_model_is_not_taken_for_this_ones(case: Case) -> None:
+    text = case.change("manifest.json", outputs={"model_sha256": "f" * 64}, commit="e" * 40).told()
+    assert "ffffffffffff" not in text
+    assert "eeeeeeeeeeee" not in text
+    assert "| model | `777777777777` | `555555555555` |" in text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures, page, summary, numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_a_line_of_its_own_and_the_report_reads_without(whole: Case) -> None:
+    text = whole.text("report.md")
+    shown = re.findall(r"(?m)^!\[[^\]]+\]\(pictures/([\w.-]+)\)$", text)
+    assert sorted(shown) == sorted(path.name for path in (whole.folder / "report/pictures").iterdir())
+    assert len(shown) == 5
+    plain = markdown.without_pictures(text)
+    assert "pictures/" not in plain
+    left = [line for line in text.splitlines() if line and not line.startswith("![")]
+    assert [line for line in plain.splitlines() if line] == left
+
+
+@pytest.mark.parametrize(
+    ("pictures", "main", "expected"),
+    [
+        ("charts", True, {"calibration.png", "confusion_difference.png", "curves.png"}),
+        ("charts", False, {"calibration.png", "confusion.png", "curves.png"}),
+        ("none", True, set()),
+        ("none", False, set()),
+    ],
+)
+def test_no_picture_that_params_forbid_reaches_report_page_or_artifact(
+    case: Case, pictures: str, main: bool, expected: set[str]
+) -> None:
+    for name in ("confusion", "curves", "calibration", "errors", "activation"):
+        (case.folder / f"evaluation/{name}.png").write_bytes(encode(np.zeros((2, 2, 3), dtype=np.uint8)))
+    write_params(case.folder / "params.yaml", report__pictures=pictures)
+    if not main:
+        (case.folder / "main/metrics.json").unlink()
+    text = case.write()
+    shown = set(re.findall(r"!\[[^\]]*\]\(pictures/([\w.-]+)\)", text))
+    files = {path.name for path in (case.folder / "report").rglob("*.png")}
+    assert shown == files == expected
+    assert case.text("report.html").count("<img") == len(expected)
+    assert f"`report.pictures` of `params.yaml` is {pictures}" in text
+
+
+VOID = ("meta", "img", "br", "hr")
+
+
+class Page(HTMLParser):
+    """Collects tags that stay open, and every address."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in VOID or self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_needs_nothing_else(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAN", json.dumps({"sha": COMMIT, "run_url": "https://github.com/team/models/actions/runs/7"}))
+    text = case.write()
+    told = Page(case.text("report.html"))
+    assert told.open == []
+    assert not {"script", "link", "iframe", "object", "base", "form"} & set(told.tags)
+    assert {address.split(",")[0] for address in told.addresses} == {
+        "data:image/png;base64", "https://github.com/team/models/actions/runs/7",
+    }  # fmt: skip
+    assert told.tags.count("img") == 5
+    assert "default-src 'none'" in case.text("report.html")
+    assert "url(" not in case.text("report.html")
+    for title in re.findall(r"^### (.+)$", text, re.MULTILINE):
+        assert title in told.words
+    assert "mermaid" not in told.words
+
+
+def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
+    made = []
+    for name in ("a", "b"):
+        case = Case(tmp_path / name)
+        case.write()
+        files = [path for path in (case.folder / "report").rglob("*") if path.is_file()]
+        made.append({path.name: path.read_bytes() for path in files})
+    assert made[0] == made[1]
+
+
+def test_the_summary_of_the_step_has_the_report_without_pictures(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = case.folder / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    text = case.write()
+    assert summary.read_text() == "before\n" + markdown.without_pictures(text)
+    summary.write_text("x" * 2**20)
+    case.write()
+    assert summary.stat().st_size == 2**20
+    assert "no room for the report (1,048,576 bytes are in it already)" in capsys.readouterr().out
+
+
+def test_numbers_keep_to_the_schema_that_the_poster_reads(tmp_path: Path) -> None:
+    names = tuple(f"{'long ' * 20}{i}" if i % 2 else f"class {i}" for i in range(300))
+    case = Case(tmp_path / "case", names, images=600)
+    finding = {"check": "near duplicates!", "level": "warn", "message": "m", "count": 1, "files": []}
+    case.change("validation.json", findings=[finding])
+    case.write()
+    told = schema.parse(case.text("numbers.json").encode())
+    assert (told.commit, told.verdict, told.images, told.baseline) == (COMMIT, "pass", 600, True)
+    assert told.metrics[0].name == "accuracy"
+    assert (told.metrics[0].low, told.metrics[0].high) == (0.0167, 0.2)
+    assert [check.name for check in told.checks] == ["near_duplicates_"]
+    assert {row.name for row in told.classes} > {"class 0", "class 2"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hostile names, and too much of everything
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rendered(text: str) -> Page:
+    """What Markdown becomes, with HTML and tables allowed as GitHub does."""
+    return Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+
+
+def assert_harmless(text: str) -> None:
+    told = rendered(text)
+    assert told.open == []
+    assert not {"img", "a", "script", "h1"} & set(told.tags)
+    prose = re.sub(r"```.*?```|`[^`]*`|<code>.*?</code>", "", text, flags=re.DOTALL)
+    assert not re.search(r"@\w|(?<!&)#\d|www\.|:smile:|(?<!&)\$x\$", prose)
+
+
+BLOCKS: dict[str, Callable[[str], document.Block]] = {
+    "paragraph": Paragraph,
+    "bold": lambda text: Paragraph((Bold(text), " after")),
+    "code": lambda text: Paragraph(("see ", Code(text), ".")),
+    "link": lambda text: Paragraph((Link("shown", text),)),
+    "list": lambda text: Bullets((text, (Code(text),))),
+    "alert": lambda text: Alert("warning", text),
+    "table": lambda text: Table((text, "b"), ((text, (Code(text),)), ("1", "2")), "lr", text),
+    "fold": lambda text: Fold(text, (Paragraph(text),)),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        EVIL,
+        "# heading", "- item", "1. item", "> quote", "---", "===", "+ item", "    code", "<!-- -->", "a|b|c", "a\\|b|c",
+        "x\\", "`", "``` `", "``x``", "[a]: http://evil/", "[a][b]", "a\n\n# b", "a\r\n- b", "</details><script>",
+        "&lt;b&gt;", "&#64;team", "javascript:alert(1)", "http://evil/", "https://evil/)", "\u202ecod.exe", "\x1b[31mred",
+        "\ud800", "",
+    ],
+)  # fmt: skip
+def test_a_text_stays_a_text(block: str, text: str) -> None:
+    told = Document("pass", ("ok",), (BLOCKS[block](text), Paragraph("the end")), ())
+    made = markdown.render(told)
+    made.encode()
+    if not (block == "link" and text == "http://evil/"):
+        assert_harmless(made)
+    page_told = rendered(made)
+    assert [tag for tag in page_told.tags if tag.startswith("h")] == ["h2"]
+    assert page_told.tags.count("td") == (4 if block == "table" else 0)
+    assert page_told.tags.count("li") == (2 if block == "list" else 0)
+    assert "the end" in page_told.words
+    web = Page(page.render(told, Path()))
+    assert web.open == []
+    assert {"img", "script"}.isdisjoint(web.tags)
+
+
+@pytest.mark.parametrize(
+    "text", [EVIL, "a|b", "x\\", "1. item", "*a* _b_ ~c~", "[x](y)", "&amp;", "`a`", "snake_case", "- a"]
+)
+def test_a_text_reads_as_it_was(text: str) -> None:
+    made = markdown.render(Document("pass", ("ok",), (Table(("n",), ((text,), ((Code(text),),)), "l"), Paragraph(text)), ()))
+    told = rendered(made).words.replace("\u200b", "")
+    assert told.count(text) == 3
+
+
+@pytest.mark.parametrize("text", ["```\n# free\n```", "~~~", "``````` x", "</details>\n\n<script>", "a\n\n\n```mermaid\nx"])
+def test_a_log_does_not_leave_its_block(text: str) -> None:
+    said = document.last_lines(text)
+    told = rendered(markdown.render(Document("fail", ("ok",), (Listing(said), Paragraph("the end")), ())))
+    assert told.tags == ["h2", "pre", "code", "p"]
+    assert said in told.words
+
+
+def test_hostile_names_everywhere_stay_names(tmp_path: Path) -> None:
+    case = Case(tmp_path / "case", (EVIL, "- b |", "</details>\n# c"))
+    params = YAML(typ="safe").load((case.folder / "params.yaml").read_text())
+    params["train"]["network"] = EVIL
+    with (case.folder / "params.yaml").open("w") as file:
+        YAML().dump(params, file)
+    finding = {"check": EVIL, "level": "warn", "message": EVIL, "count": 3, "files": [EVIL, "a`b", "c|d"]}
+    case.change("validation.json", findings=[finding])
+    case.change("main/facts.json", behind=1, moved_inputs=[EVIL], ref=EVIL, judging_changed=[EVIL], retrained=EVIL)
+    left = {"images": 2, "of": 9, "main_right": 1, "examples": [EVIL]}
+    case.change("main/facts.json", labels_added=[EVIL], labels_gone=[EVIL], left_test=left, relabelled=left)
+    case.change("report/verdict.json", reasons=[EVIL], override={"by": EVIL, "label": EVIL, "at": EVIL}, verdict="fail")
+    case.change("run.json", lane={"name": EVIL, "comparable": False}, hardware={"processor": EVIL})
+    text = case.write()
+    assert_harmless(markdown.without_pictures(text))
+    assert re.findall(r"(?m)^#+ .*c$", text) == []
+    titles = [tag for tag in rendered(text).tags if re.fullmatch("h[1-6]", tag)]
+    assert titles == ["h2"] + ["h3"] * text.count("\n### ")
+    assert Page(case.text("report.html")).open == []
+    schema.parse(case.text("numbers.json").encode())
+
+
+def test_a_huge_change_still_fits_into_a_comment(tmp_path: Path) -> None:
+    case = Case(tmp_path / "case", tuple(f"{'<' * 70}{i}" for i in range(1000)), images=2000)
+    content = YAML(typ="safe").load((case.folder / "params.yaml").read_text())
+    for i in range(500):
+        content["train"][f"parameter_{i}_{'|' * 60}"] = "<" * 200
+    with (case.folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    many = [case.row(i % 2000, "train", digest=f"new-{i}", path="`|" * 200 + str(i)) for i in range(10_000)]
+    case.rows("manifest.parquet", many)
+    files = ["<" * 300] * 20
+    findings = [{"check": f"c{i}", "level": "warn", "message": "|" * 400, "count": 900, "files": files} for i in range(30)]
+    case.change("validation.json", findings=findings)
+    reasons = [f"{i} {'&' * 600}" for i in range(50)]
+    case.change("report/verdict.json", reasons=reasons)
+    text = case.write()
+    assert len(text) <= 60_000
+    assert text.count("<details>") == text.count("</details>")
+    assert Page(case.text("report.html")).open == []
+    assert rendered(text).open == []
+
+
+def test_what_does_not_fit_is_left_out_in_whole_sections_and_named() -> None:
+    listing = Listing("\n".join(f"line {i}" for i in range(100)))
+    sections = tuple(Section(f"Part {i}", (Fold("more", (listing,)), Paragraph(f"end {i}"))) for i in range(10))
+    told = Document("pass", ("fits",), (Paragraph("head"),), sections)
+    whole_text = markdown.render(told)
+    assert "Left out" not in whole_text
+    cut = markdown.render(told, largest=5000)
+    assert len(cut) <= 5000
+    kept = cut.count("### Part")
+    assert 1 <= kept < 10
+    left = ", ".join(f"Part {i}" for i in range(kept, 10))
+    assert f"Left out, since a comment has no more room: {left}. `report.html` has it all." in cut
+    assert cut.count("<details>") == cut.count("</details>") == kept
+    assert f"end {kept - 1}\n" in cut
+    tiny = markdown.render(told, largest=100)
+    assert tiny == "## fits\n\nThe rest does not fit into a comment: it is in `report.html`.\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What changed, in numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def manifest(*rows: tuple[str | None, str, str | None]) -> pa.Table:
+    """Rows of digest, label and split."""
+    columns = {name: pa.array([None] * len(rows), field.type) for name, field in zip(MANIFEST.names, MANIFEST, strict=True)}
+    columns["path"] = pa.array([f"{i}.png" for i in range(len(rows))])
+    columns["row"] = pa.array([-1] * len(rows), pa.int64())
+    for place, name in enumerate(("digest", "label", "split")):
+        columns[name] = pa.array([row[place] for row in rows], pa.string())
+    return pa.table(columns)
+
+
+def test_rows_are_compared_by_content() -> None:
+    main = manifest(
+        ("a", "x", "train"),
+        ("b", "x", "train"),
+        ("c", "x", "test"),
+        ("d", "x", "train"),
+        (None, "x", None),
+        ("f", "x", "train"),
+    )
+    this = manifest(
+        ("e", "y", "test"),
+        ("d", "y", "train"),
+        ("c", "x", "train"),
+        ("a", "x", None),
+        ("a", "x", "train"),
+        ("f", "y", "test"),
+    )
+    found = changes.rows(main, this)
+    assert (found.main, found.this) == (6, 6)
+    digests = [list(frame.index) for frame in (found.added, found.removed, found.relabelled, found.moved)]
+    assert digests == [["e"], ["b"], ["d", "f"], ["c"]], "of two copies the one that is kept in a split counts"
+    assert list(found.relabelled[["label_main", "label"]].iloc[0]) == ["x", "y"]
+
+
+def test_equal_manifests_differ_in_nothing() -> None:
+    same = manifest(("a", "x", "train"), ("b", "y", "test"), (None, "y", None))
+    assert [len(frame) for frame in changes.rows(same, same)[2:]] == [0, 0, 0, 0]
+
+
+def test_shares_name_falls_first_and_keep_what_only_one_side_has() -> None:
+    main = {"a": {"recall": 0.5, "images": 4}, "b": {"recall": 0.9, "images": 4}, "gone": {"recall": 1.0, "images": 1}}
+    this = {"a": {"recall": 0.75, "images": 4}, "b": {"recall": 0.4, "images": 4}, "new": {"recall": 0.1, "images": 2}}
+    found = changes.shares(main, this, "recall")
+    assert [share.name for share in found] == ["b", "a", "new", "gone"]
+    assert (found[2].main, found[2].this, found[3].this) == (None, 0.1, None)
+
+
+def test_the_reliability_curve_is_that_of_the_evaluation(whole: Case, random: np.random.Generator) -> None:
+    probabilities = random.dirichlet([0.3] * 3, 200).astype(np.float32)
+    labels = random.integers(0, 3, 200)
+    names = np.array(["a", "b", "c"], dtype=object)
+    frame = pa.table({
+        "label": list(names[labels]), "prediction": list(names[probabilities.argmax(axis=1)]),
+        "confidence": probabilities.max(axis=1),
+    }).to_pandas()  # fmt: skip
+    mine, theirs = changes.reliability(frame, 15), metrics.calibration(labels, probabilities, 15)
+    assert [row["images"] for row in mine] == [row["images"] for row in theirs]
+    assert [row["accuracy"] for row in mine] == pytest.approx([row["accuracy"] for row in theirs], abs=1e-6)
+
+
+def test_answers_on_different_images_are_not_compared(case: Case) -> None:
+    path = case.folder / "main/predictions.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    assert "were judged on different images" in section(case.told(), "Images")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (words.duration(12.34), "12.3 s"),
+        (words.duration(245), "4 min 05 s"),
+        (words.duration(7384), "2 h 03 min"),
+        (words.points(-0.00001), "+0.00 points"),
+        (words.points(0.0077), "+0.77 points"),
+        (words.signed(-1.5), "-1.50"),
+        (words.milliseconds(0.12345), "0.123 ms"),
+        (words.side(None, words.percent), "-"),
+        (words.side(float("nan"), words.percent), "-"),
+        (words.count(1, "class", "classes"), "1 class"),
+        (words.place("shard.parquet", 7), "shard.parquet#7"),
+        (words.chance(0.000001), "p < 0.0001"),
+        (words.listed(list("abc"), 2), "a, b and 1 more"),
+    ],
+)
+def test_numbers_are_written_for_people(text: str, expected: str) -> None:
+    assert text == expected

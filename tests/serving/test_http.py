@@ -1,0 +1,284 @@
+"""The protocol's limits, asked byte by byte: python -m pytest tests/serving/test_http.py"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from conftest import PATIENCE
+from test_serving import make_engine, picture, rest, serving, write_model
+
+from src.release.client import Client
+from src.serving.http import protocol
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("http") / "model")
+
+
+@pytest.fixture(scope="module")
+def url(model: Path) -> Iterator[str]:
+    """A service that waits half a second for whatever it waits for."""
+    with serving(make_engine(model, timeout=0.5, connections=8)) as address:
+        yield address
+
+
+@contextmanager
+def connected(url: str) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as sock:
+        sock.settimeout(10)
+        yield sock
+
+
+def answer(sock: socket.socket) -> bytes:
+    """Read until the service closes the connection."""
+    pieces = []
+    while True:
+        try:
+            piece = sock.recv(65536)
+        except ConnectionResetError:
+            piece = b""
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+
+
+def status(received: bytes) -> int:
+    """Return the status of a refusal, which has the shape of all others and ends the connection."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert b"content-type: application/problem+json" in head
+    problem = json.loads(body)
+    assert re.search(rb"x-request-id: (\S+)", head)[1].decode() == problem["request_id"]  # type: ignore[index]
+    assert head.startswith(b"HTTP/1.1 %d " % problem["status"])
+    return int(problem["status"])
+
+
+REFUSED = {
+    "no request": (b"hello\r\n\r\n", 400),
+    "no host": (b"GET /model HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (b"GET /model HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", 400),
+    "two lengths": (HEAD + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabc", 400),
+    "length and chunks": (HEAD + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "a bad chunk": (HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+    "another protocol": (HEAD + b"content-length: 3\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\nabc", 400),
+    "a TLS greeting": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    "many headers": (HEAD + b"".join(b"a%d: b\r\n" % i for i in range(200)) + b"\r\n", 431),
+    "a long header": (HEAD + b"a: " + b"b" * 40_000 + b"\r\n\r\n", 431),
+    "a long address": (b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 414),
+    "a slow head": (HEAD, 408),
+    "a slow body": (HEAD + b"content-length: 100\r\n\r\nabc", 408),
+    "slow chunks": (HEAD + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", 408),
+    "long trailers": (
+        HEAD + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + b"".join(b"t%d: x\r\n" % i for i in range(200)),
+        431,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_fair_request_is_refused_with_a_reason_and_the_connection_ended(url: str, name: str) -> None:
+    sent, expected = REFUSED[name]
+    with connected(url) as sock:
+        sock.sendall(sent)
+        assert status(answer(sock)) == expected
+    assert httpx.post(f"{url}/predict", content=picture(), headers={"content-type": "image/png"}).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"])
+def test_a_connection_that_asks_nothing_is_closed_without_a_word(url: str, sent: bytes) -> None:
+    with connected(url) as sock:
+        sock.sendall(sent)
+        assert answer(sock) == b""
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (HEAD + b"a: ", b"b" * 4096),
+        (HEAD, b"a: b\r\n" * 100),
+        (b"GET /", b"a" * 4096),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n1;", b"e" * 4096),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nt: ", b"e" * 4096),
+    ],
+)
+def test_what_never_ends_is_ended_before_it_fills_the_memory(url: str, begin: bytes, piece: bytes) -> None:
+    sent = 0
+    with connected(url) as sock:
+        sock.sendall(begin)
+        try:
+            while sent < 50_000_000:
+                sent += sock.send(piece)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    assert sent < 20_000_000  # what the system itself keeps of a connection is some megabytes
+
+
+def test_pipelined_requests_are_answered_in_order_and_only_so_many(url: str) -> None:
+    content = picture()
+    one = HEAD + b"content-length: %d\r\n\r\n" % len(content) + content
+    with connected(url) as sock:
+        sock.sendall(one * 5 + HEAD.replace(b"/predict", b"/nowhere") + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        received = answer(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200"] * 5 + [b"404"]
+    with connected(url) as sock:
+        sock.sendall(b"GET /model HTTP/1.1\r\nhost: x\r\n\r\n" * 3000)
+        assert 1 <= answer(sock).count(b"HTTP/1.1 200") < 3000
+
+
+def insist(sock: socket.socket, seconds: float = 8) -> None:
+    """Ask and ask, and never read."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        sock.sendall(b"GET /docs.json HTTP/1.1\r\nhost: x\r\n\r\n" * 20)
+
+
+def test_a_client_that_does_not_read_is_cut_off(model: Path) -> None:
+    engine = make_engine(model, timeout=0.5)
+    with serving(engine) as url, connected(url) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises((ConnectionResetError, BrokenPipeError, TimeoutError)):
+            insist(sock)
+
+
+def test_too_many_connections_are_turned_away_and_those_that_are_there_go_on(model: Path) -> None:
+    content = picture()
+    with serving(make_engine(model, connections=8)) as url, connected(url) as first:
+        others = [socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) for _ in range(7)]
+        for sock in (first, *others):
+            sock.sendall(HEAD[:20])
+        time.sleep(0.5)
+        with connected(url) as ninth:
+            assert status(answer(ninth)) == 503
+        first.sendall(HEAD[20:] + b"content-length: %d\r\n\r\n" % len(content) + content)
+        assert first.recv(4096).startswith(b"HTTP/1.1 200")
+        for other in others:
+            other.close()
+
+
+def test_a_new_connection_takes_the_place_of_the_one_that_is_idle_for_longest(model: Path) -> None:
+    content = picture()
+    one = HEAD + b"content-length: %d\r\n\r\n" % len(content) + content
+    with serving(make_engine(model, timeout=20.0, connections=3)) as url, connected(url) as busy:
+        busy.sendall(HEAD + b"content-length: 100\r\n\r\n")  # oldest, but asking
+        idle = []
+        for _ in range(2):
+            time.sleep(0.3)
+            idle.append(socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))))
+        time.sleep(0.3)
+        with connected(url) as late:
+            late.sendall(one)
+            assert late.recv(4096).startswith(b"HTTP/1.1 200")
+        idle[0].settimeout(10)
+        assert idle[0].recv(10) == b""
+        idle[1].sendall(one)
+        assert idle[1].recv(4096).startswith(b"HTTP/1.1 200")
+        for sock in idle:
+            sock.close()
+
+
+def test_an_answer_comes_in_one_piece(url: str) -> None:
+    content = picture()
+    with connected(url) as sock:
+        for _ in range(5):
+            sock.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(content) + content)
+            head, _, body = sock.recv(65536).partition(b"\r\n\r\n")
+            length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
+            assert len(body) == length
+
+
+def test_expect_continue_is_answered_before_the_body_and_a_body_too_large_is_not_asked_for(url: str) -> None:
+    content = picture()
+    with connected(url) as sock:
+        sock.sendall(HEAD + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(content))
+        assert sock.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(content)
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+    with connected(url) as sock:
+        sock.sendall(HEAD + b"expect: 100-continue\r\ncontent-length: 999999999\r\n\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_head_is_get_without_its_body(url: str, method: str) -> None:
+    found = httpx.request(method, f"{url}/model")
+    assert found.status_code == 200
+    assert int(found.headers["content-length"]) > 100
+    assert bool(found.content) == (method == "GET")
+
+
+def test_the_clients_of_a_deployment_bring_a_key_where_the_service_asks_for_one(model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# two\nshop: 0123456789abcdef\nother: fedcba9876543210\n")
+    keys.chmod(0o600)
+    with serving(make_engine(model, keys=keys)) as url:
+        assert Client(url).predict(picture()).status == 401
+        assert Client(url, keys=str(keys)).predict(picture()).status == 200
+        assert Client(url, keys=str(keys)).model()["classes"]
+        assert Client(url, keys=str(tmp_path / "none")).predict(picture()).status == 401
+
+
+def test_slow_clients_do_not_hold_up_a_quick_one(model: Path) -> None:
+    with serving(make_engine(model, timeout=3.0)) as url:
+        slow = [socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) for _ in range(50)]
+        for sock in slow:
+            sock.sendall(HEAD + b"content-length: 100\r\n\r\nabc")
+        took = []
+
+        def ask() -> None:
+            with httpx.Client(base_url=url) as client:
+                for _ in range(20):
+                    found = client.post("/predict", content=picture(), headers={"content-type": "image/png"})
+                    took.append(found.status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(PATIENCE)
+        for sock in slow:
+            sock.close()
+    assert took == [200] * 20
+
+
+async def ask_for_ever(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it was closed
+        while True:
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            await asyncio.get_running_loop().sock_recv(sock, 4096)
+
+
+async def stop_after(server: uvicorn.Server, turns: int) -> None:
+    """Stop the server so many turns of its loop after a connection came that is never idle."""
+    await server.startup()
+    with socket.create_connection(server.servers[0].sockets[0].getsockname()) as sock:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sock.setblocking(False)
+        asking = asyncio.create_task(ask_for_ever(sock))
+        await asyncio.wait_for(server.shutdown(), 10)
+        asking.cancel()
+
+
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Python 3.11 forgets one that it had not begun
+def test_a_connection_that_comes_while_the_server_stops_does_not_keep_it(model: Path, turns: int) -> None:
+    config = uvicorn.Config(rest, port=0, lifespan="off", http=protocol(make_engine(model)), log_config=None)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    asyncio.run(stop_after(server, turns))
+    gc.collect()

@@ -1,0 +1,116 @@
+"""The OpenAPI document is true of the service that runs: python -m pytest tests/serving/test_openapi.py
+
+schemathesis reads the document, asks the real service what it says can be asked, and what it says cannot.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import PATIENCE, ROOT
+from test_serving import SERVICE, make_engine, picture, served, serving, wait_ready, write_model
+
+from src.serving import openapi, settings
+from src.serving.identity import Identity
+
+KEY = "0123456789abcdef" * 4
+CARD = {"classes": ["a", "b"], "size": [8, 8], "channels": 3}
+IDENTITY = Identity(CARD, "3", None, {}, 0.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("openapi") / "model")
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[httpx.Client]:
+    with serving(make_engine(model)) as url, httpx.Client(base_url=url, timeout=20) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> Any:
+    return client.get("/docs.json").json()
+
+
+def operations(document: Any) -> dict[str, Any]:
+    return {path: operation for path, item in document["paths"].items() for operation in item.values()}
+
+
+@pytest.mark.parametrize("identity", [None, IDENTITY])
+@pytest.mark.parametrize("keys", [None, Path("keys")])
+@pytest.mark.parametrize("demo", [True, False])
+def test_the_document_is_valid_and_tells_only_what_these_settings_offer(
+    identity: Identity | None, keys: Path | None, demo: bool
+) -> None:
+    import schemathesis  # takes seconds
+
+    found = openapi.document(replace(settings.read({}), keys=keys, demo=demo), identity)
+    schemathesis.openapi.from_dict(found).validate()
+    for kind, name in re.findall(r'"#/components/(\w+)/([\w-]+)"', json.dumps(found)):
+        assert name in found["components"][kind]
+    told = operations(found)
+    assert {"/demo", "/explain"} & set(told) == ({"/demo", "/explain"} if demo else set())
+    closed = {path for path, operation in told.items() if operation.get("security")}
+    assert closed == ({*told} - {"/demo", "/livez", "/readyz", "/metrics"} if keys else set())
+    assert closed == {path for path, operation in told.items() if "401" in operation["responses"]}
+    assert ("securitySchemes" in found["components"]) is (keys is not None)
+
+
+def ask(client: httpx.Client, path: str) -> httpx.Response:
+    """Ask a good thing of an address."""
+    if path == "/predict_batch":
+        return client.post(path, content=bytes(2 * 192), headers={"content-type": "application/octet-stream"})
+    if path in ("/predict", "/explain"):
+        return client.post(path, files={"image": ("a.png", picture())})
+    return client.get(path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*operations(openapi.document(settings.read({}), IDENTITY))} - {"/livez", "/readyz"})
+)
+def test_an_answer_has_all_that_is_told_of_it_and_nothing_more(client: httpx.Client, document: Any, path: str) -> None:
+    answer = ask(client, path)
+    assert answer.status_code == 200, answer.text
+    told = document["paths"][path].popitem()[1]["responses"]["200"]
+    (media,) = told["content"]
+    assert answer.headers["content-type"].startswith(media)
+    named = {name.lower() for name in told["headers"]} - {"x-manifest"}  # there is none without a release
+    assert named <= {*answer.headers}
+    assert {name for name in answer.headers if name.startswith("x-")} <= named | {"x-content-type-options"}
+    if "$ref" in told["content"][media]["schema"]:
+        name = told["content"][media]["schema"]["$ref"].rpartition("/")[2]
+        assert {*answer.json()} == {*document["components"]["schemas"][name]["properties"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["", KEY])
+def test_schemathesis_finds_nothing_in_the_service_as_it_runs(model: Path, tmp_path: Path, key: str) -> None:
+    (tmp_path / "keys").write_text(f"tester: {KEY}")
+    (tmp_path / "keys").chmod(0o600)
+    given = {"SERVE_MODEL": str(model), "SERVE_MAX_BATCH": "4", "SERVE_ACCESS_LOG": "1"}
+    if key:
+        given["SERVE_API_KEYS_FILE"] = str(tmp_path / "keys")
+    with served(tmp_path / "home", SERVICE, ROOT, **given) as (process, url):
+        wait_ready(url)
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/docs.json", "--checks", "all", "--no-color"]
+        command += ["--max-time", "20", "--max-examples", "20", "--seed", "1", "--continue-on-failure"]
+        command += ["--header", f"X-API-Key:{key}"] if key else []
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "SCHEMATHESIS_HOOKS": "openapi_hooks"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+        assert "10 selected / 10 total" in done.stdout
+        assert "No issues found" in done.stdout
+        process.terminate()
+        told = process.communicate(timeout=PATIENCE)[0].splitlines()
+    assert [line for line in told if not line.startswith('{"time": "')] == []  # parent and workers, to the end
+    assert KEY not in "".join(told)

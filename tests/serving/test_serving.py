@@ -1,0 +1,917 @@
+"""The service answers rightly, refuses what it must, and breaks on nothing.
+
+python -m pytest tests/serving/test_serving.py
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import psutil
+import pytest
+import uvicorn
+from conftest import PATIENCE, ROOT, encode, until
+from onnx import TensorProto, helper
+from PIL import Image
+from ports import free_port
+from test_pipeline import copy_repository, python, require_success
+
+from src.core.command import UserError, cores
+from src.core.files import read_json, sha256, write_json
+from src.images import images
+from src.judging import lineage
+from src.serving import identity, layout, logs, multipart, serve, settings
+from src.serving.engine import Engine
+from src.serving.http import protocol
+from src.serving.problems import ProblemError
+
+CLASSES = ["red", "grün/green", "blue"]
+
+
+def write_model(folder: Path, size: int = 8) -> Path:
+    """Write a model that tells red, green and blue pictures apart by their mean colour, with its card."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
+            helper.make_node("Mul", ["means", "scale"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [1], [0.02]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"classes": json.dumps(CLASSES)})
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")
+    card = {"classes": CLASSES, "size": [size, size], "channels": 3, "fit": "crop", "network": "colours", "width": 1}
+    write_json(folder / "card.json", {**card, "model_sha256": sha256(folder / "model.onnx")})
+    return folder
+
+
+def picture(colour: tuple[int, int, int] = (250, 10, 10), side: int = 12, kind: str = "PNG", **options: Any) -> bytes:
+    return encode(Image.new("RGB", (side, side), colour), kind, **options)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Return a small PNG file that claims to be large: a decompression bomb."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = zlib.compress(bytes(min(width * height // 8, 1_000_000)), 9)
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+async def rest(scope: Any, receive: Any, send: Any) -> None:
+    """Stand where BentoML's own application is."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@contextlib.contextmanager
+def serving(engine: Engine) -> Iterator[str]:
+    """Run the front on a free port of this machine."""
+    config = uvicorn.Config(rest, port=0, lifespan="off", http=protocol(engine), log_config=None, server_header=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def make_engine(folder: Path, *, load: bool = True, **changes: Any) -> Engine:
+    limits = {
+        "max_body": 1_000_000,
+        "max_pixels": 4_000_000,
+        "max_batch": 4,
+        "timeout": 5.0,
+        "concurrency": 64,
+        "threads": 2,
+    }
+    engine = Engine(replace(settings.read({}), model=folder, **{**limits, **changes}))
+    if load:
+        engine.load()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("serving") / "model")
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Engine:
+    return make_engine(model)
+
+
+@pytest.fixture(scope="module")
+def url(engine: Engine) -> Iterator[str]:
+    with serving(engine) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=20) as opened:
+        yield opened
+
+
+def is_problem(answer: httpx.Response) -> bool:
+    """Say whether an answer is problem details, and tells nothing of what lies behind."""
+    content = answer.json()
+    known = {"type", "title", "status", "detail", "request_id"} <= set(content)
+    leaks = re.search(r"Traceback|File \"|/tmp/|/home/|site-packages|0x[0-9a-f]{6}", answer.text)
+    told = answer.headers["content-type"] == "application/problem+json" and answer.headers["x-request-id"]
+    return known and not leaks and told == content["request_id"] and content["status"] == answer.status_code
+
+
+def test_an_upload_and_a_raw_body_get_the_same_answer(client: httpx.Client) -> None:
+    upload = client.post("/predict", files={"image": ("a.png", picture())})
+    raw = client.post("/predict", content=picture(), headers={"content-type": "image/png"})
+    assert upload.status_code == raw.status_code == 200
+    assert upload.json() == raw.json()
+    told = upload.json()
+    assert told["label"] == "red"
+    assert told["probabilities"][0]["label"] == "red"
+    assert sum(entry["probability"] for entry in told["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert (told["model_version"], told["manifest"]) == ("unregistered", None)
+    assert upload.headers["x-model-version"] == "unregistered"
+
+
+def test_a_label_with_any_letters_is_percent_encoded_in_the_header(client: httpx.Client) -> None:
+    answer = client.post("/predict", files={"image": ("a.png", picture((0, 255, 0)))})
+    assert answer.json()["label"] == "grün/green"
+    assert answer.headers["x-prediction"] == "gr%C3%BCn%2Fgreen"
+
+
+@pytest.mark.parametrize(("top", "count"), [("1", 1), ("2", 2), ("3", 3), (None, 3)])
+def test_top_says_how_many_labels_come_most_probable_first(client: httpx.Client, top: str | None, count: int) -> None:
+    params = {"top": top} if top else {}
+    ranked = client.post("/predict", params=params, files={"image": ("a.png", picture())}).json()["probabilities"]
+    assert len(ranked) == count
+    assert [entry["probability"] for entry in ranked] == sorted((entry["probability"] for entry in ranked), reverse=True)
+
+
+@pytest.mark.parametrize("top", ["0", "4", "-1", "1.5", "", "abc", "1e1", "٣", "99999999999999999999"])
+def test_a_top_that_is_no_possible_number_is_refused(client: httpx.Client, top: str) -> None:
+    answer = client.post("/predict", params={"top": top}, files={"image": ("a.png", picture())})
+    assert answer.status_code == 400
+    assert "from 1 to 3" in answer.json()["detail"]
+
+
+def test_a_batch_is_answered_in_order_and_as_single_images_are(client: httpx.Client) -> None:
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    answer = client.post("/predict_batch", files=[("images", ("x.png", picture(colour))) for colour in colours])
+    assert [entry["label"] for entry in answer.json()["predictions"]] == CLASSES
+    for colour, entry in zip(colours, answer.json()["predictions"], strict=True):
+        single = client.post("/predict", files={"image": ("x.png", picture(colour))}).json()
+        assert entry == {key: single[key] for key in ("label", "probabilities")}
+
+
+def test_a_batch_with_bad_files_names_them_and_nothing_else(client: httpx.Client) -> None:
+    contents = [picture(), b"text", picture(), b""]
+    answer = client.post("/predict_batch", files=[("images", ("x.png", content)) for content in contents])
+    assert answer.status_code == 400
+    assert is_problem(answer)
+    assert answer.json()["indices"] == [1, 3]
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_every_format_of_training_is_taken_whatever_the_name_says(client: httpx.Client, kind: str) -> None:
+    answer = client.post("/predict", files={"image": ("x.exe", picture(kind=kind), "application/octet-stream")})
+    assert answer.json()["label"] == "red"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_serving_sees_the_pixels_that_training_saw(
+    engine: Engine, client: httpx.Client, kind: str, random: np.random.Generator
+) -> None:
+    content = encode(random.integers(0, 256, (37, 21, 3), dtype=np.uint8), kind)
+    pixels = images.fit(images.decode(content, 10**6).pixels, (8, 8), 3, "crop")
+    logits = pixels.reshape(-1, 3).astype(np.float32).mean(0) * 0.02
+    expected = np.exp(logits) / np.exp(logits).sum()
+    told = client.post("/predict", files={"image": ("x", content)}).json()["probabilities"]
+    assert [entry["probability"] for entry in told] == pytest.approx(sorted(map(float, expected), reverse=True), abs=1e-5)
+
+
+PNG = {"content-type": "image/png"}
+FORM = {"content-type": "multipart/form-data; boundary=edge"}
+
+
+def form(*parts: bytes, end: bytes = b"--edge--\r\n") -> bytes:
+    return b"".join(b"--edge\r\n" + part + b"\r\n" for part in parts) + end
+
+
+def part(name: bytes, content: bytes, more: bytes = b"; filename=x.png") -> bytes:
+    return b'Content-Disposition: form-data; name="' + name + b'"' + more + b"\r\n\r\n" + content
+
+
+def huge_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 60_000
+    return picture(kind="JPEG", exif=exif)[:-30]
+
+
+HOSTILE: dict[str, tuple[str, str, dict[str, str], bytes, set[int]]] = {
+    "empty raw body": ("POST", "/predict", PNG, b"", {400}),
+    "random bytes": ("POST", "/predict", PNG, bytes(range(256)) * 20, {400}),
+    "truncated png": ("POST", "/predict", PNG, picture()[:45], {400}),
+    "truncated jpeg": ("POST", "/predict", PNG, picture(kind="JPEG", side=200)[:700], {400}),
+    "truncated webp": ("POST", "/predict", PNG, picture(kind="WEBP", side=200)[:40], {400}),
+    "truncated gif": ("POST", "/predict", PNG, picture(kind="GIF")[:20], {400}),
+    "truncated tiff": ("POST", "/predict", PNG, picture(kind="TIFF", side=200)[:300], {400}),
+    "bmp header only": ("POST", "/predict", PNG, picture(kind="BMP")[:54], {400}),
+    "flipped bytes": ("POST", "/predict", PNG, bytes(b ^ 0xFF for b in picture()), {400}),
+    "jpeg with a huge exif, cut": ("POST", "/predict", PNG, huge_exif(), {400}),
+    "bomb of 400 megapixels": ("POST", "/predict", PNG, png_of(20_000, 20_000), {413}),
+    "bomb of 4 gigapixels": ("POST", "/predict", PNG, png_of(65_000, 65_000), {413}),
+    "image of no width": ("POST", "/predict", PNG, png_of(0, 5), {400}),
+    "svg": ("POST", "/predict", {"content-type": "image/svg+xml"}, b"<svg onload='x'/>", {400}),
+    "zip": ("POST", "/predict", PNG, b"PK\x03\x04" + bytes(100), {400}),
+    "pickle as image": ("POST", "/predict", PNG, b"\x80\x04cos\nsystem\n(S'id'\ntR.", {400}),
+    "pickle type": ("POST", "/predict", {"content-type": "application/vnd.bentoml+pickle"}, b"\x80\x04N.", {415}),
+    "json": ("POST", "/predict", {"content-type": "application/json"}, b'{"image": "http://127.0.0.1/x"}', {415}),
+    "form of a browser": ("POST", "/predict", {"content-type": "application/x-www-form-urlencoded"}, b"image=x", {415}),
+    "text": ("POST", "/predict", {"content-type": "text/plain"}, b"hello", {415}),
+    "no type": ("POST", "/predict", {}, picture(), {415}),
+    "compressed body": ("POST", "/predict", {**PNG, "content-encoding": "gzip"}, zlib.compress(picture()), {415}),
+    "multipart of another kind": ("POST", "/predict", {"content-type": "multipart/mixed; boundary=edge"}, b"", {415}),
+    "multipart without boundary": ("POST", "/predict", {"content-type": "multipart/form-data"}, form(), {400}),
+    "boundary too long": ("POST", "/predict", {"content-type": f"multipart/form-data; boundary={'x' * 5000}"}, b"", {400}),
+    "wrong boundary": ("POST", "/predict", {"content-type": "multipart/form-data; boundary=other"}, form(), {400}),
+    "multipart, empty body": ("POST", "/predict", FORM, b"", {400}),
+    "multipart, no part": ("POST", "/predict", FORM, form(), {400}),
+    "multipart, no end": ("POST", "/predict", FORM, form(part(b"image", picture()), end=b""), {400}),
+    "part without headers": ("POST", "/predict", FORM, form(b"just text"), {400}),
+    "part without name": ("POST", "/predict", FORM, form(b"Content-Disposition: form-data\r\n\r\nx"), {400}),
+    "part of endless headers": ("POST", "/predict", FORM, form(b"X: " + b"y" * 9000 + b"\r\n\r\nx"), {400}),
+    "base64 part": (
+        "POST", "/predict", FORM,
+        form(b"Content-Transfer-Encoding: base64\r\n" + part(b"image", b"aGk=")), {400},
+    ),
+    "text in the file field": ("POST", "/predict", FORM, form(part(b"image", b"hello", b"")), {422}),
+    "wrong field": ("POST", "/predict", FORM, form(part(b"file", picture())), {400}),
+    "another field beside": ("POST", "/predict", FORM, form(part(b"image", picture()), part(b"x", b"1", b"")), {400}),
+    "the field twice": ("POST", "/predict", FORM, form(part(b"image", picture()), part(b"image", picture())), {400}),
+    "empty file": ("POST", "/predict", FORM, form(part(b"image", b"")), {400}),
+    "text with a file name": ("POST", "/predict", FORM, form(part(b"image", b"http://127.0.0.1/")), {400}),
+    "a thousand parts": ("POST", "/predict_batch", FORM, form(*[part(b"images", b"x")] * 1000), {400}),
+    "raw body as a batch": ("POST", "/predict_batch", PNG, picture(), {415}),
+    "batch of nothing": ("POST", "/predict_batch", FORM, form(), {400}),
+    "top twice": ("POST", "/predict?top=1&top=2", PNG, picture(), {400}),
+    "a hundred parameters": ("POST", "/predict?" + "&".join(f"a{i}=1" for i in range(100)), PNG, picture(), {400}),
+    "body over the limit": ("POST", "/predict", PNG, bytes(1_000_001), {413}),
+    "unknown address": ("POST", "/predict/../admin", PNG, picture(), {404}),
+    "bentoml's schema": ("GET", "/schema.json", {}, b"", {404}),
+    "dots in an address": ("GET", "/static_content/..%2f..%2fetc/passwd", {}, b"", {404}),
+    "get for post": ("GET", "/predict", {}, b"", {405}),
+    "delete": ("DELETE", "/model", {}, b"", {405}),
+    "made-up method": ("BREW", "/predict", {}, b"", {400, 405}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_requests_are_refused_and_the_next_good_one_is_answered(client: httpx.Client, name: str) -> None:
+    method, path, headers, content, expected = HOSTILE[name]
+    answer = client.request(method, path, headers=headers, content=content)
+    assert answer.status_code in expected, answer.text
+    assert answer.headers["content-type"].startswith("text/plain") or is_problem(answer)  # uvicorn's own 400
+    assert client.post("/predict", files={"image": ("a.png", picture())}).json()["label"] == "red"
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_an_endless_body_is_refused_before_it_ends_and_the_client_can_read_why(url: str, chunked: bool) -> None:
+    def forever() -> Iterator[bytes]:
+        for _ in range(80):
+            yield bytes(64 * 1024)
+
+    headers = {"content-type": "image/png", "connection": "close"}
+    content: Any = forever() if chunked else bytes(5_000_000)
+    answer = httpx.post(f"{url}/predict", content=content, headers=headers)
+    assert answer.status_code == 413
+    assert is_problem(answer)
+    assert "1 MB" in answer.json()["detail"]
+
+
+def test_a_text_that_is_an_address_is_never_fetched(client: httpx.Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.5)
+        address = f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"
+        for content in ({"image": address}, {"url": address}):
+            form_data = client.post("/predict", files={key: (None, value) for key, value in content.items()})
+            assert form_data.status_code in (400, 422)
+            assert client.post("/predict", json=content).status_code == 415
+        assert client.post("/predict", files={"image": ("x.png", address.encode())}).status_code == 400
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
+@pytest.mark.parametrize("chunk", [b"", b"POST"])
+def test_a_body_that_does_not_come_is_given_up(model: Path, chunk: bytes) -> None:
+    with serving(make_engine(model, timeout=0.3)) as url, socket.create_connection(("127.0.0.1", int(url[-5:]))) as sock:
+        sock.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\n" + chunk)
+        sock.settimeout(10)
+        received = sock.recv(4096)
+    assert received.startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_goes_away_harms_nobody(url: str, client: httpx.Client) -> None:
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as sock:
+            sock.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 100\r\n\r\nPNG")
+    assert client.post("/predict", files={"image": ("a.png", picture())}).status_code == 200
+
+
+def test_with_all_places_taken_a_request_is_told_when_to_come_again(model: Path) -> None:
+    engine = make_engine(model, concurrency=1)
+    with serving(engine) as url, httpx.Client(base_url=url) as client:
+        engine.admit()
+        full = client.post("/predict", files={"image": ("a.png", picture())})
+        assert full.status_code == 429
+        assert full.headers["retry-after"] == "1"
+        assert is_problem(full)
+        assert client.get("/metrics").status_code == client.get("/livez").status_code == 200
+        engine.release()
+        assert client.post("/predict", files={"image": ("a.png", picture())}).status_code == 200
+        assert client.post("/predict", files={"image": ("a.png", b"")}).status_code == 400
+        assert client.post("/predict", files={"image": ("a.png", picture())}).status_code == 200  # the place was given back
+
+
+def test_large_bodies_together_take_only_so_much_memory(model: Path) -> None:
+    engine = make_engine(model, max_body=200_000)
+    content = picture(kind="BMP", side=250)  # 187,554 bytes, of which 65,536 are not counted
+    with serving(engine) as url, httpx.Client(base_url=url) as client:
+        engine.hold(4 * 200_000 - (len(content) - 65_536) + 1)
+        full = client.post("/predict", content=content, headers=PNG)
+        assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+        assert client.post("/predict", content=picture(), headers=PNG).status_code == 200  # a small one still fits
+        engine.hold(-1)
+        for _ in range(5):  # each is let go when it is answered, refused or not
+            assert client.post("/predict", content=content, headers=PNG).status_code == 200
+            assert client.post("/predict", content=content[:-9], headers=PNG).status_code == 400
+
+
+def test_work_for_which_nobody_waits_is_not_done(model: Path) -> None:
+    engine = make_engine(model, threads=1, timeout=0.4)
+    assert engine._predictor
+    hold = threading.Event()
+    for _ in range(2):
+        engine._predictor._decoder._threads.submit(hold.wait, 20)
+    with serving(engine) as url, httpx.Client(base_url=url, timeout=20) as client:
+        late = client.post("/predict", files={"image": ("a.webp", picture(kind="WEBP"))})
+        hold.set()
+        assert late.status_code == 504
+        assert is_problem(late)
+        assert client.post("/predict", files={"image": ("a.png", picture())}).status_code == 200
+
+
+def test_before_the_model_is_loaded_predictions_wait_and_the_rest_answers(model: Path) -> None:
+    engine = make_engine(model, load=False)
+    with serving(engine) as url, httpx.Client(base_url=url) as client:
+        answer = client.post("/predict", files={"image": ("a.png", picture())})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert client.get("/model").status_code == 503
+        assert client.get("/docs.json").status_code == client.get("/").status_code == 200
+        assert not engine.ready
+        engine.load()
+        assert engine.ready
+        assert client.post("/predict", files={"image": ("a.png", picture())}).status_code == 200
+
+
+def test_a_model_that_gives_no_numbers_is_a_fault_of_the_service_that_tells_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(model)
+    assert engine._predictor
+    nothing = np.full((1, 3), math.nan, np.float32)
+    monkeypatch.setattr(engine._predictor._batcher, "_compute", lambda images: nothing)
+    with serving(engine) as url, httpx.Client(base_url=url) as client:
+        answer = client.post("/predict", files={"image": ("a.png", picture())})
+    assert answer.status_code == 500
+    assert is_problem(answer)
+
+
+def test_refusals_leave_no_traceback_and_no_payload_in_the_log(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_access", logs._Access(0.0))  # the tests before have used up the lines of this second
+    with caplog.at_level("INFO", logger="bentoml.image_classifier"):
+        client.post("/predict", files={"image": (None, "my secret text")})
+        client.post("/predict", content=b"my secret bytes", headers=PNG)
+        until = time.monotonic() + 10  # an answer leaves before its line is written
+        while len(caplog.records) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(caplog.records) == 2
+    assert all(record.exc_info is None for record in caplog.records)
+    assert "secret" not in caplog.text
+
+
+def test_a_request_id_is_passed_on_if_it_is_harmless_and_made_otherwise(client: httpx.Client) -> None:
+    assert client.get("/model", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    for odd in ("a b", "x" * 65, "<script>"):
+        assert re.fullmatch(r"[0-9a-f]{16}", client.get("/model", headers={"x-request-id": odd}).headers["x-request-id"])
+
+
+def test_many_at_once_are_all_answered_rightly(url: str) -> None:
+    async def ask() -> list[tuple[str, str]]:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)] * 20
+            posts = [client.post("/predict", files={"image": ("a", picture(colour))}) for colour in colours]
+            answers = await asyncio.gather(*posts)
+            return [(CLASSES[i % 3], answer.json()["label"]) for i, answer in enumerate(answers)]
+
+    assert all(expected == told for expected, told in asyncio.run(ask()))
+
+
+def test_metrics_count_predictions_and_unknown_paths_are_one_route(model: Path) -> None:
+    with serving(make_engine(model)) as url, httpx.Client(base_url=url) as client:
+        for _ in range(3):
+            client.post("/predict", files={"image": ("a.png", picture())})
+        for i in range(50):
+            client.get(f"/made-up-{i}")
+        text = client.get("/metrics").text
+    assert 'model_predictions_total{label="red",model_version="unregistered"} 3.0' in text
+    assert 'model_predictions_total{label="blue",model_version="unregistered"} 0.0' in text
+    assert "model_prediction_confidence_count 3.0" in text
+    assert 'http_requests_total{route="other",status="404"} 50.0' in text
+    assert re.search(r'model_info\{.*version="unregistered"\} 1.0', text)
+    assert "made-up" not in text
+
+
+def test_a_large_image_is_taken_one_at_a_time_and_within_the_limit(client: httpx.Client) -> None:
+    large = encode(Image.new("RGB", (1900, 1900), (250, 0, 0)))
+    assert client.post("/predict", files={"image": ("a.png", large)}).json()["label"] == "red"
+    over = client.post("/predict", files={"image": ("a.png", encode(Image.new("L", (2001, 2000))))})
+    assert over.status_code == 413
+    assert over.json()["detail"] == "too large: 4.002 megapixels, the limit is 4"
+
+
+def test_the_openapi_document_names_every_route_and_every_reference_leads_somewhere(client: httpx.Client) -> None:
+    document = client.get("/docs.json").json()
+    assert {"/predict", "/predict_batch", "/explain", "/model", "/livez", "/readyz", "/metrics"} <= set(document["paths"])
+    for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
+        assert reference in document["components"]["schemas"]
+    assert document["paths"]["/predict"]["post"]["parameters"][0]["schema"]["maximum"] == 3
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert "://" not in page.text
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_release_names_the_model_and_every_answer_carries_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_json(model / "card.json", made_by="train")
+    release = {"name": "x", "version": "7", "manifest": "f" * 64, "model_sha256": card["model_sha256"], "commit": "c",
+               "pull_request": 5, "data": "d", "verdict": "pass", "metrics": {"accuracy": 0.9}}  # fmt: skip
+    write_json(tmp_path / "out" / "release" / "identity.json", release)
+    monkeypatch.setattr("src.serving.engine.ROOT", tmp_path)
+    with serving(make_engine(model)) as url, httpx.Client(base_url=url) as client:
+        good = client.post("/predict", files={"image": ("a.png", picture())})
+        bad = client.post("/predict_batch", files={"images": ("a.png", b"")})
+        told = client.get("/model").json()
+    assert (good.json()["model_version"], good.json()["manifest"]) == ("7", "f" * 64)
+    for answer in (good, bad):
+        assert (answer.headers["x-model-version"], answer.headers["x-manifest"]) == ("7", "f" * 64)
+    assert {key: told[key] for key in release} == release
+    assert (told["classes"], told["size"], told["channels"], told["network"]) == (CLASSES, [8, 8], 3, "colours")
+
+
+def test_a_release_of_another_model_is_not_believed(model: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "out" / "release" / "identity.json", {"version": "7", "manifest": "f", "model_sha256": "0"})
+    found = identity.read(model, tmp_path)
+    assert (found.version, found.manifest) == ("unregistered", None)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_without_a_release_the_manifest_counts_if_it_is_the_models(model: Path, tmp_path: Path, same: bool) -> None:
+    manifest = {"outputs": {"model_sha256": sha256(model / "model.onnx") if same else "0"}, "ä": 1.5}
+    write_json(tmp_path / "manifest.json", manifest)
+    assert identity.read(model, tmp_path).manifest == (lineage.digest(manifest) if same else None)
+
+
+@pytest.mark.parametrize("fault", ["missing", "changed", "no card", "damaged card"])
+def test_a_model_that_cannot_be_trusted_is_refused_in_one_sentence(model: Path, tmp_path: Path, fault: str) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    if fault == "missing":
+        (folder / "model.onnx").unlink()
+    elif fault == "changed":
+        content = bytearray((folder / "model.onnx").read_bytes())
+        content[-1] ^= 1
+        (folder / "model.onnx").write_bytes(content)
+    elif fault == "no card":
+        (folder / "card.json").unlink()
+    else:
+        (folder / "card.json").write_text("{")
+    with pytest.raises(UserError, match=r"model\.onnx|card\.json"):
+        identity.read(folder, tmp_path)
+    assert not make_engine(folder).ready
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_default_and_a_variable() -> None:
+    found = settings.read({})
+    assert (found.concurrency, found.timeout, found.max_batch, found.queue) == (128, 5, 64, 256)
+    assert (found.keys, found.device, found.precision, found.demo) == (None, "cpu", "auto", True)
+    given = settings.read(
+        {"SERVE_MAX_BODY_MB": "1.5", "SERVE_MAX_MEGAPIXELS": "2", "SERVE_THREADS": "3", "SERVE_MODEL": "/x"}
+    )
+    assert (given.max_body, given.max_pixels, given.threads, given.model) == (1_500_000, 2_000_000, 3, Path("/x"))
+
+
+@pytest.mark.parametrize("name", ["SERVE_WORKERS", "SERVE_THREADS", "SERVE_TIMEOUT", "SERVE_MAX_BATCH", "SERVE_CONCURRENCY"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "nan", "inf"])
+def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is '{value}'"):
+        settings.read({name: value})
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "share"),
+    [
+        ({"cpu.max": "50000 100000\n"}, "0::/\n", 0.5),
+        ({"cpu.max": "max 100000\n"}, "0::/\n", None),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "25000 100000"}, "0::/a/b\n", 0.25),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "300000"}, "4:cpu,cpuacct:/docker/1\n", 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/\n", None),
+        ({"cpu/d/cpu.cfs_quota_us": "10000", "cpu/d/cpu.cfs_period_us": "100000"}, "4:cpu:/d\n", 0.1),
+        ({"cpu.max": "damaged"}, "0::/\n", None),
+        ({}, "", None),
+    ],
+)  # fmt: skip
+def test_the_processors_are_what_the_control_group_grants(
+    tmp_path: Path, files: dict[str, str], membership: str, share: float | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "membership").write_text(membership)
+    assert layout.processors(tmp_path, tmp_path / "membership") == (cores() if share is None else share)
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "granted"),
+    [
+        ({"memory.max": "805306368\n"}, "0::/\n", 805306368),
+        ({"memory.max": "max\n"}, "0::/\n", None),
+        ({"a/memory.max": "max", "memory.max": "100"}, "0::/a\n", 100),
+        ({"memory/d/memory.limit_in_bytes": "5000"}, "7:memory:/d\n", 5000),
+        ({"memory/memory.limit_in_bytes": str(2**63 - 4096)}, "7:memory:/\n", None),
+        ({}, "", None),
+    ],
+)
+def test_the_memory_is_what_the_control_group_grants(
+    tmp_path: Path, files: dict[str, str], membership: str, granted: int | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "membership").write_text(membership)
+    assert layout.memory(tmp_path, tmp_path / "membership") == granted
+
+
+def test_a_light_network_gets_a_process_a_processor_and_a_heavy_one_a_single_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "processors", lambda: 4.0)
+    monkeypatch.setattr(layout, "memory", lambda: None)
+    (tmp_path / "model.onnx").write_bytes(b"small")
+    found = {}
+    for name, card in {"light": {"flops": 10**6}, "heavy": {"flops": 10**9}, "untold": {}}.items():
+        write_json(tmp_path / "card.json", card)
+        told = settings.read({"SERVE_MODEL": str(tmp_path)})
+        found[name] = (told.workers, told.threads)
+    assert found == {"light": (4, 1), "heavy": (1, 4), "untold": (4, 1)}
+    assert settings.read({"SERVE_MODEL": str(tmp_path), "SERVE_DEVICE": "cuda"}).workers == 1
+    monkeypatch.setattr(layout, "memory", lambda: 768 * 2**20)
+    assert settings.read({"SERVE_MODEL": str(tmp_path)}).workers == 2, "four processes do not fit into the memory"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What goes into the image
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_multipart_keeps_every_byte_of_a_file() -> None:
+    content = b"\r\n--edg\r\n\r\n--edge-\x00\xff\r\n"
+    body = form(part(b"image", content.replace(b"--edge-", b"--edg")))
+    parsed = multipart.parse(body, multipart.boundary('multipart/form-data; boundary="edge"'), 1)
+    assert parsed == [("image", True, content.replace(b"--edge-", b"--edg"))]
+
+
+def test_multipart_takes_as_many_parts_as_it_may_and_not_one_more() -> None:
+    for count in (1, 2, 3):
+        assert len(multipart.parse(form(*[part(b"a", b"x")] * count), b"edge", 3)) == count
+    with pytest.raises(ProblemError, match="at most 3"):
+        multipart.parse(form(*[part(b"a", b"x")] * 4), b"edge", 3)
+
+
+def versions(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
+
+
+def test_the_image_gets_the_versions_of_the_lock_with_hashes_and_without_what_trains() -> None:
+    mine, all_of_it = versions("serving.txt"), versions("run.txt")
+    assert {name: version for name, version in mine.items() if all_of_it.get(name, version) != version} == {}
+    assert not {"torch", "mlflow", "dvc", "scikit-learn", "pandas", "onnx", "matplotlib"} & set(mine)
+    text = (ROOT / "requirements" / "serving.txt").read_text()
+    assert "://" not in text
+    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z0-9])", text.strip()))
+
+
+def test_the_lock_holds_all_that_is_asked_for() -> None:
+    asked = re.findall(r"^([a-z0-9-]+)(?:==(\S+))?$", (ROOT / "requirements" / "serving.in").read_text(), re.MULTILINE)
+    mine = versions("serving.txt")
+    assert asked
+    assert all(name in mine and version in ("", mine[name]) for name, version in asked)
+
+
+PROGRAM = """
+import sys
+from src.serving import service
+watching = set(sys.modules)
+from src.serving import predictor, metrics
+print(" ".join(sorted(name.replace(".", "/") + ".py" for name in sys.modules if name.startswith("src."))))
+print(sorted({"torch", "mlflow", "dvc", "sklearn", "pandas", "onnx", "matplotlib", "tqdm"} & set(sys.modules)))
+print(sorted({"numpy", "onnxruntime", "PIL", "prometheus_client"} & watching))
+"""
+
+
+def test_the_service_imports_what_the_image_holds_and_nothing_that_trains() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules, trains, heavy = done.stdout.splitlines()
+    include = re.findall(r"^  - (src/\S+\.py)$", (ROOT / "bentofile.yaml").read_text(), re.MULTILINE)
+    held = {path.relative_to(ROOT).as_posix() for pattern in include for path in ROOT.glob(pattern)}
+    files = {path for path in modules.split() if (ROOT / path).is_file()}
+    assert files <= held
+    assert {path for path in held if not path.startswith("src/serving/")} - {"src/__init__.py"} <= files
+    assert trains == "[]"
+    assert heavy == "[]", "the process that only watches over the other imports what it does not need"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As it really runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def served(home: Path, command: list[str], cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a real server process and stop it at the end, with all that it started."""
+    port = free_port()
+    variables = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true", **environment}
+    command = [sys.executable, "-m", *command, "--port", str(port)]
+    process = subprocess.Popen(
+        command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        stop_all(process)
+        process.communicate(timeout=PATIENCE)
+
+
+def stop_all(process: subprocess.Popen[str]) -> None:
+    """Kill a server and its workers, each of which BentoML puts into a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def wait_ready(url: str, seconds: float = 180) -> float:
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
+                return time.monotonic() - began
+        time.sleep(0.05)
+    raise AssertionError(f"not ready after {seconds} s")
+
+
+SERVICE = ["bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_bentoml_serves_it_with_page_document_health_and_metrics(model: Path, tmp_path: Path, workers: str) -> None:
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS=workers) as (_, url):
+        wait_ready(url)
+        with httpx.Client(base_url=url) as client:
+            page = client.get("/")
+            for address in re.findall(r'(?:src|href)="\./([^"]+)"', page.text):
+                assert client.get(f"/{address}").status_code == 200, address
+            assert "./docs.json" in client.get("/static_content/swagger-initializer.js").text
+            assert client.get("/docs.json").json()["openapi"] == "3.1.0"
+            assert client.get("/livez").status_code == 200
+            for _ in range(5):
+                assert client.post("/predict", files={"image": ("a.png", picture())}).json()["label"] == "red"
+            text = client.get("/metrics").text
+            assert 'model_predictions_total{label="red",model_version="unregistered"} 5.0' in text
+            assert re.search(r"^model_info\{.*\} 1\.0$", text, re.MULTILINE)
+            assert client.get("/static_content/../../etc/passwd").status_code == 404
+            assert client.get("/schema.json").status_code == 404
+
+
+@pytest.mark.slow
+def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Path) -> None:
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_TIMEOUT="20") as (process, url):
+        wait_ready(url)
+        content = picture()
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as sock:
+            head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {len(content)}\r\n\r\n"
+            sock.sendall(head.encode() + content[:10])
+            time.sleep(2)  # the server has begun to read it
+            process.terminate()
+            time.sleep(1.5)
+            assert process.poll() is None, "it did not wait for the request in flight"
+            sock.sendall(content[10:])
+            sock.settimeout(20)
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_path: Path) -> None:
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model)) as (process, url):
+        wait_ready(url)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
+        assert not alive
+
+
+@pytest.mark.slow
+def test_a_worker_whose_server_died_before_it_began_ends_too(model: Path, tmp_path: Path) -> None:
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="1") as (process, _):
+        server = psutil.Process(process.pid)
+        until(server.children)
+        (worker,) = server.children()
+        worker.suspend()
+        process.kill()
+        process.wait(20)
+        worker.resume()
+        try:
+            worker.wait(PATIENCE)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["missing", "changed", "setting"])
+def test_what_cannot_be_served_ends_the_server_with_one_sentence(model: Path, tmp_path: Path, fault: str) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    if fault == "missing":
+        (folder / "model.onnx").unlink()
+    elif fault == "changed":
+        (folder / "model.onnx").write_bytes(b"x")
+    timeout = "soon" if fault == "setting" else "5"
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_TIMEOUT=timeout) as (process, _):
+        assert process.wait(PATIENCE) == 1
+        assert process.stdout
+        said = process.stdout.read()
+    assert re.fullmatch(r"serve: (\S*model\.onnx is|SERVE_TIMEOUT is) [^\n]+\n", said), said
+
+
+@pytest.mark.slow
+def test_a_model_that_the_runtime_cannot_open_never_gets_ready_and_says_why_once(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "model.onnx").write_bytes(b"no model")
+    card = read_json(folder / "card.json", made_by="train")
+    write_json(folder / "card.json", {**card, "model_sha256": sha256(folder / "model.onnx")})
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="1") as (process, url):
+        deadline = time.monotonic() + PATIENCE
+        status = 0
+        while time.monotonic() < deadline and status != 200:
+            with contextlib.suppress(httpx.HTTPError):
+                status = httpx.get(f"{url}/livez", timeout=2).status_code
+        time.sleep(1.5)
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        stop_all(process)
+        assert process.stdout
+        said = process.stdout.read()
+    assert said.count("the model cannot be served") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_make_serve_says_where_and_answers_as_the_golden_examples_say(tmp_path: Path) -> None:
+    folder = copy_repository(tmp_path / "project")
+    require_success(python(folder, "dvc", "pull"))
+    golden = folder / "out" / "evaluation" / "golden"
+    with served(tmp_path, ["src.serving.serve"], folder) as (process, url):
+        wait_ready(url)
+        told = json.loads((golden / "golden.json").read_text())
+        with httpx.Client(base_url=url) as client:
+            for example in told["examples"]:
+                content = (golden / example["file"]).read_bytes()
+                answer = client.post(
+                    "/predict", params={"top": len(told["classes"])}, files={"image": ("x", content)}
+                ).json()
+                assert answer["label"] == example["prediction"]
+                given = {entry["label"]: entry["probability"] for entry in answer["probabilities"]}
+                assert [given[label] for label in told["classes"]] == pytest.approx(example["probabilities"], abs=1e-5)
+        stop_all(process)
+        assert process.stdout
+        assert url in process.stdout.readline()
+
+
+@pytest.mark.parametrize(("given", "home"), [(None, ROOT / "out" / "bentoml"), ("/elsewhere", Path("/elsewhere"))])
+def test_serve_keeps_the_files_of_bentoml_out_of_the_home_folder(
+    model: Path, given: str | None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"BENTOML_HOME": given} if given else {})
+    monkeypatch.setattr(os, "chdir", lambda _: None)
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["serve", "--model", str(model), "--port", str(free_port())])
+    serve.main()
+    assert os.environ["BENTOML_HOME"] == str(home)
+
+
+@pytest.mark.slow
+def test_serve_refuses_a_taken_port_and_a_missing_model_in_one_sentence(model: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, sentence in (
+            (["--model", str(model), "--port", port], f"serve: port {port} of 127.0.0.1 cannot be used"),
+            (["--model", str(tmp_path)], f"serve: {tmp_path}/card.json is missing"),
+        ):
+            command = [sys.executable, "-m", "src.serving.serve", *arguments]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+            assert done.stderr.startswith(sentence)
+
+
+@pytest.mark.slow
+def test_a_bento_holds_the_listed_files_only_and_runs_from_its_folder(model: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    include = re.findall(r"^  - ((?:src|out|manifest)\S*)$", (ROOT / "bentofile.yaml").read_text(), re.MULTILINE)
+    for pattern in [*include, "bentofile.yaml", "requirements/serving.txt"]:
+        for path in ROOT.glob(pattern):
+            if not pattern.startswith("out/"):
+                target = tree / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    for name in ("model.onnx", "card.json"):
+        (tree / "out" / "model").mkdir(parents=True, exist_ok=True)
+        shutil.copy(model / name, tree / "out" / "model" / name)
+    (tree / "data").mkdir()
+    (tree / "data" / "secret.txt").touch()
+    (tree / "src" / "train.py").touch()
+    home = tmp_path / "home"
+    variables = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
+    build = [sys.executable, "-m", "bentoml", "build", "--version", "t"]
+    subprocess.run(build, cwd=tree, env=variables, capture_output=True, check=True)
+    bento = home / "bentos" / "image-classifier" / "t"
+    held = {path.relative_to(bento / "src").as_posix() for path in (bento / "src").rglob("*") if path.is_file()}
+    assert "src/train.py" not in held
+    assert "src/serving/serve.py" not in held
+    assert "data/secret.txt" not in held
+    assert {"out/model/model.onnx", "out/model/card.json", "src/core/inference.py", "src/serving/service.py"} <= held
+    assert "apt-get" not in (bento / "env" / "docker" / "Dockerfile").read_text()
+    command = ["bentoml", "serve", str(bento), "--host", "127.0.0.1"]
+    with served(home, command, bento) as (_, url):
+        wait_ready(url)
+        assert httpx.post(f"{url}/predict", files={"image": ("a.png", picture())}).json()["label"] == "red"

@@ -1,0 +1,329 @@
+"""What befalls the service from outside leaves it answering, or ends it in one sentence.
+
+python -m pytest tests/serving/test_serving_faults.py
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+import httpx
+import psutil
+import pytest
+from conftest import PATIENCE, ROOT, until
+from ports import free_port
+from test_serving import (
+    CLASSES,
+    SERVICE,
+    make_engine,
+    picture,
+    served,
+    serving,
+    stop_all,
+    wait_ready,
+    write_model,
+)
+
+from src.core.files import read_json, sha256, write_json
+from src.lab.benchmarks.soak_client import Connection, labels, request
+from src.lab.benchmarks.soak_watch import processes
+
+GOOD = request(b"/predict", b"image/png", picture())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("faults") / "model")
+
+
+def place_of(url: str) -> tuple[str, int]:
+    return "127.0.0.1", int(url.rsplit(":", 1)[1])
+
+
+def workers(url: str) -> list[psutil.Process]:
+    """Return the processes that answer: all that listen but the one that started the others."""
+    listening = processes(place_of(url)[1])
+    pids = {process.pid for process in listening}
+    return [process for process in listening if process.ppid() in pids]
+
+
+class Asking:
+    """Clients that ask over connections of their own from `with` to its end; `seen` counts what came back."""
+
+    def __init__(self, url: str, clients: int = 4) -> None:
+        self.place, self.over = place_of(url), threading.Event()
+        self.seen: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join(30)
+
+    def _ask(self) -> None:
+        with closing(Connection(self.place)) as connection:
+            while not self.over.is_set():
+                try:
+                    status, body = connection.ask(GOOD)
+                    told = str(status) if status != 200 else " ".join(labels(body))
+                except ConnectionRefusedError:
+                    told = "refused"
+                except OSError:  # the connection was there, and the answer was not
+                    told = "broken"
+                if told in ("refused", "broken"):
+                    connection.close()
+                    time.sleep(0.01)
+                with self.lock:
+                    self.seen[told] += 1
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_path: Path) -> None:
+    """A client that asks over a kept connection may meet its end, which HTTP has it ask again for; then nobody listens."""
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
+        wait_ready(url)
+        with Asking(url) as asking:
+            until(lambda: asking.seen["red"] > 200)
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        assert set(asking.seen) <= {"red", "refused", "broken"}
+        # the end of each client's connection to each worker, of one that came as it stopped, and of one that nobody took
+        assert asking.seen["broken"] <= 4 * len(asking.threads)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_only_its_own_requests_are_lost(model: Path, tmp_path: Path) -> None:
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
+        wait_ready(url)
+        until(lambda: len(workers(url)) == 2)
+        with Asking(url) as asking:
+            until(lambda: asking.seen["red"] > 200)
+            killed = workers(url)[0]
+            killed.kill()
+            until(lambda: len({worker.pid for worker in workers(url)} - {killed.pid}) == 2)
+            answered = asking.seen["red"]
+            until(lambda: asking.seen["red"] > answered + 500)
+        assert process.poll() is None
+        assert set(asking.seen) <= {"red", "broken", "503"}  # 503: the new worker loads its model, and says so
+        assert asking.seen["broken"] <= len(asking.threads)
+        text = httpx.get(f"{url}/metrics").text
+        told = re.search(r'model_predictions_total\{label="red",model_version="unregistered"\} (\d+)', text)
+        assert told
+        assert int(told[1]) >= asking.seen["red"]  # what the killed one had counted is not lost
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The disk is full
+# ---------------------------------------------------------------------------------------------------------------------
+
+SMALL_DISK = """
+set -e
+mount -t tmpfs -o size=4m tmpfs "$1"; mkdir "$1/tmp" "$1/home"
+export TMPDIR="$1/tmp" BENTOML_HOME="$1/home"
+( while [ ! -e "$2" ]; do sleep 0.05; done; cat /dev/zero > "$1/fill" 2>/dev/null || true; rm "$2" ) &
+shift 2
+exec "$@" > "$TMPDIR/log" 2>&1
+"""
+
+
+def has_namespaces() -> bool:
+    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_namespaces(), reason="this system lets no user mount a small disk (unshare --mount)")
+def test_with_a_full_disk_the_service_goes_on_answering(model: Path, tmp_path: Path) -> None:
+    disk, full = tmp_path / "disk", tmp_path / "fill-it"
+    disk.mkdir()
+    port = free_port()
+    variables = {**os.environ, "SERVE_MODEL": str(model), "SERVE_WORKERS": "2", "BENTOML_DO_NOT_TRACK": "true"}
+    private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh", str(disk), str(full)]
+    process = subprocess.Popen([*private, sys.executable, "-m", *SERVICE, "--port", str(port)], cwd=ROOT, env=variables)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_ready(url)
+        until(lambda: len(workers(url)) == 2)
+        full.touch()
+        until(lambda: not full.exists())
+        killed = workers(url)[0]
+        killed.kill()  # its successor finds no space
+        until(lambda: len({worker.pid for worker in workers(url)} - {killed.pid}) == 2)
+        wait_ready(url)
+        with httpx.Client(base_url=url) as client:
+            for _ in range(30):
+                assert client.post("/predict", content=picture(), headers={"content-type": "image/png"}).status_code == 200
+                assert client.post("/predict", content=b"x", headers={"content-type": "image/png"}).status_code == 400
+            assert client.get("/metrics").status_code == 200
+        assert process.poll() is None
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
+        process.wait()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The clock jumps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def faketime() -> Path | None:
+    """Return the library that shows a program another clock, where this system has it (Debian: faketime)."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(faketime() is None, reason="libfaketime is not installed (apt-get install faketime)")
+def test_a_clock_that_jumps_changes_no_answer(model: Path, tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    shown = {"LD_PRELOAD": str(faketime()), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
+    shown |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="1", **shown) as (process, url):
+        wait_ready(url)
+        dates = []
+        with Asking(url, clients=2) as asking, httpx.Client(base_url=url) as client:
+            for jump in ("+0", "+3650d", "-3650d", "+1d"):
+                clock.write_text(jump)
+                before = asking.seen["red"]
+                until(lambda before=before: asking.seen["red"] > before + 50)
+                dates.append(client.get("/metrics").text)
+        assert set(asking.seen) == {"red"}
+        assert process.poll() is None
+    ages = [float(found[1]) for text in dates if (found := re.search(r"^model_age_seconds (\S+)", text, re.MULTILINE))]
+    assert ages[1] > ages[0] + 3600 * 24 * 3000, "the clock did not jump"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def unprivileged(command: list[str]) -> list[str]:
+    """Return a command that may not read what its user may not, even where root runs it."""
+    if os.geteuid() != 0:
+        return command
+    away = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--bounding-set={away}", f"--inh-caps={away}", *command]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.onnx", "card.json"])
+def test_a_model_that_may_not_be_read_ends_the_server_with_one_sentence(model: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / name).chmod(0)
+    variables = {**os.environ, "SERVE_MODEL": str(folder), "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "true"}
+    command = unprivileged([sys.executable, "-m", *SERVICE, "--port", str(free_port())])
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert re.fullmatch(rf"serve: [^\n]*{re.escape(name)}[^\n]*\n", said), said
+
+
+@pytest.mark.slow
+def test_a_model_cut_short_ends_the_server_with_one_sentence(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    os.truncate(folder / "model.onnx", (folder / "model.onnx").stat().st_size // 2)
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder)) as (process, _):
+        assert process.wait(PATIENCE) == 1
+        assert process.stdout
+        assert re.fullmatch(r"serve: \S*model\.onnx is not the model [^\n]+\n", process.stdout.read())
+
+
+def relabelled(model: Path, folder: Path, names: list[str]) -> Path:
+    """Copy a model under other labels, as another data set would have made it."""
+    import onnx
+
+    shutil.copytree(model, folder)
+    network = onnx.load(folder / "model.onnx")
+    onnx.helper.set_model_props(network, {"classes": str(names).replace("'", '"')})
+    onnx.save(network, folder / "model.onnx")
+    card = read_json(folder / "card.json", made_by="train")
+    write_json(folder / "card.json", {**card, "classes": names, "model_sha256": sha256(folder / "model.onnx")})
+    return folder
+
+
+def test_another_model_brings_its_own_labels_and_not_the_others_release(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_json(model / "card.json", made_by="train")
+    release = {"version": "7", "manifest": "f" * 64, "model_sha256": card["model_sha256"]}
+    write_json(tmp_path / "out" / "release" / "identity.json", release)
+    monkeypatch.setattr("src.serving.engine.ROOT", tmp_path)
+    names = ["cat", "dog", "cow"]
+    for folder, labels_, version in (
+        (model, CLASSES, "7"),
+        (relabelled(model, tmp_path / "other", names), names, "unregistered"),
+    ):
+        with serving(make_engine(folder)) as url, httpx.Client(base_url=url) as client:
+            answer = client.post("/predict", content=picture(), headers={"content-type": "image/png"}).json()
+            assert (answer["label"], answer["model_version"]) == (labels_[0], version)
+            assert client.get("/model").json()["classes"] == labels_
+            assert f'label="{labels_[2]}",model_version="{version}"' in client.get("/metrics").text
+
+
+NOT_DESCRIBED = "is not the model that card.json beside it describes"
+
+
+class Log:
+    """What a server prints, read as it comes, until the server has ended."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        self.text, self.source = "", process.stdout
+        self.thread = threading.Thread(target=self._read, daemon=True)
+
+    def _read(self) -> None:
+        for line in self.source:
+            self.text += line
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join(20)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_replaced_under_the_service_is_not_served_by_a_new_worker(model: Path, tmp_path: Path) -> None:
+    """Two models behind one address would be worse than one worker less, which says why it does not answer."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="2") as (process, url), Log(process) as log:
+        until(lambda: log.text.count(" ready after ") == 2)
+        (folder / "model.onnx").write_bytes(b"half a copy")
+        workers(url)[0].kill()
+        until(lambda: NOT_DESCRIBED in log.text)
+        statuses = Counter(httpx.post(f"{url}/predict", files={"image": ("a", picture())}).status_code for _ in range(60))
+        assert set(statuses) <= {200, 503}
+        assert statuses[200]
+        stop_all(process)
+    assert log.text.count(NOT_DESCRIBED) == 1
+    assert "Traceback" not in log.text
+
+
+def test_only_the_age_of_the_model_is_told_by_the_wall_clock() -> None:
+    """Deadlines that a jump of the clock could move would fail requests by the thousand."""
+    asking = {
+        path.name
+        for path in (ROOT / "src" / "serving").glob("*.py")
+        if re.search(r"\btime\.time\(|datetime", path.read_text())
+    }
+    assert asking <= {"metrics.py", "logs.py"}

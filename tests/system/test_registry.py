@@ -1,0 +1,387 @@
+"""The registry: versions, aliases, the history of moves, and what is said when MLflow is not as it should be."""
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ports import free_port
+
+from src.core.command import UserError
+from src.system.mlflow_client import RegistryError, artifacts_of, connect
+from src.system.registry import Registry
+
+
+@pytest.fixture
+def registry(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("GITHUB_ACTOR", "ann")
+    return Registry.connect(f"sqlite:///{tmp_path}/mlflow.db", name="digits")
+
+
+def add(registry: Registry, manifest: str, **tags: str) -> str:
+    """Make a version without files."""
+    client = registry.client
+    experiment = client.get_experiment_by_name("toy")
+    number = experiment.experiment_id if experiment else client.create_experiment("toy")
+    run = client.create_run(number)
+    logged = client.create_logged_model(number, "model", run.info.run_id)
+    source = f"models:/{logged.model_id}"
+    return registry.add(source, run.info.run_id, logged.model_id, {"manifest": manifest, **tags}, "a card").number
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Versions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_is_found_by_its_number_its_manifest_and_its_alias(registry: Registry) -> None:
+    numbers = [add(registry, manifest) for manifest in ("aa", "bb")]
+    assert numbers == ["1", "2"]
+    registry.move("champion", "2", why="deployed")
+    for found in (registry.version("2"), registry.version_of("bb"), registry.alias("champion")):
+        assert found is not None
+        assert (found.number, found.tags["manifest"]) == ("2", "bb")
+        assert abs(found.created - time.time()) < 60
+        assert found.run_id
+    assert [version.number for version in registry.versions()] == ["2", "1"]
+
+
+def test_what_is_not_there_is_none(registry: Registry) -> None:
+    assert registry.alias("champion") is None
+    assert registry.version_of("aa") is None
+    assert registry.history() == []
+    add(registry, "aa")
+    assert registry.alias("champion") is None
+    assert registry.version_of("bb") is None
+
+
+def test_of_two_versions_of_one_manifest_the_older_counts(registry: Registry) -> None:
+    for _ in range(2):
+        add(registry, "aa")
+    found = registry.version_of("aa")
+    assert found is not None
+    assert found.number == "1"
+
+
+def test_a_number_that_is_not_there_is_told_with_those_that_are(registry: Registry) -> None:
+    add(registry, "aa")
+    with pytest.raises(UserError, match=r"digits has no version 7 in MLflow at sqlite:.*the newest are 1"):
+        registry.version("7")
+    with pytest.raises(UserError, match="has no version x"):
+        registry.move("champion", "x", why="a slip of the hand")
+    assert registry.history() == []
+
+
+def test_tags_are_set_and_none_leaves_them(registry: Registry) -> None:
+    number = add(registry, "aa", commit="c")
+    registry.tag(number, image_digest="sha256:1", commit=None, long="x" * 9000)
+    tags = registry.version(number).tags
+    assert (tags["image_digest"], tags["commit"], len(tags["long"])) == ("sha256:1", "c", 5000)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Aliases and their history
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def told(registry: Registry) -> list[tuple[str, str | None, str | None]]:
+    return [(move.alias, move.before, move.after) for move in registry.history()]
+
+
+def test_every_move_is_recorded_in_order_with_who_and_why(registry: Registry) -> None:
+    for manifest in ("aa", "bb"):
+        add(registry, manifest)
+    registry.move("champion", "1", why="first", who="bob")
+    registry.move("previous", "1", why="second")
+    registry.move("champion", "2", why="third")
+    registry.move("previous", None, why="fourth")
+    assert told(registry) == [
+        ("champion", None, "1"),
+        ("previous", None, "1"),
+        ("champion", "1", "2"),
+        ("previous", "1", None),
+    ]
+    moves = registry.history()
+    assert [(move.by, move.why) for move in moves[:2]] == [("bob", "first"), ("ann", "second")]
+    assert [move.at for move in moves] == sorted(move.at for move in moves)
+    assert registry.alias("previous") is None
+
+
+def test_a_move_to_where_the_alias_stands_is_no_move(registry: Registry) -> None:
+    add(registry, "aa")
+    for _ in range(3):
+        registry.move("champion", "1", why="again")
+    registry.move("previous", None, why="it never was")
+    assert told(registry) == [("champion", None, "1")]
+
+
+def test_a_long_reason_is_cut_to_what_mlflow_keeps(registry: Registry) -> None:
+    add(registry, "aa")
+    registry.move("champion", "1", why="ü" * 9000, who="w" * 9000)
+    [text] = registry.client.get_registered_model("digits").tags.values()
+    assert len(text) < 5000
+    assert json.loads(text)["why"] == "ü" * 1000
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_kill_in_the_middle_of_a_move_leaves_no_alias_without_its_record(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Killed after the record was opened, and after the alias has moved."""
+    for manifest in ("aa", "bb"):
+        add(registry, manifest)
+    registry.move("champion", "1", why="first")
+    with monkeypatch.context() as patched:
+        kill_after(registry, patched, calls)
+        with pytest.raises(KeyboardInterrupt):
+            registry.move("champion", "2", why="cut off")
+    at = registry.alias("champion")
+    assert at is not None
+    assert at.number == str(calls)
+    assert told(registry)[-1][2] == at.number
+    registry.move("champion", "2", why="again")
+    assert told(registry) == [("champion", None, "1"), ("champion", "1", "2")]
+    assert [move.why for move in registry.history()] == ["first", "again" if calls == 1 else "cut off"]
+    assert not any("open" in value for value in registry.client.get_registered_model("digits").tags.values())
+
+
+def kill_after(registry: Registry, patched: pytest.MonkeyPatch, calls: int) -> None:
+    """Let so many writing requests through, then behave as a kill does."""
+    left = [calls]
+    for name in ("set_registered_model_tag", "set_registered_model_alias", "delete_registered_model_alias"):
+        original = getattr(registry.client, name)
+
+        def counted(*arguments: str, original: Callable[..., None] = original) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            original(*arguments)
+
+        patched.setattr(registry.client, name, counted)
+
+
+def test_a_move_by_hand_is_found_and_told(registry: Registry) -> None:
+    for manifest in ("aa", "bb", "cc"):
+        add(registry, manifest)
+    registry.move("champion", "1", why="first")
+    registry.client.set_registered_model_alias("digits", "champion", "2")
+    registry.move("champion", "3", why="third")
+    assert told(registry) == [("champion", None, "1"), ("champion", "1", "2"), ("champion", "2", "3")]
+    assert registry.history()[1].by == "unknown"
+
+
+def test_a_record_that_somebody_spoilt_is_passed_over(registry: Registry) -> None:
+    add(registry, "aa")
+    registry.client.set_registered_model_tag("digits", "move.2026-01-01T00:00:00.000000Z.champion", "no JSON")
+    registry.move("champion", "1", why="first")
+    assert told(registry) == [("champion", None, "1")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The database file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_relative_database_is_one_file_wherever_its_users_stand(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    registry = Registry.connect()
+    assert registry.uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert artifacts_of(registry.uri) == tmp_path / "mlartifacts"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    add(registry, "aa")
+    found = Registry.connect(registry.uri).version_of("aa")
+    assert found is not None
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_the_variable_names_the_database(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(empty_database, tmp_path / "named.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/named.db")
+    assert Registry.connect().uri.endswith("/named.db")
+
+
+def test_a_damaged_database_is_told(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "bad.db").write_bytes(b"this is no database at all, however long it may be" * 100)
+    with pytest.raises(RegistryError, match=r"bad\.db, is damaged .*restore it from a backup"):
+        Registry.connect(f"sqlite:///{tmp_path}/bad.db")
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="nowhere/mlflow.db, cannot be written .*check that its folder exists"):
+        Registry.connect(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+
+
+def test_a_database_that_may_only_be_read_is_told(empty_database: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copy(empty_database, folder))
+        copy.chmod(0o444)
+        Path(folder).chmod(0o555)
+        with as_somebody_else(), pytest.raises(RegistryError, match=r"cannot be written .*may be written by this account"):
+            connect(f"sqlite:///{copy}")
+        Path(folder).chmod(0o755)
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Root may write everything."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+def test_a_locked_database_is_told_in_seconds(registry: Registry) -> None:
+    path = registry.uri.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
+        with pytest.raises(RegistryError, match="is locked by another process: wait"):
+            Registry.connect(registry.uri)
+        assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mlruns",
+        "file:///tmp/mlruns",
+        "postgresql://me:secret@host/db",
+        "sqlite://",
+        "http://",
+        "http://me:/secret@host",
+        "http://me:#secret@host",
+        "http://me:[secret@host",
+        "me:secret@host",
+    ],
+)
+def test_an_address_of_another_kind_is_told_without_its_password(uri: str) -> None:
+    with pytest.raises(RegistryError, match="MLflow cannot be reached at .*set MLFLOW_TRACKING_URI to") as raised:
+        connect(uri)
+    assert "secret" not in str(raised.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Servers that are not well
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Healthy, and wants a token or user and password for everything else."""
+
+    wanted = "Bearer right"
+
+    def do_GET(self) -> None:
+        given = self.headers.get("Authorization")
+        if self.path == "/health":
+            self._answer(200, b"OK")
+        elif given is None or given != self.wanted:
+            self._answer(401, b"You are not authenticated")
+        else:
+            self._answer(200, b"{}")
+
+    do_POST = do_GET  # noqa: N815 - http.server's own name
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+
+
+def test_a_dead_server_is_told_at_once_and_without_its_password() -> None:
+    port = free_port()
+    started = time.monotonic()
+    with pytest.raises(
+        RegistryError, match=rf"MLflow at http://127.0.0.1:{port}/lab does not answer \(Connection refused\)"
+    ) as raised:
+        connect(f"http://me:secret@127.0.0.1:{port}/lab/")
+    assert time.monotonic() - started < 10
+    assert "secret" not in str(raised.value)
+    assert "MLFLOW_TRACKING_URI" in str(raised.value)
+
+
+def test_a_server_that_accepts_and_never_answers_is_told_in_seconds() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        started = time.monotonic()
+        with pytest.raises(RegistryError, match="does not answer .*no answer within 5 s"):
+            connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - started < 15
+
+
+@pytest.mark.usefixtures("_no_credentials")
+def test_a_refused_user_is_told_which_variables_to_set() -> None:
+    with (
+        serving(Answers) as port,
+        pytest.raises(RegistryError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ):
+        connect(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.usefixtures("_no_credentials")
+def test_a_token_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "right")
+    with serving(Answers) as port:
+        assert connect(f"http://127.0.0.1:{port}")[1] == f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.usefixtures("_no_credentials")
+def test_user_and_password_of_an_address_are_handed_on_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "wanted", "Basic bWU6c2VAY3JldA==")  # me:se@cret
+    with serving(Answers) as port:
+        assert connect(f"http://me:se%40cret@127.0.0.1:{port}")[1] == f"http://127.0.0.1:{port}"
+
+
+def test_connecting_and_moving_is_fast_enough_for_a_rollback(registry: Registry) -> None:
+    for manifest in ("aa", "bb"):
+        add(registry, manifest)
+    code = (
+        "import time; started = time.monotonic(); from src.system.registry import Registry\n"
+        f"registry = Registry.connect({registry.uri!r}, name='digits'); registry.move('champion', '2', why='rollback')\n"
+        "print(time.monotonic() - started)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert float(done.stdout) < 120  # 2.5 s on an idle machine of 2 cores

@@ -1,0 +1,165 @@
+"""A run tells what it did, or what failed and why: python -m pytest tests/system/test_reproduce.py"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT, write_params
+from ruamel.yaml import YAML
+
+from src.system.reproduce import Journal, lane
+
+Run = Callable[..., tuple[subprocess.CompletedProcess[str], dict[str, Any]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in a small repository with one stage, `train`, that does what it is told."""
+    environment = {
+        **os.environ,
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
+        "PYTHONPATH": str(ROOT),
+    }
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    monkeypatch.delenv("GITHUB_EVENT_NAME", raising=False)
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x").write_text("x")
+
+    def go(stage: str, *arguments: str, **params: Any) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+        (tmp_path / "stage.py").write_text(stage)
+        with (tmp_path / "dvc.yaml").open("w") as file:
+            YAML().dump({"stages": {"train": {"cmd": "python stage.py", "deps": ["stage.py"], "params": ["train"]}}}, file)
+        write_params(tmp_path / "params.yaml", **params)
+        command = [sys.executable, "-m", "src.system.reproduce", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        return done, json.loads((tmp_path / "out/run.json").read_text())
+
+    return go
+
+
+def test_a_failed_stage_is_named_with_its_last_words(run: Run) -> None:
+    done, told = run("import sys\nprint('\\n'.join(map(str, range(99))))\nsys.exit('train: the disk is full')")
+    assert done.returncode == 1
+    assert told["failed"] == "train"
+    assert "train: the disk is full" in told["said"]
+    assert "98" in told["said"]
+    assert len(told["said"].splitlines()) <= 60
+    assert "train: the disk is full" in done.stdout  # shown as it happens, too
+    assert set(told["hardware"]) == {"accelerator", "cores", "machine", "memory_gib", "processor"}
+    assert told["seconds"]["train"] > 0
+
+
+def test_a_run_ends_with_its_budget_of_minutes_and_takes_its_children_along(run: Run, tmp_path: Path) -> None:
+    started = time.monotonic()
+    note = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+    done, told = run(f"import os, time\n{note}\nprint('on it', flush=True)\ntime.sleep(600)", "--minutes", "0.3")
+    assert time.monotonic() - started < 300
+    assert done.returncode == 1
+    assert told["failed"] == "train"
+    assert told["said"].splitlines()[-1] == "stopped: the budget of 0.3 minutes ran out"
+    assert "Lower train.epochs, or name a faster machine in the variable TRAIN_RUNNER" in done.stderr
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_small_budget_lowers_the_epochs_and_says_so(run: Run, tmp_path: Path) -> None:
+    _, told = run("import sys\nsys.exit(3)", "--epochs", "4", train__epochs=9)
+    assert told["budget"] == {"asked": 9, "epochs": 4}
+    train = YAML(typ="safe").load((tmp_path / "params.yaml").read_text())["train"]
+    assert (train["epochs"], train["warmup_epochs"]) == (4, 1)
+    assert "# of weights, shuffling and augmentation" in (tmp_path / "params.yaml").read_text()
+    _, told = run("import sys\nsys.exit(3)", "--epochs", "20", train__epochs=9)
+    assert told["budget"] is None
+
+
+def test_a_small_budget_trains_no_folds_and_no_further_seeds(run: Run, tmp_path: Path) -> None:
+    _, told = run("import sys\nsys.exit(3)", "--epochs", "20", train__epochs=9, train__folds=5, train__repeats=3)
+    assert told["budget"] == {"asked": 9, "epochs": 9}
+    train = YAML(typ="safe").load((tmp_path / "params.yaml").read_text())["train"]
+    assert (train["epochs"], train["folds"], train["repeats"]) == (9, 0, 1)
+
+
+def test_what_stops_before_any_stage_is_told_too(run: Run, tmp_path: Path) -> None:
+    run("print()")
+    (tmp_path / "params.yaml").write_text("train: [")
+    command = [sys.executable, "-m", "src.system.reproduce", "--epochs", "3"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    told = json.loads((tmp_path / "out/run.json").read_text())
+    assert done.returncode == 1
+    assert told["failed"] == "params"
+    assert "params.yaml is not valid YAML" in told["said"]
+
+
+def test_a_merge_queue_trains_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("open('x', 'w')")
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setenv("GITHUB_EVENT_NAME", "merge_group")
+    command = [sys.executable, "-m", "src.system.reproduce"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (tmp_path / "stage.py").write_text("open('y', 'w')")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    told = json.loads((tmp_path / "out/run.json").read_text())
+    assert (done.returncode, told["failed"]) == (1, "review")
+    assert "another model than the one that was reviewed (stage.py differ from dvc.lock)" in told["said"]
+    assert not (tmp_path / "y").exists()
+
+
+def test_the_journal_reads_what_dvc_prints() -> None:
+    journal = Journal()
+    for line in (
+        "\x1b[33mWARNING\x1b[39m: something",
+        "Stage 'prepare' didn't change, skipping",
+        "Running stage 'validate':",
+        "> python -m src.validation.validate",
+        "all checks passed",
+        "Updating lock file 'dvc.lock'",
+        "Running stage 'train':",
+        "epoch 1",
+        "Use `dvc push` to send your updates to remote storage.",
+    ):
+        journal.hear(line)
+    assert set(journal.seconds) == {"validate", "train"}
+    assert list(journal.said)[:1] == ["epoch 1"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "comparable"),
+    [
+        ({}, "local", True),
+        ({"GITHUB_ACTIONS": "true", "TRAIN_RUNNER": ""}, "hosted CPU", False),
+        ({"GITHUB_ACTIONS": "true", "TRAIN_RUNNER": '["gpu"]'}, "self-hosted", True),
+    ],
+)
+def test_the_lane_says_whether_hardware_numbers_compare(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str, comparable: bool
+) -> None:
+    for variable in ("GITHUB_ACTIONS", "TRAIN_RUNNER"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert lane() == {"comparable": comparable, "name": name}
+
+
+@pytest.mark.slow
+def test_data_that_were_never_pushed_are_named_with_what_to_do(run: Run, tmp_path: Path) -> None:
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(tmp_path / "site")}
+    for line in (["add", "-q", "data"], ["remote", "add", "-q", "-d", "team", str(tmp_path / "team")]):
+        subprocess.run([sys.executable, "-m", "dvc", *line], cwd=tmp_path, env=environment, check=True)
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    done, told = run("pass")
+    assert (done.returncode, told["failed"]) == (1, "data")
+    assert "in no store that this machine reaches (team: it does not hold all of it): where they were" in told["said"]
+    assert told["said"] in done.stderr

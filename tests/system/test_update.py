@@ -1,0 +1,203 @@
+"""`make update` merges main, takes its results where both sides have some, and leaves other conflicts to a person.
+
+python -m pytest tests/system/test_update.py
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from src.core.command import UserError
+from src.system.update import RESULTS, update
+
+
+class Clone:
+    """A clone with a branch `feature`, its remote, and a second clone in which main moves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.remote, self.path, self.other = folder / "remote.git", folder / "clone", folder / "other"
+        subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", self.remote], check=True)
+        self._clone(self.other)
+        self.write(self.other, "first", **dict.fromkeys((*RESULTS, "params.yaml", "data.dvc"), "first\nsame\nlast"))
+        self.git("push", "--quiet", "origin", "HEAD:main", folder=self.other)
+        self._clone(self.path)
+        self.git("switch", "--quiet", "--create", "feature")
+
+    def _clone(self, folder: Path) -> None:
+        subprocess.run(["git", "clone", "--quiet", self.remote, folder], check=True, capture_output=True)
+        for key, value in (("user.name", "A"), ("user.email", "a@example.com"), ("commit.gpgsign", "false")):
+            self.git("config", key, value, folder=folder)
+
+    def git(self, *arguments: str, folder: Path | None = None) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder or self.path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def write(self, folder: Path, subject: str, **files: str) -> None:
+        for name, text in files.items():
+            (folder / name).write_text(f"{text}\n")
+        self.git("add", ".", folder=folder)
+        self.git("commit", "--quiet", "--message", subject, folder=folder)
+
+    def here(self, **files: str) -> None:
+        self.write(self.path, "here", **files)
+
+    def main(self, **files: str) -> None:
+        self.write(self.other, "main", **files)
+        self.git("push", "--quiet", "origin", "HEAD:main", folder=self.other)
+
+    def read(self, name: str) -> str:
+        return (self.path / name).read_text().strip()
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    made = Clone(tmp_path)
+    monkeypatch.chdir(made.path)
+    return made
+
+
+def test_results_of_both_sides_become_mains_and_the_rest_is_merged(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    clone.here(**dict.fromkeys(RESULTS, "here"), **{"params.yaml": "here\nsame\nlast"})
+    clone.main(**dict.fromkeys(RESULTS, "main"), **{"params.yaml": "first\nsame\nmain"})
+    update("origin/main")
+    assert [clone.read(name) for name in RESULTS] == ["main"] * 3
+    assert clone.read("params.yaml") == "here\nsame\nmain"
+    assert clone.git("status", "--porcelain") == ""
+    assert clone.git("rev-list", "--count", "HEAD..origin/main") == "0"
+    said = capsys.readouterr().out
+    assert "all three are main's now" in said
+    assert "git push" in said
+
+
+def test_results_that_do_not_conflict_belong_to_those_that_do(clone: Clone) -> None:
+    clone.here(**{"dvc.lock": "here", "metrics.json": "here\nsame\nlast", "manifest.json": "here"})
+    clone.main(**{"dvc.lock": "main", "metrics.json": "first\nsame\nmain"})
+    update("origin/main")
+    assert [clone.read(name) for name in RESULTS] == ["main", "first\nsame\nmain", "first\nsame\nlast"]
+
+
+def test_results_that_merge_line_by_line_are_of_no_run(clone: Clone) -> None:
+    clone.here(**{"dvc.lock": "here\nsame\nlast"})
+    clone.main(**{"dvc.lock": "first\nsame\nmain"})
+    update("origin/main")
+    assert clone.read("dvc.lock") == "first\nsame\nmain"
+
+
+def test_results_that_only_one_side_has_stay_so(clone: Clone) -> None:
+    clone.here(**dict.fromkeys(RESULTS, "here"))
+    clone.main(**{"README.md": "main"})
+    update("origin/main")
+    assert [clone.read(name) for name in RESULTS] == ["here"] * 3
+
+
+def test_results_that_main_has_deleted_are_deleted(clone: Clone) -> None:
+    clone.here(**dict.fromkeys(RESULTS, "here"))
+    clone.git("rm", "--quiet", "manifest.json", folder=clone.other)
+    clone.main(**{"dvc.lock": "main"})
+    update("origin/main")
+    assert not (clone.path / "manifest.json").exists()
+    assert clone.git("status", "--porcelain") == ""
+
+
+def test_a_branch_without_commits_of_its_own_is_moved_forward(clone: Clone) -> None:
+    clone.main(**dict.fromkeys(RESULTS, "main"))
+    update("origin/main")
+    assert clone.git("rev-parse", "HEAD") == clone.git("rev-parse", "origin/main")
+
+
+def test_data_that_main_has_changed_are_to_be_pulled(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    clone.main(**{"data.dvc": "main"})
+    update("origin/main")
+    assert "dvc pull data.dvc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("file", "advice"), [("params.yaml", "git merge --abort"), ("data.dvc", "dvc add data")])
+def test_another_conflict_waits_for_a_person(clone: Clone, file: str, advice: str) -> None:
+    clone.here(**dict.fromkeys((*RESULTS, file), "here"))
+    clone.main(**dict.fromkeys((*RESULTS, file), "main"))
+    with pytest.raises(UserError, match=advice) as error:
+        update("origin/main")
+    assert str(error.value).startswith(f"{file}: changed here and in origin/main")
+    assert clone.git("diff", "--name-only", "--diff-filter=U") == file
+    assert [clone.read(name) for name in RESULTS] == ["main"] * 3
+    with pytest.raises(UserError, match="a merge is under way"):
+        update("origin/main")
+
+
+def test_nothing_to_merge_is_no_error(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:
+    clone.here(**{"dvc.lock": "here"})
+    update("origin/main")
+    assert "nothing to merge" in capsys.readouterr().out
+
+
+def test_main_itself_is_refused(clone: Clone) -> None:
+    clone.git("switch", "--quiet", "main")
+    with pytest.raises(UserError, match="this is main itself"):
+        update("origin/main")
+
+
+def test_a_main_of_ones_own_can_take_that_of_upstream(clone: Clone) -> None:
+    clone.git("switch", "--quiet", "main")
+    clone.git("remote", "add", "upstream", str(clone.remote))
+    clone.main(**{"dvc.lock": "main"})
+    update("upstream/main")
+    assert clone.read("dvc.lock") == "main"
+
+
+def test_a_detached_head_is_refused(clone: Clone) -> None:
+    clone.git("switch", "--quiet", "--detach")
+    with pytest.raises(UserError, match="git switch BRANCH"):
+        update("origin/main")
+
+
+@pytest.mark.parametrize(("file", "advice"), [("params.yaml", "git stash"), ("dvc.lock", "git restore .* dvc.lock")])
+def test_changes_that_are_not_committed_are_refused(clone: Clone, file: str, advice: str) -> None:
+    (clone.path / file).write_text("mine")
+    with pytest.raises(UserError, match=f"{file}: changed and not committed: .*{advice}"):
+        update("origin/main")
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [
+        ("upstream/main", "no Git remote upstream"),
+        ("main", "name a remote and its branch"),
+        ("origin/gone", "git fetch failed: .*gone"),
+    ],
+)
+def test_a_base_that_is_not_there_is_refused(clone: Clone, base: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        update(base)
+
+
+def test_a_base_without_a_commit_in_common_is_refused(clone: Clone) -> None:
+    clone.git("checkout", "--quiet", "--orphan", "alone")
+    clone.here(**{"dvc.lock": "here"})
+    with pytest.raises(UserError, match=r"alone and origin/main have no commit in common: name the branch"):
+        update("origin/main")
+
+
+def test_a_shallow_clone_is_told_how_to_get_the_rest(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone.here(**{"dvc.lock": "here"})
+    clone.here(**{"notes.txt": "here"})
+    clone.main(**{"dvc.lock": "main"})
+    clone.git("push", "--quiet", "origin", "HEAD:topic")
+    clone.git("clone", "--quiet", "--depth", "1", "--branch", "topic", f"file://{clone.remote}", str(tmp_path / "shallow"))
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(UserError, match="run `git fetch --unshallow origin`"):
+        update("origin/main")
+
+
+def test_a_file_in_the_way_changes_nothing(clone: Clone) -> None:
+    clone.main(**{"notes.txt": "main"})
+    (clone.path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"nothing was changed.*notes\.txt"):
+        update("origin/main")
+    assert clone.read("notes.txt") == "mine"
+
+
+def test_a_folder_without_git_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no Git repository"):
+        update("origin/main")

@@ -1,0 +1,350 @@
+"""Several processes train one model, are lost, go on, and never write twice.
+
+python -m pytest tests/training/test_distributed.py
+
+The processes are real and talk over gloo, as they do on machines without a GPU.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import PATIENCE, ROOT, write_params
+
+from src.core.command import UserError
+from src.images.prepare import prepare
+from src.lab.datasets import digits
+from src.training import checkpoint
+from src.training.checkpoint import held
+from src.training.launch import launch
+from src.training.world import World
+
+RECIPE = {
+    "train__epochs": 20,
+    "train__width": 8,
+    "train__warmup_epochs": 1,
+    "train__compile": "off",
+    "prepare__image_size": 8,
+}
+
+PROBE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from src.core.command import UserError, run
+from src.training.world import joined
+
+def fine(world, folder):
+    assert world.sum(torch.tensor([1.0, world.rank])).tolist() == [2.0, 1.0]
+    state = {"epoch": 3, "best": {"weights": {"w": torch.arange(4.0)}}, "history": [{"a": 0.1}]} if world.writes else None
+    state = world.share(state)
+    assert state["best"]["weights"]["w"].tolist() == [0, 1, 2, 3] and state["history"] == [{"a": 0.1}]
+    assert world.share(None) is None
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    nn.init.constant_(net[0].weight, float(world.rank))
+    net[1].running_mean.fill_(world.rank)
+    net[1].running_var.copy_(torch.tensor([0.1, 1 / 3, 1e-8, 3.3e7]))
+    before = net[1].running_var.clone()
+    world.level(net)
+    assert net[1].running_mean.tolist() == [0.5] * 4 and torch.equal(net[1].running_var, before)
+    forward = world.wrap(net)
+    assert not net[0].weight.any()  # those of rank 0
+    torch.manual_seed(world.rank)
+    forward(torch.randn(8, 3)).square().sum().backward()
+    mean = world.sum(net[0].bias.grad) / world.size
+    assert torch.allclose(mean, net[0].bias.grad)
+    (folder / f"fine-{world.rank}-of-{world.size}").touch()
+    print("said once")
+
+def mistake(world, folder):
+    raise UserError("the learning rate is too high")
+
+def lost(world, folder):
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.sum(torch.zeros(1))
+
+def bug(world, folder):
+    if world.rank == 1:
+        raise ZeroDivisionError("a bug of rank 1")
+    world.sum(torch.zeros(1))
+
+def main():
+    with joined() as world:
+        globals()[sys.argv[1]](world, Path(sys.argv[2]))
+
+run("probe", main)
+"""
+
+
+@pytest.fixture
+def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that runs one function of PROBE in two processes."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    return lambda what: launch("probe", [what, str(tmp_path)], 2)
+
+
+def test_two_processes_add_share_level_and_average(
+    probe: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    probe("fine")
+    assert sorted(path.name for path in tmp_path.glob("fine-*")) == ["fine-0-of-2", "fine-1-of-2"]
+    said, warned = capfd.readouterr()
+    assert said.splitlines() == ["said once"]
+    assert warned == ""
+
+
+def test_a_lost_process_ends_the_run_with_one_sentence(
+    probe: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"process 1 of 2 \(counted from 0\) was killed \(SIGKILL;.*Run the same command"):
+        probe("lost")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_mistake_that_all_processes_make_is_told_once(
+    probe: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        probe("mistake")
+    assert capfd.readouterr().err.splitlines() == ["probe: the learning rate is too high"]
+
+
+@pytest.mark.slow
+def test_a_bug_of_one_process_keeps_its_traceback_and_is_not_blamed_on_another(
+    probe: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"process 1 of 2 .* failed with exit status 1 \(its own message stands above\)"):
+        probe("bug")
+    said = capfd.readouterr().err
+    assert said.count("Traceback") == said.count("ZeroDivisionError: a bug of rank 1") == 1
+
+
+def test_a_world_of_one_changes_nothing() -> None:
+    world, value = World(), object()
+    assert world.writes
+    assert world.share(value) is value
+    assert world.sum(value) is value  # type: ignore[arg-type]
+    assert world.wrap(value) is value  # type: ignore[arg-type]
+
+
+def test_too_small_a_share_of_a_batch_is_said() -> None:
+    assert World(size=2).headline(64) == "2 processes, 32 images of each batch in each"
+    assert (
+        World(size=4)
+        .headline(64)
+        .endswith("16 images of each batch in each; batch norm sees few: train.batch_size 128 would be steadier")
+    )
+
+
+def test_a_second_run_on_the_same_states_waits_and_is_then_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "_PATIENCE", 0.3)
+    refused = rf"another training goes on with .*: process {os.getpid()} on .*still held"
+    with held(tmp_path), pytest.raises(UserError, match=refused), held(tmp_path):
+        pass
+    assert "another training goes on" in capsys.readouterr().out
+    with held(tmp_path):  # given back
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stage, on real digits
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Python runs this first in every process: it notes who opens for writing, makes, moves or removes what in the tests' folder
+WATCH = """
+import os, sys
+watched, log = os.environ.get("WATCHED"), os.environ.get("WATCH_LOG")
+if watched and log:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    def note(event, arguments):
+        writes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if writes and str(arguments[0]).startswith(watched):
+            os.write(descriptor, f"{os.environ.get('RANK')} {event} {arguments[0]}\\n".encode())
+    sys.addaudithook(note)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the arrays of the digits, their passed validation, and the watch."""
+    folder = tmp_path_factory.mktemp("prepared")
+    digits.write(folder / "data")
+    params = write_params(folder / "params.yaml", **RECIPE)
+    prepare(folder / "data", folder / "arrays", folder / "m.parquet", params.prepare)
+    card = json.loads((folder / "arrays" / "card.json").read_text())
+    report = {"passed": True, "findings": [], "manifest_sha256": card["manifest_sha256"]}
+    (folder / "validation.json").write_text(json.dumps(report))
+    (folder / "watch").mkdir()
+    (folder / "watch" / "sitecustomize.py").write_text(WATCH)
+    return folder
+
+
+class Stage:
+    """The command of the stage in a folder of its own."""
+
+    def __init__(self, prepared: Path, folder: Path, **changes: Any) -> None:
+        folder.mkdir()
+        self.folder, self.log = folder, folder.with_name(f"{folder.name}.writes")
+        write_params(folder / "params.yaml", **(RECIPE | changes))
+        watch = {"PYTHONPATH": str(prepared / "watch"), "WATCHED": str(folder), "WATCH_LOG": str(self.log)}
+        self._environment = os.environ | watch | {"MLFLOW_TRACKING_URI": ""}
+        places = [prepared / "arrays", prepared / "validation.json", folder / "model", folder / "history"]
+        self._command = ["-m", "src.training.train", *map(str, places)]
+        self._command += ["--checkpoints", str(folder / "ck"), "--params", str(folder / "params.yaml")]
+
+    def start(self, *launcher: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, *launcher, *self._command],
+            cwd=ROOT,
+            env=self._environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def run(self) -> str:
+        process = self.start()
+        said = process.communicate()[0]
+        assert process.returncode == 0, said
+        return said
+
+    def saved(self) -> set[int]:
+        """Return when the states that lie there were written."""
+        return {path.stat().st_mtime_ns for path in (self.folder / "ck").glob("*.pt")}
+
+    @property
+    def history(self) -> list[list[float]]:
+        lines = (self.folder / "model" / "history.csv").read_text().splitlines()[1:]
+        return [[float(cell) for cell in line.split(",")] for line in lines]
+
+    @property
+    def writers(self) -> set[str]:
+        return {line.split()[0] for line in self.log.read_text().splitlines()}
+
+    @property
+    def best(self) -> dict[str, float]:
+        return dict(json.loads((self.folder / "model" / "card.json").read_text())["validation"])
+
+
+def ranks(parent: int) -> dict[int, psutil.Process]:
+    """Return the processes that train, by rank."""
+    found = {}
+    for process in psutil.Process(parent).children(recursive=True):
+        try:
+            found[int(process.environ()["RANK"])] = process
+        except (KeyError, psutil.Error):
+            continue
+    return found
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ended(processes: Iterable[psutil.Process]) -> bool:
+    """Tell whether all are gone, or no more than an entry that nobody has asked for, within a minute."""
+    until = time.monotonic() + 60
+    while any(runs(process) for process in processes):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = PATIENCE) -> Any:
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0])
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return value
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_as_an_unbroken_run_and_as_a_single_process(prepared: Path, tmp_path: Path) -> None:
+    """Rank 0, rank 1 and the process that started them are killed in turn, each some random time after a checkpoint."""
+    chance = random.Random(os.environ.get("CHANCE", "1"))
+    single = Stage(prepared, tmp_path / "single")
+    single.run()
+    unbroken = Stage(prepared, tmp_path / "unbroken", train__processes=2)
+    assert "2 processes, 32 images of each batch in each" in unbroken.run()
+    broken = Stage(prepared, tmp_path / "broken", train__processes=2)
+    for victim in (0, 1, None):
+        before, process = broken.saved(), broken.start()
+        wait_for(lambda before=before: broken.saved() - before, process)
+        workers = ranks(process.pid)
+        time.sleep(chance.uniform(0, 0.5))
+        (process if victim is None else workers[victim]).kill()
+        said = process.communicate()[0]
+        assert process.returncode  # the tests' epochs are so many that it was not done
+        assert ended(workers.values()), "an orphan trains on"
+        if victim is not None:
+            sentences = re.findall(r"train: [a-z].*", said)
+            assert [sentence.split(" (")[0] for sentence in sentences] == [f"train: process {victim} of 2"]
+            assert "Traceback" not in said
+    assert "going on after epoch" in broken.run()
+    for name in ("model.onnx", "weights.safetensors", "history.csv", "card.json"):
+        assert (broken.folder / "model" / name).read_bytes() == (unbroken.folder / "model" / name).read_bytes(), name
+    assert [row[0] for row in broken.history] == list(range(1, RECIPE["train__epochs"] + 1))
+    assert broken.writers == {"0"}
+    # of some 270 validation images; two seeds of one process differ by as much
+    assert abs(single.best["accuracy"] - broken.best["accuracy"]) < 0.06
+    assert abs(single.best["loss"] - broken.best["loss"]) < 0.1
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_lost_process_is_told_once_and_a_second_run_waits_then_goes_on(
+    prepared: Path, tmp_path: Path
+) -> None:
+    stage = Stage(prepared, tmp_path / "run", train__epochs=400)
+    first = stage.start("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    workers = wait_for(lambda: len(ranks(first.pid)) == 2 and ranks(first.pid), first)
+    wait_for(stage.saved, first)
+    second = stage.start()
+    assert second.stdout
+    waits = second.stdout.readline()
+    assert f"another training goes on with {stage.folder / 'ck'}: process {workers[0].pid} on" in waits
+    workers[1].kill()
+    said = first.communicate()[0]
+    assert first.returncode
+    (sentence,) = re.findall(r"train: [a-z].*", said)  # torchrun may be faster in ending those that are left
+    assert sentence.startswith(("train: another process of this training was lost (", "train: stopped by SIGTERM"))
+    assert any("going on after epoch" in line for line in second.stdout)
+    second.terminate()
+    second.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_launcher_ends_all_and_says_so_once(how: signal.Signals, prepared: Path, tmp_path: Path) -> None:
+    stage = Stage(prepared, tmp_path / "run", train__epochs=400, train__processes=2)
+    process = stage.start()
+    wait_for(stage.saved, process)
+    workers = ranks(process.pid)
+    process.send_signal(how)
+    said = process.communicate()[0]
+    assert process.returncode == 128 + how
+    assert len(re.findall(r"train: [a-z].*", said)) == 1, said
+    assert ended(workers.values())
+    assert not (stage.folder / "model").exists()

@@ -1,0 +1,416 @@
+"""Folds and seeds: dealt as scikit-learn deals, resumed, the same however many run at once, judged and told.
+
+python -m pytest tests/training/test_folds.py
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import PATIENCE, ROOT, draw_colours, until, write_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from test_report import COMMIT, Case, section
+from test_train import QUICK, pass_validation
+
+from src.core import arrays, results, significance
+from src.core.command import UserError
+from src.core.files import sha256, write_json
+from src.core.inference import Model
+from src.data import read_manifest
+from src.images.prepare import prepare
+from src.training import folds, job, series, side_by_side
+from src.training.job import Job, Setting
+from src.training.train import train
+from src.training.world import World
+
+CLASSES = ["cat", "dog", "owl", "emu"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dealing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def labelled(draw: Any) -> tuple[np.ndarray, int, int]:
+    """Labels with at least k images of each class, k, and a seed."""
+    k = draw(st.integers(2, 6))
+    counts = draw(st.lists(st.integers(k, 40), min_size=2, max_size=4))
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(draw(st.integers(0, 99))).permutation(labels), k, draw(st.integers(0, 2**32 - 1))
+
+
+@given(labelled())
+@settings(max_examples=60, deadline=None)
+def test_folds_are_those_of_scikit_learn_and_hold_every_image_out_once(case: tuple[np.ndarray, int, int]) -> None:
+    labels, k, seed = case
+    dealt = folds.split(labels, [None] * len(labels), k, seed, CLASSES)
+    theirs = StratifiedKFold(k, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels)
+    for (training, held), (_, expected) in zip(dealt, theirs, strict=True):
+        assert held.tolist() == expected.tolist()
+        assert sorted([*training, *held]) == list(range(len(labels)))
+    assert sorted(np.concatenate([held for _, held in dealt])) == list(range(len(labels)))
+    counts = np.array([np.bincount(labels[held], minlength=len(CLASSES)) for _, held in dealt])
+    assert (np.ptp(counts, axis=0) <= 1).all()
+
+
+@given(labelled(), st.integers(6, 30), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_no_group_is_on_two_sides(case: tuple[np.ndarray, int, int], size: int, some_alone: bool) -> None:
+    labels, k, seed = case
+    drawn = np.random.default_rng(size).integers(0, size, len(labels))
+    groups = [None if some_alone and number % 3 == 0 else f"g{number:02d}" for number in drawn]
+    try:
+        dealt = folds.split(labels, groups, k, seed, CLASSES)
+    except UserError:  # some draws have too few groups
+        return
+    for training, held in dealt:
+        sides = ({groups[row] for row in rows} - {None} for rows in (training, held))
+        assert not set.intersection(*sides)
+        assert sorted([*training, *held]) == list(range(len(labels)))
+    assert sorted(np.concatenate([held for _, held in dealt])) == list(range(len(labels)))
+    if None not in groups:
+        sklearn = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+        theirs = sklearn.split(np.zeros(len(labels)), labels, np.array(groups))
+        assert [held.tolist() for _, held in dealt] == [held.tolist() for _, held in theirs]
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "said"),
+    [
+        ([0] * 9 + [1] * 2, [None] * 11, "train.folds is 3, but class dog has 2 training images"),
+        ([0] * 9 + [1], [None] * 10, "class dog has 1 training image:"),
+        ([0, 1] * 6, ["a", "b"] * 6, "make only 2 groups"),
+        ([0] * 6 + [1] * 6, [*"abcdef"] + ["g"] * 6, "all training images of class dog are in groups"),
+    ],
+)
+def test_too_few_images_or_groups_are_a_sentence(labels: list[int], groups: list[Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        folds.split(np.array(labels), groups, 3, 1, CLASSES)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    draw_colours(folder / "data", 30, np.random.default_rng(7))
+    params = write_params(folder / "params.yaml", **QUICK)
+    prepare(folder / "data", folder / "arrays", folder / "m.parquet", params.prepare)
+    pass_validation(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, prepared: Path) -> Callable[..., Path]:
+    def go(name: str, **changes: Any) -> Path:
+        params = write_params(tmp_path / "params.yaml", **(QUICK | {"train__epochs": 1} | changes)).train
+        inputs, outputs = (
+            (prepared / "arrays", prepared / "validation.json"),
+            (tmp_path / name, tmp_path / f"{name}-history"),
+        )
+        train(*inputs, *outputs, tmp_path / "ck", params, manifest=prepared / "m.parquet")
+        return tmp_path / name
+
+    return go
+
+
+BOTH = {"train__folds": 3, "train__repeats": 2}
+
+
+def test_the_model_that_ships_is_the_same_with_folds_and_seeds_or_without(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], prepared: Path
+) -> None:
+    alone, beside = run("alone"), run("beside", **BOTH)
+    assert {path.name for path in beside.iterdir()} - {path.name for path in alone.iterdir()} == {
+        "folds.json",
+        "repeats.json",
+    }
+    for path in alone.iterdir():
+        assert path.read_bytes() == (beside / path.name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "ck").glob("*") if path.name != "lock") == []
+    said = capsys.readouterr().out
+    assert re.search(r"3 folds for each of 2 seeds and 1 more seed(, 2 at a time)?: about", said)
+    assert "folds: deviation" in said
+    made = json.loads((beside / "folds.json").read_text())
+    of_first = ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3"]
+    assert [one["name"] for one in made["runs"]] == [*of_first, *(f"{name}, seed 2" for name in of_first)]
+    images = len(arrays.load(prepared / "arrays").split("train").labels)
+    assert sum(one["images"] for one in made["runs"]) == 2 * images
+    assert all(one["images"] + one["training_images"] == images for one in made["runs"])
+    seeds = json.loads((beside / "repeats.json").read_text())["runs"]
+    assert [one["seed"] for one in seeds] == [1, 2]
+    card = json.loads((alone / "card.json").read_text())
+    assert seeds[0]["accuracy"] == pytest.approx(card["validation"]["accuracy"], abs=0.11)  # bf16 there, fp32 here
+    again = run("again", **BOTH)
+    for name in ("folds.json", "repeats.json"):
+        assert (again / name).read_bytes() == (beside / name).read_bytes()
+
+
+def test_every_answer_is_kept_under_its_example(run: Callable[..., Path], prepared: Path) -> None:
+    """The marks add up to the accuracies, fold by fold; those of the test split are the shipped model's own."""
+    folder = run("kept", **BOTH)
+    made = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("folds", "repeats")}
+    rows = read_manifest(prepared / "m.parquet").to_pylist()
+    places = {f"{row['digest']} {row['label']}": row["split"] for row in rows}
+    for kind, split in (("folds", "train"), ("repeats", "test")):
+        kept = made[kind]["answers"]
+        assert sorted(kept["examples"]) == sorted(example for example, place in places.items() if place == split)
+        assert set(kept["right"]) == {"1", "2"}
+        assert {len(marks) for marks in kept["right"].values()} == {len(kept["examples"])}
+        assert not any("right" in one for one in made[kind]["runs"])
+    for seed, marks in made["folds"]["answers"]["right"].items():
+        right = sum(one["accuracy"] * one["images"] for one in made["folds"]["runs"] if str(one["seed"]) == seed)
+        assert marks.count("1") == pytest.approx(right, abs=0.01)
+    test = arrays.load(prepared / "arrays").split("test")
+    answers = Model(folder).probabilities(test.images).argmax(axis=1)
+    assert made["repeats"]["answers"]["right"]["1"] == "".join("01"[right] for right in (answers == test.labels).astype(int))
+
+
+def test_a_killed_series_does_not_train_again_what_was_finished(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run("whole", **BOTH)
+    real, begun = job.train, []
+
+    def killed(setting: Setting, one: Job, world: World | None = None) -> dict[str, Any]:
+        begun.append(one.name)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return real(setting, one, world)
+
+    monkeypatch.setattr(job, "train", killed)
+    monkeypatch.setattr(series, "room", lambda *_: 1)  # a process of its own would train with the real one
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", **BOTH)
+    capsys.readouterr()
+    broken = run("broken", **BOTH)
+    said = capsys.readouterr().out
+    assert "2 of them done before" in said
+    assert "going on after epoch 1" in said  # the model itself, too
+    of_second = [f"fold {number} of 3, seed 2" for number in (1, 2, 3)]
+    assert begun == ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3", "fold 3 of 3", *of_second, "seed 2"]
+    for path in whole.iterdir():
+        assert (broken / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_result_of_other_params_is_not_taken(prepared: Path, tmp_path: Path) -> None:
+    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__epochs=1)
+    assert job.kept(setting, jobs[0]) is None
+    row = job.train(setting, jobs[0])
+    assert job.kept(setting, jobs[0]) == row
+    other, _ = planned(prepared, tmp_path, train__folds=2, train__epochs=2)
+    assert job.kept(other, jobs[0]) is None
+    assert job.kept(setting, jobs[1]) is None
+    (setting.checkpoints / jobs[0].folder / "result.json").write_text("{damaged")
+    assert job.kept(setting, jobs[0]) is None
+
+
+def planned(prepared: Path, folder: Path, **changes: Any) -> tuple[Setting, list[Job]]:
+    params = write_params(folder / "params.yaml", **(QUICK | changes)).train
+    data = arrays.load(prepared / "arrays")
+    made = series.plan(data, params, prepared / "m.parquet")
+    return Setting(data, params, folder / "ck", 1, None), made.jobs
+
+
+def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(prepared / "m.parquet")
+    groups = [f"g{row % 12}" for row in range(len(manifest))]
+    place = manifest.schema.get_field_index("group")
+    pq.write_table(manifest.set_column(place, manifest.schema.field("group"), pa.array(groups)), tmp_path / "m.parquet")
+    data = arrays.load(prepared / "arrays")
+    params = write_params(tmp_path / "params.yaml", train__folds=4).train
+    with pytest.raises(UserError, match="is of other data than"):
+        series.plan(data, params, tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="--manifest"):
+        series.plan(data, params, None)
+    fitting = type(data)(data.folder, data.classes, data.size, data.channels, data.fit, sha256(tmp_path / "m.parquet"))
+    made = series.plan(fitting, params, tmp_path / "m.parquet")
+    training, _, _ = folds.tables(tmp_path / "m.parquet", fitting)
+    named = np.array(training.column("group").to_pylist())
+    assert made.groups
+    assert made.digests != series.plan(data, params, prepared / "m.parquet").digests
+    for one in made.jobs:
+        assert not set(named[one.training]) & set(named[one.held])
+
+
+def test_as_many_go_at_once_as_have_room(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, _ = planned(prepared, tmp_path, train__device="cpu")
+    monkeypatch.setattr(series, "cores", lambda: 8)
+    assert series.room(setting, 5, 60, World()) == 5
+    assert series.room(setting, 20, 60, World()) == 8
+    assert series.room(setting, 20, 1, World()) == 1  # over before a process has started
+    assert series.room(setting, 20, 60, World(0, 2)) == 1
+    assert series.room(setting, 20, None, World()) == 8
+    monkeypatch.setattr(series.memory, "available", lambda: int(3.5 * 2**30))
+    assert series.room(setting, 20, 60, World()) == 3
+
+
+def test_only_what_is_ours_is_removed(tmp_path: Path) -> None:
+    for name in (
+        "fold-1/result.json",
+        "fold-1-seed-2/result.json",
+        "seed-12/x.pt",
+        "fold-x/mine",
+        "lock",
+        f"{'a' * 32}.pt",
+        "mine.pt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    series.remove(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold-x", "lock", "mine.pt"]
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_what_one_after_another_does(prepared: Path, tmp_path: Path) -> None:
+    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__epochs=1)
+    together = {one.name: row for one, row in side_by_side.run(setting, jobs, 2)}
+    series.remove(tmp_path / "ck")
+    assert together == {one.name: job.train(setting, one) for one in jobs}
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_or_dies_ends_all_with_one_sentence(
+    prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__device="cuda")
+    with pytest.raises(UserError, match=r"^fold . of 2: train.device is 'cuda', but PyTorch sees no GPU here"):
+        list(side_by_side.run(setting, jobs, 2))
+    assert "Traceback" not in capfd.readouterr().err
+    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__epochs=5000)
+    threading.Thread(target=kill_a_child, daemon=True).start()
+    with pytest.raises(UserError, match=r"fold . of 2 was ended by SIGKILL \(the system does that when memory runs out\)"):
+        list(side_by_side.run(setting, jobs, 2))
+    assert multiprocessing.active_children() == []
+
+
+def kill_a_child() -> None:
+    while len(children := multiprocessing.active_children()) < 2:
+        time.sleep(0.05)
+    children[0].kill()
+
+
+_SERIES = """
+import sys, multiprocessing, threading
+from pathlib import Path
+sys.path.insert(0, sys.argv[1] + "/tests")
+from src.core.command import run
+from src.training import side_by_side
+
+def tell():
+    while len(multiprocessing.active_children()) < 2:
+        pass
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+def main():
+    from test_folds import planned
+    setting, jobs = planned(Path(sys.argv[2]), Path(sys.argv[3]), train__folds=2, train__epochs=100000, train__device="cpu")
+    threading.Thread(target=tell, daemon=True).start()
+    list(side_by_side.run(setting, jobs, 2))
+
+if __name__ == "__main__":
+    run("train", main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_no_process_is_left(prepared: Path, tmp_path: Path, end: signal.Signals) -> None:
+    (tmp_path / "series.py").write_text(_SERIES)
+    command = [sys.executable, str(tmp_path / "series.py"), str(ROOT), str(prepared), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    assert running.stdout
+    children = [int(pid) for pid in running.stdout.readline().split()]
+    assert len(children) == 2
+    time.sleep(1)  # they are importing, or further
+    if end == signal.SIGINT:
+        os.killpg(running.pid, end)  # as a terminal does
+    else:
+        running.send_signal(end)
+    _, said = running.communicate(timeout=PATIENCE)
+    until(lambda: not any(map(is_alive, children)))
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == (end != signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judging and telling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_are_those_of_the_textbook() -> None:
+    values = np.array([0.90, 0.93, 0.91, 0.95, 0.92])
+    plain = significance.spread(values, 0, 0.95)
+    low, high = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+    assert (plain.low, plain.high) == (pytest.approx(low), pytest.approx(high))
+    corrected = significance.spread(values, 0.25, 0.95)
+    assert (corrected.high - corrected.low) / (high - low) == pytest.approx(((1 / 5 + 1 / 4) / (1 / 5)) ** 0.5)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Iterator[Path]:
+    runs = [
+        {"name": f"fold {i} of 3", "seed": 1, "epoch": 2, "images": 10, "training_images": 20, "macro_f1": 0.9,
+         "accuracy": 0.9 + i / 100, "log_loss": 0.2, "ece": 0.01}
+        for i in range(1, 4)
+    ]  # fmt: skip
+    write_json(tmp_path / "folds.json", {"runs": runs, "split_sha256": "a", "grouped": False})
+    write_json(tmp_path / "repeats.json", {"runs": runs, "split_sha256": "b"})
+    return tmp_path
+
+
+def test_metrics_hold_mean_deviation_and_interval(trained: Path, tmp_path: Path) -> None:
+    found = results.trainings(trained, 0.95)
+    assert found["folds"]["overlap"] == 0.5
+    assert found["repeats"]["overlap"] == 0
+    assert found["folds"]["accuracy"]["mean"] == pytest.approx(0.92)
+    assert found["folds"]["accuracy"]["deviation"] == pytest.approx(0.01)
+    widths = [found[kind]["accuracy"]["high"] - found[kind]["accuracy"]["low"] for kind in ("folds", "repeats")]
+    assert widths[0] / widths[1] == pytest.approx(((1 / 3 + 0.5) / (1 / 3)) ** 0.5, rel=1e-4)
+    assert results.trainings(tmp_path / "nothing", 0.95) == {}
+
+
+def test_the_report_tells_how_much_is_chance(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PLAN", json.dumps({"sha": COMMIT}))
+    case = Case(tmp_path / "case")
+    assert "folds" not in case.told()
+    said = case.change("metrics.json", **results.trainings(trained, 0.95)).told()
+    of_folds, of_seeds = section(said, "3 folds"), section(said, "3 seeds")
+    assert "on the 30 training images that its model did not see" in of_folds
+    assert "fold 3 of 3" in of_folds
+    assert "| mean | | **92.00%** |" in re.sub(" +", " ", of_folds)
+    assert "The seed alone moves accuracy by 1.00 points" in of_seeds
+    assert "smaller than 2.80 points" in of_seeds

@@ -1,0 +1,129 @@
+"""What training takes of a CPU: threads that pay, and gradients that are right.
+
+python -m pytest tests/training/test_machine.py
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_params
+from torch import nn
+
+from src import model
+from src.core.arrays import Split
+from src.core.command import UserError
+from src.core.params import Train
+from src.model import Shape, build
+from src.training import export, machine
+from src.training.loop import fit
+from src.training.shortcut import Shortcut
+from src.training.task import Task
+from src.training.world import World
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    return write_params(tmp_path / "params.yaml", train__width=8, train__epochs=1, train__batch_size=33).train
+
+
+def task(side: int = 8, count: int = 132) -> Task:
+    random = np.random.default_rng(1)
+
+    def split(count: int) -> Split:
+        return Split(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8), np.arange(count) % 3)
+
+    return Task(split(count), split(30), ["a", "b", "c"], (side, side), 3, "crop", "0" * 64)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("inputs", "images"), [(4, 33), (8, 65), (12, 129), (16, 129)])
+def test_the_gradient_of_a_shortcut_is_right_for_any_number_of_threads_and_images(
+    threads: int, inputs: int, images: int
+) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    layer = Shortcut(inputs, 2 * inputs, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    x = torch.randn(images, inputs, 32, 32).to(memory_format=torch.channels_last)
+    for _ in range(5):
+        answer = layer(x)
+        (found,) = torch.autograd.grad(answer.square().sum(), layer.weight)
+    with torch.no_grad():
+        assert torch.allclose(answer, layer(x), atol=1e-5)
+    wanted = 2 * torch.einsum("nchw,nohw->oc", x[:, :, ::2, ::2].double(), answer.double())
+    assert torch.allclose(found[:, :, 0, 0].double(), wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_the_exported_shortcut_is_one_convolution() -> None:
+    network = build("small_resnet", Shape((8, 8), 3, 3), 8, [127.0] * 3, [64.0] * 3).eval()
+    made = export.to_onnx(network, (8, 8), 3, ["a", "b", "c"])
+    kinds = [node.op_type for node in made.graph.node]
+    assert "Slice" not in kinds
+    assert kinds.count("Conv") == 9
+
+
+class Narrow(nn.Module):
+    def __init__(self, shape: Shape, width: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, width, 1, 2)
+        self.last = nn.Linear(width, shape.classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.down(x).mean((2, 3)))
+
+
+def test_a_network_whose_gradient_would_be_wrong_is_refused_by_layer(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
+    monkeypatch.setitem(model.NETWORKS, "narrow", Narrow)
+    with pytest.raises(UserError, match="layer down is a strided 1x1 convolution of 3 input channels.*Shortcut"):
+        fit(task(), train.model_copy(update={"network": "narrow"}), None, quiet=True)
+    frozen = {"network": "narrow", "freeze": ["down"]}
+    fit(task(), train.model_copy(update=frozen), None, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("step_flops", "local_size", "threads"),
+    [(0.67e9, 1, 1), (2.9e9, 1, 1), (3.1e9, 1, 2), (196e9, 1, 8), (196e9, 4, 2), (0, 16, 1)],
+)
+def test_the_number_of_threads_follows_from_a_steps_operations_and_the_cores(
+    step_flops: float, local_size: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is the starter's step, 196 GFLOP are those of params/cifar10.yaml."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    assert machine.threads(step_flops, World(local_size=local_size)).startswith(
+        f"{threads} of {8 // local_size or 1} threads"
+    )
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "threads"),
+    [
+        ({"OMP_NUM_THREADS": "3"}, None, 3),
+        ({"OMP_NUM_THREADS": "3"}, 2, 2),
+        ({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "x"}, None, 3),
+    ],
+)
+def test_threads_that_were_asked_for_are_taken(
+    variables: dict[str, str], given: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said = machine.threads(1e12, World(), given)
+    assert (torch.get_num_threads(), said.split(",")[0]) == (threads, f"{threads} threads")
+
+
+def test_the_one_thread_that_torchrun_sets_by_itself_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine._wanted() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert machine._wanted() is None

@@ -1,0 +1,393 @@
+"""Training starts from given weights, layers keep still or learn slower: python -m pytest tests/training/test_transfer.py"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from src import model
+from src.core.arrays import Split
+from src.core.command import UserError
+from src.core.files import sha256
+from src.core.params import Params
+from src.model import Shape, build
+from src.system.registry import Registry
+from src.training import loop, start
+from src.training.layers import freeze, layer_scales
+from src.training.pretrained import pretrained, state_dict
+from src.training.task import Task
+from src.training.transfer import Transfer, transfer
+
+ABC = list("abc")
+QUICK = {"train__epochs": 2, "train__width": 8, "train__batch_size": 16, "train__warmup_epochs": 0.5}
+
+
+def network(classes: int = 3, channels: int = 3, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return build("small_resnet", Shape((8, 8), channels, classes), 8, [0.0] * channels, [1.0] * channels).network
+
+
+def given(*arguments: int, prefix: str = "") -> dict[str, Tensor]:
+    """Return another network's weights."""
+    return {prefix + name: value.clone() for name, value in network(*arguments, seed=2).state_dict().items()}
+
+
+def fates(made: Transfer) -> dict[str, str]:
+    return {fate.name: fate.what for fate in made.fates}
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Three colours that are learnt at once."""
+    random = np.random.default_rng(5)
+    labels = np.arange(96) % 3
+    images = (random.integers(0, 60, (96, 8, 8, 3)) + 150 * np.eye(3)[labels][:, None, None]).astype(np.uint8)
+    split = Split(images, labels.astype(np.int64))
+    return Task(split, split.subset(np.arange(24)), ABC, (8, 8), 3, "crop", "0")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What fits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_all_but_the_head_is_copied_when_classes_differ() -> None:
+    mine, other = network(), given(1000)
+    before = mine.fc.weight.clone()
+    made = transfer(mine, other, ABC, None)
+    for name, value in mine.state_dict().items():
+        assert torch.equal(value, other[name]) == (not name.startswith("fc")), name
+    assert torch.equal(mine.fc.weight, before)
+    assert [re.split(r"  +", line) for line in made.told().splitlines()[2:]] == [
+        ["conv1.weight ... layer3.0.downsample.1.num_batches_tracked", "54 tensors", "54 tensors", "copied"],
+        ["fc.weight", "1000x32", "3x32", "fresh: other classes"],
+        ["fc.bias", "1000", "3", "fresh: other classes"],
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["network.", "module.", "module.model.backbone.", "anything."])
+def test_a_prefix_of_the_file_is_taken_off(prefix: str) -> None:
+    mine, other = network(), given(prefix=prefix)
+    made = transfer(mine, other | {"mean": torch.zeros(3)}, ABC, None)
+    assert made.renamed == f", with {prefix} taken off its names"
+    assert torch.equal(mine.conv1.weight, other[f"{prefix}conv1.weight"])
+    assert fates(made).pop("mean") == "in the file only: not used"
+    assert len(made.copied) == len(mine.state_dict())
+
+
+def test_a_prefix_that_the_file_lacks_is_put_before() -> None:
+    mine = nn.ModuleDict({"encoder": network(), "spare": nn.Linear(2, 2)})
+    made = transfer(mine, given(), ABC, None)
+    assert made.renamed == ", with encoder. put before its names"
+    assert torch.equal(mine["encoder"].conv1.weight, given()["conv1.weight"])
+    assert fates(made)["spare.weight"] == "fresh: not in the file"
+
+
+def test_a_layer_with_one_tensor_of_another_shape_stays_fresh_whole() -> None:
+    mine, other = network(), given()
+    other["bn1.weight"] = torch.zeros(9)
+    made = transfer(mine, other, ABC, None)
+    whole = [name for name, what in fates(made).items() if what == "fresh: layer of another shape"]
+    assert whole == [name for name in mine.state_dict() if name.startswith("bn1.")]
+    assert torch.equal(mine.bn1.running_mean, torch.zeros(8))
+
+
+def test_the_head_follows_the_class_names() -> None:
+    mine, other = network(), given()
+    made = transfer(mine, other, ABC, ["c", "a", "b"])
+    assert torch.equal(mine.fc.weight, other["fc.weight"][[1, 2, 0]])
+    assert torch.equal(mine.fc.bias, other["fc.bias"][[1, 2, 0]])
+    assert fates(made)["fc.weight"] == "copied, by class name"
+
+
+def test_classes_that_the_file_knows_are_copied_and_new_ones_stay_fresh() -> None:
+    mine, other = network(), given(5)
+    before = mine.fc.weight.clone()
+    made = transfer(mine, other, ABC, ["x", "c", "y", "a", "z"])
+    assert torch.equal(mine.fc.weight, torch.stack([other["fc.weight"][3], before[1], other["fc.weight"][1]]))
+    assert fates(made)["fc.bias"] == "copied, by class name: 2 of 3 classes"
+
+
+def test_a_head_for_other_classes_stays_fresh_even_of_equal_shape() -> None:
+    mine, before = network(), network().fc.weight
+    made = transfer(mine, given(), ABC, ["x", "y", "z"])
+    assert torch.equal(mine.fc.weight, before)
+    assert fates(made)["fc.bias"] == "fresh: other classes"
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (1, 3)])
+def test_grey_images_are_answered_alike_by_one_channel_and_by_three(theirs: int, ours: int) -> None:
+    mine, other = network(channels=ours).eval(), network(channels=theirs, seed=2).eval()
+    made = transfer(mine, other.state_dict(), ABC, ABC)
+    assert fates(made)["conv1.weight"].startswith("copied, ")
+    grey = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(mine(grey.expand(-1, ours, -1, -1)), other(grey.expand(-1, theirs, -1, -1)))
+
+
+def test_what_the_file_alone_has_is_told_in_full_or_in_one_line() -> None:
+    few = transfer(network(), given() | {f"extra{i}": torch.zeros(i) for i in (1, 2)}, ABC, None).told()
+    assert "extra1  " in few
+    assert "in the file only: not used" in few
+    many = transfer(network(), given() | {f"extra{i}": torch.zeros(()) for i in range(50)}, ABC, None).told()
+    assert "extra0 ... extra49  " in many
+    assert len(many.splitlines()) == 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 7},
+        lambda weights: {"model": weights, "lr": 0.1},
+        lambda weights: {"model": {"state_dict": weights}},
+        lambda weights: {name: nn.Parameter(value, requires_grad=False) for name, value in weights.items()},
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_found_in_what_training_scripts_save(tmp_path: Path, wrap: Callable, zipped: bool) -> None:
+    torch.save(wrap(given()), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    found = state_dict(tmp_path / "w.pt")
+    assert found.keys() == given().keys()
+    assert all(torch.equal(found[name], value) for name, value in given().items())
+
+
+class Dangerous:
+    """What would run a command if it were unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no safetensors file .*; expected is a safetensors file or a PyTorch state dict"),
+        (b"garbage", "is no safetensors file .*correct train.weights"),
+        (b"PK\x03\x04 half a zip", "is a damaged PyTorch file"),
+        (b"\x80\x02\x8a\x0a\x00", "is a damaged PyTorch file"),
+        ({"epoch": 3, "lr": 0.1}, r"holds no tensors by name, nor under state_dict.*\(it holds: epoch, lr\)"),
+        ([torch.zeros(2)], r"holds no tensors by name.*\(it holds: list\)"),
+        (Dangerous(), r"holds code \(\w+\.system\), which is not run"),
+        (nn.Linear(2, 2), r"holds code \(torch.nn.modules.linear.Linear\), which is not run: .*safetensors.torch.save_file"),
+    ],
+)
+def test_what_holds_no_weights_is_refused_in_a_sentence(tmp_path: Path, content: Any, said: str) -> None:
+    path = tmp_path / "w.bin"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=said) as caught:
+        state_dict(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_pinned_by_its_digest_and_a_missing_one_is_said(tmp_path: Path, params: Callable[..., Params]) -> None:
+    path = tmp_path / "w.safetensors"
+    wanted = {"train__weights": str(path), "train__weights_sha256": "0"}
+    with pytest.raises(UserError, match=r"w.safetensors is missing: correct train.weights"):
+        pretrained(params(**wanted).train)
+    save_file(given(), path)
+    with pytest.raises(UserError, match=rf"weights_sha256 is '0', but .* has {sha256(path)}: put that into params.yaml"):
+        pretrained(params(**wanted).train)
+    assert pretrained(params(**wanted | {"train__weights_sha256": sha256(path)}).train).classes is None
+
+
+def test_a_card_tells_the_classes_only_of_its_own_weights(tmp_path: Path, params: Callable[..., Params]) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(given(), path)
+    recipe = params(train__weights=str(path), train__weights_sha256=sha256(path)).train
+    for digest, classes in ((sha256(path), ["x", "y", "z"]), ("another", None)):
+        (tmp_path / "card.json").write_text(json.dumps({"classes": ["x", "y", "z"], "weights_sha256": digest}))
+        assert pretrained(recipe).classes == classes
+
+
+def test_training_starts_from_a_file_and_lists_what_happened(
+    task: Task, tmp_path: Path, params: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": given(7, prefix="module.")}, path)
+    changes = QUICK | {"train__weights": str(path), "train__weights_sha256": sha256(path)}
+    classifier, _ = start.start(task, params(**changes).train)
+    assert torch.equal(classifier.network.conv1.weight, given(7)["conv1.weight"])
+    told = capsys.readouterr().out
+    assert f"start from {path}, with module. taken off its names: 54 of 56 tensors copied, 0 of the file not used" in told
+    assert "fc.weight " in told
+    assert classifier.mean.flatten().tolist() == pytest.approx(task.training.images.mean(axis=(0, 1, 2)), abs=1e-3)
+    with pytest.raises(
+        UserError, match=r"not one layer of .*w.pt fits network resnet18: check train.network and train.width"
+    ):
+        start.start(task, params(**changes | {"train__network": "resnet18", "train__width": 64}).train)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The champion, from a real MLflow in a file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return Registry.connect()
+
+
+def register(registry: Registry, folder: Path, manifest: str, *, kept: bool = True) -> str:
+    """Make a version whose run keeps what a release's run does; return its number."""
+    client = registry.client
+    experiment = client.get_experiment_by_name("toy")
+    number = experiment.experiment_id if experiment else client.create_experiment("toy", str(folder / "artifacts"))
+    run_id = client.create_run(number).info.run_id
+    weights, card = folder / "weights.safetensors", folder / "card.json"
+    save_file(given(), weights)
+    card.write_text(json.dumps({"classes": ["c", "a", "b"], "weights_sha256": sha256(weights)}))
+    for file in (weights, card) if kept else (card,):
+        client.log_artifact(run_id, str(file), "model")
+    tags = {"manifest": manifest, "trained_commit": "c" * 40}
+    return registry.add(f"runs:/{run_id}/model", run_id, "", tags, "a card").number
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow
+def test_the_champion_is_fetched_by_alias_and_pinned_by_digest(
+    registry: Registry, tmp_path: Path, params: Callable[..., Params]
+) -> None:
+    recipe = params(train__weights="champion").train
+    with pytest.raises(UserError, match=r"train.weights is champion, but image-classifier has none in MLflow at sqlite"):
+        pretrained(recipe)
+    registry.move("champion", register(registry, tmp_path, "aa"), why="deployed")
+    digest = sha256(tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=rf"is None, but the champion, version 1 of image-classifier .* has {digest}"):
+        pretrained(recipe)
+    found = pretrained(params(train__weights="champion", train__weights_sha256=digest).train)
+    assert found.classes == ["c", "a", "b"]
+    assert all(torch.equal(found.weights[name], value) for name, value in given().items())
+    registry.move("champion", register(registry, tmp_path, "bb", kept=False), why="deployed")
+    with pytest.raises(
+        UserError, match=r"version 2 .* without its weights.safetensors: .*dvc get \. out/model --rev c{12} "
+    ):
+        pretrained(recipe)
+
+
+def test_a_registry_that_does_not_answer_is_one_sentence(
+    params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer \(Connection refused\): start it"):
+        pretrained(params(train__weights="champion").train)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers that keep still, or learn slower
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trained(task: Task, params: Callable[..., Params], **changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the network's tensors before and after two epochs."""
+    recipe = params(**(QUICK | changes)).train
+    torch.manual_seed(recipe.seed)
+    before = start.start(task, recipe, lambda _: None)[0].network.state_dict()
+    return before, loop.fit(task, recipe, None, exportable=False, quiet=True).classifier.network.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "still"),
+    [
+        ({"train__freeze": ["conv1", "layer2.0.conv1"]}, ("conv1.", "layer2.0.conv1.")),
+        ({"train__freeze": ["layer1.0.bn1.weight"]}, ("layer1.0.bn1.weight",)),
+        ({"train__freeze_until": "layer2"}, ("conv1.", "bn1.", "layer1.")),
+        ({"train__freeze_until": "layer2.0.conv2"}, ("conv1.", "bn1.", "layer1.", "layer2.0.conv1.", "layer2.0.bn1.")),
+        ({"train__freeze_until": "layer1", "train__freeze": ["layer3"]}, ("conv1.", "bn1.", "layer3.")),
+    ],
+)
+def test_exactly_the_frozen_tensors_stay_bit_by_bit(
+    task: Task, params: Callable[..., Params], changes: dict, still: tuple[str, ...]
+) -> None:
+    before, after = trained(task, params, **changes)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith(still)}
+
+
+class Patches(nn.Module):
+    """A network that holds parameters itself, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(4))
+        self.embed = nn.Linear(3, 4)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 3)
+
+
+def frozen(recipe: Params, made: nn.Module) -> set[str]:
+    freeze(model.Classifier(made, [0.0], [1.0]), recipe.train)
+    return {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
+
+
+def test_what_the_network_holds_itself_comes_before_its_layers(params: Callable[..., Params]) -> None:
+    made = Patches()
+    held = {"token", "embed.weight", "embed.bias", "blocks.0.weight", "blocks.0.bias"}
+    assert frozen(params(train__freeze_until="blocks.2"), made) == held
+    modules = freeze(model.Classifier(made, [0.0], [1.0]), params(train__freeze_until="blocks.2").train)
+    assert modules == [made.embed, made.blocks[0], made.blocks[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train__freeze": ["layer9"]}, "train.freeze names 'layer9', which is no layer; expected one of conv1, bn1, pool"),
+        ({"train__freeze_until": "layer2.5"}, r"train.freeze_until names 'layer2.5', .*expected one of layer2\.0, or"),
+        ({"train__freeze_until": ""}, "train.freeze_until names ''"),
+        ({"train__freeze_until": "fc.weight"}, "'fc.weight', which is a parameter: name the layer"),
+        ({"train__freeze": ["fc"], "train__freeze_until": "fc"}, "leave nothing to learn: take the last layer out"),
+    ],
+)
+def test_a_name_that_is_no_layer_is_told_those_that_are(params: Callable[..., Params], changes: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        frozen(params(**changes), network())
+
+
+def test_scales_fall_by_the_decay_from_the_head_to_the_images() -> None:
+    scales = layer_scales(network(), 0.5)
+    assert scales.keys() == dict(network().named_parameters()).keys()
+    firsts = {name.split(".")[0]: value for name, value in scales.items()}
+    assert firsts == {"conv1": 1 / 32, "bn1": 1 / 16, "layer1": 1 / 8, "layer2": 1 / 4, "layer3": 1 / 2, "fc": 1}
+    assert set(layer_scales(network(), 1.0).values()) == {1}
+    wrapped = layer_scales(nn.ModuleDict({"only": network()}), 0.5)
+    assert wrapped == {f"only.{name}": value for name, value in scales.items()}
+    assert layer_scales(Patches(), 0.1)["token"] == layer_scales(Patches(), 0.1)["embed.weight"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_first_layers_move_less_than_last_ones_with_a_decay(
+    task: Task, params: Callable[..., Params], optimizer: str
+) -> None:
+    """Against the same run at one rate: what the decay takes from each layer grows with its distance from the head."""
+    moved = []
+    for decay in (0.5, 1.0):
+        recipe = {
+            "train__layer_decay": decay,
+            "train__optimizer": optimizer,
+            "train__learning_rate": 0.01,
+            "train__epochs": 1,
+        }
+        before, after = trained(task, params, **recipe)
+        moved.append(
+            [(after[f"{name}.weight"] - before[f"{name}.weight"]).norm() for name in ("conv1", "layer2.0.conv1", "fc")]
+        )
+    first, middle, last = (float(slow / plain) for slow, plain in zip(*moved, strict=True))
+    assert first < 0.3 * middle < 0.3 * last
+    assert first < 0.1
