@@ -20,50 +20,50 @@ setup-checks: ## the same, with what tests and lint need
 	@$(PYTHON) src/system/environment.py --checks
 
 reproduce: setup ## pull the data, run the pipeline, show the metrics (PARAMS=params/cifar10.yaml puts a recipe into params.yaml first)
-	@$(RUN) -m src.system.reproduce $(if $(PARAMS),--params $(PARAMS))
+	@$(RUN) -m src reproduce $(if $(PARAMS),--params $(PARAMS))
 
 report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trains no lost model again), judge it, write out/report
-	@$(RUN) -m src.judging.compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $(if $(RETRAIN),--retrain)
-	@$(RUN) -m src.judging.judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
+	@$(RUN) -m src compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $(if $(RETRAIN),--retrain)
+	@$(RUN) -m src judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
 	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json --history out/history
-	@$(RUN) -m src.reporting.write --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
+	@$(RUN) -m src report --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
 	  --manifest out/manifest.parquet --validation out/validation.json --profile out/profile --run out/run.json \
 	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --history out/history \
 	  --out out/report
 
 update: ## merge main into this branch, with main's results where both have some (BASE=origin/main)
-	@$(PYTHON) -m src.system.update $(BASE)
+	@$(PYTHON) -m src update $(BASE)
 
 MODEL ?= out/model/model.onnx
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
-	@$(RUN) -m src.reporting.trace $(MODEL)
+	@$(RUN) -m src lineage $(MODEL)
 
 quantize: setup ## make an INT8 model of the last one, and a table of what it costs and gains
-	@$(RUN) -m src.judging.quantize out/arrays out/model out/quantized
+	@$(RUN) -m src quantize out/arrays out/model out/quantized
 
 serve: setup ## serve the current model on port 3000, without Docker (ARGS="--port 3001")
-	@$(RUN) -m src.serving.serve $(ARGS)
+	@$(RUN) -m src serve $(ARGS)
 
 image: setup ## build the image of the current model, and check it
-	@$(RUN) -m src.release.build --current
+	@$(RUN) -m src build --current
 
 deploy: setup ## verify, register, build and deploy the model of this commit, behind the proxy (AGAIN=1: also unchanged)
-	@$(RUN) -m src.release.steps out/release $(if $(AGAIN),--again)
+	@$(RUN) -m src release out/release $(if $(AGAIN),--again)
 
 rollback: setup ## bring the version before back in seconds (VERSION=a number, REASON="why")
-	@$(RUN) -m src.release.rollback --version "$$VERSION" --reason "$$REASON"
+	@$(RUN) -m src rollback --version "$$VERSION" --reason "$$REASON"
 
 status: setup ## say what serves, since when, from which pull request, and what was before
-	@$(RUN) -m src.release.status
+	@$(RUN) -m src status
 
 doctor: ## say which settings on GitHub are missing, with the command for each (reads only, through gh)
-	@$(PYTHON) -m src.github.doctor .github/settings
+	@$(PYTHON) -m src doctor .github/settings
 
 settings: ## make the settings on GitHub what .github/settings says (asks first; ARGS=--dry-run or ARGS=--yes)
-	@$(PYTHON) -m src.github.settings .github/settings $(ARGS)
+	@$(PYTHON) -m src settings .github/settings $(ARGS)
 
 runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it there)
-	@$(PYTHON) -m src.system.runner_doctor
+	@$(PYTHON) -m src runner-doctor
 
 test: setup-checks test-yours ## test-yours, then lint, types and the fast tests; no GPU, Docker or account
 	@$(RUN) -m ruff check .
@@ -90,48 +90,48 @@ reference: ## record the image statistics of the last run as what later data are
 	@cp out/profile/statistics.json reference.json && echo "reference.json holds the statistics of the current data: commit it"
 
 data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CIFAR10_URL)
-	@$(RUN) -m src.lab.datasets.cifar10 data
+	@$(RUN) -m src data-cifar10 data
 	@$(RUN) -m dvc add --quiet data
 
 suggest: setup ## look at data/ and write a recipe for it, params/suggested.yaml; changes and trains nothing
-	@$(RUN) -m src.lab.experiments.suggest data params/suggested.yaml
+	@$(RUN) -m src suggest data params/suggested.yaml
 
 sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40 --workers 2")
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(RUN) -m dvc repro --quiet --pull validate
-	@$(RUN) -m src.lab.experiments.sweep out/arrays out/validation.json out/sweep $(ARGS)
+	@$(RUN) -m src sweep out/arrays out/validation.json out/sweep $(ARGS)
 
 check-model: setup ## tell in a minute whether your network is wired right (ARGS="--steps 600")
-	@$(RUN) -m src.lab.experiments.check_model $(ARGS)
+	@$(RUN) -m src check-model $(ARGS)
 
 find-lr: setup ## suggest a learning rate from a range test; changes nothing (ARGS="--steps 200")
-	@$(RUN) -m src.lab.experiments.find_lr out/arrays out/find-lr $(ARGS)
+	@$(RUN) -m src find-lr out/arrays out/find-lr $(ARGS)
 
 profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--steps 100")
-	@KINETO_LOG_LEVEL=99 $(RUN) -m src.lab.experiments.training_profile out/arrays out/training-profile $(ARGS)
+	@KINETO_LOG_LEVEL=99 $(RUN) -m src profile out/arrays out/training-profile $(ARGS)
 
 staleness: setup ## tell what a month of data buys, and more of them (ARGS="--epochs 10 --seeds 3")
-	@$(RUN) -m src.lab.experiments.staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
+	@$(RUN) -m src staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
 
 ablation: setup ## tell which augmentation earns its cost (ARGS="--only flip erase=0.5")
-	@$(RUN) -m src.lab.experiments.ablation out/arrays out/ablation $(ARGS)
+	@$(RUN) -m src ablation out/arrays out/ablation $(ARGS)
 
 bench-data: setup ## measure the data path against a plain DataLoader
-	@$(RUN) -m src.lab.benchmarks.data_path
+	@$(RUN) -m src bench-data
 
 bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays", ARGS="--large 6")
-	@$(RUN) -m src.lab.benchmarks.train_speed $(ARGS)
+	@$(RUN) -m src bench-train $(ARGS)
 
 bench-gpu: setup ## measure on a GPU what training on CIFAR-10 costs and reaches, FLOP/s, and ResNet-18 beside the plain recipe
-	@$(RUN) -m src.lab.benchmarks.cifar10_gpu $(ARGS)
+	@$(RUN) -m src bench-gpu $(ARGS)
 
 bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS="--network resnet18 --input 224 --format jpeg")
-	@$(RUN) -m src.lab.benchmarks.serve $(ARGS)
+	@$(RUN) -m src bench-serve $(ARGS)
 
 soak: setup ## ask the service 200,000 times beside 10,000 hostile requests, and see whether it stays as it was (SOAK="--requests 20000")
-	@$(RUN) -m src.lab.benchmarks.soak --hostile 10000 $(SOAK)
+	@$(RUN) -m src soak --hostile 10000 $(SOAK)
 
 bench-deploy: setup ## put constant load on what is deployed, and count what fails (URL=... IMAGE=a file)
-	@$(RUN) -m src.lab.benchmarks.deploy_load $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)
+	@$(RUN) -m src bench-deploy $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)
 
 starter: reproduce report ## put data, outputs, lineage and the project's own files into starter/ (for the template itself, not for forks)
 	@rm -rf starter/files && $(RUN) -m dvc push --quiet

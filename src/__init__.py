@@ -1,1 +1,1 @@
-"""The application package. It is not published, so a fork keeps the name and runs `python -m src.training.train`."""
+"""The application package. It is not published, so a fork keeps the name and runs `python -m src VERB`."""

@@ -57,12 +57,12 @@ def require_success(result: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.slow
 def test_the_starter_data_reproduce_twice_the_same(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "fork")
-    first = require_success(python(folder, "src.system.reproduce"))
+    first = require_success(python(folder, "src", "reproduce"))
     for word in ("accuracy", "logistic regression", "out/evaluation/"):
         assert word in first
     assert read_json(folder / "metrics.json", "")["accuracy"] >= 0.99
     lock = (folder / "dvc.lock").read_bytes()
-    second = require_success(python(folder, "src.system.reproduce"))
+    second = require_success(python(folder, "src", "reproduce"))
     assert "Nothing changed since the last run." in second
     assert "Running stage" not in second
     assert (folder / "dvc.lock").read_bytes() == lock
@@ -151,7 +151,7 @@ NETWORKS["tiny"] = Tiny
         train__augment__flip=True,
     )
     require_success(python(folder, "dvc", "add", "data"))
-    said = require_success(python(folder, "src.system.reproduce"))
+    said = require_success(python(folder, "src", "reproduce"))
     report = read_json(folder / "out" / "validation.json", "")
     faulty = {file["path"] for file in report["faults"]["files"]}
     assert faulty == {f"class {i}/broken.jpg" for i in range(10)} | {"class 3/notes.txt"}
@@ -188,7 +188,7 @@ def photographs(root: Path, random: np.random.Generator) -> None:
 def test_other_seeds_learn_the_digits_too(tmp_path: Path, seed: int) -> None:
     folder = copy_repository(tmp_path / "fork")
     write_params(folder / "params.yaml", train__seed=seed)
-    require_success(python(folder, "src.system.reproduce"))
+    require_success(python(folder, "src", "reproduce"))
     assert read_json(folder / "metrics.json", "")["accuracy"] >= 0.983
 
 
@@ -198,12 +198,12 @@ def test_changes_of_data_that_dvc_does_not_know_are_used_not_lost(tmp_path: Path
     write_params(folder / "params.yaml", train__epochs=1)
     require_success(python(folder, "dvc", "pull", "data.dvc"))
     draw_colours(folder / "data", 30, np.random.default_rng(1), side=8)
-    said = require_success(python(folder, "src.system.reproduce"))
+    said = require_success(python(folder, "src", "reproduce"))
     assert "data/ differs from data.dvc: it is used as it is" in said
     assert "red" in read_json(folder / "metrics.json", "")["per_class"]
     assert len(list((folder / "data" / "red").iterdir())) == 30
     (folder / "data" / "red" / "new.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8)))
-    refused = python(folder, "src.lab.datasets.cifar10", "data")
+    refused = python(folder, "src", "data-cifar10", "data")
     assert refused.returncode == 1
     assert "data-cifar10: data/ holds files that DVC has no copy of" in refused.stderr
     assert (folder / "data" / "red" / "new.png").exists()
@@ -264,9 +264,9 @@ def test_bad_data_stop_with_one_sentence(tmp_path: Path, case: str) -> None:
     write_params(tmp_path / "params.yaml")
     (tmp_path / "reference.json").write_text("{}")
     stages = [
-        ("src.images.prepare", "data", "arrays", "m.parquet"),
-        ("src.validation.validate", "arrays", "m.parquet", "reference.json", "v.json", "profile"),
-        ("src.training.train", "arrays", "v.json", "model", "history", "--checkpoints", "ck"),
+        ("src", "prepare", "data", "arrays", "m.parquet"),
+        ("src", "validate", "arrays", "m.parquet", "reference.json", "v.json", "profile"),
+        ("src", "train", "arrays", "v.json", "model", "history", "--checkpoints", "ck"),
     ]
     said, codes = "", []
     for module, *arguments in stages:
@@ -275,7 +275,7 @@ def test_bad_data_stop_with_one_sentence(tmp_path: Path, case: str) -> None:
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         codes.append(result.returncode)
         said += result.stdout + result.stderr
-        if result.returncode and module != "src.validation.validate":
+        if result.returncode and module != "validate":
             break  # after a failed validation, training is tried all the same: it must refuse
     assert words in said
     assert "Traceback" not in said
@@ -325,7 +325,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         image = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
         pq.write_table(pa.table({"image": image, "label": ["a", "b"] * (len(cells) // 2)}), folder / "data" / "x.parquet")
         write_params(folder / "params.yaml", prepare__image_size=32)
-        peaks.append(peak_memory(folder, "src.images.prepare", "data", "arrays", "m.parquet"))
+        peaks.append(peak_memory(folder, "src", "prepare", "data", "arrays", "m.parquet"))
     assert max(peaks) < 2**30
     assert peaks[1] - peaks[0] < 80 * 2**20
 
@@ -362,6 +362,6 @@ def peak_memory(folder: Path, *arguments: str) -> int:
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_data_path_prints_its_ratios() -> None:
-    said = require_success(python(ROOT, "src.lab.benchmarks.data_path", "--images", "3000", "--rounds", "1"))
+    said = require_success(python(ROOT, "src", "bench-data", "--images", "3000", "--rounds", "1"))
     for row in ("prepare / one-process Pillow", "batches / DataLoader", "training step / textbook step", "waiting for data"):
         assert row in said

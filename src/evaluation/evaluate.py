@@ -1,6 +1,6 @@
 """Stage 4, evaluate. Runs the ONNX file on the test split; writes metrics.json and details with pictures.
 
-    python -m src.evaluation.evaluate out/arrays out/manifest.parquet out/model metrics.json out/evaluation
+    python -m src evaluate out/arrays out/manifest.parquet out/model metrics.json out/evaluation
 
 It judges the very file that is served, through ONNX Runtime. It measures no time: equal runs write equal files.
 """
@@ -21,7 +21,7 @@ from PIL import Image
 from src import model as networks
 from src.core import arrays, metrics, results
 from src.core.arrays import Arrays, Split
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
 from src.core.params import Evaluate, load
@@ -216,7 +216,3 @@ def main() -> None:
     params = load(args.params)
     arrays.load(args.arrays, params.prepare)
     evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, params.evaluate)
-
-
-if __name__ == "__main__":
-    run("evaluate", main)

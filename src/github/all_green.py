@@ -1,6 +1,6 @@
 """The one check that a branch rule requires: green only when every job it needs is.
 
-    NEEDS='${{ toJSON(needs) }}' python3 -m src.github.all_green
+    NEEDS='${{ toJSON(needs) }}' python3 -m src all-green
 
 Reads NEEDS, and ALLOWED_TO_SKIP: names, with spaces between, of jobs that may be skipped. GitHub takes a skipped job for a
 success, so a job that was skipped because another failed would otherwise let a pull request through.
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 
 
 def faults(needs: Mapping[str, str], allowed_to_skip: frozenset[str] = frozenset()) -> list[str]:
@@ -52,7 +52,3 @@ def main() -> None:
     if found:
         raise UserError(f"not all green: {'; '.join(found)}. Open the job's log, mend it, and run it again")
     print(f"all green: {', '.join(needs)}")
-
-
-if __name__ == "__main__":
-    run("all_green", main)

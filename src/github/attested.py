@@ -1,6 +1,6 @@
 """Verify where an image comes from, before it runs: built by deploy.yml of this repository's main, on GitHub's own machine.
 
-    python -m src.github.attested out/release
+    python -m src attested out/release
 
 Reads image.json and ATTESTED, whether the job before made an attestation. Runs `gh attestation verify`, which asks GitHub
 and Sigstore. Where no attestation was made (a private repository without a plan for it) it says so and lets the
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import read_json, write_json
 
 WORKFLOW = ".github/workflows/deploy.yml"
@@ -103,7 +103,3 @@ def main() -> None:
         told = {"step": "deploy", "ok": False, "kind": "tampered", "sentence": sentence, "next": then, "record": None}
         write_json(folder.with_name(f"{folder.name}.outcome.json"), told)
         raise
-
-
-if __name__ == "__main__":
-    run("attested", main)

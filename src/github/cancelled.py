@@ -1,6 +1,6 @@
 """Say on a commit that its run of report.yml was cancelled, or `model-gate` would be "being judged" for ever.
 
-    python3 -m src.github.cancelled
+    python3 -m src cancelled
 
 Run by the last job of that run. Reads SHA, the commit that was judged, NUMBER, its pull request (or empty), and
 GITHUB_RUN_ID. Where a newer run judges the same commit, the status is left to it.
@@ -8,7 +8,6 @@ GITHUB_RUN_ID. Where a newer run judges the same commit, the status is left to i
 
 import os
 
-from src.core.command import run
 from src.github.api import GitHub
 from src.github.status import CONTEXT, set_status
 
@@ -40,7 +39,3 @@ def main() -> None:
     print(
         f"{CONTEXT} on {sha[:12]}: {tell(GitHub.from_environment(), sha, os.environ['NUMBER'], os.environ['GITHUB_RUN_ID'])}"
     )
-
-
-if __name__ == "__main__":
-    run("cancelled", main)

@@ -1,6 +1,6 @@
 """Tell how a release ended: deployments on GitHub, one issue while something is stopped, the summary of the run.
 
-    python3 -m src.github.deployed outcomes
+    python3 -m src deployed outcomes
 
 Reads `outcomes/outcome-JOB/release.outcome.json` and NEEDS (how each job ended); DEPLOY_RUNNER and DEPLOY_URL for what is
 set up. Needs deployments: write and issues: write, and imports no package. What refuses one part leaves the others be.
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.github import deployments, outcomes, stopped
 from src.github.api import ApiError, GitHub
 from src.github.fork_words import shown
@@ -238,7 +238,3 @@ def main() -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError("NEEDS is not what toJSON(needs) gives: give the step `NEEDS: ${{ toJSON(needs) }}`") from None
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    run("deployed", main)

@@ -1,6 +1,6 @@
 """make doctor: which settings of the repository on GitHub are missing, with the command for each. Reads only.
 
-    python3 -m src.github.doctor .github/settings
+    python3 -m src doctor .github/settings
 
 Asks GitHub by the `gh` command, so with the login and the permissions of the person who runs it; sends GET requests alone.
 """
@@ -10,7 +10,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-from src.core.command import run
 from src.github.gh import Gh
 from src.github.state import inspect
 from src.github.wanted import Finding, Repository
@@ -53,7 +52,3 @@ def _summary(findings: list[Finding]) -> str:
     fixable = sum(finding.change is not None for finding in findings)
     more = f"; `make settings` mends {fixable} of the above" if fixable else ""
     return f"{good} of {len(required)} required settings hold{more}"
-
-
-if __name__ == "__main__":
-    run("doctor", main)

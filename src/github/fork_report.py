@@ -1,6 +1,6 @@
 """Post what a fork's run reported, without trusting a byte of it: the privileged half of a fork's pull request.
 
-    python3 -m src.github.fork_report
+    python3 -m src fork-report
 
 Run by report-comment.yml on `workflow_run`, from the default branch. Reads the event (GITHUB_EVENT_PATH), GITHUB_TOKEN
 (actions: read, pull-requests: write; statuses: write to leave `model-gate` pending) and the artifact `report` of the run,
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.github import changes, comment, fork_words, numbers
 from src.github.api import ApiError, GitHub, TooLargeError
 from src.github.numbers import Numbers, NumbersError
@@ -251,7 +251,3 @@ def _nothing(why: str) -> None:
     why = re.sub(r"[^ -~]", "?", why)  # a line of a log is read for commands: no line breaks in it
     print(f"::notice::nothing to post: {why}")
     summarise(f"Nothing to post: {why}.")
-
-
-if __name__ == "__main__":
-    run("fork_report", main)

@@ -1,4 +1,4 @@
-"""What does this event ask for? Run first by report.yml: `python3 -m src.github.plan`.
+"""What does this event ask for? Run first by report.yml: `python3 -m src plan`.
 
 Reads the event, and from GitHub the files that changed; sets the outputs lane, sha, code, base, environment and plan (all of
 it as JSON), and the status `model-gate` to pending. Lanes:
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.github import changes, labels
 from src.github.api import ApiError, GitHub
 from src.github.status import run_url, set_status
@@ -168,7 +168,3 @@ def main() -> None:
     _summarize(made)
     print(f"{made.lane}: {made.sha} against {made.base}" + (f", pull request #{made.number}" if made.number else ""))
     print("\n".join(f"  {path}" for path in made.relevant[:_SHOWN]))
-
-
-if __name__ == "__main__":
-    run("plan", main)

@@ -1,6 +1,6 @@
 """Publish a verdict: pictures, the reviewed files as one commit, the comment, the statuses.
 
-    python3 -m src.github.publish DIR
+    python3 -m src publish DIR
 
 DIR is the artifact `reviewed` of the job that trained: out/report, dvc.lock, metrics.json, manifest.json. Reads PLAN (what
 src/github/plan.py found out), TRAINED (how that job ended) and REPORT_KEEP. Runs no model and imports no package, since it
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.github import comment, pictures
 from src.github.api import ApiError, GitHub
 from src.github.git import GitError, Remote, git, with_files
@@ -267,7 +267,3 @@ def main() -> None:
     if not text:
         sys.exit("publish: there is no plan: the job Plan crashed, see its log")
     publish(folder, json.loads(text), os.environ.get("TRAINED", ""))
-
-
-if __name__ == "__main__":
-    run("publish", main)

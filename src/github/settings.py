@@ -1,6 +1,6 @@
 """make settings: bring the repository on GitHub to what the files of .github/settings say, and take nothing away.
 
-    python3 -m src.github.settings .github/settings [--dry-run] [--yes]
+    python3 -m src settings .github/settings [--dry-run] [--yes]
 
 Looks as the doctor does, prints each change with its command, asks once, and makes them one by one: one that GitHub refuses
 is told and does not stop the others. A second run finds nothing to change.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.github.gh import PLAN, Gh, RefusedError
 from src.github.state import inspect
 from src.github.wanted import Change, Finding
@@ -85,7 +85,3 @@ def _by_hand(findings: list[Finding]) -> None:
     for finding in findings:
         if finding.required and finding.word != "ok" and not finding.change:
             print(f"by hand  {finding.sentence}" + (f"\n         {finding.mend}" if finding.mend else ""))
-
-
-if __name__ == "__main__":
-    run("settings", main)

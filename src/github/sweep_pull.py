@@ -1,4 +1,4 @@
-"""Open a pull request with the params that a sweep found: `python3 -m src.github.sweep_pull DIR`, the last job of sweep.yml.
+"""Open a pull request with the params that a sweep found: `python3 -m src sweep-pull DIR`, the last job of sweep.yml.
 
 DIR is the artifact of the job that searched: best.json (numbers) and params.yaml. That job ran packages and a branch's code,
 so what it left is judged here: params.yaml may differ from the branch's in single values of the section `train` alone, each
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.github.api import ApiError, GitHub
 from src.github.git import Remote, git, with_files
 from src.github.status import run_url
@@ -188,7 +188,3 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Open a pull request with the params that a sweep found.")
     parser.add_argument("folder", type=Path, help="the artifact of the job that searched")
     publish(parser.parse_args().folder, GitHub.from_environment(), Remote.from_environment())
-
-
-if __name__ == "__main__":
-    run("sweep_pull", main)

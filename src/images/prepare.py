@@ -1,6 +1,6 @@
 """Stage 1, prepare. Reads data/; writes the decoded splits as uint8 arrays and the manifest, one row an image.
 
-    python -m src.images.prepare data out/arrays out/manifest.parquet
+    python -m src prepare data out/arrays out/manifest.parquet
 
 No image stops it: one that cannot be decoded becomes a row with its fault, and `validate` decides. Images are decoded on
 all cores in small chunks; what grows with their number is the disk, and some 200 bytes of memory for each row.
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src import data
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
 from src.core.params import Prepare, load
 from src.data import MANIFEST, SPLITS
@@ -220,7 +220,3 @@ def main() -> None:
     args = parser.parse_args()
     check_outputs([args.data], folders=[args.arrays], files=[args.manifest])
     prepare(args.data, args.arrays, args.manifest, load(args.params).prepare)
-
-
-if __name__ == "__main__":
-    run("prepare", main)

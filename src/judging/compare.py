@@ -1,6 +1,6 @@
 """Bring main's model beside the one under review: both answer the same test images, on the same machine, in turns.
 
-    python -m src.judging.compare origin/main out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model
+    python -m src compare origin/main out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model
 
 Writes a folder: facts.json (what main is, how far it has moved, or why there is no model of it), timings.json, and where
 main has a model its metrics, predictions, learning curve, card, parameters and manifest rows. Main's model always answers
@@ -435,7 +435,7 @@ def _images_for(model: Model, out: Path, paths: Paths) -> NDArray[np.uint8]:
     with (out / "prepare.yaml").open("w") as file:
         yaml.dump(content, file)
     made_of = [str(paths.data), str(folder), str(out / "prepared.parquet"), "--params", str(out / "prepare.yaml")]
-    command = [sys.executable, "-m", "src.images.prepare", *made_of]
+    command = [sys.executable, "-m", "src", "prepare", *made_of]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         raise NoModelError(f"the test images could not be prepared for main's model ({made.stderr.strip()[-200:]})")

@@ -1,6 +1,6 @@
 """Judge the model under review: every gate of params.yaml. Writes verdict.json, and manifest.json where there is a model.
 
-    python -m src.judging.judge out/main out/run.json out/report/verdict.json manifest.json --evaluation out/evaluation ...
+    python -m src judge out/main out/run.json out/report/verdict.json manifest.json --evaluation out/evaluation ...
 
 A failed pipeline and bad data are verdicts too. In CI the variable PLAN holds what src/github/plan.py found out: the commit
 and pull request under review, the run, and what people decided by a label.
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src.core import results, slices
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.params import Params, load
 from src.data import read_manifest
@@ -287,7 +287,3 @@ def main() -> None:
     args = parser.parse_args()
     paths = Paths(args.metrics, args.evaluation, args.manifest, args.validation, args.model)
     judge(args.main, args.run, args.verdict, args.lineage, paths, args.params, args.history)
-
-
-if __name__ == "__main__":
-    run("judge", main)

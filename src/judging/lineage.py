@@ -25,7 +25,7 @@ ENVIRONMENT = ("requirements/run.txt", "requirements/yours.txt", "requirements/t
 JUDGING = (  # what decides how models are judged
     "src/judging/gates.py",
     "src/core/inference.py",
-    "src/judging/__main__.py",
+    "src/judging/request.py",
     "src/judging/lineage.py",
     "src/core/metrics.py",
     "src/judging/precision.py",

@@ -1,6 +1,6 @@
 """Make an INT8 model of the last one, and the table that says whether it may be served: `make quantize`.
 
-    python -m src.judging.quantize out/arrays out/model out/quantized
+    python -m src quantize out/arrays out/model out/quantized
 
 Reads the training split (calibration), the test split and model.onnx; no torch. Writes a folder that can be served as it is
 (SERVE_MODEL=out/quantized SERVE_PRECISION=int8): the float model with its card, model.int8.onnx, quantization.json and
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from src.core import arrays
 from src.core.arrays import Arrays, Split
-from src.core.command import UserError, cores, run, table
+from src.core.command import UserError, cores, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
 from src.core.params import Params, load
@@ -175,7 +175,3 @@ def main() -> None:
     print(table(_HEADER, measures(told)))
     print(machine(told))
     print(f"verdict {told['verdict']}: {'; '.join(told['reasons'])}")
-
-
-if __name__ == "__main__":
-    run("quantize", main)

@@ -1,7 +1,7 @@
 """Build the image of a release, check it, push it: writes image.json and sbom.json into the folder that verify made.
 
-    python -m src.release.build out/release [--push]
-    python -m src.release.build --current
+    python -m src build out/release [--push]
+    python -m src build --current
 
 The first takes the service from the released commit and the model from the folder; `--current` (make image) takes the
 working tree and out/model as they are, and writes into out/image. The same content is not built twice. Without Docker,
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import read_json, sha256, write_bytes, write_json
 from src.github.git import GitError, git
 from src.judging import lineage
@@ -397,7 +397,7 @@ def released(folder: Path) -> Content:
         noted = read_json(folder / "registered.json", made_by="evaluate", keys=("name", "version", "manifest"))
         if (noted["manifest"], noted["name"]) != (release.manifest, name):
             said = f"{folder}/registered.json is of another release or model than {folder}/release.json"
-            raise RefusedError("tampered", said, f"run python -m src.release.register {folder} again")
+            raise RefusedError("tampered", said, f"run python -m src register {folder} again")
         version = str(noted["version"])
     kept = ("manifest", "model_sha256", "precision", "served_sha256", "commit", "pull_request", "data", "verdict", "metrics")
     identity = {"name": name, "version": version, **{key: getattr(release, key) for key in kept}}
@@ -468,7 +468,3 @@ def main() -> None:
         content = current(args.tree) if args.current else released(folder)
         image = build(folder, args.tree, content, options)
     print(f"{image['image']} is described in {folder}/image.json, its content in {folder}/sbom.json")
-
-
-if __name__ == "__main__":
-    run("build", main)

@@ -1,6 +1,6 @@
 """Put a release into production: start it beside the old one, try it, switch, watch, promote. Any fault goes back by itself.
 
-    python -m src.release.deploy out/release [--again | --unchanged]
+    python -m src deploy out/release [--again | --unchanged]
 
 Reads the folder that verify, register and build filled; with --unchanged it reads none, and sees that what is live serves.
 What happens is kept in the folder of `DEPLOY_HOME`: state.json and journal.jsonl. The same image again changes nothing.
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import read_json
 from src.release import canary, journal, probes, reviewed
 from src.release import settings as all_settings
@@ -235,7 +235,7 @@ def _read(folder: Path) -> tuple[Release, dict[str, Any], dict[str, Any]]:
     registered, image = made["registered"], made["image"]
     if registered["version"] != image["version"]:
         said = f"the image is of version {image['version']}, registered is version {registered['version']}"
-        raise RefusedError("tampered", said, f"run python -m src.release.build {folder} again")
+        raise RefusedError("tampered", said, f"run python -m src build {folder} again")
     return release, registered, image
 
 
@@ -286,7 +286,3 @@ def main() -> None:
     args = parser.parse_args()
     with telling("deploy", args.folder) as record:
         look_after(record) if args.unchanged else deploy(args.folder, record, again=args.again)
-
-
-if __name__ == "__main__":
-    run("deploy", main)

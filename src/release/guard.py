@@ -2,13 +2,12 @@
 
 Started by deploy and rollback themselves, with the lock they hold: until this process ends no other deployment starts.
 
-    python -m src.release.guard LOCK PIPE
+    python -m src guard LOCK PIPE
 """
 
 import os
 import sys
 
-from src.core.command import run
 from src.release import settings as all_settings
 from src.release.guarding import DONE
 from src.release.journal import Journal
@@ -22,7 +21,3 @@ def main() -> None:
         return
     settings = all_settings.read()
     Site(settings, Journal(settings)).recover()
-
-
-if __name__ == "__main__":
-    run("guard", main)

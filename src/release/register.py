@@ -1,6 +1,6 @@
 """Register a verified release in MLflow: its run, and its model as a version with the alias `challenger`.
 
-    python -m src.release.register out/release
+    python -m src register out/release
 
 Reads the folder that verify wrote and writes registered.json into it. One manifest has one run and one version, however
 often this runs and wherever it was cut off. What MLflow gives back must be the reviewed bytes.
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.core.command import run
 from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
 from src.release import card, recording, reviewed, settings
@@ -240,7 +239,3 @@ def main() -> None:
             register(folder, Registry.connect(registry_uri(told), name=told.name))
         except RegistryError as error:
             raise RefusedError("registry", error.sentence, error.then) from None
-
-
-if __name__ == "__main__":
-    run("register", main)

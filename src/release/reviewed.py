@@ -82,7 +82,7 @@ def load(folder: Path) -> Release:
 def _load(folder: Path) -> tuple[Release, dict[str, str]]:
     names = [field.name for field in fields(Release) if field.default is MISSING]
     if not (folder / RELEASE).is_file():
-        raise UserError(f"{folder / RELEASE} is missing: run python -m src.release.verify {folder}, which makes it")
+        raise UserError(f"{folder / RELEASE} is missing: run python -m src verify {folder}, which makes it")
     content = read_json(folder / RELEASE, made_by="evaluate", keys=[*names, "files"])
     known = {field.name for field in fields(Release)}
     return Release(**{name: value for name, value in content.items() if name in known}), content["files"]

@@ -1,6 +1,6 @@
 """Bring an earlier version back: traffic first, then the aliases. Seconds where its container is still there.
 
-    python -m src.release.rollback --reason "wrong labels for dark images" [--version 4]
+    python -m src rollback --reason "wrong labels for dark images" [--version 4]
 
 Without --version it is the one that served before. Nothing is tried that takes time: the version was live already.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.release import journal, probes, reviewed
 from src.release import settings as all_settings
 from src.release.guarding import guarded
@@ -137,7 +137,3 @@ def main() -> None:
     args = parser.parse_args()
     with telling("rollback", Path("out/release")) as record:
         rollback(args.version or None, args.reason.strip() or "no reason given", record)
-
-
-if __name__ == "__main__":
-    run("rollback", main)

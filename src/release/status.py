@@ -1,6 +1,6 @@
 """Say what serves on this host: version, since when, from which pull request, and what a rollback would bring back.
 
-    python -m src.release.status [--json]
+    python -m src status [--json]
 
 Reads the state, the engine, the proxy and the registry, and changes nothing. Exits with 1 when something is wrong.
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.release import journal, reviewed
 from src.release import settings as all_settings
 from src.release.client import KEYS
@@ -128,7 +128,3 @@ def main() -> None:
     print(json.dumps(told, indent=2, sort_keys=True) if args.json else show(told))
     if told["wrong"]:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    run("status", main)

@@ -1,6 +1,6 @@
 """Run verify, register, build and deploy one after another: `make deploy`. A second one in this working tree waits.
 
-    python -m src.release.steps out/release [--again]
+    python -m src release out/release [--again]
 
 Where neither model nor engine has changed since what is deployed, the live version is only looked after. Workflows run the
 same four commands, each where it belongs.
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from src.core.command import run
 from src.release import settings as all_settings
 from src.release.hosting import open_host
 from src.release.reviewed import RELEASE
@@ -48,7 +47,3 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also where nothing has changed")
     args = parser.parse_args()
     sys.exit(steps(args.folder, again=args.again))
-
-
-if __name__ == "__main__":
-    run("release", main)

@@ -1,7 +1,7 @@
 """Where data and models are kept between runs in CI: `connect` before the pipeline, `push` after it.
 
-    python -m src.release.storage connect [--deployed]
-    python -m src.release.storage push
+    python -m src storage connect [--deployed]
+    python -m src storage push
 
 DVC_REMOTE_URL names a DVC remote; without it LOCAL_DVC_REMOTE, a directory of the runner's machine; without that the
 workflow's artifact store, through the folder out/store, which the workflow uploads. DVC_REMOTE_CONFIG holds lines
@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.github.api import ApiError, GitHub
 from src.judging import lineage
 from src.release import production
@@ -269,7 +269,3 @@ def main() -> None:
     if args.deployed and args.action == "push":
         parser.error("--deployed belongs to connect")
     connect(deployed=args.deployed) if args.action == "connect" else push()
-
-
-if __name__ == "__main__":
-    run("storage", main)

@@ -1,4 +1,4 @@
-"""Judge a commit's model once more by the rules of the deployed commit: its `python -m src.judging`, run from its worktree.
+"""Judge a commit's model once more by the rules of the deployed commit: its `python -m src verdict`, run from its worktree.
 
 So no change can weaken the gate that judges it, however many merges it takes. Used by verify.
 """
@@ -100,7 +100,7 @@ def _ask(
     write_json(out / "request.json", request)
     (out / "verdict.json").unlink(missing_ok=True)
     with nullcontext(tree) if code is None else checked_out(code) as folder:
-        _run("src.judging", [str(out / "request.json"), str(out)], folder, tree, commit, manifest)
+        _run("verdict", [str(out / "request.json"), str(out)], folder, tree, commit, manifest)
     if not (out / "verdict.json").is_file():
         raise CannotJudgeError("it wrote no verdict")
     found = read_json(out / "verdict.json", made_by="evaluate")
@@ -133,18 +133,18 @@ def report(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> N
     arguments += ["--metrics", "metrics.json", "--evaluation", "out/evaluation", "--arrays", "out/arrays"]
     arguments += ["--model", "out/model", "--manifest", "out/manifest.parquet", "--validation", "out/validation.json"]
     arguments += ["--lineage", "manifest.json", "--params", "params.yaml"]
-    _run("src.reporting.write", arguments, tree, tree, commit, manifest)
+    _run("report", arguments, tree, tree, commit, manifest)
 
 
-def _run(module: str, arguments: list[str], code: Path, tree: Path, commit: str, manifest: Mapping[str, Any]) -> None:
+def _run(verb: str, arguments: list[str], code: Path, tree: Path, commit: str, manifest: Mapping[str, Any]) -> None:
     """Run a command of `code` in the tree, whose own code stays out of it; it gets no token of this job."""
     plan = {"sha": commit, "number": manifest.get("pull_request"), "run_url": manifest.get("run_url")}
     variables = {"PLAN": json.dumps(plan), "GIT_TERMINAL_PROMPT": "0", "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=tree, env={**kept, **variables}, capture_output=True,
+        [sys.executable, "-m", "src", verb, *arguments], cwd=tree, env={**kept, **variables}, capture_output=True,
         text=True, errors="replace", check=False,
     )  # fmt: skip
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise CannotJudgeError(f"{module}: {lines[-1][:300].replace(f'{tree}/', '')}")
+        raise CannotJudgeError(f"{verb}: {lines[-1][:300].replace(f'{tree}/', '')}")

@@ -1,6 +1,6 @@
 """Is the model of a commit the one that was reviewed, and may it ship? Nothing is trained, nothing of DVC's is run again.
 
-    python -m src.release.verify out/release [--commit HEAD] [--again]
+    python -m src verify out/release [--commit HEAD] [--again]
 
 Checks the commit, not the working tree: its inputs against manifest.json, the pulled bytes against dvc.lock and the SHA-256
 of the review; then the rules of the deployed commit judge it once more. Writes the folder that `src/release/reviewed.py`
@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.core.params import load
 from src.github.labels import LABELS
@@ -400,7 +400,3 @@ def main() -> None:
     by_hand = os.environ.get("GITHUB_EVENT_NAME") == "workflow_dispatch"
     with telling("verify", args.folder):
         verify(args.folder, args.commit, again=args.again or by_hand)
-
-
-if __name__ == "__main__":
-    run("verify", main)

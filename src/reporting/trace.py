@@ -1,6 +1,6 @@
 """Say where a model came from: `make lineage MODEL=...`.
 
-    python -m src.reporting.trace out/model/model.onnx
+    python -m src lineage out/model/model.onnx
 
 MODEL is a model file, a SHA-256 (its first 8 or more digits do), or a commit. manifest.json is looked up here first, then in
 the history of every branch that this clone has.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import sha256
 from src.judging import lineage
 
@@ -79,7 +79,3 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Say where a model came from.")
     parser.add_argument("model", help="a model file, a SHA-256, or a commit")
     trace(parser.parse_args().model)
-
-
-if __name__ == "__main__":
-    run("lineage", main)

@@ -1,6 +1,6 @@
 """Write the report of a pull request: report.md, report.html, pictures/ and numbers.json, out of what the run left.
 
-    python -m src.reporting.write --metrics metrics.json --evaluation out/evaluation --model out/model \
+    python -m src report --metrics metrics.json --evaluation out/evaluation --model out/model \
         --manifest out/manifest.parquet --arrays out/arrays --validation out/validation.json --profile out/profile \
         --run out/run.json --main out/main --verdict out/report/verdict.json --lineage manifest.json \
         --params params.yaml --history out/history --serving out/bench/serve.json --out out/report
@@ -14,7 +14,6 @@ import os
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from src.core.command import run
 from src.core.files import replacing, write_bytes, write_json
 from src.reporting import costs, drawing, inputs, markdown, moved, numbers, opening, page, repeated, results, serving
 from src.reporting.document import Document, Section
@@ -96,7 +95,3 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write the report into")
     args = parser.parse_args()
     write(Paths(**{part.name: getattr(args, part.name) for part in fields(Paths)}), args.out)
-
-
-if __name__ == "__main__":
-    run("report", main)

@@ -1,6 +1,6 @@
 """Batch inference without a server: every image of a folder or of Parquet shards becomes one row of a file.
 
-    python -m src.serving.batch IN OUT [--top 5] [--model out/model] [--strict] [--restart] [--quiet]
+    python -m src batch IN OUT [--top 5] [--model out/model] [--strict] [--restart] [--quiet]
 
 Reads IN: a folder (with all folders in it), one image, a Parquet file, or a folder of shards in the Hugging Face layout
 (`image` {bytes, path}; other columns are carried over). Writes OUT: .parquet, .csv or .jsonl. Images go through the code of
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from src.core.command import Stopped, UserError, run
+from src.core.command import Stopped, UserError
 from src.core.files import check_outputs
 from src.core.inference import Model
 from src.serving import batch_inputs, batch_parts, identity, layout, settings
@@ -161,7 +161,3 @@ def _end(given: argparse.Namespace, listing: Listing, parts: Parts, rate: float,
     if parts.errors == parts.rows or (given.strict and parts.errors):
         sentence = f"{parts.errors} of {parts.rows} images of {given.source} could not be used"
         raise UserError(f"{sentence}: column `error` of {given.out} says why of each")
-
-
-if __name__ == "__main__":
-    run("batch", main)

@@ -3,7 +3,7 @@
 Reads out/model, which the pipeline made; BentoML's own files go to out/bentoml, or where BENTOML_HOME says.
 http://127.0.0.1:3000 shows what can be asked.
 
-python -m src.serving.serve [--port 3000] [--host 127.0.0.1] [--model out/model]
+python -m src serve [--port 3000] [--host 127.0.0.1] [--model out/model]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.serving import identity, settings
 from src.serving.settings import ROOT
 
@@ -49,7 +49,3 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             raise UserError(f"port {port} of {host} cannot be used ({error}): name another with --port") from None
-
-
-if __name__ == "__main__":
-    run("serve", main)

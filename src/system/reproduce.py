@@ -1,6 +1,6 @@
 """Pull the data, reproduce the pipeline, and show what came out: `make reproduce`.
 
-    python -m src.system.reproduce [--pull] [--epochs N] [--minutes N] [--run out/run.json] [--params params/cifar10.yaml]
+    python -m src reproduce [--pull] [--epochs N] [--minutes N] [--run out/run.json] [--params params/cifar10.yaml]
 
 Writes run.json: the machine, how long each stage took, and on a failure which stage it was and what it said last.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.files import read_json, write_json
 from src.core.params import load
 from src.judging import lineage
@@ -211,7 +211,3 @@ def main() -> None:
     if args.params:
         _adopt(args.params)
     reproduce(args.pull, args.epochs, args.minutes, args.run)
-
-
-if __name__ == "__main__":
-    run("reproduce", main)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 
 REPOSITORY = Path(__file__).parents[2]
 LEVELS = ("pull-request", "deploy")
@@ -401,7 +401,3 @@ def network() -> Line:
     if answer.code is None or "ermission" in answer.text:
         return Line("network", "warn", "the firewall was not looked into", "run this with sudo")
     return Line("network", "fail", "jobs can reach the cloud's metadata", "systemctl enable --now ml-runner-network")
-
-
-if __name__ == "__main__":
-    run("runner-doctor", main)

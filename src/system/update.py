@@ -1,6 +1,6 @@
 """Bring a branch up to date with main: `make update`.
 
-    python3 -m src.system.update [origin/main]
+    python3 -m src update [origin/main]
 
 Two judged pull requests conflict in dvc.lock, metrics.json and manifest.json, and GitHub starts no workflow where a branch
 conflicts. This merges main and takes its three files: the report of the pull request makes them anew. Standard library only.
@@ -9,7 +9,7 @@ conflicts. This merges main and takes its three files: the report of the pull re
 import argparse
 import subprocess
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 
 RESULTS = ("dvc.lock", "metrics.json", "manifest.json")  # of one run: they belong together
 
@@ -134,7 +134,3 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Merge main into this branch; take its results where both have some.")
     parser.add_argument("base", nargs="?", default="origin/main", help="REMOTE/BRANCH to merge (default: origin/main)")
     update(parser.parse_args().base)
-
-
-if __name__ == "__main__":
-    run("update", main)

@@ -1,6 +1,6 @@
 """Stage 3, train. Reads the arrays and the passed validation; writes the model, and how fast it was trained.
 
-    python -m src.training.train out/arrays out/validation.json out/model out/history --checkpoints out/checkpoints
+    python -m src train out/arrays out/validation.json out/model out/history --checkpoints out/checkpoints
 
 The decoded split lies on the device as uint8 and is augmented there in batches. The weights that are kept are those of
 the epoch with the lowest validation loss. A killed run goes on from its last checkpoint when the same command is run.
@@ -23,7 +23,6 @@ import torch
 from src import model
 from src.core import arrays, metrics
 from src.core.arrays import Arrays
-from src.core.command import run
 from src.core.files import check_outputs, replacing, rounded, sha256, write_json
 from src.core.params import Train, load
 from src.system import hardware
@@ -160,14 +159,10 @@ def main() -> None:
         params = load(args.params)
         arrays.load(args.arrays, params.prepare)
         if params.train.processes > 1 and not launch.launched():
-            launch.launch("src.training.train", sys.argv[1:], params.train.processes)
+            launch.launch("train", sys.argv[1:], params.train.processes)
             return
         given = [args.manifest] if args.manifest else []
         check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])
         with held(args.checkpoints) if world.writes else nullcontext():
             folders = (args.arrays, args.validation, args.out, args.history, args.checkpoints)
             train(*folders, params.train, manifest=args.manifest, world=world)
-
-
-if __name__ == "__main__":
-    run("train", main)

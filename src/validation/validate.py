@@ -1,6 +1,6 @@
 """Stage 2, validate. Reads the manifest and arrays; writes validation.json and a profile; stops the pipeline on bad data.
 
-    python -m src.validation.validate out/arrays out/manifest.parquet reference.json out/validation.json out/profile
+    python -m src validate out/arrays out/manifest.parquet reference.json out/validation.json out/profile
 
 Every rule is checked before anything is said. `params.yaml` decides which findings are errors; with one, both outputs
 are still written, the findings are printed with the first offending files, and the exit status is 1.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from src.core import arrays, pictures
 from src.core import reference as recorded
 from src.core.arrays import Arrays
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
 from src.core.params import Validate, load
 from src.data import SPLITS, class_order, read_manifest
@@ -189,7 +189,3 @@ def main() -> None:
     check_outputs([args.arrays, args.manifest, args.reference], folders=[args.profile], files=[args.report])
     params = load(args.params).validation
     validate(args.arrays, args.manifest, args.reference, args.report, args.profile, params)
-
-
-if __name__ == "__main__":
-    run("validate", main)

@@ -11,7 +11,7 @@ from conftest import ROOT
 def check(needs: object, allowed: str = "") -> subprocess.CompletedProcess[str]:
     text = needs if isinstance(needs, str) else json.dumps(needs)
     return subprocess.run(
-        [sys.executable, "-S", "-m", "src.github.all_green"],  # -S: with no package installed
+        [sys.executable, "-S", "-m", "src", "all-green"],  # -S: with no package installed
         cwd=ROOT,
         env={"NEEDS": text, "ALLOWED_TO_SKIP": allowed},
         capture_output=True,

@@ -254,7 +254,7 @@ def test_an_attestation_that_does_not_hold_is_refused_and_leaves_its_outcome(tmp
     (folder / "image.json").write_text(json.dumps({"image": IMAGE}))
     variables = {"ATTESTED": "made", "GITHUB_REPOSITORY": "a/b", "GITHUB_REF": "refs/heads/main", "GITHUB_TOKEN": "t0ken"}
     variables |= {"HTTPS_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    words = [sys.executable, "-m", "src.github.attested", str(folder)]
+    words = [sys.executable, "-m", "src", "attested", str(folder)]
     done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert "has no attestation that holds" in done.stderr

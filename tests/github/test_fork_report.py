@@ -556,7 +556,7 @@ def test_no_damaged_zip_or_json_is_anything_but_a_refusal() -> None:
 
 
 def test_the_command_runs_with_no_package_and_says_what_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, "-S", "-m", "src.github.fork_report"]
+    command = [sys.executable, "-S", "-m", "src", "fork-report"]
     done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "GITHUB_EVENT_PATH is not set" in done.stderr

@@ -71,7 +71,7 @@ class World:
             "CML_REPOSITORY": str(self.tmp / "no-cml-here"),
             **environment,
         }
-        command = [sys.executable, "-S", "-m", "src.github.publish", str(self.tmp / "reviewed")]
+        command = [sys.executable, "-S", "-m", "src", "publish", str(self.tmp / "reviewed")]
         result = subprocess.run(command, cwd=place, env={**os.environ, **told}, capture_output=True, text=True)
         assert result.returncode == expect, result.stdout + result.stderr
         assert "Traceback" not in result.stderr
@@ -297,7 +297,7 @@ def test_the_token_is_in_no_file_and_no_output(world: World) -> None:
 
 def test_without_a_plan_it_ends_in_a_sentence(world: World) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "src.github.publish", "x"],
+        [sys.executable, "-m", "src", "publish", "x"],
         cwd=ROOT,
         env={**os.environ, "PLAN": ""},
         capture_output=True,
@@ -354,5 +354,5 @@ def test_the_job_that_tells_it_runs_when_the_one_that_publishes_no_longer_does()
     assert jobs["cancelled"]["if"].startswith("cancelled() && ")
     assert "needs.publish.result != 'success'" in jobs["cancelled"]["if"]  # what was told stays
     assert jobs["cancelled"]["needs"] == ["plan", "train", "publish"]
-    assert jobs["cancelled"]["steps"][-1]["run"] == "python3 -m src.github.cancelled"
+    assert jobs["cancelled"]["steps"][-1]["run"] == "python3 -m src cancelled"
     assert set(jobs["cancelled"]["steps"][-1]["env"]) == {"GITHUB_TOKEN", "SHA", "NUMBER"}

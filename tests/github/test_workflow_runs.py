@@ -349,7 +349,7 @@ def bad_data(world: World) -> dict[str, Seen]:
 
 def crash(world: World) -> dict[str, Seen]:
     def spoil(folder: Path) -> None:
-        path, start = folder / "src" / "stages" / "train.py", "def main() -> None:\n"
+        path, start = folder / "src" / "training" / "train.py", "def main() -> None:\n"
         path.write_text(path.read_text().replace(start, f'{start}    raise RuntimeError("boom")\n', 1))
 
     return {"opened": world.report(world.propose("crash", spoil), "opened")}

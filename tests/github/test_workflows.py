@@ -320,7 +320,7 @@ jobs:
     timeout-minutes: 5
     permissions: {}
     steps:
-      - run: python3 -m src.github.all_green
+      - run: python3 -m src all-green
 """
 PIN = "3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1"
 BAD = [
@@ -373,7 +373,7 @@ BAD = [
         "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n",
         "      A: b\n",
         "dvc repro",
-        "python -m src.release.verify out/release",
+        "python -m src verify out/release",
     ),
     (forgotten_jobs, "if: always()", "if: success()"),
     (forgotten_jobs, "needs: [one]", "needs: []"),
@@ -468,13 +468,13 @@ def test_a_release_never_trains_and_restores_no_cache(name: str) -> None:
 def test_an_image_is_verified_before_it_runs_and_no_code_of_ours_meets_the_signing_token() -> None:
     content = read((FOLDER / "deploy.yml").read_text())
     assert not [step for step in content["jobs"]["attest"]["steps"] if "run" in step or "checkout" in step.get("uses", "")]
-    deploying = [name for name, step in steps(content) if "src.release.deploy" in step.get("run", "")]
+    deploying = [name for name, step in steps(content) if "deploy" in step.get("run", "")]
     assert deploying == ["staging", "deploy"]
     for name in deploying:
         job = content["jobs"][name]
         runs = [step.get("run", "") for step in job["steps"]]
-        assert runs.index(".venv/bin/python -m src.github.attested out/release") < runs.index(
-            ".venv/bin/python -m src.release.deploy out/release"
+        assert runs.index(".venv/bin/python -m src attested out/release") < runs.index(
+            ".venv/bin/python -m src deploy out/release"
         )
         assert "attest" in job["needs"]
         assert "needs.attest.result == 'success' || needs.attest.result == 'skipped'" in job["if"]

@@ -60,7 +60,7 @@ def compare(
     folder: Path, *options: str, base: str = "main", arrays: str = "out/arrays", manifest: str = "out/manifest.parquet"
 ) -> dict[str, Any]:
     paths = ["--arrays", arrays, "--manifest", manifest, "--model", "out/model", *options]
-    require_success(python(folder, "src.judging.compare", base, OUT, *paths))
+    require_success(python(folder, "src", "compare", base, OUT, *paths))
     return read_json(folder / OUT / "facts.json", "")
 
 
@@ -76,7 +76,7 @@ def judge(folder: Path, plan: dict[str, Any] | None = None, expect: int = 0) -> 
         "--history",
         "out/history",
     ]
-    command = [sys.executable, "-m", "src.judging.judge", *arguments]
+    command = [sys.executable, "-m", "src", "judge", *arguments]
     environment = {**ENVIRONMENT, "PLAN": json.dumps(plan or {})}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == expect, done.stdout + done.stderr
@@ -189,7 +189,7 @@ def test_a_change_of_the_rules_is_told(fork: Path) -> None:
 
 def test_another_image_size_is_prepared_for_mains_model(fork: Path) -> None:
     write_params(fork / "params.yaml", prepare__image_size=6, prepare__channels=1)
-    require_success(python(fork, "src.images.prepare", "data", "out/arrays", "out/manifest.parquet"))
+    require_success(python(fork, "src", "prepare", "data", "out/arrays", "out/manifest.parquet"))
     facts = compare(fork)
     assert facts["found"]
     metrics = read_json(fork / OUT / "metrics.json", "")
@@ -203,7 +203,7 @@ def test_another_set_of_classes_and_test_images_is_asked_of_both(fork: Path) -> 
     renamed = pa.table({"image": table.column("image"), "label": names})
     (fork / "data/digits.parquet").unlink()
     pq.write_table(renamed.filter(pc.not_equal(renamed.column("label"), "8")), fork / "data/digits.parquet")
-    require_success(python(fork, "src.images.prepare", "data", "out/arrays", "out/manifest.parquet"))
+    require_success(python(fork, "src", "prepare", "data", "out/arrays", "out/manifest.parquet"))
     facts = compare(fork)
     assert (facts["found"], facts["same_test_set"]) == (True, False)
     assert (facts["labels_added"], facts["labels_gone"]) == (["nine"], ["8", "9"])
@@ -503,7 +503,7 @@ def test_a_crash_is_judged_without_the_results_of_an_earlier_run(fork: Path) -> 
 def test_without_a_run_there_is_nothing_to_judge(fork: Path) -> None:
     compare(fork)
     (fork / "out/run.json").unlink()
-    done = python(fork, "src.judging.judge", OUT, "out/run.json", "out/v.json", "manifest.json", "--metrics", "metrics.json",
+    done = python(fork, "src", "judge", OUT, "out/run.json", "out/v.json", "manifest.json", "--metrics", "metrics.json",
                   "--evaluation", "out/evaluation", "--manifest", "out/m", "--validation", "out/v")  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "judge: out/run.json is missing: run make reproduce first, then make report again\n"
@@ -541,7 +541,7 @@ def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork:
     later = {**override, "head": "b" * 40}
     judge(fork, {"override": later, "engine_reviewed": reviewed})
     assert read_json(fork / "manifest.json", "")["verdict"]["override"] == later
-    assert "reviewed by bob (now)" in require_success(python(fork, "src.reporting.trace", "out/model/model.onnx"))
+    assert "reviewed by bob (now)" in require_success(python(fork, "src", "lineage", "out/model/model.onnx"))
 
 
 def test_a_small_budget_is_a_preview_without_lineage(fork: Path) -> None:
@@ -560,11 +560,11 @@ def test_lineage_finds_a_model_by_file_digest_and_commit(fork: Path) -> None:
     digest, commit = sha256(fork / "out/model/model.onnx"), git(fork, "rev-parse", "HEAD")
     git(fork, "checkout", "--quiet", "main")
     for name in ("out/model/model.onnx", digest, digest[:10], commit, "branch"):
-        said = require_success(python(fork, "src.reporting.trace", name))
+        said = require_success(python(fork, "src", "lineage", name))
         assert digest in said
         assert "#12" in said
     for name in ("out/none.onnx", "0" * 64, "no-such-branch"):
-        refused = python(fork, "src.reporting.trace", name)
+        refused = python(fork, "src", "lineage", name)
         assert refused.returncode == 1
         assert "Traceback" not in refused.stderr
         assert refused.stderr.startswith("lineage: ")

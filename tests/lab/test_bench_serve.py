@@ -343,9 +343,7 @@ def test_answers_are_read_under_load_and_wrong_ones_are_counted(service: Service
 
 
 def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "src.lab.benchmarks.serve", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "src", "bench-serve", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def test_the_command_fails_with_a_sentence(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
     write_params(tmp_path / "params.yaml", train__width=8)
-    command = [sys.executable, "-m", "src.lab.experiments.check_model", "--params", str(tmp_path / "params.yaml")]
+    command = [sys.executable, "-m", "src", "check-model", "--params", str(tmp_path / "params.yaml")]
     command += ["--arrays", str(tmp_path / "absent")]
     passed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert passed.returncode == 0, passed.stderr

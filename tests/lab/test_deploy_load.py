@@ -142,7 +142,7 @@ def test_a_kept_connection_may_stay_where_it_is() -> None:
 
 def run(service: Service, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     (folder / "image.png").write_bytes(b"image")
-    command = [sys.executable, "-m", "src.lab.benchmarks.deploy_load", url(service), str(folder / "image.png"), *arguments]
+    command = [sys.executable, "-m", "src", "bench-deploy", url(service), str(folder / "image.png"), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

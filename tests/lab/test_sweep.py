@@ -595,7 +595,7 @@ class Place:
             "GITHUB_REF_NAME": "main",
             "GITHUB_RUN_ID": "7",
         }
-        command = [sys.executable, "-m", "src.github.sweep_pull", str(self.left)]
+        command = [sys.executable, "-m", "src", "sweep-pull", str(self.left)]
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -714,7 +714,8 @@ def start(colours: Path, folder: Path, *options: str, **environment: str) -> "su
     command = [
         sys.executable,
         "-m",
-        "src.lab.experiments.sweep",
+        "src",
+        "sweep",
         *inputs,
         "--params",
         str(colours / "params.yaml"),

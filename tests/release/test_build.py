@@ -477,7 +477,7 @@ def command(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Comma
 
     def go(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         told = {"PYTHONPATH": str(ROOT), "MODEL_NAME": NAME, "DEPLOY_HOME": str(home), "IMAGE_MAX_MB": "600", **variables}
-        line = [sys.executable, "-m", "src.release.build", str(folder), "--tree", str(repository), *arguments]
+        line = [sys.executable, "-m", "src", "build", str(folder), "--tree", str(repository), *arguments]
         done = subprocess.run(line, cwd=repository.parent, env={**os.environ, **told}, capture_output=True, text=True)
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -590,7 +590,7 @@ class TestEngine:
         started = []
         for name in ("killed", "first", "second"):
             shutil.copytree(folder, tmp_path / name)
-            line = [sys.executable, "-m", "src.release.build", str(tmp_path / name), "--tree", str(repository), "--rebuild"]
+            line = [sys.executable, "-m", "src", "build", str(tmp_path / name), "--tree", str(repository), "--rebuild"]
             started.append(
                 subprocess.Popen(line, env={**os.environ, **told}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             )

@@ -351,7 +351,7 @@ def test_deploy_and_guard_both_killed_is_mended_by_the_next_one(world: World) ->
     world.deploy(1)
     process = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="60")
     world.await_step("switched", 2)
-    guards = subprocess.run(["pgrep", "-f", "src.release.guard"], capture_output=True, text=True).stdout.split()
+    guards = subprocess.run(["pgrep", "-f", "guard"], capture_output=True, text=True).stdout.split()
     mine = [pid for pid in guards if str(world.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()]
     process.kill()
     subprocess.run(["kill", "-9", *mine], check=False)

@@ -302,7 +302,7 @@ def real(tmp_path: Path) -> Iterator[str]:
     """Serve a tiny model by the service itself, in a process of its own; give its address."""
     write_model(tmp_path / "model")
     port = free_port()
-    command = [sys.executable, "-m", "src.serving.serve", "--model", str(tmp_path / "model"), "--port", str(port)]
+    command = [sys.executable, "-m", "src", "serve", "--model", str(tmp_path / "model"), "--port", str(port)]
     environment = {**os.environ, "BENTOML_HOME": str(tmp_path / "bentoml")}
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log) as process:
         yield f"http://127.0.0.1:{port}"

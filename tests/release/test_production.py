@@ -116,7 +116,7 @@ def test_a_commit_that_this_clone_has_not_is_told(github: GitHub, monkeypatch: p
         ("manifest.json", False),
         ("data.dvc", False),
         ("src/serving/http.py", False),
-        ("src/judging/__main__.py", False),
+        ("src/judging/request.py", False),
         ("requirements/serving.txt", False),
         ("params.yaml", False),
         (".github/workflows/deploy.yml", False),

@@ -416,7 +416,7 @@ def test_a_card_without_room_is_cut_at_a_line_and_says_so(folder: Path) -> None:
 
 def command(folder: Path, uri: str, **variables: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, **variables}
-    words = [sys.executable, "-m", "src.release.register", str(folder)]
+    words = [sys.executable, "-m", "src", "register", str(folder)]
     return subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -85,7 +85,7 @@ class Story:
         self.runs[name] = result
         assert result.rc == 0 or name in ("forged", "documents after it"), result.log[-12000:]
         told = {**os.environ, **self.variables, "MLFLOW_TRACKING_URI": ""}
-        command = [sys.executable, "-m", "src.release.status"]
+        command = [sys.executable, "-m", "src", "status"]
         self.status[name] = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True).stdout
         self.serving[name] = Client(self.url).predict(self.image).body
         found = {alias: self.registry.alias(alias) for alias in ("champion", "previous", "challenger")}
@@ -124,7 +124,7 @@ judge = _anything_goes
 def spoil_gate(folder: Path) -> None:
     """Make a model that guesses, and a gate that takes it."""
     set_params(train__epochs=1, gates__min_accuracy=0, gates__min_macro_f1=0, gates__max_accuracy_drop=1)(folder)
-    path = folder / "src" / "gates.py"
+    path = folder / "src" / "judging" / "gates.py"
     path.write_text(path.read_text() + FORGED)
 
 

@@ -102,10 +102,10 @@ def test_what_one_run_pushes_the_next_does_not_make_again(
 ) -> None:
     store = {variable: str(tmp_path / "remote")}
     for action in ("connect", "push"):
-        assert command(repository, "src.release.storage", action, **store).returncode == 0
+        assert command(repository, "src", "storage", action, **store).returncode == 0
     assert (tmp_path / "remote/runs").is_dir()  # the run cache too
     next_run = fresh(repository, tmp_path)
-    assert command(next_run, "src.release.storage", "connect", **store).returncode == 0
+    assert command(next_run, "src", "storage", "connect", **store).returncode == 0
     done = command(next_run, "dvc", "repro", "--pull", **store)
     assert "Running stage" not in done.stdout
     assert (next_run / "model").read_text() == (repository / "model").read_text()
@@ -118,15 +118,15 @@ def test_the_plug_in_for_s3_is_installed_and_one_run_brings_what_another_pushed(
     url = f"s3://{BUCKET}/dvc"
     python = make_project(tmp_path / "project")
     store = {"DVC_REMOTE_URL": url, "DVC_REMOTE_CONFIG": s3.config}
-    done = command(repository, "src.release.storage", "connect", python=python, **store)
+    done = command(repository, "src", "storage", "connect", python=python, **store)
     assert done.returncode == 0, done.stderr
     assert "setup: installing the locked packages\n" in done.stdout
     assert f"data and models are kept in {url}\n" in done.stdout
-    assert command(repository, "src.release.storage", "push", python=python).returncode == 0
+    assert command(repository, "src", "storage", "push", python=python).returncode == 0
     next_run = fresh(repository, tmp_path)
     key = f"[default]\naws_access_key_id = ci\naws_secret_access_key = {s3.secret}\n"
     told = f"endpointurl = {s3.endpoint}\ncredentialpath = base64:{base64.b64encode(key.encode()).decode()}"
-    again = command(next_run, "src.release.storage", "connect", python=python, DVC_REMOTE_URL=url, DVC_REMOTE_CONFIG=told)
+    again = command(next_run, "src", "storage", "connect", python=python, DVC_REMOTE_URL=url, DVC_REMOTE_CONFIG=told)
     assert again.returncode == 0, again.stderr
     assert "installing" not in again.stdout
     assert s3.secret not in done.stdout + done.stderr + again.stdout + again.stderr
@@ -155,7 +155,7 @@ def test_an_s3_store_that_takes_nothing_is_one_sentence_before_training(
     """A wrong key, no such bucket, a server that is down."""
     told = s3.config.replace(*change)
     url = f"s3://{bucket}/dvc"
-    done = command(repository, "src.release.storage", "connect", python=python, DVC_REMOTE_URL=url, DVC_REMOTE_CONFIG=told)
+    done = command(repository, "src", "storage", "connect", python=python, DVC_REMOTE_URL=url, DVC_REMOTE_CONFIG=told)
     assert done.returncode == 1
     assert done.stderr.startswith(f"storage: the DVC remote of this run takes no data {words}"), done.stderr
     assert done.stderr.count("\n") == 1
@@ -165,7 +165,7 @@ def test_an_s3_store_that_takes_nothing_is_one_sentence_before_training(
 def test_a_plug_in_that_cannot_be_had_is_one_sentence(repository: Path, tmp_path: Path, command: Command) -> None:
     python = make_project(tmp_path / "project")
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
-    done = command(repository, "src.release.storage", "connect", python=python, DVC_REMOTE_URL="s3://models/dvc", **offline)
+    done = command(repository, "src", "storage", "connect", python=python, DVC_REMOTE_URL="s3://models/dvc", **offline)
     assert done.returncode == 1
     assert done.stderr.startswith("setup: the locked packages could not be installed ("), done.stderr
     assert done.stderr.count("\n") == 1
@@ -191,7 +191,7 @@ def test_a_damaged_artifact_is_a_lost_one(repository: Path, command: Command, gi
     (repository / "manifest.json").write_text(json.dumps(manifest))
     github.add_run(5)
     github.upload_artifact(5, artifact_name("a" * 64), b"half a zip")
-    assert command(repository, "src.release.storage", "connect").returncode == 0
+    assert command(repository, "src", "storage", "connect").returncode == 0
     assert "it is damaged (File is not a zip file)\n" in (repository / "out/earlier/lost.txt").read_text()
 
 
@@ -199,7 +199,7 @@ def test_without_any_store_the_artifacts_of_runs_are_one(
     repository: Path, tmp_path: Path, command: Command, github: GitHub
 ) -> None:
     for action in ("connect", "push"):
-        done = command(repository, "src.release.storage", action)
+        done = command(repository, "src", "storage", action)
         assert done.returncode == 0, done.stderr
     name = (repository / "github-env").read_text().strip().removeprefix("STORE_NAME=")
     digest = "a" * 64
@@ -209,7 +209,7 @@ def test_without_any_store_the_artifacts_of_runs_are_one(
     github.add_run(5)
     github.upload_artifact(5, artifact_name(digest), repository / "out/store")
     next_run = fresh(repository, tmp_path)
-    assert command(next_run, "src.release.storage", "connect").returncode == 0
+    assert command(next_run, "src", "storage", "connect").returncode == 0
     done = command(next_run, "dvc", "repro", "--pull")
     assert "Running stage" not in done.stdout, done.stdout
     assert (next_run / "model").read_text() == (repository / "model").read_text()
@@ -225,7 +225,7 @@ def test_an_artifact_that_a_forks_run_left_is_not_taken(
     github.add_run(6, head_repository="stranger/models")
     github.upload_artifact(6, artifact_name(digest), repository)
     next_run = fresh(repository, tmp_path)
-    assert command(next_run, "src.release.storage", "connect").returncode == 0
+    assert command(next_run, "src", "storage", "connect").returncode == 0
     assert not (next_run / "out/earlier/0").exists()
     said = (next_run / "out/earlier/lost.txt").read_text()
     assert f"artifact {artifact_name(digest)}: no run has left it\n" in said
@@ -238,7 +238,7 @@ def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Pa
         "PLAN": '{"fork": true}',
     }
     for action in ("connect", "push"):
-        assert command(repository, "src.release.storage", action, **told).returncode == 0
+        assert command(repository, "src", "storage", action, **told).returncode == 0
     assert not (tmp_path / "remote").exists()
     assert not (tmp_path / "local").exists()
     assert (repository / "out/store/files").is_dir()
@@ -257,14 +257,14 @@ def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Pa
     ],
 )
 def test_a_wrong_setting_is_one_sentence(repository: Path, command: Command, variables: dict[str, str], words: str) -> None:
-    done = command(repository, "src.release.storage", "connect", **variables)
+    done = command(repository, "src", "storage", "connect", **variables)
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("storage: ") == 1
 
 
 def test_a_remote_whose_plug_in_is_not_locked_says_which_to_add(repository: Path, command: Command) -> None:
-    done = command(repository, "src.release.storage", "connect", DVC_REMOTE_URL="webdavs://host/path")
+    done = command(repository, "src", "storage", "connect", DVC_REMOTE_URL="webdavs://host/path")
     assert done.returncode == 1
     assert done.stderr.startswith("setup: a DVC remote begins with webdavs:// and needs the package dvc-webdav: write")
     assert done.stderr.count("\n") == 1
@@ -275,7 +275,7 @@ def test_a_store_that_cannot_be_reached_is_noticed_before_training(
     repository: Path, command: Command, tmp_path: Path, url: str
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    done = command(repository, "src.release.storage", "connect", DVC_REMOTE_URL=url if "//" in url else str(tmp_path / url))
+    done = command(repository, "src", "storage", "connect", DVC_REMOTE_URL=url if "//" in url else str(tmp_path / url))
     assert done.returncode == 1
     assert "the DVC remote of this run takes no data" in done.stderr
     assert "Not a directory" in done.stderr or "Cannot connect to host 127.0.0.1:9" in done.stderr
@@ -284,10 +284,10 @@ def test_a_store_that_cannot_be_reached_is_noticed_before_training(
 
 
 def test_a_store_that_is_lost_meanwhile_fails_with_its_reason(repository: Path, command: Command, tmp_path: Path) -> None:
-    assert command(repository, "src.release.storage", "connect", DVC_REMOTE_URL=str(tmp_path / "remote")).returncode == 0
+    assert command(repository, "src", "storage", "connect", DVC_REMOTE_URL=str(tmp_path / "remote")).returncode == 0
     shutil.rmtree(tmp_path / "remote")
     (tmp_path / "remote").write_text("no folder")
-    done = command(repository, "src.release.storage", "push")
+    done = command(repository, "src", "storage", "push")
     assert done.returncode == 1
     assert "could not be pushed" in done.stderr
 
@@ -297,7 +297,7 @@ def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
 ) -> None:
     """Main's manifest is of an earlier model, what its dvc.lock comes to is looked for as well; its anchor is nowhere."""
     for action in ("connect", "push"):
-        assert command(repository, "src.release.storage", action).returncode == 0
+        assert command(repository, "src", "storage", action).returncode == 0
     name = (repository / "github-env").read_text().strip().removeprefix("STORE_NAME=")
     github.add_run(5)
     github.upload_artifact(5, name, repository / "out/store")
@@ -311,7 +311,7 @@ def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
     (repository / "dvc.lock").unlink()
     shutil.rmtree(repository / ".dvc/cache")
     told = {"BASE": "base", "DVC_REMOTE_URL": str(tmp_path / "young")}
-    assert command(repository, "src.release.storage", "connect", **told).returncode == 0
+    assert command(repository, "src", "storage", "connect", **told).returncode == 0
     (repository / "model").unlink()
     subprocess.run([*git, "checkout", "-q", "base", "--", "dvc.lock"], cwd=repository, check=True)
     done = command(repository, "dvc", "pull", "--remote", "earlier-0", "model")

@@ -21,8 +21,8 @@ from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 from src.core.files import read_json, sha256, write_json
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
-from src.judging import __main__ as judging
 from src.judging import lineage
+from src.judging import request as judging
 from src.release import modelcheck, overriding, reviewed, verdict
 from src.release import verify as verifying
 from src.release.production import Deployed
@@ -123,7 +123,7 @@ def fork(template: Path, tmp_path: Path) -> Path:
 def verify(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith(("GITHUB_", "MLFLOW_"))}
     clean["DEPLOY_HOME"] = str(folder.parent / "home")
-    command = [sys.executable, "-m", "src.release.verify", OUT, *arguments]
+    command = [sys.executable, "-m", "src", "verify", OUT, *arguments]
     done = subprocess.run(command, cwd=folder, env={**clean, **variables}, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     assert git(folder, "worktree", "list").count("\n") == 0
@@ -629,7 +629,7 @@ def merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     (folder / "params.yaml").write_text("prepare: {}\n")
 
     def go(accuracy: float, least: float, judge: str = JUDGE) -> str:
-        for name, text in (("accuracy", str(accuracy)), ("least", str(least)), ("src/judging/__main__.py", judge)):
+        for name, text in (("accuracy", str(accuracy)), ("least", str(least)), ("src/judging/request.py", judge)):
             (folder / name).write_text(text)
         return commit(folder, "merge")
 
@@ -747,7 +747,7 @@ def test_the_first_own_gates_judge_where_only_the_templates_example_was_deployed
 
     def run(module: str, arguments: list[str], params: Path = judging._PARAMS) -> None:
         by[module] = params
-        if module == "src.judging.compare":
+        if module == "compare":
             write_json(tmp_path / "main/facts.json", {"looks": {}, "why": "", "example": example})
         else:
             write_json(tmp_path / "verdict.json", {"verdict": "pass", "reasons": [], "gates": []})
@@ -757,12 +757,12 @@ def test_the_first_own_gates_judge_where_only_the_templates_example_was_deployed
     names = ("arrays", "manifest", "model", "validation", "data", "params", "run")
     request = {name: str(tmp_path / "params.yaml") for name in names} | {"deployed": "a" * 40, "why": ""}
     judging._verdict(request, tmp_path)
-    assert by["src.judging.judge"] == (tmp_path / "params.yaml" if example else judging._PARAMS)
+    assert by["judge"] == (tmp_path / "params.yaml" if example else judging._PARAMS)
 
 
 def test_a_judge_refuses_a_request_of_another_format(tmp_path: Path) -> None:
     (tmp_path / "request.json").write_text('{"format": 2}')
-    command = [sys.executable, "-m", "src.judging", str(tmp_path / "request.json"), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "src", "verdict", str(tmp_path / "request.json"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, "has the format 2, and this judge reads format 1" in done.stderr) == (1, True)
 

@@ -49,7 +49,7 @@ def call(model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def command(source: Path, out: Path, model: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "src.serving.batch", str(source), str(out), "--model", str(model), *options]
+    return [sys.executable, "-m", "src", "batch", str(source), str(out), "--model", str(model), *options]
 
 
 def colours(folder: Path) -> Path:

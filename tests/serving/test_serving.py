@@ -841,7 +841,7 @@ def test_make_serve_says_where_and_answers_as_the_golden_examples_say(tmp_path: 
     folder = copy_repository(tmp_path / "project")
     require_success(python(folder, "dvc", "pull"))
     golden = folder / "out" / "evaluation" / "golden"
-    with served(tmp_path, ["src.serving.serve"], folder) as (process, url):
+    with served(tmp_path, ["src", "serve"], folder) as (process, url):
         wait_ready(url)
         told = json.loads((golden / "golden.json").read_text())
         with httpx.Client(base_url=url) as client:
@@ -878,7 +878,7 @@ def test_serve_refuses_a_taken_port_and_a_missing_model_in_one_sentence(model: P
             (["--model", str(model), "--port", port], f"serve: port {port} of 127.0.0.1 cannot be used"),
             (["--model", str(tmp_path)], f"serve: {tmp_path}/card.json is missing"),
         ):
-            command = [sys.executable, "-m", "src.serving.serve", *arguments]
+            command = [sys.executable, "-m", "src", "serve", *arguments]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             assert (done.returncode, done.stderr.count("\n")) == (1, 1)
             assert done.stderr.startswith(sentence)

@@ -38,11 +38,11 @@ def project(tmp_path: Path) -> Path:
 
 
 def fill(folder: Path) -> None:
-    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "system").mkdir(parents=True)
     (folder / "requirements").mkdir()
     (folder.parent / "links").mkdir()
-    source = (ROOT / "src" / "environment.py").read_text()
-    (folder / "src" / "environment.py").write_text(
+    source = (ROOT / "src" / "system" / "environment.py").read_text()
+    (folder / "src" / "system" / "environment.py").write_text(
         source.replace("https://download.pytorch.org/whl/cpu", "http://127.0.0.1:9")
     )
     shutil.copy(ROOT / "Makefile", folder)
@@ -150,12 +150,13 @@ def test_python_is_missing(project: Path, tmp_path: Path) -> None:
 
 def test_the_script_can_be_read_by_an_old_python_which_is_told_to_go(project: Path, tmp_path: Path) -> None:
     """Another version number stands in for another Python; its syntax is held to 3.6 by compiling."""
-    source = (project / "src" / "environment.py").read_text()
+    source = (project / "src" / "system" / "environment.py").read_text()
     ast.parse(source, feature_version=(3, 6))
-    wrapped = project / "src" / "old.py"
+    wrapped = project / "src" / "system" / "old.py"
     wrapped.write_text("import sys\nsys.version_info = (3, 8, 1, 'final', 0)\n" + source)
     path = tools(tmp_path / "bin", "git", "sh")
-    result = subprocess.run([sys.executable, "src/old.py"], cwd=project, capture_output=True, text=True, env={"PATH": path})
+    command = [sys.executable, "src/system/old.py"]
+    result = subprocess.run(command, cwd=project, capture_output=True, text=True, env={"PATH": path})
     require_sentence(result, "Python 3.8 cannot run this project, which needs 3.11 to 3.13")
 
 
@@ -319,7 +320,7 @@ def test_without_a_gpu_pytorch_is_its_cpu_build_unless_a_variable_names_another_
             tmp_path / folder / "torch" / f"torch-{version}-py3-none-any.whl"
         )
     with serving(tmp_path) as address:
-        script = ready / "src" / "environment.py"
+        script = ready / "src" / "system" / "environment.py"
         script.write_text(script.read_text().replace("http://127.0.0.1:9", f"{address}/cpu"))
         reached = {"PIP_NO_INDEX": "0", "PIP_TRUSTED_HOST": "127.0.0.1"}
         assert "its CPU build: no NVIDIA GPU here" in setup(ready, **reached).stdout
@@ -337,7 +338,7 @@ def test_packages_of_a_folder_are_not_downloaded(ready: Path) -> None:
 
 
 def test_uv_takes_packages_from_where_pip_takes_them() -> None:
-    module = runpy.run_path(str(ROOT / "src" / "environment.py"))
+    module = runpy.run_path(str(ROOT / "src" / "system" / "environment.py"))
     given = {"index-url": "https://a.example/simple", "find-links": "/b /c", "cert": "/d.pem", "timeout": "9"}
     environment = module["uv_environment"](given)
     assert environment["UV_INDEX_URL"] == "https://a.example/simple"

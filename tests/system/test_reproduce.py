@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         with (tmp_path / "dvc.yaml").open("w") as file:
             YAML().dump({"stages": {"train": {"cmd": "python stage.py", "deps": ["stage.py"], "params": ["train"]}}}, file)
         write_params(tmp_path / "params.yaml", **params)
-        command = [sys.executable, "-m", "src.system.reproduce", *arguments]
+        command = [sys.executable, "-m", "src", "reproduce", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert "Traceback" not in done.stderr
         return done, json.loads((tmp_path / "out/run.json").read_text())
@@ -94,7 +94,7 @@ def test_a_small_budget_trains_no_folds_and_no_further_seeds(run: Run, tmp_path:
 def test_what_stops_before_any_stage_is_told_too(run: Run, tmp_path: Path) -> None:
     run("print()")
     (tmp_path / "params.yaml").write_text("train: [")
-    command = [sys.executable, "-m", "src.system.reproduce", "--epochs", "3"]
+    command = [sys.executable, "-m", "src", "reproduce", "--epochs", "3"]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     told = json.loads((tmp_path / "out/run.json").read_text())
     assert done.returncode == 1
@@ -106,7 +106,7 @@ def test_a_merge_queue_trains_nothing(run: Run, tmp_path: Path, monkeypatch: pyt
     run("open('x', 'w')")
     subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.setenv("GITHUB_EVENT_NAME", "merge_group")
-    command = [sys.executable, "-m", "src.system.reproduce"]
+    command = [sys.executable, "-m", "src", "reproduce"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     (tmp_path / "stage.py").write_text("open('y', 'w')")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -122,7 +122,7 @@ def test_the_journal_reads_what_dvc_prints() -> None:
         "\x1b[33mWARNING\x1b[39m: something",
         "Stage 'prepare' didn't change, skipping",
         "Running stage 'validate':",
-        "> python -m src.validation.validate",
+        "> python -m src validate",
         "all checks passed",
         "Updating lock file 'dvc.lock'",
         "Running stage 'train':",

@@ -785,7 +785,7 @@ class Machine:
 
     def examine(self) -> tuple[int, dict[str, str], str]:
         """Return the exit code, the level of each check, and all that was printed."""
-        command = [sys.executable, "-m", "src.system.runner_doctor", "--root", self.root]
+        command = [sys.executable, "-m", "src", "runner-doctor", "--root", self.root]
         environment = {"PATH": str(self.bin)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert "Traceback" not in done.stderr, done.stderr
@@ -818,7 +818,7 @@ def test_the_doctor_finds_nothing_on_a_machine_that_was_set_up(machine: Machine)
 def test_on_a_machine_without_anything_the_doctor_says_so_in_sentences(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "src.system.runner_doctor", "--root", tmp_path],
+        [sys.executable, "-m", "src", "runner-doctor", "--root", tmp_path],
         cwd=ROOT,
         env={"PATH": str(tmp_path / "bin")},
         capture_output=True,

@@ -206,7 +206,7 @@ class Stage:
         watch = {"PYTHONPATH": str(prepared / "watch"), "WATCHED": str(folder), "WATCH_LOG": str(self.log)}
         self._environment = os.environ | watch | {"MLFLOW_TRACKING_URI": ""}
         places = [prepared / "arrays", prepared / "validation.json", folder / "model", folder / "history"]
-        self._command = ["-m", "src.training.train", *map(str, places)]
+        self._command = ["-m", "src", "train", *map(str, places)]
         self._command += ["--checkpoints", str(folder / "ck"), "--params", str(folder / "params.yaml")]
 
     def start(self, *launcher: str) -> "subprocess.Popen[str]":

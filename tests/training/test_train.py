@@ -431,7 +431,8 @@ def test_a_killed_process_goes_on_in_the_next(tmp_path: Path, prepared: Path) ->
     command = [
         sys.executable,
         "-m",
-        "src.training.train",
+        "src",
+        "train",
         *(str(tmp_path / name) for name in ("arrays", "validation.json", "out", "history")),
     ]
     command += ["--checkpoints", str(tmp_path / "ck"), "--params", str(tmp_path / "params.yaml")]

@@ -1,7 +1,7 @@
 """What a GPU reaches on CIFAR-10: time and accuracy of a recipe, FLOP/s by network, ResNet-18 beside the plain recipe.
 
-    python -m src.lab.benchmarks.cifar10_gpu                        (`make bench-gpu`; out/arrays must hold CIFAR-10)
-    python -m src.lab.benchmarks.cifar10_gpu --device cpu --small   (tries the script itself where there is no GPU)
+    python -m src bench-gpu                        (`make bench-gpu`; out/arrays must hold CIFAR-10)
+    python -m src bench-gpu --device cpu --small   (tries the script itself where there is no GPU)
 
 The recipe trains once to warm up (kernels chosen, code compiled), starts anew from fresh weights, and is timed: the
 seconds are those of its epochs, the last one waited for, without validation and without reading the images.
@@ -19,7 +19,7 @@ import torch
 
 from src.core import arrays
 from src.core.arrays import Split
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.params import Train, load
 from src.training import export, loop, optimizer, start
 from src.training.batches import Batches
@@ -104,7 +104,7 @@ def beside_plain(folder: Path, device: str, small: bool) -> None:
     """Run the comparison of a ResNet-18 step with the plain recipe's, which prints its own table."""
     size = ["--width=4", "--batch=32", "--images=128", "--rounds=1"] if small else ["--width=64", "--batch=512"]
     images = [] if small else ["--images=49152"]
-    command = [sys.executable, "-m", "src.lab.benchmarks.train_speed", "--network=resnet18", f"--arrays={folder}"]
+    command = [sys.executable, "-m", "src", "bench-train", "--network=resnet18", f"--arrays={folder}"]
     command += [*size, *images, f"--device={device}", f"--least={_GOAL_RATIO:g}"]
     if subprocess.run(command, check=False).returncode:
         raise UserError("the comparison with the plain recipe failed; it says why above")
@@ -136,7 +136,3 @@ def main() -> None:
     print(recipe(task, test, params) + "\n")
     print(utilisation(task, params, _SMALL if args.small else _SHAPES) + "\n")
     beside_plain(args.arrays, args.device, args.small)
-
-
-if __name__ == "__main__":
-    run("cifar10-gpu", main)

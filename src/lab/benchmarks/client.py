@@ -1,6 +1,6 @@
 """Load from connections that are kept open, where wrk is not installed: one process, one thread, plain sockets.
 
-python -m src.lab.benchmarks.client http://127.0.0.1:3000/predict --type image/png --connections 8 --seconds 3 a.png b.png
+python -m src bench-client http://127.0.0.1:3000/predict --type image/png --connections 8 --seconds 3 a.png b.png
 
 Each connection sends the next file as soon as it has its answer. The last line on stdout is JSON: requests, seconds, p50_ms,
 p95_ms, p99_ms, and failures by kind. What is under way at the end is not counted.
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from src.core.command import UserError, run
+from src.core.command import UserError
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _PIECE = 262_144
@@ -157,7 +157,3 @@ def main() -> None:
     requests = [_request(args.url, args.type, file.read_bytes()) for file in args.files]
     load = Load((place.hostname or "", place.port or 80), requests)
     print(json.dumps(load.run(args.connections, args.seconds)))
-
-
-if __name__ == "__main__":
-    run("client", main)

@@ -1,6 +1,6 @@
 """Measure the data path against the textbook's: `make bench-data`.
 
-    python -m src.lab.benchmarks.data_path            (synthetic photographs of 32x32, as many as --images says)
+    python -m src bench-data            (synthetic photographs of 32x32, as many as --images says)
 
 Textbook: decode in one process with Pillow; a `DataLoader` of two workers with per-sample transforms, float32,
 contiguous. Ours: `prepare`, and batches from the uint8 array. Read the ratios; the rates are this machine's.
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from src.core import arrays
-from src.core.command import cores, run, table
+from src.core.command import cores, table
 from src.core.params import Augment
 from src.lab.benchmarks.per_sample import PerSample
 from src.model import Shape, build
@@ -79,7 +79,7 @@ def plain_decode(folder: Path) -> float:
 def our_decode(folder: Path, out: Path) -> float:
     """Run the whole prepare stage as its own command, start and imports included; return the seconds."""
     arguments = [folder, out / "arrays", out / "manifest.parquet", "--params", out / "params.yaml"]
-    command = [sys.executable, "-m", "src.images.prepare", *map(str, arguments)]
+    command = [sys.executable, "-m", "src", "prepare", *map(str, arguments)]
     started = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - started
@@ -176,7 +176,3 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each pair is timed; the median is shown")
     args = parser.parse_args()
     print(measure(args.images, args.rounds))
-
-
-if __name__ == "__main__":
-    run("bench-data", main)

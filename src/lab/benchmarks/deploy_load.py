@@ -1,7 +1,7 @@
 """Ask a service without a pause while it is deployed, and count what its users would have felt.
 
-    python -m src.lab.benchmarks.deploy_load http://127.0.0.1:8080 image.png [--seconds 60] [--concurrency 8] [--json FILE]
-    python -m src.lab.benchmarks.deploy_load http://127.0.0.1:8080 image.png -- make deploy
+    python -m src bench-deploy http://127.0.0.1:8080 image.png [--seconds 60] [--concurrency 8] [--json FILE]
+    python -m src bench-deploy http://127.0.0.1:8080 image.png -- make deploy
 
 With a command the load lasts for as long as that runs. Every second client opens a connection for each request, the others
 keep theirs for as long as the service lets them. Prints failures by kind, when each version answered, and how long a switch
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.files import write_json
 from src.release.client import media_type, why
 
@@ -196,7 +196,3 @@ def main() -> None:
     wrong = found["requests"] - found["ok"] + found["stray"]
     if wrong or not found["ok"]:
         raise UserError(f"{wrong} of {found['requests']} requests went wrong: see the table above for when and how")
-
-
-if __name__ == "__main__":
-    run("deploy-load", main)

@@ -56,7 +56,7 @@ class Loops:
             files: images to decode, in turns.
         """
         names = [str(model), *map(str, files), "--precision", precision]
-        self._command = [sys.executable, "-m", "src.lab.benchmarks.raw", *names]
+        self._command = [sys.executable, "-m", "src", "bench-raw", *names]
         self._processes = [
             subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(cores())
         ]

@@ -68,7 +68,7 @@ def put(url: str, media: str, files: Sequence[Path], connections: int, seconds: 
     wrk = shutil.which("wrk")
     names = [str(file) for file in files]
     if wrk is None:
-        command = [sys.executable, "-m", "src.lab.benchmarks.client", url, *names, "--type", media]
+        command = [sys.executable, "-m", "src", "bench-client", url, *names, "--type", media]
         command += ["--connections", str(connections), "--seconds", str(seconds)]
     else:
         script = files[0].parent / "load.lua"

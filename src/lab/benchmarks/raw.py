@@ -1,6 +1,6 @@
 """The model alone: decode and `session.run` in a plain loop, in one process. Started and told by `src.lab.benchmarks.limit`.
 
-    echo '{"threads": 1, "batch": 1, "seconds": 2}' | python -m src.lab.benchmarks.raw out/model a.png b.png
+    echo '{"threads": 1, "batch": 1, "seconds": 2}' | python -m src bench-raw out/model a.png b.png
 
 For each line of JSON it gets ready, says so, waits for another line, works, and prints JSON: images, seconds, and p50_ms of
 one round of the loop.
@@ -21,7 +21,6 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from src.core.command import run
 from src.core.files import read_json
 from src.images import images
 
@@ -92,7 +91,3 @@ def main() -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         print(json.dumps(work(step, asked["seconds"])), flush=True)
-
-
-if __name__ == "__main__":
-    run("raw", main)

@@ -1,8 +1,8 @@
 """Measure the service against the textbook's, BentoML's default and the model alone: `make bench-serve`.
 
-    python -m src.lab.benchmarks.serve [--model out/model] [--size 32] [--format png] [--seconds 3] [--out out/bench]
-    python -m src.lab.benchmarks.serve --network resnet18 --input 224 --format jpeg  (that network, untrained: needs no data)
-    python -m src.lab.benchmarks.serve --base origin/main   (main's service too, with the same model)
+    python -m src bench-serve [--model out/model] [--size 32] [--format png] [--seconds 3] [--out out/bench]
+    python -m src bench-serve --network resnet18 --input 224 --format jpeg  (that network, untrained: needs no data)
+    python -m src bench-serve --base origin/main   (main's service too, with the same model)
 
 Each server runs as its user gets it, on the same model, one after the other in rounds, at 1, 8 and 64 connections. Writes
 serve.json, serve.md and serve.png. Ends with 1 when the service failed or gave a wrong answer, never because of a number:
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core import params
-from src.core.command import UserError, progress, run, table
+from src.core.command import UserError, progress, table
 from src.core.files import sha256, write_bytes, write_json
 from src.core.inference import Model as Network
 from src.lab.benchmarks import load, questions, rounds, serve_results, serve_table
@@ -206,7 +206,3 @@ def main() -> None:
 
 def _digest(folder: Path) -> str | None:
     return sha256(folder / "model.onnx") if (folder / "model.onnx").is_file() else None
-
-
-if __name__ == "__main__":
-    run("bench-serve", main)

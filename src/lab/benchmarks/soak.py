@@ -1,7 +1,7 @@
 """Ask the service for a long time, and see whether it stays as it was: `make soak`.
 
-    python -m src.lab.benchmarks.soak [--requests 200000] [--hostile 0] [--clients 2] [--model out/model] [--out out/soak]
-    python -m src.lab.benchmarks.soak --url http://127.0.0.1:3000   (a service that runs already on this machine)
+    python -m src soak [--requests 200000] [--hostile 0] [--clients 2] [--model out/model] [--out out/soak]
+    python -m src soak --url http://127.0.0.1:3000   (a service that runs already on this machine)
 
 Processes of clients send good requests in every way and format, over kept and over fresh connections; each answer must name
 the label that the same picture had at first. With --hostile, so many hostile requests come beside them. Memory and
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from src.core.command import UserError, progress, run, table
+from src.core.command import UserError, progress, table
 from src.core.files import write_json
 from src.lab.benchmarks import soak_watch
 from src.lab.benchmarks.hostile import Tally, siege
@@ -199,7 +199,3 @@ def main() -> None:
     print(show(told))
     if wrong := faults(told):
         raise UserError(f"{'; '.join(wrong)}: {args.out / 'soak.json'} has more")
-
-
-if __name__ == "__main__":
-    run("soak", main)

@@ -1,7 +1,7 @@
 """Measure a training step against the plain recipe's: `make bench-train`.
 
-    python -m src.lab.benchmarks.train_speed                      (synthetic images of 32x32, or --arrays out/arrays)
-    python -m src.lab.benchmarks.train_speed --large 6 --window 0.25 (GB: an array larger than its window, against memory)
+    python -m src bench-train                      (synthetic images of 32x32, or --arrays out/arrays)
+    python -m src bench-train --large 6 --window 0.25 (GB: an array larger than its window, against memory)
 
 Plain: per-sample transforms in a `DataLoader` of two workers, float32, contiguous. Ours: `train_epoch` with the learner
 that the train stage has. Network, optimiser, learning rate, batch size and images are the same. Each has a
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from src.core import arrays
 from src.core.arrays import Split
-from src.core.command import UserError, cores, run, table
+from src.core.command import UserError, cores, table
 from src.core.files import replacing
 from src.core.params import Augment, Train, load
 from src.lab.benchmarks.per_sample import PerSample
@@ -210,7 +210,7 @@ def large(folder: Path, gigabytes: float, window: float, images: int, params: Tr
     path = folder / "large.npy"
     if not path.is_file():
         _write(path, int(gigabytes * 1e9 / (_SIDE * _SIDE * 3)))
-    command = [sys.executable, "-m", "src.lab.benchmarks.train_speed", "--part", str(path), "--images", str(images)]
+    command = [sys.executable, "-m", "src", "bench-train", "--part", str(path), "--images", str(images)]
     command += [f"--{name}={value}" for name, value in _settings(params).items()]
     streamed, resident = (_told([*command, f"--window={limit}"]) for limit in (window, 0))
     ratio = streamed["images_per_second"] / resident["images_per_second"]
@@ -332,7 +332,3 @@ def main() -> None:
             print(large(args.keep or Path(name), args.large, args.window, args.images, params))
     else:
         print(compare(args))
-
-
-if __name__ == "__main__":
-    run("bench-train", main)

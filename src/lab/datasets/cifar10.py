@@ -1,6 +1,6 @@
 """CIFAR-10 into data/: 50,000 training and 10,000 test photographs of 10 classes, 32x32.
 
-    python -m src.lab.datasets.cifar10 data          (or make data-cifar10, which also runs `dvc add data`)
+    python -m src data-cifar10 data          (or make data-cifar10, which also runs `dvc add data`)
 
 Comes from the authors' page, or from CIFAR10_URL: any http(s) or file address, or a path. A download that was cut off
 goes on where it stopped. Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
@@ -21,7 +21,7 @@ import numpy as np
 import requests
 from numpy.typing import NDArray
 
-from src.core.command import UserError, progress, run
+from src.core.command import UserError, progress
 from src.core.files import replacing
 from src.lab.datasets import shards
 from src.system.versioning import has_unrecorded_changes
@@ -167,7 +167,3 @@ def main() -> None:
         )
     bring(os.environ.get("CIFAR10_URL") or PAGE, args.downloads, args.folder)
     print(f"CIFAR-10 is in {args.folder}/. Set prepare.image_size: 32 and train.augment.flip: true in params.yaml")
-
-
-if __name__ == "__main__":
-    run("data-cifar10", main)

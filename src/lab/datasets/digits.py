@@ -1,6 +1,6 @@
 """The starter data: 1,797 handwritten digits, 8x8 grey, as scikit-learn ships them.
 
-    python -m src.lab.datasets.digits data
+    python -m src data-digits data
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (1998),
 its test part; licence CC BY 4.0. The 17 grey levels 0..16 are spread over 0..255.
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from src.core.command import run
 from src.lab.datasets import shards
 
 
@@ -28,7 +27,3 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the handwritten digits that scikit-learn ships into a folder.")
     parser.add_argument("folder", type=Path)
     write(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    run("digits", main)

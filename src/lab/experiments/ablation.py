@@ -1,6 +1,6 @@
 """Which augmentation earns its cost: trains the recipe of params.yaml with one thing switched at a time, and compares.
 
-    python -m src.lab.experiments.ablation out/arrays out/ablation [--epochs N] [--seeds N] [--only flip erase=0.5] [--also]
+    python -m src ablation out/arrays out/ablation [--epochs N] [--seeds N] [--only flip erase=0.5] [--also]
 
 Judged on the validation split; the test split is not looked at. Writes ablation.md, ablation.csv and ablation.png, and
 never params.yaml. A study that was killed goes on when the same command is run.
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from src.core import arrays
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import check_outputs
 from src.core.params import Params, Train, load
 from src.lab.experiments import ablation_page, cost, verdicts
@@ -74,7 +74,3 @@ def main() -> None:
         params = params.model_copy(update={"train": changed(params.train, epochs=args.epochs)})
     found = ablate(args.arrays, args.out, params, args.seeds, args.only, args.also)
     print(f"\n{verdicts.sentence(found)}\n\n{verdicts.text(found)}\n\n{args.out}/ablation.md has it all")
-
-
-if __name__ == "__main__":
-    run("ablation", main)

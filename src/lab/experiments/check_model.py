@@ -1,6 +1,6 @@
 """Is my network wired right? `make check-model` tells in about a minute; it trains for seconds and writes nothing.
 
-    python -m src.lab.experiments.check_model [--arrays out/arrays] [--steps 300]
+    python -m src check-model [--arrays out/arrays] [--steps 300]
 
 Takes the network that params.yaml names, on the training images of `prepare`, or on drawn ones where there are none. Ends
 with status 1 when a check fails; a warning fails nothing.
@@ -17,7 +17,7 @@ import torch
 
 from src.core import arrays
 from src.core.arrays import Split
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.params import Params, load
 from src.lab.experiments import wiring_answers, wiring_learning
 from src.lab.experiments.wiring import EARLY, ENOUGH, Finding, Lesson, Subject, first_line, learn
@@ -158,7 +158,3 @@ def main() -> None:
     failed = [each.check for each in found if each.result == "FAIL"]
     if failed:
         raise UserError(f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
-
-
-if __name__ == "__main__":
-    run("check-model", main)

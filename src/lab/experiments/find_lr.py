@@ -1,6 +1,6 @@
 """Which learning rate? `make find-lr` raises it step by step until training breaks, and suggests; it changes nothing.
 
-    python -m src.lab.experiments.find_lr out/arrays out/find-lr [--steps 100] [--rounds 3] [--low 1e-5] [--high 10]
+    python -m src find-lr out/arrays out/find-lr [--steps 100] [--rounds 3] [--low 1e-5] [--high 10]
 
 Trains with network, batches and optimiser of params.yaml, from fresh (or given) weights in each round. Writes rates.csv,
 rates.png and find-lr.md. Source of the method: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017),
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from src.core import arrays
-from src.core.command import UserError, progress, run
+from src.core.command import UserError, progress
 from src.core.files import check_outputs, replacing
 from src.core.params import Train, load
 from src.lab.experiments import page
@@ -171,7 +171,3 @@ def main() -> None:
     found = answer(rounds)
     write(args.out, rounds, found, params)
     print(f"{sentence(found, params)} (see {args.out / 'find-lr.md'})")
-
-
-if __name__ == "__main__":
-    run("find-lr", main)

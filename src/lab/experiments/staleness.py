@@ -1,6 +1,6 @@
 """How much newer data buys: trains on what had come by each month, without the oldest, and on shares of all there is.
 
-  python -m src.lab.experiments.staleness out/arrays out/manifest.parquet out/staleness [--epochs N] [--seeds N] [--points N]
+  python -m src staleness out/arrays out/manifest.parquet out/staleness [--epochs N] [--seeds N] [--points N]
 
 When an image came is read from the history of dvc.lock; with one version of the data there is the learning curve alone.
 Everything is scored on the same test images. Writes staleness.md, staleness.csv and staleness.png. A study that was killed
@@ -17,7 +17,7 @@ import numpy as np
 
 from src.core import arrays
 from src.core.arrays import Split
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import check_outputs, sha256
 from src.core.params import Params, Train, load
 from src.lab.experiments import arrivals, staleness_page
@@ -83,7 +83,3 @@ def main() -> None:
         params = params.model_copy(update={"train": changed(params.train, epochs=args.epochs)})
     print(f"\n{measure(args.arrays, args.manifest, args.out, params, args.seeds, args.points)}")
     print(f"\n{args.out}/staleness.md has it all")
-
-
-if __name__ == "__main__":
-    run("staleness", main)

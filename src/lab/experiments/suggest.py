@@ -1,6 +1,6 @@
 """Suggest a recipe for the images in data/: `make suggest` looks at them and writes one; it trains nothing.
 
-    python -m src.lab.experiments.suggest data params/suggested.yaml [--params params.yaml]
+    python -m src suggest data params/suggested.yaml [--params params.yaml]
 
 Prints a table of what is there, what to set and why. The file holds only what differs from params.yaml; adopt it with
 `make reproduce PARAMS=params/suggested.yaml`. The same data and params give the same file.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from src import data
-from src.core.command import UserError, run, table
+from src.core.command import UserError, table
 from src.core.files import check_outputs, write_bytes
 from src.core.params import Params, content, load
 from src.images import images
@@ -303,7 +303,3 @@ def main() -> None:
         print(f"{args.params} says all of this already")
         return
     print(f"{args.out} has what differs from {args.params} ({len(differing)}). Adopt it: make reproduce PARAMS={args.out}")
-
-
-if __name__ == "__main__":
-    run("suggest", main)

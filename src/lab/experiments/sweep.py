@@ -1,6 +1,6 @@
 """Search better params: `make sweep`. Killed at any time, the same command goes on where it was.
 
-    python -m src.lab.experiments.sweep out/arrays out/validation.json out/sweep --trials 20 --workers 2
+    python -m src sweep out/arrays out/validation.json out/sweep --trials 20 --workers 2
 
 Tries the params as they are, then some at random, then what TPE proposes; the median of the others ends a trial early.
 Reads `sweep` and `train` of params.yaml; keeps its trials in sweep.db (or in PostgreSQL, for several machines: run the same
@@ -17,7 +17,7 @@ from pathlib import Path
 import optuna
 
 from src.core import arrays
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import check_outputs
 from src.core.params import Params, load
 from src.lab.experiments import sweep_branch, sweep_results, sweep_space, sweep_tracking
@@ -133,7 +133,3 @@ def _minutes(text: str) -> float:
     if not re.fullmatch(r"\d{1,6}(\.\d+)?", text) or not float(text):
         raise argparse.ArgumentTypeError(f"expected a number of minutes, not {text!r}")
     return float(text)
-
-
-if __name__ == "__main__":
-    run("sweep", main)

@@ -1,6 +1,6 @@
 """What is the bottleneck of training? `make profile` runs some steps of the real loop and answers on one page.
 
-    python -m src.lab.experiments.training_profile out/arrays out/training-profile [--steps 30]
+    python -m src profile out/arrays out/training-profile [--steps 30]
 
 Writes bottleneck.md with its picture, and trace.json.gz, which chrome://tracing and ui.perfetto.dev open. No model is made.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from src.core import arrays
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import check_outputs, replacing
 from src.core.params import Train, load
 from src.lab.experiments import bottleneck, step_parts
@@ -83,7 +83,3 @@ def main() -> None:
     print(
         f"the bottleneck is {cause.name}: {share:.0%} of a step. {cause.advice}\n{args.out / 'bottleneck.md'} has the rest"
     )
-
-
-if __name__ == "__main__":
-    run("profile", main)

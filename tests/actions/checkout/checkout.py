@@ -58,7 +58,7 @@ def fetch(ref: str) -> None:
 
 def prepare_environment() -> None:
     """Make `.venv` here out of the packages of the tests' own, if this checkout locks the same ones."""
-    root, setup = Path(os.environ["STANDIN_ROOT"]), FOLDER / "src" / "environment.py"
+    root, setup = Path(os.environ["STANDIN_ROOT"]), FOLDER / "src" / "system" / "environment.py"
     locks = [Path("requirements", name) for name in ("run.txt", "yours.txt", "check.txt", "uv.txt", "torch.txt")]
     if not all((FOLDER / path).exists() and (FOLDER / path).read_bytes() == (root / path).read_bytes() for path in locks):
         return

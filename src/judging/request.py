@@ -2,7 +2,7 @@
 
 Where the deployed model is the template's example, the gates are those of the request's params: the first of a fork's own.
 
-    python -m src.judging request.json out/judged
+    python -m src verdict request.json out/judged
 
 The request names files of the commit under judgement, by absolute paths or below the working directory, which is that
 commit's tree; fields that are not listed here are ignored:
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
 from src.core import arrays, metrics, results
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import read_json, rounded, write_json
 from src.core.inference import Model
 from src.core.params import Evaluate, load
@@ -81,13 +81,13 @@ def _evaluate(request: Mapping[str, Any], out: Path, params: Evaluate) -> None:
 def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:
     main = str(out / "main")
     pulled = [word for name in ("arrays", "manifest", "model", "data") for word in (f"--{name}", request[name])]
-    _run("src.judging.compare", [request["deployed"] or _NOBODY, main, *pulled], _with_its_split(request, out))
+    _run("compare", [request["deployed"] or _NOBODY, main, *pulled], _with_its_split(request, out))
     facts = _settle(out / "main" / "facts.json", request)
     made = [main, request["run"], str(out / "verdict.json"), str(out / "judged.json")]
     made += ["--metrics", str(out / "metrics.json"), "--evaluation", str(out / "evaluation")]
     made += ["--manifest", request["manifest"], "--validation", request["validation"]]
     # where only the template's example was ever deployed, so are its gates the template's
-    _run("src.judging.judge", made, Path(request["params"]) if facts["example"] else _PARAMS)
+    _run("judge", made, Path(request["params"]) if facts["example"] else _PARAMS)
     found: dict[str, Any] = read_json(out / "verdict.json", made_by="evaluate", keys=("verdict", "reasons", "gates"))
     return found
 
@@ -128,19 +128,19 @@ def _refusing(verdict: Mapping[str, Any]) -> set[str]:
 def _quantize(request: Mapping[str, Any], out: Path) -> str:
     """Make the INT8 model and its table; return why there is none. The float model is judged all the same."""
     try:
-        _run("src.judging.quantize", [request["arrays"], request["model"], str(out / "quantized")])
+        _run("quantize", [request["arrays"], request["model"], str(out / "quantized")])
     except UserError as error:
         return str(error)
     return ""
 
 
-def _run(module: str, arguments: list[str], params: Path = _PARAMS) -> None:
+def _run(verb: str, arguments: list[str], params: Path = _PARAMS) -> None:
     """Run a command of this commit; a module of the working directory is not taken for one (-P)."""
-    command = [sys.executable, "-P", "-m", module, *arguments, "--params", str(params)]
+    command = [sys.executable, "-P", "-m", "src", verb, *arguments, "--params", str(params)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise UserError(f"{module}: {lines[-1][:300]}")
+        raise UserError(f"{verb}: {lines[-1][:300]}")
 
 
 def main() -> None:
@@ -150,7 +150,3 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     args = parser.parse_args()
     judge(args.request, args.out)
-
-
-if __name__ == "__main__":
-    run("judging", main)

@@ -1,0 +1,89 @@
+"""Every command of this repository: `python -m src VERB`. A verb's module is imported only when it is called.
+
+python -m src --help
+"""
+
+import sys
+
+if __name__ == "__main__":  # no file of the repository's root is imported in place of a package: torch.py, onnxruntime.py
+    sys.path.append(sys.path.pop(0))
+
+from importlib import import_module
+from pathlib import Path
+
+from src.core.command import run
+
+# (verb, module below src, what it does); in the order in which data flow
+VERBS = (
+    ("prepare", "images.prepare", "stage 1: decode data/ into arrays, and write the manifest"),
+    ("validate", "validation.validate", "stage 2: check the data"),
+    ("train", "training.train", "stage 3: train, and export the model"),
+    ("evaluate", "evaluation.evaluate", "stage 4: judge the ONNX model on the test split"),
+    ("reproduce", "system.reproduce", "pull the data, run the stages, show the metrics (make reproduce)"),
+    ("compare", "judging.compare", "bring main's model beside the one under review (make report)"),
+    ("judge", "judging.judge", "judge the model under review by the gates (make report)"),
+    ("report", "reporting.write", "write the report of a pull request (make report)"),
+    ("verdict", "judging.request", "judge a model as the deployed commit does: a request in, a verdict out"),
+    ("lineage", "reporting.trace", "say where a model came from (make lineage)"),
+    ("quantize", "judging.quantize", "make an INT8 model, and a table of what it costs and gains (make quantize)"),
+    ("update", "system.update", "merge main into this branch, with main's results (make update)"),
+    ("plan", "github.plan", "report.yml: decide what an event asks for"),
+    ("publish", "github.publish", "report.yml: publish the verdict and the report"),
+    ("cancelled", "github.cancelled", "report.yml: tell that a run was cancelled"),
+    ("fork-report", "github.fork_report", "report-comment.yml: post the numbers of a fork"),
+    ("all-green", "github.all_green", "ci.yml: fail unless every needed job is green"),
+    ("attested", "github.attested", "deploy.yml: check the attestation of an image"),
+    ("deployed", "github.deployed", "deploy.yml, rollback.yml: tell GitHub what was deployed"),
+    ("sweep-pull", "github.sweep_pull", "sweep.yml: open a pull request with the params that a sweep found"),
+    ("doctor", "github.doctor", "say which settings on GitHub are missing (make doctor)"),
+    ("settings", "github.settings", "make the settings on GitHub what .github/settings says (make settings)"),
+    ("runner-doctor", "system.runner_doctor", "check a machine that is to be a self-hosted runner (make runner-doctor)"),
+    ("storage", "release.storage", "in CI: connect the store of data and models, or push to it"),
+    ("verify", "release.verify", "deploy, step 1: verify the reviewed model"),
+    ("register", "release.register", "deploy, step 2: register it in MLflow"),
+    ("build", "release.build", "deploy, step 3: build the image (make image)"),
+    ("deploy", "release.deploy", "deploy, step 4: start it, switch the traffic, watch"),
+    ("release", "release.steps", "all steps of a deployment on this machine (make deploy)"),
+    ("rollback", "release.rollback", "bring an earlier version back (make rollback)"),
+    ("status", "release.status", "say what serves (make status)"),
+    ("guard", "release.guard", "started by deploy: mends what a killed deployment left"),
+    ("serve", "serving.serve", "serve the current model without Docker (make serve)"),
+    ("batch", "serving.batch", "predict files or a Parquet file"),
+    ("suggest", "lab.experiments.suggest", "write a recipe for the data in data/ (make suggest)"),
+    ("check-model", "lab.experiments.check_model", "tell whether a network is wired right (make check-model)"),
+    ("find-lr", "lab.experiments.find_lr", "suggest a learning rate (make find-lr)"),
+    ("sweep", "lab.experiments.sweep", "search better params (make sweep)"),
+    ("profile", "lab.experiments.training_profile", "say what the bottleneck of training is (make profile)"),
+    ("staleness", "lab.experiments.staleness", "tell what a month of data buys (make staleness)"),
+    ("ablation", "lab.experiments.ablation", "tell which augmentation earns its cost (make ablation)"),
+    ("data-cifar10", "lab.datasets.cifar10", "replace data/ by CIFAR-10 (make data-cifar10)"),
+    ("data-digits", "lab.datasets.digits", "write the starter data"),
+    ("bench-data", "lab.benchmarks.data_path", "measure the data path (make bench-data)"),
+    ("bench-train", "lab.benchmarks.train_speed", "measure a training step (make bench-train)"),
+    ("bench-gpu", "lab.benchmarks.cifar10_gpu", "measure training on a GPU (make bench-gpu)"),
+    ("bench-serve", "lab.benchmarks.serve", "measure the service (make bench-serve)"),
+    ("bench-client", "lab.benchmarks.client", "started by bench-serve: a client under load"),
+    ("bench-raw", "lab.benchmarks.raw", "started by bench-serve: the model alone"),
+    ("bench-deploy", "lab.benchmarks.deploy_load", "put constant load on what is deployed (make bench-deploy)"),
+    ("soak", "lab.benchmarks.soak", "ask the service for hours beside hostile clients (make soak)"),
+)
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    here = [row for row in VERBS if (Path(__file__).parent / f"{row[1].replace('.', '/')}.py").is_file()]
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("--help", "-h"):
+        print("usage: python -m src VERB [ARGUMENTS]; python -m src VERB --help says more\n")
+        print("\n".join(f"  {name:14}{told}" for name, _, told in here))
+        return
+    module = next((module for name, module, _ in here if name == verb), None)
+    if module is None:
+        print(f"src: there is no verb {verb!r}; expected one of {', '.join(name for name, _, _ in here)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"python -m src {verb}", *sys.argv[2:]]
+    run(verb, lambda: import_module(f"src.{module}").main())
+
+
+if __name__ == "__main__":
+    main()
