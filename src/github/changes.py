@@ -63,7 +63,11 @@ def relevant(paths: Iterable[str], manifest: Path = Path("manifest.json")) -> li
     """
     known = _dependencies(manifest)
     patterns = _ALWAYS if known else (*_ALWAYS, *_WITHOUT_LINEAGE)
-    return [path for path in paths if path in known or any(re.fullmatch(pattern, path) for pattern in patterns)]
+    folders = tuple(f"{name}/" for name in known)
+    return [
+        path for path in paths
+        if path in known or path.startswith(folders) or any(re.fullmatch(pattern, path) for pattern in patterns)
+    ]  # fmt: skip
 
 
 def _dependencies(manifest: Path) -> set[str]:

@@ -171,7 +171,10 @@ def _never(commit: str) -> dict[str, Any]:
 
 def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
     """Return what the model depends on and main has changed since, where this working tree has not the same already."""
-    changed = set(git("diff", "--name-only", fork_point, commit).splitlines()) & lineage.model_inputs(Path())
+    inputs = lineage.model_inputs(Path())
+    folders = tuple(f"{name}/" for name in inputs)
+    differs = git("diff", "--name-only", fork_point, commit).splitlines()
+    changed = {path for path in differs if path in inputs or path.startswith(folders)}
     moved = sorted(path for path in changed - {str(params)} if git("show", f"{commit}:{path}") != _text(Path(path)))
     if str(params) in changed:
         then, now, here = _sections(fork_point, params), _sections(commit, params), _sections("", params)

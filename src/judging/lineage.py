@@ -120,15 +120,18 @@ def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 
 
 def _digest_now(root: Path, path: str, made: Mapping[str, str]) -> str | None:
-    """Return the MD5 that DVC would record: an output's recorded one, tracked data's from the .dvc file, a file's own."""
+    """Return the MD5 that DVC would record: an output's recorded one, tracked data's from the .dvc file, a file's own.
+
+    Of a folder of code DVC sees the Python files alone (.dvcignore).
+    """
     if path in made:
         return made[path]
     if (root / f"{path}.dvc").is_file():
         found: str = _yaml(root / f"{path}.dvc")["outs"][0]["md5"]
         return found
-    if (root / path).is_file():
-        return _md5(root / path)
-    return None
+    if (root / path).is_dir():
+        return _md5_of_folder(root / path, "*.py")
+    return _md5(root / path) if (root / path).is_file() else None
 
 
 def is_as_recorded(root: Path, output: str) -> bool:
@@ -150,8 +153,8 @@ def recorded(root: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
 
 
-def _md5_of_folder(folder: Path) -> str:
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+def _md5_of_folder(folder: Path, pattern: str = "*") -> str:
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob(pattern) if path.is_file())
     listed = [{"md5": _md5(path), "relpath": name} for name, path in files]
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
