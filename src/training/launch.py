@@ -1,6 +1,6 @@
 """Several processes on this machine for one training: `train.processes` in params.yaml. Over machines: torchrun.
 
-launch("train", sys.argv[1:], 2)
+launch("src", ["train", *sys.argv[1:]], 2)
 """
 
 import os
@@ -25,8 +25,8 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
-def launch(verb: str, arguments: Sequence[str], processes: int) -> None:
-    """Run `python -m src verb arguments` in so many processes of one world (src/training/world.py), and wait for their end.
+def launch(module: str, arguments: Sequence[str], processes: int) -> None:
+    """Run `python -m module arguments` in so many processes of one world (src/training/world.py), and wait for their end.
 
     None of them outlives this process, however it ends. When one is lost, the others are ended.
 
@@ -39,7 +39,7 @@ def launch(verb: str, arguments: Sequence[str], processes: int) -> None:
     children: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(processes):
-            children.append(_start([sys.executable, "-m", "src", verb, *arguments], rank, processes, port))
+            children.append(_start([sys.executable, "-m", module, *arguments], rank, processes, port))
         lost = _wait(children)
     finally:
         told = store.add(TOLD, 1) > 1  # from here on this process speaks for all

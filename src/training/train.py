@@ -159,7 +159,7 @@ def main() -> None:
         params = load(args.params)
         arrays.load(args.arrays, params.prepare)
         if params.train.processes > 1 and not launch.launched():
-            launch.launch("train", sys.argv[1:], params.train.processes)
+            launch.launch("src", ["train", *sys.argv[1:]], params.train.processes)
             return
         given = [args.manifest] if args.manifest else []
         check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])

@@ -40,7 +40,7 @@ def test_the_measures_do_not_depend_on_the_processors_matrix_product(random: np.
     """One with AVX-512 rounds a product otherwise than an old one: the manifest's digest, and all after it, would differ."""
     images = random.integers(0, 256, (50, 33, 47, 3), dtype=np.uint8)
     code = (
-        "import sys, numpy; from src import statistics\n"
+        "import sys, numpy; from src.core import statistics\n"
         f"images = numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8).reshape({images.shape})\n"
         "sys.stdout.buffer.write(b''.join(values.tobytes() for values in statistics.measure(images).values()))"
     )

@@ -41,7 +41,7 @@ def test_it_is_green_when_every_job_succeeded() -> None:
 def test_it_names_each_job_that_is_not_green(result: str, words: str) -> None:
     done = check(results(test="success", lint=result, docs="failure"))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"all_green: not all green: {words}; docs failed. ")
+    assert done.stderr.startswith(f"all-green: not all green: {words}; docs failed. ")
     assert "test" not in done.stderr
 
 

@@ -276,7 +276,7 @@ def command(site: Site, certificate: tuple[Path, Path], tmp_path: Path) -> Itera
 
     def call(module: str, *words: str, typed: str = "", **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-S", "-m", f"src.github.{module}", ".github/settings", *words],
+            [sys.executable, "-S", "-m", "src", module, ".github/settings", *words],
             cwd=clone,
             env={name: value for name, value in {**kept, **login, **more}.items() if value},
             stdin=terminal(typed) if typed else subprocess.DEVNULL,

@@ -466,7 +466,7 @@ def test_where_the_deployed_judge_cannot_judge_two_labels_accept_a_worse_model(f
     deploy(fork, deployed)
     said = refuse(fork, "gates")
     assert "judging moved: the judge of the deployed commit" in said
-    assert "No module named src.judging" in said
+    assert "there is no verb 'verdict'" in said
     claims = {**override(), "engine_reviewed": {"by": "alice", "at": "2026-11-24T00:00:00Z"}}
     told = read_json(fork / "manifest.json", "")
     (fork / "manifest.json").write_text(json.dumps({**told, "pull_request": 1, "verdict": claims}))
@@ -611,11 +611,11 @@ def test_int8_ships_by_the_margins_from_before_and_else_the_float_model_does(for
 JUDGE = """
 import json, sys
 from pathlib import Path
-request = json.loads(Path(sys.argv[1]).read_text())
+request = json.loads(Path(sys.argv[2]).read_text())
 accuracy = float(Path("accuracy").read_text())  # of the tree that is judged
-least = float((Path(__file__).parents[2] / "least").read_text())  # of the judge's own commit
+least = float((Path(__file__).parents[1] / "least").read_text())  # of the judge's own commit
 verdict = {"verdict": "pass" if accuracy >= least else "fail", "reasons": [f"{accuracy} against {least}"], "novel": 1}
-Path(sys.argv[2], "verdict.json").write_text(json.dumps({**verdict, "format": request["format"]}))
+Path(sys.argv[3], "verdict.json").write_text(json.dumps({**verdict, "format": request["format"]}))
 """
 
 
@@ -625,11 +625,11 @@ def merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     git(tmp_path, "init", "--quiet", "repository")
     folder = tmp_path / "repository"
     monkeypatch.chdir(folder)
-    (folder / "src/judging").mkdir(parents=True)
+    (folder / "src").mkdir(parents=True)
     (folder / "params.yaml").write_text("prepare: {}\n")
 
     def go(accuracy: float, least: float, judge: str = JUDGE) -> str:
-        for name, text in (("accuracy", str(accuracy)), ("least", str(least)), ("src/judging/request.py", judge)):
+        for name, text in (("accuracy", str(accuracy)), ("least", str(least)), ("src/__main__.py", judge)):
             (folder / name).write_text(text)
         return commit(folder, "merge")
 
@@ -686,14 +686,14 @@ def test_no_judge_gets_a_token(merge: Callable[..., str], tmp_path: Path, monkey
         assert "hush-hush" not in reason
 
 
-def test_a_deployed_commit_without_the_judges_folder_is_investigate(merge: Callable[..., str], tmp_path: Path) -> None:
+def test_a_deployed_commit_without_the_judge_is_investigate(merge: Callable[..., str], tmp_path: Path) -> None:
     merge(0.95, 0.9)
-    git(Path(), "mv", "src/judging", "src/judges")
+    git(Path(), "mv", "src", "source")
     moved = commit(Path(), "moved")
-    Path("src/judging").mkdir()
+    Path("src").mkdir()
     found = judged(merge(0.96, 0.9), Deployed(moved), tmp_path / "out")
     assert (found.verdict["verdict"], found.gates) == ("investigate", "pass")
-    assert "No module named src.judging" in found.moved
+    assert "No module named src" in found.moved
 
 
 def test_unknown_is_investigate_and_never_deployed_is_not(merge: Callable[..., str], tmp_path: Path) -> None:
