@@ -37,7 +37,7 @@ def steps(folder: Path, *, again: bool) -> int:
 
 def _step(name: str, folder: Path, *options: str) -> int:
     print(f"\n--- {name}", flush=True)
-    return subprocess.run([sys.executable, "-m", f"src.release.{name}", str(folder), *options], check=False).returncode
+    return subprocess.run([sys.executable, "-m", "src", name, str(folder), *options], check=False).returncode
 
 
 def main() -> None:
