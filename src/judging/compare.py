@@ -36,15 +36,15 @@ from src.core.inference import Model
 from src.core.params import Evaluate, load
 from src.data import read_manifest
 from src.judging import lineage, speed
-from src.system import hardware
+from src.system import dvc_lock, hardware
 from src.system.versioning import dvc
-from src.system.worktree import anchor_of, bring, checked_out, git, has, manifest_at, share_dvc
+from src.system.worktree import bring, checked_out, git, has, share_dvc
 
 _BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
 _FETCHED = ("out/model", "out/manifest.parquet")
 _EXAMPLE = "starter/project/manifest.json"  # the lineage of the model that the template comes with
 _NAMED = 5  # examples of a list
-_DECIDING = ("prepare", "validate", "train", "evaluate")
+_DECIDING = ("kind", "prepare", "validate", "train", "evaluate")
 
 
 class NoModelError(Exception):
@@ -171,7 +171,7 @@ def _never(commit: str) -> dict[str, Any]:
 
 def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
     """Return what the model depends on and main has changed since, where this working tree has not the same already."""
-    inputs = lineage.model_inputs(Path())
+    inputs = dvc_lock.model_inputs(Path())
     folders = tuple(f"{name}/" for name in inputs)
     differs = git("diff", "--name-only", fork_point, commit).splitlines()
     changed = {path for path in differs if path in inputs or path.startswith(folders)}
@@ -223,7 +223,7 @@ def _fetch(tree: Path, out: Path, paths: Paths, retrain: bool) -> dict[str, Any]
     """
     lost = bring(tree, _FETCHED)
     retrained = _train_again(tree, "main's model", lost, retrain) if lost else ""
-    if not lost and not all(lineage.is_as_recorded(tree, name) for name in _FETCHED):
+    if not lost and not all(dvc_lock.is_as_recorded(tree, name) for name in _FETCHED):
         raise NoModelError(
             "the model that the store gave is not the one that main's dvc.lock names: somebody changed it there"
         )
@@ -261,7 +261,7 @@ def _is_example(tree: Path) -> bool | None:
     with suppress(UserError):
         example, main = (lineage.read_manifest(tree / name) for name in (_EXAMPLE, "manifest.json"))
         if example and main and example["data"]["digest"]:
-            of_model = lineage.inputs(tree)["stages"].get("prepare", {}).get("deps", {}).get("data")
+            of_model = dvc_lock.inputs(tree)["stages"].get("prepare", {}).get("deps", {}).get("data")
             return {main["data"]["digest"], of_model} == {example["data"]["digest"]}
     return None
 
@@ -276,10 +276,10 @@ def _train_again(tree: Path, whose: str, lost: str, wanted: bool) -> str:
     if not wanted:
         raise NoModelError(f"{told}: check the store and its credentials, or dvc push it from where it is")
     print(f"{told}: its commit is trained again")
-    recorded = lineage.recorded(tree).get("out/model")
+    recorded = dvc_lock.recorded(tree).get("out/model")
     if why := _reproduce(tree):
         raise NoModelError(f"{told}, and its commit cannot be trained again ({why}): dvc push it from where it is")
-    same = lineage.md5(tree / "out/model") == recorded
+    same = dvc_lock.md5(tree / "out/model") == recorded
     model = "the very model, byte for byte" if same else "the same recipe on this machine, not the same bytes"
     return f"{told}: its commit was trained again for this comparison ({model})"
 
@@ -459,11 +459,11 @@ def _looks(facts: dict[str, Any], paths: Paths) -> dict[str, Any]:
     # a merge of main that takes its three files hides from Git's short history what the branch had before
     asked = ("log", "--full-history", "--no-merges", "--format=%H", since_main, "--", "manifest.json")
     commits = git(*asked).splitlines()
-    ours = [found for found in map(manifest_at, commits) if found and found["data"].get("test_sha256") == test]
+    ours = [found for found in map(lineage.manifest_at, commits) if found and found["data"].get("test_sha256") == test]
     models = {found["outputs"]["model_sha256"] for found in ours}
     if (paths.model / "model.onnx").is_file():
         models.add(sha256(paths.model / "model.onnx"))
-    main = manifest_at(facts["commit"])
+    main = lineage.manifest_at(facts["commit"])
     counted = main.get("looks") or {}
     same = main and (main["data"].get("test_sha256") == test or facts["same_test_set"])
     before = counted.get("examples", 1) if same else 0
@@ -476,10 +476,10 @@ def _looks(facts: dict[str, Any], paths: Paths) -> dict[str, Any]:
 def _anchor(facts: dict[str, Any], out: Path, paths: Paths, retrain: bool) -> dict[str, Any]:
     """Let the anchor answer the test split too, where it is another model than main's."""
     retrained = facts["retrained"]
-    main = manifest_at(facts["commit"]).get("outputs", {}).get("model_sha256", "")
+    main = lineage.manifest_at(facts["commit"]).get("outputs", {}).get("model_sha256", "")
     if facts["found"] and facts["main_run"] is None and not retrained:
         main = sha256(out / "model/model.onnx")  # the manifest is of an earlier model
-    named = anchor_of(facts["commit"])
+    named = lineage.anchor_of(facts["commit"])
     if facts["never"]:
         return {"anchor": {"commit": "", "model_sha256": "", "is_main": False, "found": False, "why": ""}}
     if not named or named["model_sha256"] == main:

@@ -1,27 +1,22 @@
-"""What came from what: digests of everything a model was made of, and manifest.json, which is reviewed and kept in Git.
+"""What a model came from, in manifest.json, which is reviewed and kept in Git."""
 
-The input digest covers what decides a model: the command, dependencies and parameters of each stage as dvc.lock records
-them, and the locked environment. Two commits with one input digest ask for one model.
-"""
-
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from src.core import results
 from src.core.command import UserError
 from src.core.files import read_json, sha256
+from src.system import dvc_lock
+from src.system.worktree import git
 
 MODEL = "out/model/model.onnx"
 EVALUATION = "metrics.json"
 TEST_ROWS = "out/manifest.parquet"
-ENVIRONMENT = ("requirements/run.txt", "requirements/yours.txt", "requirements/torch.txt")
 JUDGING = (  # what decides how models are judged
     "src/judging/gates.py",
     "src/core/inference.py",
@@ -44,140 +39,6 @@ JUDGING = (  # what decides how models are judged
 _KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")
 
 
-def inputs(root: Path) -> dict[str, Any]:
-    """Return what dvc.lock and the locked environment say the model is made of, with the digest of it all.
-
-    Raises:
-        UserError: dvc.lock is missing or damaged.
-    """
-    lock = _yaml(root / "dvc.lock")
-    stages = {
-        name: {
-            "cmd": stage["cmd"],
-            "deps": {dep["path"]: dep["md5"] for dep in stage.get("deps", [])},
-            "params": stage.get("params", {}),
-        }
-        for name, stage in lock.get("stages", {}).items()
-    }
-    environment = {name: sha256(root / name) for name in ENVIRONMENT if (root / name).is_file()}
-    content = {"environment": environment, "stages": stages}
-    return {"digest": digest(content), **content}
-
-
-def digest(content: Any) -> str:
-    """Return the SHA-256 of canonical JSON: sorted keys, no spaces."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def stale(root: Path) -> list[str]:
-    """Return what in the working tree differs from what dvc.lock records: paths, `params.yaml: section`, `stage: command`.
-
-    An empty list means: the outputs that dvc.lock names are those of this working tree. Only inputs are looked at, which
-    takes no data and no DVC.
-    """
-    wiring, lock = _yaml(root / "dvc.yaml")["stages"], _yaml(root / "dvc.lock").get("stages", {})
-    params = _yaml(root / "params.yaml")
-    made = {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", [])}
-    differs: set[str] = set()
-    for name, stage in wiring.items():
-        recorded = lock.get(name)
-        if recorded is None or recorded["cmd"].split() != stage["cmd"].split():
-            differs.add(f"{name}: command")
-            continue
-        locked = {dep["path"]: dep["md5"] for dep in recorded.get("deps", [])}
-        differs |= {path for path in stage["deps"] if locked.get(path) != _digest_now(root, path, made)}
-        differs |= {path for path in locked if path not in stage["deps"]}
-        values = recorded.get("params", {}).get("params.yaml", {})
-        sections = stage.get("params", [])
-        differs |= {f"params.yaml: {section}" for section in sections if values.get(section) != _param(params, section)}
-    return sorted(differs)
-
-
-def _param(params: Any, name: str) -> Any:
-    """Return a section of params.yaml, or one value of it by its dotted name."""
-    for part in name.split("."):
-        params = params.get(part) if isinstance(params, dict) else None
-    return params
-
-
-def moved(reviewed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two `inputs`: paths, `params.yaml: section`, `stage: command`."""
-    differs = _unequal(reviewed["environment"], now["environment"])
-    nothing: dict[str, Any] = {"cmd": "", "deps": {}, "params": {}}
-    for name in {*reviewed["stages"], *now["stages"]}:
-        one, other = reviewed["stages"].get(name, nothing), now["stages"].get(name, nothing)
-        differs |= {f"{name}: command"} if one["cmd"].split() != other["cmd"].split() else set()
-        differs |= _unequal(one["deps"], other["deps"])
-        for file in {*one["params"], *other["params"]}:
-            sections = _unequal(one["params"].get(file, {}), other["params"].get(file, {}))
-            differs |= {f"{file}: {section}" for section in sections}
-    return sorted(differs)
-
-
-def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
-    return {key for key in {*one, *other} if one.get(key) != other.get(key)}
-
-
-def _digest_now(root: Path, path: str, made: Mapping[str, str]) -> str | None:
-    """Return the MD5 that DVC would record: an output's recorded one, tracked data's from the .dvc file, a file's own.
-
-    Of a folder of code DVC sees the Python files alone (.dvcignore).
-    """
-    if path in made:
-        return made[path]
-    if (root / f"{path}.dvc").is_file():
-        found: str = _yaml(root / f"{path}.dvc")["outs"][0]["md5"]
-        return found
-    if (root / path).is_dir():
-        return _md5_of_folder(root / path, "*.py")
-    return _md5(root / path) if (root / path).is_file() else None
-
-
-def is_as_recorded(root: Path, output: str) -> bool:
-    """True when an output, a file or every file of a folder, has the MD5 that dvc.lock records, read anew.
-
-    DVC itself trusts a read-only file of its cache without reading it. A folder's digest is that of its sorted list.
-    """
-    return md5(root / output) == recorded(root).get(output)
-
-
-def md5(output: Path) -> str:
-    """Return the digest that DVC gives a file or a folder."""
-    return _md5(output) if output.is_file() else _md5_of_folder(output)
-
-
-def recorded(root: Path) -> dict[str, str]:
-    """Return the MD5 of each output as dvc.lock records it."""
-    stages = _yaml(root / "dvc.lock").get("stages", {}).values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
-
-
-def _md5_of_folder(folder: Path, pattern: str = "*") -> str:
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob(pattern) if path.is_file())
-    listed = [{"md5": _md5(path), "relpath": name} for name, path in files]
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def model_inputs(root: Path) -> set[str]:
-    """Return the files of the repository that the model depends on; data by the name of its .dvc file."""
-    stages = _yaml(root / "dvc.yaml")["stages"].values()
-    made = {next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage.get("outs", [])}
-    paths = {path for stage in stages for path in stage["deps"]} - made
-    named = {f"{path}.dvc" if (root / f"{path}.dvc").is_file() else path for path in paths}
-    return {*named, *ENVIRONMENT, "dvc.yaml", "params.yaml"}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# manifest.json
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the lineage of the model that lies in `root`.
 
@@ -190,7 +51,7 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
     card = read_json(root / MODEL.replace("model.onnx", "card.json"), made_by="train", keys=("network", "parameters"))
     outputs = {"evaluation_sha256": sha256(root / EVALUATION), "model_sha256": sha256(root / MODEL)}
     facts = {
-        "inputs": inputs(root),
+        "inputs": dvc_lock.inputs(root),
         "outputs": outputs,
         "data": _data(root, metrics),
         "metrics": {name: metrics[name] for name in ("accuracy", "macro_f1", "log_loss", "ece")},
@@ -232,17 +93,20 @@ def _basis(found: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _data(root: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     classes = sorted(metrics["per_class"])
-    record = root / "data.dvc"
-    found = _yaml(record)["outs"][0]["md5"] if record.is_file() else None
     rows = root / TEST_ROWS
     test = test_digest(results.test_rows(rows)) if rows.is_file() else None
-    return {"classes": classes, "digest": found, "test_images": metrics["images"], "test_sha256": test}
+    return {
+        "classes": classes,
+        "digest": dvc_lock.tracked(root, "data"),
+        "test_images": metrics["images"],
+        "test_sha256": test,
+    }
 
 
 def test_digest(rows: pa.Table) -> str:
     """Return the SHA-256 of a test split: the digest and label of each example, whatever their order."""
     pairs = zip(rows.column("digest").to_pylist(), rows.column("label").to_pylist(), strict=True)
-    return digest(sorted(map(list, pairs)))
+    return dvc_lock.digest(sorted(map(list, pairs)))
 
 
 def pack_series(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -293,6 +157,31 @@ def parse_manifest(text: str, where: str) -> dict[str, Any]:
     return found
 
 
+def manifest_at(commit: str) -> dict[str, Any]:
+    """Return manifest.json of a commit; {} where it has none, or a damaged one."""
+    if not commit:
+        return {}
+    with suppress(UserError):
+        return parse_manifest(git("show", f"{commit}:manifest.json"), f"{commit}:manifest.json")
+    return {}
+
+
+def anchor_of(commit: str) -> dict[str, str]:
+    """Return `model_sha256` of the best model before a commit of main, as its manifest names it, and a `commit` that has it.
+
+    The branch on which it was judged may be gone after a squash merge: the commit is looked for in main's own history.
+    {} where the manifest names none.
+    """
+    named = manifest_at(commit).get("anchor") or {}
+    if not named:
+        return {}
+    model = named["model_sha256"]
+    for found in git("log", "--reverse", "--format=%H", f"-S{model}", commit, "--", "manifest.json").splitlines():
+        if manifest_at(found).get("outputs", {}).get("model_sha256") == model:
+            return {"commit": found, "model_sha256": model}
+    return {"commit": named["commit"] or "unknown", "model_sha256": model}  # no CI has judged it
+
+
 def lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Yield a manifest as label and text, for a person."""
     verdict, hardware = found["verdict"], found.get("hardware") or {}
@@ -315,15 +204,3 @@ def lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     machine = hardware.get("accelerator") or hardware.get("processor") or "unknown machine"
     yield "trained on", machine + (f", {seconds:.0f} s" if seconds else "")
     yield "run", found.get("run_url") or "not in CI"
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run make reproduce, or restore it with git checkout") from None
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())[:200]}): git checkout {path}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds nothing of DVC's: restore it with git checkout {path}")
-    return content

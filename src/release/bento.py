@@ -25,9 +25,9 @@ from ruamel.yaml.error import YAMLError
 from src.core.command import UserError
 from src.core.files import replacing, sha256, write_json
 from src.github.git import git
-from src.judging.lineage import digest
 from src.release import device
 from src.release.containerize import EngineError, bentoml_environment, call
+from src.system.dvc_lock import digest
 
 BENTOFILE = "bentofile.yaml"
 IDENTITY = "out/release/identity.json"

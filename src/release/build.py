@@ -33,6 +33,7 @@ from src.release import settings as all_settings
 from src.release.bento import Content
 from src.release.containerize import Engine, EngineError, Image, biggest
 from src.release.outcome import RefusedError, telling
+from src.system import dvc_lock
 from src.system.locks import locked
 
 IMAGE_BUDGET_MB = 500
@@ -420,7 +421,7 @@ def current(tree: Path) -> Content:
     identity = {
         "name": all_settings.read().name,
         "version": UNREGISTERED,
-        "manifest": lineage.digest(known) if known else None,
+        "manifest": dvc_lock.digest(known) if known else None,
         "model_sha256": sha,
         "precision": "fp32",
         "served_sha256": sha,

@@ -9,8 +9,8 @@ from typing import Any
 from src.core.command import UserError
 from src.github import labels
 from src.github.api import ApiError, GitHub
-from src.judging import lineage
 from src.release.outcome import RefusedError
+from src.system import dvc_lock
 from src.system.worktree import git
 
 
@@ -75,7 +75,7 @@ def _doubt(github: GitHub, number: int, key: str, manifest: Mapping[str, Any]) -
         return f"the label of #{number} was given by {given['by']}"
     if claimed.get("head", given["head"]) != given["head"]:  # manifests did not always hold it
         return f"the label of #{number} was given to commit {given['head'][:12]}, not to {claimed['head'][:12]}"
-    if _manifest_of(github, head) != lineage.digest(manifest):
+    if _manifest_of(github, head) != dvc_lock.digest(manifest):
         return f"#{number} reviewed another model, or with another verdict"
     return None
 
@@ -88,4 +88,4 @@ def _manifest_of(github: GitHub, sha: str) -> str:
         if error.status != 404:
             raise
         return ""
-    return lineage.digest(json.loads(base64.b64decode(told["content"])))
+    return dvc_lock.digest(json.loads(base64.b64decode(told["content"])))

@@ -23,7 +23,7 @@ RELEASE = "release.json"
 
 @dataclass(frozen=True)
 class Release:
-    """What is released. `manifest` is the digest that names it everywhere (`lineage.digest` of manifest.json)."""
+    """What is released. `manifest` is the digest that names it everywhere (`dvc_lock.digest` of manifest.json)."""
 
     manifest: str
     model_sha256: str

@@ -29,8 +29,9 @@ from src.core.command import UserError
 from src.github.api import ApiError, GitHub
 from src.judging import lineage
 from src.release import production
+from src.system import dvc_lock
 from src.system.versioning import dvc
-from src.system.worktree import LOST_ARTIFACTS, anchor_of, checked_out, git, has, reason, remotes, share_dvc
+from src.system.worktree import LOST_ARTIFACTS, checked_out, git, has, reason, remotes, share_dvc
 
 REMOTE = "ci"
 _STORE = Path("out/store")
@@ -98,7 +99,7 @@ def push() -> None:
             share_dvc(tree)
             dvc("push", "--quiet", "--remote", REMOTE, "out/model", "out/manifest.parquet", folder=tree, capture=True)
     if _STORE.is_dir() and any(_STORE.iterdir()) and Path("dvc.lock").is_file():
-        _name_artifact(artifact_name(lineage.inputs(Path())["digest"]))
+        _name_artifact(artifact_name(dvc_lock.inputs(Path())["digest"]))
     print("data, model and run cache are stored")
 
 
@@ -218,7 +219,7 @@ def _digests_of(tree: Path) -> Iterable[str]:
         if manifest:
             yield manifest["inputs"]["digest"]
     with suppress(UserError, AttributeError, KeyError, TypeError):
-        yield lineage.inputs(tree)["digest"]
+        yield dvc_lock.inputs(tree)["digest"]
 
 
 def _judged_against(deployed: bool) -> list[str]:
@@ -227,7 +228,7 @@ def _judged_against(deployed: bool) -> list[str]:
         base = production.find().commit or ""  # where it cannot be found out, verify says why
     else:
         base = git("rev-parse", "--verify", "--quiet", f"{os.environ.get('BASE', 'origin/HEAD')}^{{commit}}")
-    anchor = anchor_of(base).get("commit") if base else ""
+    anchor = lineage.anchor_of(base).get("commit") if base else ""
     return list(dict.fromkeys(commit for commit in (base, anchor) if commit and has(commit)))
 
 

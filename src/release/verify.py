@@ -29,6 +29,7 @@ from src.release.outcome import RefusedError, telling
 from src.release.production import Deployed
 from src.release.reviewed import RELEASE, Release
 from src.release.verdict import CannotJudgeError, Judgement
+from src.system import dvc_lock
 from src.system.worktree import bring, cache, checked_out, git, share_dvc
 
 _PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")
@@ -123,8 +124,8 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
         )
     manifest = lineage.parse_manifest((tree / "manifest.json").read_text(errors="replace"), "manifest.json")
     try:
-        now = lineage.inputs(tree)
-        differs = lineage.moved(manifest["inputs"], now) or (["dvc.lock"] if manifest["inputs"] != now else [])
+        now = dvc_lock.inputs(tree)
+        differs = dvc_lock.moved(manifest["inputs"], now) or (["dvc.lock"] if manifest["inputs"] != now else [])
         verdict = manifest["verdict"]["verdict"]
         # engine: reviewed covers no failed gate; of the others, the review says which label would
         lacking = [LABELS[key] for key in manifest["verdict"].get("lacking") or ()]
@@ -135,7 +136,7 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
         raise RefusedError(
             "tampered", "manifest.json is damaged", "restore it with git checkout, or let a pull request's report write it"
         ) from None
-    differs = sorted({*differs, *lineage.stale(tree)})
+    differs = sorted({*differs, *dvc_lock.stale(tree)})
     if differs:
         rest = f" and {len(differs) - 5} more" if len(differs) > 5 else ""
         raise RefusedError(
@@ -172,7 +173,7 @@ def _pull(tree: Path) -> None:
 
 def _reviewed_bytes(tree: Path, manifest: Mapping[str, Any]) -> None:
     """Compare what was pulled with dvc.lock and with the manifest, byte by byte."""
-    changed = [name for name in _PULLED if not lineage.is_as_recorded(tree, name)]
+    changed = [name for name in _PULLED if not dvc_lock.is_as_recorded(tree, name)]
     model = sha256(tree / lineage.MODEL)
     reviewed_one = model == manifest["outputs"]["model_sha256"]
     if changed:
@@ -211,7 +212,7 @@ def _own_outputs(tree: Path) -> None:
     if not Path("dvc.lock").is_file():
         return
     try:
-        here, there = lineage.recorded(Path()), lineage.recorded(tree)
+        here, there = dvc_lock.recorded(Path()), dvc_lock.recorded(tree)
     except (UserError, KeyError, TypeError):
         return  # it is not what is deployed
     if any(here.get(name) != there[name] for name in _PULLED):
@@ -220,7 +221,7 @@ def _own_outputs(tree: Path) -> None:
             "reviewed: make report, commit dvc.lock, metrics.json and manifest.json, and open a pull request"
         )
         return
-    changed = [name for name in _PULLED if Path(name).exists() and not lineage.is_as_recorded(Path(), name)]
+    changed = [name for name in _PULLED if Path(name).exists() and not dvc_lock.is_as_recorded(Path(), name)]
     for name in changed:
         if _is_another_run(Path(name)):  # as after git pull without dvc checkout
             print(f"{name} here is of another run: the commit's own is deployed")
@@ -234,7 +235,7 @@ def _own_outputs(tree: Path) -> None:
 
 def _is_another_run(output: Path) -> bool:
     """True when DVC once recorded just these bytes."""
-    digest = lineage.md5(output)
+    digest = dvc_lock.md5(output)
     return (cache() / "files/md5" / digest[:2] / digest[2:]).is_file()
 
 
@@ -361,7 +362,7 @@ def _write(
     metrics = read_json(tree / lineage.EVALUATION, made_by="evaluate", keys=_NUMBERS)
     card = read_json(tree / "out/model/card.json", made_by="train", keys=("classes",))
     release = Release(
-        manifest=lineage.digest(manifest),
+        manifest=dvc_lock.digest(manifest),
         model_sha256=manifest["outputs"]["model_sha256"],
         commit=commit,
         trained_commit=manifest["commit"],

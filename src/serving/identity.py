@@ -77,6 +77,6 @@ def _manifest(path: Path, model: str) -> str | None:
 
 
 def digest(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of canonical JSON, as `src.judging.lineage.digest`, which needs packages that the image has not."""
+    """Return the SHA-256 of canonical JSON, as `src.system.dvc_lock.digest`, which needs packages that the image has not."""
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

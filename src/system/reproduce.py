@@ -19,8 +19,7 @@ from ruamel.yaml import YAML
 from src.core.command import UserError, table
 from src.core.files import read_json, write_json
 from src.core.params import load
-from src.judging import lineage
-from src.system import hardware, recipe
+from src.system import dvc_lock, hardware, recipe
 from src.system.versioning import dvc, has_unrecorded_changes, watch_dvc
 from src.system.worktree import bring
 
@@ -120,7 +119,7 @@ def _require_reviewed(told: dict[str, Any]) -> None:
     """In a merge queue nothing is trained: what it made could not be pushed, and would be nobody's reviewed model."""
     if os.environ.get("GITHUB_EVENT_NAME") != "merge_group":
         return
-    differs = lineage.stale(Path())
+    differs = dvc_lock.stale(Path())
     if differs:
         told["failed"] = "review"
         raise UserError(

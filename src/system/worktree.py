@@ -5,12 +5,10 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from src.core.command import UserError
-from src.judging import lineage
 from src.system.versioning import dvc
 
 LOST_ARTIFACTS = Path("out/earlier/lost.txt")  # which artifacts of workflow runs could not be had, and why; a line each
@@ -96,28 +94,3 @@ def git(*arguments: str) -> str:
 def has(commit: str) -> bool:
     """True when this clone holds a commit."""
     return bool(git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}"))
-
-
-def manifest_at(commit: str) -> dict[str, Any]:
-    """Return manifest.json of a commit; {} where it has none, or a damaged one."""
-    if not commit:
-        return {}
-    with suppress(UserError):
-        return lineage.parse_manifest(git("show", f"{commit}:manifest.json"), f"{commit}:manifest.json")
-    return {}
-
-
-def anchor_of(commit: str) -> dict[str, str]:
-    """Return `model_sha256` of the best model before a commit of main, as its manifest names it, and a `commit` that has it.
-
-    The branch on which it was judged may be gone after a squash merge: the commit is looked for in main's own history.
-    {} where the manifest names none.
-    """
-    named = manifest_at(commit).get("anchor") or {}
-    if not named:
-        return {}
-    model = named["model_sha256"]
-    for found in git("log", "--reverse", "--format=%H", f"-S{model}", commit, "--", "manifest.json").splitlines():
-        if manifest_at(found).get("outputs", {}).get("model_sha256") == model:
-            return {"commit": found, "model_sha256": model}
-    return {"commit": named["commit"] or "unknown", "model_sha256": model}  # no CI has judged it

@@ -23,6 +23,7 @@ from src.core.command import UserError
 from src.core.files import read_json, sha256
 from src.judging import compare as comparing
 from src.judging import lineage
+from src.system import dvc_lock
 
 pytestmark = pytest.mark.slow
 OUT = "out/main"
@@ -576,21 +577,21 @@ def test_lineage_finds_a_model_by_file_digest_and_commit(fork: Path) -> None:
 
 
 def test_the_input_digest_follows_what_makes_a_model_and_nothing_else(fork: Path) -> None:
-    before = lineage.inputs(fork)["digest"]
+    before = dvc_lock.inputs(fork)["digest"]
     (fork / "README.md").write_text("x")
     (fork / "src/judging/gates.py").write_text("# x")
-    assert lineage.inputs(fork)["digest"] == before
+    assert dvc_lock.inputs(fork)["digest"] == before
     (fork / "requirements/torch.txt").write_text("torch==9")
-    assert lineage.inputs(fork)["digest"] != before
+    assert dvc_lock.inputs(fork)["digest"] != before
 
 
 def test_what_differs_from_the_lock_is_named(fork: Path) -> None:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
     require_success(python(fork, "dvc", "commit", "--force", "--quiet"))
-    assert lineage.stale(fork) == []
+    assert dvc_lock.stale(fork) == []
     (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
     write_params(fork / "params.yaml", train__epochs=3, gates__min_accuracy=0.1)
-    assert lineage.stale(fork) == ["params.yaml: train", "src/model.py"]
+    assert dvc_lock.stale(fork) == ["params.yaml: train", "src/model.py"]
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--json"], cwd=fork, env=environment, capture_output=True, text=True
     )

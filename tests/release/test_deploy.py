@@ -25,12 +25,12 @@ from deploying import Command, SmallProcesses
 from ports import free_ports
 
 from src.core.files import write_json
-from src.judging import lineage
 from src.release import reviewed, settings
 from src.release.client import Client
 from src.release.journal import now
 from src.release.proxy import Proxy
 from src.release.reviewed import Release
+from src.system import dvc_lock
 from src.system.registry import Registry
 
 CLASSES = ["cat", "dog", "fox"]
@@ -82,7 +82,7 @@ class World:
         write_json(golden / "golden.json", {"classes": CLASSES, "examples": examples, "tolerance": 0.001})
         manifest = {"version": version}
         write_json(folder / "manifest.json", manifest)
-        digest = lineage.digest(manifest)
+        digest = dvc_lock.digest(manifest)
         told = Release(
             manifest=digest, model_sha256=f"{version:064}", commit="c" * 40, trained_commit="c" * 40, data=None,
             pull_request=10 + version, inputs="d" * 64, verdict="pass", override=None, metrics={"accuracy": 0.9},

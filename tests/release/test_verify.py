@@ -21,11 +21,11 @@ from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 from src.core.files import read_json, sha256, write_json
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
-from src.judging import lineage
 from src.judging import request as judging
 from src.release import modelcheck, overriding, reviewed, verdict
 from src.release import verify as verifying
 from src.release.production import Deployed
+from src.system import dvc_lock
 from src.system.worktree import checked_out
 
 MODEL = "out/model/model.onnx"
@@ -50,8 +50,8 @@ def judge(folder: Path, verdict: dict[str, Any], number: int) -> None:
     """Write manifest.json as a report does; the verdict is the test's."""
     text = json.dumps({"commit": "a" * 40, "pull_request": number, "verdict": verdict, "training_seconds": 1.0})
     script = (
-        "import json, sys; from pathlib import Path; from src import lineage; from src.core.files import write_json; "
-        "write_json(Path('manifest.json'), lineage.manifest(Path(), json.loads(sys.argv[1]), None))"
+        "import json, sys, pathlib; from src.core.files import write_json; from src.judging import lineage; "
+        "write_json(pathlib.Path('manifest.json'), lineage.manifest(pathlib.Path(), json.loads(sys.argv[1]), None))"
     )
     done = subprocess.run([sys.executable, "-c", script, text], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     require_success(done)
@@ -180,7 +180,7 @@ def stored(folder: Path, name: str) -> Path:
 def test_the_reviewed_model_is_written_whole(fork: Path) -> None:
     release = accept(fork)
     manifest = read_json(fork / "manifest.json", "")
-    assert release.manifest == lineage.digest(manifest)
+    assert release.manifest == dvc_lock.digest(manifest)
     assert release.model_sha256 == sha256(fork / OUT / "model/model.onnx") == sha256(fork / MODEL)
     assert (release.pull_request, release.verdict, release.override) == (1, "pass", None)
     assert release.commit == git(fork, "rev-parse", "HEAD")
