@@ -286,6 +286,7 @@ class Energy(_Section):
 class Params(_Section):
     """All of params.yaml, one attribute a section."""
 
+    kind: Literal["images"] = "images"
     prepare: Prepare
     validation: Validate = Field(alias="validate")
     train: Train

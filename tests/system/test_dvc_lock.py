@@ -110,3 +110,8 @@ def test_the_kind_of_data_is_filled_in_from_params(tmp_path: Path) -> None:
     filled = {"cmd": "python -m src prepare 3", "deps": ["data", "src/tables"], "outs": ["out/tables"]}
     assert dvc_lock.wiring(tmp_path) == {"prepare": filled}
     assert dvc_lock.model_inputs(tmp_path) >= {"data", "src/tables", "dvc.yaml", "params.yaml"}
+
+
+def test_a_stages_params_are_its_section() -> None:
+    """A default may be absent from params.yaml, and DVC stops where a value that it is asked to watch is missing."""
+    assert {name: stage["params"] for name, stage in dvc_lock.wiring(ROOT).items()} == {name: [name] for name in ALL}
