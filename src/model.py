@@ -1,4 +1,4 @@
-"""YOURS. The network, its preprocessing, and how a model is saved and loaded.
+"""YOURS. The networks and their names.
 
 To bring your own network: write an `nn.Module` that maps float images (n, channels, height, width), normalised to mean 0
 and deviation 1, to logits (n, classes); add a line to NETWORKS; name it in `train.network` of params.yaml. It may have
@@ -7,32 +7,12 @@ returns {parameter's name: multiple of the learning rate} for what is to learn f
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from src.training.airbench import Airbench
-from src.core.command import UserError
+from src.core.shape import Shape
 from src.training.shortcut import Shortcut
-
-
-class Shape(NamedTuple):
-    """What a network is built for: images of `size` (height, width) with `channels`, and so many `classes`."""
-
-    size: tuple[int, int]
-    channels: int
-    classes: int
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The networks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
@@ -108,145 +88,4 @@ def resnet18(shape: Shape, width: int) -> nn.Module:
     return ResNet(shape, width, blocks=(2, 2, 2, 2))
 
 
-def airbench(shape: Shape, width: int) -> nn.Module:
-    """The network of the speed record on CIFAR-10: 2.0 M parameters at its own width, 64."""
-    return Airbench(*shape, widths=(width, 4 * width, 4 * width))
-
-
-def airbench_narrow(shape: Shape, width: int) -> nn.Module:
-    """The same with half the channels in the middle: for a CPU, where it learns more in the same time."""
-    return Airbench(*shape, widths=(width, 2 * width, 4 * width))
-
-
-NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {
-    "small_resnet": small_resnet,
-    "resnet18": resnet18,
-    "airbench": airbench,
-    "airbench_narrow": airbench_narrow,
-}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The classifier: a network with its preprocessing inside
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Classifier(nn.Module):
-    """A network that normalises for itself, so that training and serving cannot disagree.
-
-    `mean` and `deviation` are those of the training split, one a channel, in grey levels 0..255. `temperature` divides
-    the logits; it is fitted after training, so that the probabilities are honest.
-
-    `tta`, test-time augmentation, is the choice of `train.tta`: in evaluation mode the logits are the mean over several
-    views of each image, at as many times the cost. In training mode it does nothing.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-    temperature: Tensor
-
-    def __init__(self, network: nn.Module, mean: Sequence[float], deviation: Sequence[float], tta: str = "none") -> None:
-        super().__init__()
-        self.network = network
-        self.tta = tta
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("temperature", torch.ones(()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images in 0..255, (n, channels, height, width) of any type, to logits (n, classes)."""
-        if self.training or self.tta == "none":
-            return self.plain(images)
-        weights, views = zip(*_views(images, self.tta), strict=True)
-        logits = self.plain(torch.cat(views))  # one large batch is faster than several small ones
-        share = torch.tensor(weights, device=logits.device).view(-1, 1, 1)
-        # by its shape, not by chunk(), which would fix the size of the exported model's batch
-        return (logits.view(len(views), images.shape[0], -1) * share).sum(dim=0)
-
-    def plain(self, images: Tensor) -> Tensor:
-        """Map images in 0..255 to logits (n, classes) without test-time augmentation."""
-        logits: Tensor = self.network(self.normalised(images))
-        return logits / self.temperature
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """Map images in 0..255 of any type to floats of mean 0 and deviation 1 over the training split."""
-        return (images.float() - self.mean) / self.deviation
-
-
-def _views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
-    """Return what test-time augmentation looks at, each with its weight: (n, channels, height, width).
-
-    flip: the image and its mirror image. flip_shift: as often these two moved by a pixel to the upper left or the lower
-    right, borders reflected. Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024), section 3.5.
-    """
-    if tta == "flip":
-        return [(1 / 2, images), (1 / 2, images.flip(3))]
-    height, width = images.shape[2:]
-    padded = F.pad(images.float(), (1, 1, 1, 1), "reflect")
-    moved = [padded[:, :, by : by + height, by : by + width] for by in (0, 2)]
-    weighted = [(1 / 4, images.float()), *((1 / 8, one) for one in moved)]
-    return [*weighted, *((weight, one.flip(3)) for weight, one in weighted)]
-
-
-class Served(nn.Module):
-    """What the ONNX file computes: uint8 images (n, height, width, channels) to probabilities (n, classes)."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 NHWC images to probabilities."""
-        return F.softmax(self.classifier(images.permute(0, 3, 1, 2)).float(), dim=1)
-
-
-def build(
-    name: str, shape: Shape, width: int, mean: Sequence[float], deviation: Sequence[float], tta: str = "none"
-) -> Classifier:
-    """Build a classifier with fresh weights.
-
-    Raises:
-        UserError: there is no such network.
-    """
-    if name not in NETWORKS:
-        raise UserError(f"train.network is {name!r}, expected one of {', '.join(NETWORKS)} (see src/model.py)")
-    return Classifier(NETWORKS[name](shape, width), mean, deviation, tta)
-
-
-def save(classifier: Classifier, path: Path) -> None:
-    """Write all weights and buffers as safetensors, which hold no code."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
-    path.write_bytes(serialize(weights))  # its own way of writing hides a full disk behind an error of its own
-
-
-def load(card: dict[str, Any], weights: Path) -> Classifier:
-    """Rebuild the classifier that a card.json describes, with its weights.
-
-    Raises:
-        UserError: the weights are missing, damaged or of another network.
-    """
-    shape = Shape(tuple(card["size"]), card["channels"], len(card["classes"]))
-    blank = [0.0] * shape.channels, [1.0] * shape.channels
-    classifier = build(card["network"], shape, card["width"], *blank, card.get("tta", "none"))
-    try:
-        classifier.load_state_dict(read_weights(weights, "run `dvc repro -f train`, which makes it"))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{weights} does not fit network {card['network']} of src/model.py ({reason}); train again"
-        ) from None
-    return classifier.eval()
-
-
-def read_weights(path: Path, advice: str = "correct train.weights in params.yaml") -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: the file is missing or is not safetensors; the text ends with the advice.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {advice}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}): {advice}") from None
+NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {"small_resnet": small_resnet, "resnet18": resnet18}

@@ -22,7 +22,8 @@ from ruamel.yaml import YAML
 
 import src
 from src.validation import checks
-from src import data
+from src.core.manifest import class_order
+from src.images import readers
 from src.core import reference
 from src.core.arrays import Split
 from src.core.command import UserError, cores
@@ -58,19 +59,19 @@ def params() -> Params:
 @cache
 def sample() -> Sample:
     """Read and decode examples of each label and given split in turn, the same ones each time."""
-    found = data.scan(Path(os.path.relpath(ROOT / "data")))
+    found = readers.scan(Path(os.path.relpath(ROOT / "data")))
     groups = defaultdict(list)
-    for piece in data.read(found):
-        for place, example in enumerate(data.examples(piece), start=piece.start):
+    for piece in readers.read(found):
+        for place, example in enumerate(readers.examples(piece), start=piece.start):
             groups[example.label, example.given_split].append(place)
     count, random = max(IMAGES, 2 * len(groups)), Random(0)
     drawn = [random.sample(group, min(len(group), count)) for group in groups.values()]
     ranked = sorted((rank, number, place) for number, group in enumerate(drawn) for rank, place in enumerate(group))
     places = {place: order for order, (_, _, place) in enumerate(ranked[:count])}
     chosen = {}
-    for piece in data.read(found):
+    for piece in readers.read(found):
         if not places.keys().isdisjoint(range(piece.start, piece.start + len(piece))):
-            for place, example in enumerate(data.examples(piece), start=piece.start):
+            for place, example in enumerate(readers.examples(piece), start=piece.start):
                 if place in places:
                     chosen[places[place]] = example
     examples = [chosen[order] for order in sorted(chosen)]
@@ -235,7 +236,7 @@ def task() -> Task:
         rows, prepare = sample().rows, params().prepare
         kept = np.flatnonzero(rows.column("split").to_numpy(zero_copy_only=False) == "train")
         classes = sorted(label for label in sample().labels if label is not None)
-        places = {label: place for place, label in enumerate(sorted(classes, key=data.class_order))}
+        places = {label: place for place, label in enumerate(sorted(classes, key=class_order))}
         labels = np.array([places[label] for label in rows.column("label").take(kept).to_pylist()], dtype=np.int64)
         split = Split(sample().pixels[kept], labels)
         drawn = len(set(labels.tolist())) < 2

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from src.core import metrics, significance, slices
 from src.core.files import read_json, rounded
+from src.core.manifest import read_manifest
 from src.core.params import Evaluate
-from src.data import read_manifest
 
 _SPREAD = ("accuracy", "macro_f1", "log_loss", "ece")
 

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from src import model as networks
 from src.core import arrays, metrics, results
 from src.core.arrays import Arrays, Split
 from src.core.command import UserError, table
@@ -26,7 +25,8 @@ from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
 from src.core.params import Evaluate, load
 from src.evaluation import baseline, figures
-from src.model import Classifier
+from src.training.classifier import Classifier
+from src.training.classifier import load as load_classifier
 
 _PARITY_IMAGES = 1024
 
@@ -42,7 +42,7 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
     test = data.split("test")
     _require_match(model, data, test)
     probabilities = model.probabilities(test.images)
-    classifier = networks.load(model.card, model_folder / "weights.safetensors")
+    classifier = load_classifier(model.card, model_folder / "weights.safetensors")
     parity = _parity(classifier, test, probabilities, params.parity_tolerance)
     facts = results.test_rows(manifest)
     simple = baseline.probabilities(data.split("train"), test, len(data.classes))

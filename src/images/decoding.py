@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from src import data
 from src.core import statistics
 from src.core.command import cores, progress
+from src.core.example import Example
+from src.core.manifest import MANIFEST
 from src.core.params import Prepare
-from src.data import MANIFEST, Example, Piece
-from src.images import images
+from src.images import images, readers
+from src.images.readers import Piece
 
 _ROW = pa.schema([field for field in MANIFEST if field.name not in ("duplicate_of", "split", "index")])
 _Columns = dict[str, Any]
@@ -38,13 +39,13 @@ class Pixels(NamedTuple):
     thumbnails: Path
 
 
-def decode_all(found: data.Scan, out: Pixels, params: Prepare) -> pa.Table:
+def decode_all(found: readers.Scan, out: Pixels, params: Prepare) -> pa.Table:
     """Decode everything that was found into `out`; return the columns of the manifest that one image decides alone."""
     out.scratch.touch()
     np.lib.format.open_memmap(out.thumbnails, "w+", np.uint8, (found.images, *images.THUMBNAIL))
     results: list[pa.RecordBatch] = []
     with progress(found.images, "image", "prepare: decoding") as bar:
-        for batch in _in_order(data.read(found), out, params):
+        for batch in _in_order(readers.read(found), out, params):
             results.append(batch)
             bar.update(len(batch))
     return pa.Table.from_batches(results, schema=_ROW)
@@ -106,7 +107,7 @@ def _end_with_parent() -> None:
 def _decode_one_by_one(piece: Piece, out: Pixels, params: Prepare) -> pa.RecordBatch:
     """Decode each example of a piece in a process of its own; one that kills its process becomes a fault."""
     rows = []
-    for offset, example in enumerate(data.examples(piece)):
+    for offset, example in enumerate(readers.examples(piece)):
         place = piece.start + offset
         with _pool(1) as pool:
             try:
@@ -132,7 +133,7 @@ def to_record_batch(columns: _Columns) -> pa.RecordBatch:
 
 
 def _decode_piece(piece: Piece, out: Pixels, params: Prepare) -> _Columns:
-    return _decode_to_files(piece.start, list(data.examples(piece)), out, params)
+    return _decode_to_files(piece.start, list(readers.examples(piece)), out, params)
 
 
 def _decode_to_files(start: int, examples: list[Example], out: Pixels, params: Prepare) -> _Columns:

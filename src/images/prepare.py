@@ -17,12 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from src import data
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
+from src.core.manifest import MANIFEST, SPLITS, class_order, group_digest, split_of
 from src.core.params import Prepare, load
-from src.data import MANIFEST, SPLITS
-from src.images import images
+from src.images import images, readers
 from src.images.decoding import Pixels, decode_all
 
 _COPY_BYTES = 8 * 2**20
@@ -35,14 +34,14 @@ def prepare(root: Path, arrays: Path, manifest: Path, params: Prepare) -> None:
     Raises:
         UserError: no data, unreadable shards, or not one image that can be used.
     """
-    found = data.scan(root)
+    found = readers.scan(root)
     with replacing(manifest) as fresh_manifest, replacing(arrays) as fresh_arrays:
         fresh_arrays.mkdir()
         scratch = fresh_arrays.parent / "decoded"  # beside the arrays: same disk, and gone with the temporary folder
         decoded = decode_all(found, Pixels(scratch, fresh_arrays / "thumbnails.npy"), params)
         rows = resolve(decoded, params)
         _require_images(rows, root)
-        classes = sorted(set(_kept(rows).column("label").to_pylist()), key=data.class_order)
+        classes = sorted(set(_kept(rows).column("label").to_pylist()), key=class_order)
         pq.write_table(rows, fresh_manifest, compression="zstd")
         card = {
             "channels": params.channels,
@@ -151,8 +150,8 @@ def _sides(rows: pa.Table, given: NDArray[Any], kept: NDArray[np.int64], params:
     for row in kept:
         side = given[row]
         if side in (None, "train"):
-            key = digests[row] if groups[row] is None else data.group_digest(groups[row])
-            hashed = data.split_of(key, params.validation_share, params.test_share)
+            key = digests[row] if groups[row] is None else group_digest(groups[row])
+            hashed = split_of(key, params.validation_share, params.test_share)
             side = "train" if side == "train" and hashed in everywhere else hashed
         sides.append(side)
     return sides

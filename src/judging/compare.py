@@ -33,8 +33,8 @@ from src.core import arrays, results
 from src.core.command import UserError, run
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.core.inference import Model
+from src.core.manifest import read_manifest
 from src.core.params import Evaluate, load
-from src.data import read_manifest
 from src.judging import lineage, speed
 from src.system import dvc_lock, hardware
 from src.system.versioning import dvc

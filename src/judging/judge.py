@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from src.core import results, slices
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
+from src.core.manifest import read_manifest
 from src.core.params import Params, load
-from src.data import read_manifest
 from src.judging import gates, lineage, plan
 from src.judging.gates import Answers, Facts, Trainings
 from src.judging.plan import Plan

@@ -1,14 +1,16 @@
-"""Airbench: the network that learns CIFAR-10 fastest, for any image size, channels and classes. Called by src/model.py.
+"""Airbench: the network that learns CIFAR-10 fastest, for any image size, channels and classes.
 
 Source of the idea: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024). A fixed first layer whitens 2x2
 patches, three blocks of two convolutions follow, the largest value of each map goes to one linear layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from src.core.shape import Shape
 
 _PATCH = 2  # side of what the first layer whitens
 _SMALLEST = 5e-4  # added to a variance: a direction without any would be blown up to noise
@@ -116,3 +118,16 @@ class Airbench(nn.Module):
             x = self.get_submodule(f"block{i + 1}")(x)
         logits: Tensor = self.fc(self.pool(x).flatten(1)) * _LOGITS
         return logits
+
+
+def airbench(shape: Shape, width: int) -> nn.Module:
+    """Build the network of the speed record on CIFAR-10: 2.0 M parameters at its own width, 64."""
+    return Airbench(*shape, widths=(width, 4 * width, 4 * width))
+
+
+def airbench_narrow(shape: Shape, width: int) -> nn.Module:
+    """Build it with half the channels in the middle: on a CPU it learns more in the same time."""
+    return Airbench(*shape, widths=(width, 2 * width, 4 * width))
+
+
+NETWORKS: dict[str, Callable[[Shape, int], nn.Module]] = {"airbench": airbench, "airbench_narrow": airbench_narrow}

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.core.command import UserError
-from src.model import Classifier, Served
+from src.training.classifier import Classifier, Served
 
 OPSET = 20
 INPUT, OUTPUT = "images", "probabilities"

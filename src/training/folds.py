@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from src.core.arrays import Arrays
 from src.core.command import UserError
 from src.core.files import sha256
-from src.data import read_manifest
+from src.core.manifest import read_manifest
 
 Rows = NDArray[np.int64]
 

@@ -17,8 +17,8 @@ from src.core import metrics
 from src.core.arrays import Arrays, Split
 from src.core.files import write_json
 from src.core.params import Train
-from src.model import Classifier
 from src.training import checkpoint, loop, machine
+from src.training.classifier import Classifier
 from src.training.loop import fit
 from src.training.task import of
 from src.training.world import World

@@ -11,7 +11,7 @@ from torch import nn
 
 from src.core.command import UserError
 from src.core.params import Train
-from src.model import Classifier
+from src.training.classifier import Classifier
 from src.training.shortcut import Shortcut
 
 

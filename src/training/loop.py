@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import rounded
 from src.core.params import Train
-from src.images import augment
-from src.model import Classifier
+from src.images import augment, views
 from src.system import tracking
-from src.training import airbench, batches, checkpoint, compiling, export, layers, machine, optimizer, shortcut, start
+from src.training import checkpoint, compiling, export, layers, machine, optimizer, start
 from src.training.batches import Batches
 from src.training.checkpoint import Checkpoint
+from src.training.classifier import Classifier
 from src.training.meter import Meter
 from src.training.task import Task
 from src.training.world import World
@@ -34,7 +34,7 @@ _CHECK_EVERY = 200  # steps between looks at the loss
 _EVALUATION_BATCH = 512
 _WORTH_A_LOOK = 1e13  # operations of a training, about a minute of two cores: a shorter one is its own look ahead
 CODE = [  # whatever of it changes, a state saved before is no state of this run
-    *(Path(module.__file__) for module in (airbench, arrays, augment, batches, model, shortcut) if module.__file__),
+    *(Path(module.__file__) for module in (arrays, augment, model, views) if module.__file__),
     *sorted(Path(__file__).parent.glob("*.py")),
 ]
 
@@ -89,7 +89,7 @@ class Learner:
     @property
     def judged(self) -> Classifier:
         """The weights that are validated and kept: the moving average where there is one."""
-        return self.average.module if self.average else self.classifier
+        return cast("Classifier", self.average.module) if self.average else self.classifier
 
     def autocast(self) -> torch.autocast:
         """Return the context that steps compute in."""
@@ -189,7 +189,7 @@ def prepare(
     bf16 = machine.bf16(params, device)
     layers.require_sound(classifier, device)
     flops = export.training_flops(classifier, task.size, task.channels)
-    classifier.to(device=device, memory_format=torch.channels_last)
+    classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stubs lack it
     training, held_out = (
         Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
     )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from src.core.params import Train
-from src.model import Classifier
+from src.training.classifier import Classifier
 from src.training.layers import layer_scales
 from src.training.muon import Muon
 

@@ -7,11 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from src import model
 from src.core.command import UserError
 from src.core.params import Train
-from src.model import Classifier
 from src.training import layers
+from src.training.classifier import Classifier, build
 from src.training.pretrained import pretrained
 from src.training.reading import Reader
 from src.training.task import Task
@@ -31,9 +30,9 @@ def start(task: Task, params: Train, say: Callable[[str], None] = print) -> tupl
     if not len(images):
         raise UserError("there is no training image: lower prepare.validation_share and prepare.test_share, or add images")
     mean, deviation = channel_statistics(images)
-    classifier = model.build(params.network, task.shape, params.width, mean, deviation, params.tta)
-    if hasattr(classifier.network, "initialise_from"):
-        classifier.network.initialise_from(classifier.normalised(_sample(images, params.seed)))
+    classifier = build(params.network, task.shape, params.width, mean, deviation, params.tta)
+    if initialise_from := getattr(classifier.network, "initialise_from", None):
+        initialise_from(classifier.normalised(_sample(images, params.seed)))
     if params.weights:
         _load(classifier, task, params, say)
     return classifier, layers.freeze(classifier, params)

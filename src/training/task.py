@@ -6,7 +6,7 @@ from pathlib import Path
 from src.core.arrays import Arrays, Split
 from src.core.command import UserError
 from src.core.files import read_json
-from src.model import Shape
+from src.core.shape import Shape
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from src import model
 from src.core import arrays, metrics
 from src.core.arrays import Arrays
 from src.core.files import check_outputs, replacing, rounded, sha256, write_json
@@ -28,6 +27,7 @@ from src.core.params import Train, load
 from src.system import hardware
 from src.training import export, launch, loop, meter, series
 from src.training.checkpoint import held
+from src.training.classifier import save
 from src.training.loop import Fitted, fit
 from src.training.task import of, require_passed
 from src.training.world import World, joined
@@ -93,7 +93,7 @@ def _write(
     with replacing(out) as fresh, replacing(history) as speeds:
         fresh.mkdir()
         export.write(export.to_onnx(classifier, data.size, data.channels, data.classes), fresh / "model.onnx")
-        model.save(classifier, fresh / "weights.safetensors")
+        save(classifier, fresh / "weights.safetensors")
         _write_csv(fresh / "history.csv", fitted.history)
         write_json(fresh / "card.json", _card(fitted, data, fresh, params))
         for name, runs in several.items():

@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from src.core import statistics
+from src.core.manifest import MANIFEST, SPLITS, class_order
 from src.core.params import Checks, Level, Validate
 from src.core.reference import Reference, drift
-from src.data import MANIFEST, SPLITS, class_order
 from src.images.images import FORMATS, size_problem
 
 _LABEL_LENGTH = 80

@@ -19,8 +19,8 @@ from src.core import reference as recorded
 from src.core.arrays import Arrays
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
+from src.core.manifest import SPLITS, class_order, read_manifest
 from src.core.params import Validate, load
-from src.data import SPLITS, class_order, read_manifest
 from src.validation import checks, duplicates
 from src.validation.checks import Finding
 

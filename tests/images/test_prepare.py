@@ -18,9 +18,9 @@ from conftest import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import data
 from src.core import arrays
 from src.core.command import UserError
+from src.core.manifest import SPLITS, group_digest, split_of
 from src.core.params import Params
 from src.images import decoding, images
 from src.images.prepare import prepare
@@ -62,7 +62,7 @@ def test_folders_and_shards_mix_and_pixels_arrive_at_their_index(
     assert manifest["fault"].isna().all()
     card = arrays.load(tmp_path / "out" / "arrays")
     assert card.classes == ["blue", "green", "new", "red"]
-    for name in data.SPLITS:
+    for name in SPLITS:
         split = card.split(name)
         rows = manifest[manifest["split"] == name].sort_values("index")
         assert rows["index"].tolist() == list(range(len(split.images)))
@@ -219,8 +219,8 @@ def test_the_split_is_that_of_the_image_not_of_its_size_in_params(colours: Path,
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 2**128 - 1), min_size=200, max_size=200, unique=True), st.floats(0.05, 0.4))
 def test_shares_are_met_about(keys: list[int], share: float) -> None:
-    digests = [data.group_digest(str(key)) for key in keys]
-    sides = [data.split_of(digest, share, share) for digest in digests]
+    digests = [group_digest(str(key)) for key in keys]
+    sides = [split_of(digest, share, share) for digest in digests]
     for name in ("validation", "test"):
         assert abs(sides.count(name) / 200 - share) < 0.2
 
@@ -231,7 +231,7 @@ def test_a_group_stays_on_one_side(tmp_path: Path, random: np.random.Generator, 
     write_shard(tmp_path / "data" / "x.parquet", shard_rows(pictures, ["a", "b"] * 100), group=groups)
     manifest = run(tmp_path / "data", params())
     assert (manifest.groupby("group")["split"].nunique() == 1).all()
-    assert set(manifest["split"]) == set(data.SPLITS)
+    assert set(manifest["split"]) == set(SPLITS)
 
 
 class TestGivenSplits:
@@ -292,7 +292,7 @@ class TestGivenSplits:
         pictures = [noise(random) for _ in range(60)]
         write_shard(tmp_path / "data" / "train.parquet", shard_rows(pictures, ["a", "b"] * 30))
         write_shard(tmp_path / "data" / "test.parquet", shard_rows([noise(random)], ["a"]))
-        assert set(run(tmp_path / "data", params(prepare__use_given_splits=False))["split"]) == set(data.SPLITS)
+        assert set(run(tmp_path / "data", params(prepare__use_given_splits=False))["split"]) == set(SPLITS)
 
 
 def test_an_equal_run_gives_equal_files(colours: Path, params: MakeParams) -> None:

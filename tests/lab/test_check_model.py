@@ -18,7 +18,7 @@ from src.core.command import UserError
 from src.core.params import Params
 from src.lab.experiments.check_model import _affordable, check, drawn, main
 from src.lab.experiments.wiring import Finding, Subject
-from src.model import Classifier
+from src.training.classifier import Classifier
 
 
 class Plain(nn.Module):

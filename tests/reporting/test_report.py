@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from src.core import metrics
 from src.core.command import UserError
-from src.data import MANIFEST
+from src.core.manifest import MANIFEST
 from src.github import numbers as schema
 from src.reporting import changes, document, drawing, markdown, numbers, page, words
 from src.reporting.document import Alert, Bold, Bullets, Code, Document, Fold, Link, Listing, Paragraph, Section, Table

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.params import Params, load
-from src.model import Shape, build
+from src.core.shape import Shape
 from src.system import recipe
 from src.system.params_text import put
 from src.training import optimizer, start
 from src.training.airbench import Airbench, Whitening
+from src.training.classifier import build
 from src.training.muon import Muon, orthogonal
 from src.training.task import Task
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from src.core.params import Params
-from src.model import Classifier
 from src.training import compiling
+from src.training.classifier import Classifier
 from src.training.compiling import compiled
 
 IMAGES = torch.arange(4 * 3 * 8 * 8, dtype=torch.uint8).view(4, 3, 8, 8)

@@ -32,7 +32,7 @@ from src.core import arrays, results, significance
 from src.core.command import UserError
 from src.core.files import sha256, write_json
 from src.core.inference import Model
-from src.data import read_manifest
+from src.core.manifest import read_manifest
 from src.images.prepare import prepare
 from src.training import folds, job, series, side_by_side
 from src.training.job import Job, Setting

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from src import model
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.files import sha256
 from src.core.params import Params
-from src.model import Shape, build
+from src.core.shape import Shape
 from src.system.registry import Registry
 from src.training import loop, start
+from src.training.classifier import Classifier, build
 from src.training.layers import freeze, layer_scales
 from src.training.pretrained import pretrained, state_dict
 from src.training.task import Task
@@ -333,7 +333,7 @@ class Patches(nn.Module):
 
 
 def frozen(recipe: Params, made: nn.Module) -> set[str]:
-    freeze(model.Classifier(made, [0.0], [1.0]), recipe.train)
+    freeze(Classifier(made, [0.0], [1.0]), recipe.train)
     return {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
 
 
@@ -341,7 +341,7 @@ def test_what_the_network_holds_itself_comes_before_its_layers(params: Callable[
     made = Patches()
     held = {"token", "embed.weight", "embed.bias", "blocks.0.weight", "blocks.0.bias"}
     assert frozen(params(train__freeze_until="blocks.2"), made) == held
-    modules = freeze(model.Classifier(made, [0.0], [1.0]), params(train__freeze_until="blocks.2").train)
+    modules = freeze(Classifier(made, [0.0], [1.0]), params(train__freeze_until="blocks.2").train)
     assert modules == [made.embed, made.blocks[0], made.blocks[1]]
 
 

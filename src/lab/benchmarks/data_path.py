@@ -31,9 +31,10 @@ from torch.utils.data import DataLoader
 from src.core import arrays
 from src.core.command import cores, table
 from src.core.params import Augment
+from src.core.shape import Shape
 from src.lab.benchmarks.per_sample import PerSample
-from src.model import Shape, build
 from src.training.batches import Batches
+from src.training.classifier import build
 from src.training.world import World
 
 _CLASSES = 10

@@ -6,8 +6,9 @@ import torch
 
 from src.core.command import UserError
 from src.core.files import sha256, write_json
-from src.model import NETWORKS, Shape, build
+from src.core.shape import Shape
 from src.training import export
+from src.training.classifier import build, networks
 
 _CLASSES = [f"class {number}" for number in range(10)]
 _WIDTHS = {"small_resnet": 24}  # that of params.yaml; others get the 64 of the paper
@@ -25,8 +26,8 @@ def write(network: str, side: int, width: int | None, folder: Path) -> None:
     Raises:
         UserError: there is no such network, or ONNX cannot express it.
     """
-    if network not in NETWORKS:
-        raise UserError(f"there is no network {network!r}: src/model.py has {', '.join(NETWORKS)}")
+    if network not in networks():
+        raise UserError(f"there is no network {network!r}: expected one of {', '.join(networks())}")
     torch.manual_seed(0)
     size, width = (side, side), width or _WIDTHS.get(network, 64)
     classifier = build(network, Shape(size, 3, len(_CLASSES)), width, [127.0] * 3, [64.0] * 3).eval()

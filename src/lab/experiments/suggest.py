@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from src import data
 from src.core.command import UserError, table
 from src.core.files import check_outputs, write_bytes
+from src.core.manifest import class_order
 from src.core.params import Params, content, load
-from src.images import images
-from src.model import NETWORKS, Classifier, Shape
+from src.core.shape import Shape
+from src.images import images, readers
 from src.system.params_text import same
 from src.training import export
+from src.training.classifier import Classifier, networks
 
 _HEADERS = 2000  # images whose size is read, spread evenly over the data
 _DECODED = 200  # of them whose pixels are looked at
@@ -85,15 +86,15 @@ def look(root: Path, params: Params) -> Facts:
     Raises:
         UserError: there are no images, fewer than two classes, or none of the sample can be decoded.
     """
-    found = data.scan(root)
+    found = readers.scan(root)
     chosen = set(np.linspace(0, found.images - 1, min(_HEADERS, found.images)).astype(int).tolist())
     counts: Counter[str] = Counter()
     given: Counter[str | None] = Counter()
     sizes: list[tuple[int, int]] = []
     looks: list[tuple[bool, float]] = []
     every, fault = math.ceil(len(chosen) / _DECODED), ""
-    for piece in data.read(found):
-        for place, example in enumerate(data.examples(piece), start=piece.start):
+    for piece in readers.read(found):
+        for place, example in enumerate(readers.examples(piece), start=piece.start):
             if example.fault or example.label is None or example.content is None:
                 continue
             counts[example.label] += 1
@@ -118,7 +119,7 @@ def look(root: Path, params: Params) -> Facts:
     )
     test = given["test"] or sum(counts.values()) * params.prepare.test_share
     return Facts(
-        dict(sorted(counts.items(), key=lambda pair: data.class_order(pair[0]))),
+        dict(sorted(counts.items(), key=lambda pair: class_order(pair[0]))),
         max(1, round((given[None] + given["train"]) * left)),
         round(test),
         min(params.prepare.validation_share, params.prepare.test_share),
@@ -153,7 +154,7 @@ def suggest(facts: Facts, params: Params) -> list[Setting]:
     """Return every setting that the data decide, also where params say it already."""
     short = int(np.median(facts.sizes.min(axis=1)))
     sides, count = f"median short side {short} pixels", f"about {facts.training:,} training images"
-    known = params.train.network in _OURS and _NETWORK in NETWORKS
+    known = params.train.network in _OURS and _NETWORK in networks()
     batch = next(size for most, size in _BATCHES if facts.training < most)
     steps = max(1, facts.training // batch)
     epochs = int(np.clip(math.ceil(_STEPS / steps), *_EPOCHS))
@@ -210,7 +211,7 @@ def _image_size(short: int, ratio: float, channels: int, facts: Facts, epochs: i
 
     side = max(2, min(short, _SIDES[0]))
     for smaller in _SIDES[1:]:
-        built = NETWORKS[_NETWORK](Shape(shape(side), channels, len(facts.counts)), _WIDTH) if epochs else None
+        built = networks()[_NETWORK](Shape(shape(side), channels, len(facts.counts)), _WIDTH) if epochs else None
         if built is None or side <= smaller:
             break
         cost = export.training_flops(Classifier(built, [0.0] * channels, [1.0] * channels), shape(side), channels)

@@ -17,8 +17,8 @@ from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import replacing, sha256
 from src.core.params import Train
-from src.model import Served
 from src.training import checkpoint, loop, machine
+from src.training.classifier import Served
 from src.training.loop import fit
 from src.training.task import Task
 from src.training.world import World

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.model import Classifier
+from src.training.classifier import Classifier
 
 EARLY = 10  # steps in which every parameter must have had a gradient
 ENOUGH = 100  # steps after which a loss that has not halved is a fault

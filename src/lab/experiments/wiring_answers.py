@@ -10,8 +10,8 @@ from torch import Tensor
 
 from src.core.command import UserError
 from src.lab.experiments.wiring import BATCHES, Finding, Lesson, Subject, first_line, is_finite, some, watched
-from src.model import Classifier, Served
 from src.training import export
+from src.training.classifier import Classifier, Served
 
 
 def shapes(subject: Subject) -> Finding:

@@ -1,0 +1,273 @@
+"""Read the raw forms of data/: class folders, `data/<label>/<file>`, and Parquet shards; both may be mixed.
+
+A shard has Hugging Face's image layout: `image` {bytes, path}, `label`, optional `group`, optional `split`.
+"""
+
+import json
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from src.core.command import UserError
+from src.core.example import Example
+
+_SPLIT_WORDS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
+                "val": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
+_LARGEST_FILE = 512 * 2**20  # bytes; nothing that is one picture is larger
+_COLUMNS = ("image", "label", "group", "split")
+_PIECE_FILES = 64
+_PIECE_ROWS = 256
+_PIECE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What lies under data/: files and Parquet shards by relative path in a fixed order, and how many images that makes."""
+
+    root: Path
+    files: list[str]
+    shards: list[str]
+    images: int
+
+
+def scan(root: Path) -> Scan:
+    """List data/ without opening an image.
+
+    Raises:
+        UserError: there is no such folder, it holds nothing, or a shard is no Parquet file with an image and a label.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder: run `dvc pull`, or put your images into {root}/<label>/")
+    paths = sorted(_walk(root, ""))
+    shards = [path for path in paths if path.lower().endswith(".parquet")]
+    files = [path for path in paths if not path.lower().endswith(".parquet")]
+    images = len(files) + sum(_shard_rows(root, shard) for shard in shards)
+    if images == 0:
+        raise UserError(f"{root} holds no images: put them into {root}/<label>/, or Parquet shards into {root}/")
+    return Scan(root, files, shards, images)
+
+
+def _walk(root: Path, folder: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Yield relative paths of all that is no folder; a link back to a folder above is not followed for ever."""
+    here = os.path.realpath(root / folder)
+    if here in seen:
+        return
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            relative = f"{folder}/{entry.name}" if folder else entry.name
+            if _is_folder(entry):
+                yield from _walk(root, relative, seen | {here})
+            else:
+                yield relative
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; as a file it becomes a fault
+        return False
+
+
+def _shard_rows(root: Path, shard: str) -> int:
+    """Count the rows of a Parquet shard, after checking that it can be read and has the columns it needs."""
+    fault = _file_fault(os.path.join(root, shard), largest=None)
+    if fault:
+        raise UserError(f"{root / shard} cannot be read as Parquet ({fault}): restore or remove it")
+    with _parquet(root / shard) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    found = ", ".join(schema.names) or "none"
+    for column in ("image", "label"):
+        if column not in schema.names:
+            raise UserError(f"{root / shard} has no column `{column}` (found: {found}): rename or add it")
+    for column in _COLUMNS:
+        if schema.names.count(column) > 1:
+            raise UserError(f"{root / shard} has more than one column `{column}` (found: {found}): remove the others")
+    kind = schema.field("image").type
+    if not (_is_bytes(kind) or (pa.types.is_struct(kind) and _is_bytes(_field(kind, "bytes")))):
+        raise UserError(f"{root / shard}: column `image` is {kind}, expected a struct of bytes and path, or binary")
+    return int(rows)
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a shard; damage found now or while it is read is a UserError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as Parquet ({reason}): restore or remove it") from None
+
+
+def _field(kind: pa.DataType, name: str) -> pa.DataType:
+    place = kind.get_field_index(name)
+    return kind.field(place).type if place >= 0 else pa.null()
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+class Piece(NamedTuple):
+    """A run of examples that is read and decoded together: some files, or some rows of a shard.
+
+    `start` is the place of its first example in the scan's order.
+    """
+
+    start: int
+    root: str
+    files: list[str]
+    split_folders: bool
+    shard: str = ""
+    first_row: int = 0
+    rows: pa.RecordBatch | None = None
+
+    def __len__(self) -> int:
+        return len(self.files) if self.rows is None else len(self.rows)
+
+
+def read(found: Scan) -> Iterator[Piece]:
+    """Cut all examples into pieces, in the scan's order; a piece of a shard holds few bytes, whatever the shard's size."""
+    split_folders = _has_split_folders(found.files)
+    root = str(found.root)
+    for first in range(0, len(found.files), _PIECE_FILES):
+        yield Piece(first, root, found.files[first : first + _PIECE_FILES], split_folders)
+    start = len(found.files)
+    for shard in found.shards:
+        first_row = 0
+        with _parquet(found.root / shard) as file:
+            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(_rows_of_a_piece(file), columns=columns):
+                yield Piece(start, root, [], False, shard, first_row, batch)
+                start, first_row = start + len(batch), first_row + len(batch)
+
+
+def _rows_of_a_piece(file: pq.ParquetFile) -> int:
+    """So many rows that a piece stays small even when each is a photograph."""
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return int(min(_PIECE_ROWS, max(1, _PIECE_BYTES // max(1, largest))))
+
+
+def examples(piece: Piece) -> Iterator[Example]:
+    """Yield the examples of a piece."""
+    if piece.rows is not None:
+        yield from _shard_examples(piece.shard, piece.first_row, piece.rows)
+    for path in piece.files:
+        yield _file_example(Path(piece.root), path, piece.split_folders)
+
+
+def _has_split_folders(files: list[str]) -> bool:
+    """True for `data/<split>/<label>/<file>`: every top folder is a split's name, `test` among them."""
+    tops = {path.split("/")[0].lower() for path in files if "/" in path}
+    deep = all(path.count("/") >= 2 for path in files if "/" in path)
+    return bool(tops) and deep and tops <= set(_SPLIT_WORDS) and "train" in {_SPLIT_WORDS[top] for top in tops}
+
+
+def _file_example(root: Path, path: str, split_folders: bool) -> Example:
+    folders = path.split("/")[:-1]
+    split = _SPLIT_WORDS[folders.pop(0).lower()] if split_folders and folders else None
+    label = _text(folders[0]) if folders else None
+    full = os.path.join(root, path)
+    fault = _file_fault(full) or (None if label else "outside a class folder: move it to data/<label>/, or remove it")
+    return Example(path, -1, label, None, split, None if fault else full, fault)
+
+
+def _file_fault(path: str, largest: int | None = _LARGEST_FILE) -> str | None:
+    """Say why a directory entry is not worth opening: opening a pipe would wait for ever."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if largest and status.st_size > largest:
+        return f"too large: {status.st_size / 2**20:.0f} MiB in one file"
+    return None if status.st_size else "empty file"
+
+
+def _shard_examples(shard: str, first_row: int, batch: pa.RecordBatch) -> Iterator[Example]:
+    names = _class_names(batch.schema)
+    name_split = _split_of_file_name(shard)
+    image = batch.column("image")
+    contents = (image if _is_bytes(image.type) else image.field("bytes")).to_pylist()
+    present = image.is_valid().to_pylist()  # a null struct hides its children: ask the parent too
+    group, split = (_optional(batch, column) for column in ("group", "split"))
+    rows = zip(contents, present, _values(batch.column("label")), group, split, strict=True)
+    for row, (content, there, label, group_value, split_value) in enumerate(rows, start=first_row):
+        text = _label_text(label, names)
+        given, fault = _given_split(split_value, name_split)
+        fault = fault or _row_fault(content if there else None, text)
+        yield Example(shard, row, text, _text(group_value), given, None if fault else content, fault)
+
+
+def _optional(batch: pa.RecordBatch, column: str) -> list[Any]:
+    return _values(batch.column(column)) if column in batch.schema.names else [None] * len(batch)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Return Python values; text that is not valid UTF-8, which Parquet does not prevent, keeps its bytes as escapes."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in column.to_pylist()]
+
+
+def _row_fault(content: bytes | None, label: str | None) -> str | None:
+    if label is None:
+        return "no label"
+    if content is None:
+        return "no image bytes: this row only names a file; store the bytes in the shard"
+    return None if content else "empty image"
+
+
+def _class_names(schema: pa.Schema) -> list[str] | None:
+    """Read the names behind integer labels, which Hugging Face keeps in the schema's metadata."""
+    try:
+        info = json.loads((schema.metadata or {})[b"huggingface"])
+        names = info["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _label_text(label: object, names: list[str] | None) -> str | None:
+    if label is None:
+        return None
+    if names and isinstance(label, int) and 0 <= label < len(names):
+        return names[label]
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))  # pandas turns integers with a gap into floats
+    return _text(label)
+
+
+def _text(value: object) -> str | None:
+    """Return a name in one form: `Ä` may be one character or, from a Mac, two."""
+    return None if value is None else unicodedata.normalize("NFC", str(value))
+
+
+def _given_split(value: object, name_split: str | None) -> tuple[str | None, str | None]:
+    """Return the split that a row was given, and a fault for a word that names none."""
+    if value is None:
+        return name_split, None
+    word = str(value).strip().lower()
+    if word in _SPLIT_WORDS:
+        return _SPLIT_WORDS[word], None
+    return None, f"unknown split {value!r}: expected train, validation or test"
+
+
+def _split_of_file_name(shard: str) -> str | None:
+    """Read Hugging Face's file names: `test.parquet`, `train-00000-of-00002.parquet`, `validation/0000.parquet`."""
+    words = re.split(r"[^a-z]+", shard.lower().removesuffix(".parquet"))
+    splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    return splits.pop() if len(splits) == 1 else None
