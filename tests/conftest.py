@@ -59,7 +59,7 @@ ROOT = copy_project() if IS_OWNER else Path(os.environ["TEST_ROOT"]).resolve()
 os.environ["TEST_ROOT"] = str(ROOT)
 sys.path.insert(0, str(ROOT))
 
-from src.core.params import Params, load  # noqa: E402
+from src.system.params import Params, load  # noqa: E402
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 PATIENCE = 600  # seconds until a process counts as hanging; no measure of speed: ten of them may share two slow cores
@@ -161,7 +161,7 @@ def write_params(path: Path, **changes: Any) -> Params:
         *sections, key = name.split("__")
         place = content
         for section in sections:
-            place = place[section]
+            place = place.setdefault(section, {})
         place[key] = value
     with path.open("w") as file:
         yaml.dump(content, file)

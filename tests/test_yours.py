@@ -29,7 +29,7 @@ from src.core.arrays import Split
 from src.core.command import UserError, cores
 from src.images.decoding import decode_examples, to_record_batch
 from src.lab.experiments import check_model
-from src.core.params import Params, load
+from src.system.params import Params, load
 from src.images.prepare import resolve
 from src.training.task import Task
 

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.core.command import UserError
 from src.core.files import read_json
-from src.core.params import Prepare
 
 
 class Rows:
@@ -83,7 +82,23 @@ class Arrays:
             raise UserError(f"{path} cannot be read ({error}); run `dvc repro -f prepare`") from None
 
 
-def load(folder: Path, params: Prepare | None = None) -> Arrays:
+class Fitted(Protocol):
+    """What params ask of the arrays; their section `prepare` has it."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width."""
+
+    @property
+    def channels(self) -> int:
+        """3 or 1."""
+
+    @property
+    def fit(self) -> str:
+        """How an image gets that shape."""
+
+
+def load(folder: Path, params: Fitted | None = None) -> Arrays:
     """Read the card of the arrays in `folder`.
 
     Args:

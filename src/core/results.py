@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from src.core import metrics, significance, slices
 from src.core.files import read_json, rounded
 from src.core.manifest import read_manifest
-from src.core.params import Evaluate
 
 _SPREAD = ("accuracy", "macro_f1", "log_loss", "ece")
 
@@ -28,15 +27,20 @@ def test_rows(manifest: Path) -> pa.Table:
 
 
 def numbers(
-    labels: NDArray[np.int64], probabilities: NDArray[np.float32], classes: Sequence[str], rows: pa.Table, params: Evaluate
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    rows: pa.Table,
+    confidence: float,
+    calibration_bins: int,
 ) -> dict[str, Any]:
-    """Return the metrics over all images, by class and by slice."""
+    """Return the metrics over all images, by class and by slice, with intervals of `confidence`."""
     right = probabilities.argmax(axis=1) == labels
     return {
-        **metrics.overall(labels, probabilities, params.confidence, params.calibration_bins),
+        **metrics.overall(labels, probabilities, confidence, calibration_bins),
         "images": len(labels),
         "per_class": metrics.per_class(labels, probabilities, classes),
-        "slices": metrics.slices(right, slices.members(rows), params.confidence),
+        "slices": metrics.slices(right, slices.members(rows), confidence),
     }
 
 

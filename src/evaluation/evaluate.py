@@ -23,8 +23,10 @@ from src.core.arrays import Arrays, Split
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
-from src.core.params import Evaluate, load
+from src.core.params import section
 from src.evaluation import baseline, figures
+from src.evaluation.evaluate_params import Evaluate
+from src.images.prepare_params import Prepare
 from src.training.classifier import Classifier
 from src.training.classifier import load as load_classifier
 
@@ -97,7 +99,7 @@ def _results(
     parity: float,
     params: Evaluate,
 ) -> dict[str, Any]:
-    own = results.numbers(test.labels, probabilities, model.classes, facts, params)
+    own = results.numbers(test.labels, probabilities, model.classes, facts, params.confidence, params.calibration_bins)
     plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
     return {
         **own,
@@ -213,6 +215,6 @@ def main() -> None:
     args = parser.parse_args()
     inputs = [args.arrays, args.manifest, args.model]
     check_outputs(inputs, folders=[args.details], files=[args.metrics])
-    params = load(args.params)
-    arrays.load(args.arrays, params.prepare)
-    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, params.evaluate)
+    arrays.load(args.arrays, section(args.params, "prepare", Prepare))
+    params = section(args.params, "evaluate", Evaluate)
+    evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, params)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.core.params import Augment
+from src.images.augment_params import Augment
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What gathers: uint8 (n, height, width, channels)

@@ -20,8 +20,8 @@ from src.core import statistics
 from src.core.command import cores, progress
 from src.core.example import Example
 from src.core.manifest import MANIFEST
-from src.core.params import Prepare
 from src.images import images, readers
+from src.images.prepare_params import Prepare
 from src.images.readers import Piece
 
 _ROW = pa.schema([field for field in MANIFEST if field.name not in ("duplicate_of", "split", "index")])

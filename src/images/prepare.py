@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
 from src.core.manifest import MANIFEST, SPLITS, class_order, group_digest, split_of
-from src.core.params import Prepare, load
+from src.core.params import section
 from src.images import images, readers
 from src.images.decoding import Pixels, decode_all
+from src.images.prepare_params import Prepare
 
 _COPY_BYTES = 8 * 2**20
 _STRICTNESS = ("test", "validation", "train")  # a copy in a stricter split wins: what is tested must not be trained on
@@ -218,4 +219,4 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
     check_outputs([args.data], folders=[args.arrays], files=[args.manifest])
-    prepare(args.data, args.arrays, args.manifest, load(args.params).prepare)
+    prepare(args.data, args.arrays, args.manifest, section(args.params, "prepare", Prepare))

@@ -34,9 +34,10 @@ from src.core.command import UserError, run
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.core.inference import Model
 from src.core.manifest import read_manifest
-from src.core.params import Evaluate, load
+from src.evaluation.evaluate_params import Evaluate
 from src.judging import lineage, speed
 from src.system import dvc_lock, hardware
+from src.system.params import load
 from src.system.versioning import dvc
 from src.system.worktree import bring, checked_out, git, has, share_dvc
 
@@ -406,7 +407,7 @@ def _numbers(
     params: Evaluate,
     model: Model,
 ) -> dict[str, Any]:
-    told = results.numbers(labels, probabilities, classes, rows, params)
+    told = results.numbers(labels, probabilities, classes, rows, params.confidence, params.calibration_bins)
     present = {name: row for name, row in told["per_class"].items() if row["images"] or name in model.classes}
     several = results.trainings(model.path.parent, params.confidence)
     return {**told, **several, "model_bytes": model.path.stat().st_size, "per_class": present}

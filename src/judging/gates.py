@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from src.core import metrics, significance
 from src.core.files import rounded
-from src.core.params import GateLevel, Gates
+from src.judging.gates_params import GateLevel, Gates
 
 Outcome = Literal["pass", "fail", "investigate", "skipped"]
 VERDICTS: tuple[Outcome, ...] = ("pass", "investigate", "fail")  # from mild to severe

@@ -20,10 +20,10 @@ from src.core import results, slices
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.manifest import read_manifest
-from src.core.params import Params, load
 from src.judging import gates, lineage, plan
 from src.judging.gates import Answers, Facts, Trainings
 from src.judging.plan import Plan
+from src.system.params import Params, load
 
 _ENGINE = ("judging",)  # gates that the label `engine: reviewed` covers; `model-gate: override` covers every other
 _STOPPING = ("fail", "investigate")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from src.core import metrics, significance
 from src.core.files import rounded
-from src.core.params import Gates, Quantize
+from src.judging.gates_params import Gates, Quantize
 
 Verdict = Literal["pass", "fail"]
 Numbers = Mapping[str, Any]

@@ -24,8 +24,8 @@ from src.core.arrays import Arrays, Split
 from src.core.command import UserError, cores, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
-from src.core.params import Params, load
 from src.judging import precision, processor, quantization, speed
+from src.system.params import Params, load
 
 INT8, TABLE, WORDS = "model.int8.onnx", "quantization.json", "quantization.md"
 _BATCHES = (1, 32)  # images at once: an idle server's, and a busy one's

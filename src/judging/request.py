@@ -32,9 +32,10 @@ from src.core import arrays, metrics, results
 from src.core.command import UserError
 from src.core.files import read_json, rounded, write_json
 from src.core.inference import Model
-from src.core.params import Evaluate, load
 from src.evaluation import baseline
+from src.evaluation.evaluate_params import Evaluate
 from src.judging import lineage
+from src.system.params import load
 
 FORMAT = 1
 _PARAMS = Path(__file__).parents[2] / "params.yaml"  # of the commit that this code is of
@@ -67,7 +68,7 @@ def _evaluate(request: Mapping[str, Any], out: Path, params: Evaluate) -> None:
     data, model = arrays.load(Path(request["arrays"])), Model(Path(request["model"]))
     test, rows = data.split("test"), results.test_rows(Path(request["manifest"]))
     probabilities = model.probabilities(test.images)
-    told = results.numbers(test.labels, probabilities, model.classes, rows, params)
+    told = results.numbers(test.labels, probabilities, model.classes, rows, params.confidence, params.calibration_bins)
     simple = baseline.probabilities(data.split("train"), test, len(data.classes))
     plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
     told["baseline"] = {**plain, "margin": rounded(told["accuracy"] - plain["accuracy"])}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from src.core.files import read_json
-from src.core.params import load
 from src.release.reviewed import Release
 from src.system.mlflow_client import artifacts_of, database_of
+from src.system.params import load
 from src.system.registry import Registry
 
 _EXPERIMENT = "image-classifier"  # as src/system/tracking.py names it

@@ -21,7 +21,6 @@ from typing import Any
 
 from src.core.command import UserError
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
-from src.core.params import load
 from src.github.labels import LABELS
 from src.judging import lineage
 from src.release import int8, modelcheck, overriding, production, reviewed, verdict
@@ -30,6 +29,7 @@ from src.release.production import Deployed
 from src.release.reviewed import RELEASE, Release
 from src.release.verdict import CannotJudgeError, Judgement
 from src.system import dvc_lock
+from src.system.params import load
 from src.system.worktree import bring, cache, checked_out, git, share_dvc
 
 _PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")

@@ -313,7 +313,7 @@ def _history(path: Path) -> list[dict[str, float]]:
 
 
 def _params(path: Path) -> dict[str, str]:
-    """Every value of a params.yaml by its dotted key; not through src/core/params.py, since main's may have other keys."""
+    """Every value of a params.yaml by its dotted key; not through src/system/params.py, since main's may have other keys."""
     if not path.is_file():
         return {}
     try:

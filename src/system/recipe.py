@@ -10,7 +10,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from src.core.files import replacing
-from src.core.params import content, load
+from src.core.params import content
+from src.system.params import load
 from src.system.params_text import Place, put, same
 
 

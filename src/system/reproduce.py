@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 
 from src.core.command import UserError, table
 from src.core.files import read_json, write_json
-from src.core.params import load
 from src.system import dvc_lock, hardware, recipe
+from src.system.params import load
 from src.system.versioning import dvc, has_unrecorded_changes, watch_dvc
 from src.system.worktree import bring
 

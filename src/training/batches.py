@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from src.core.arrays import Split
-from src.core.params import Augment
 from src.images import augment
+from src.images.augment_params import Augment
 from src.training import memory
 from src.training.memory import Room
 from src.training.reading import Reader

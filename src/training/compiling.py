@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.core.params import Train
+from src.training.train_params import Train
 
 _LONG = 20_000  # steps, some minutes of a GPU: from there on half a minute of compiling for each length of batch is won back
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from src.core import metrics
 from src.core.arrays import Arrays, Split
 from src.core.files import write_json
-from src.core.params import Train
 from src.training import checkpoint, loop, machine
 from src.training.classifier import Classifier
 from src.training.loop import fit
 from src.training.task import of
+from src.training.train_params import Train
 from src.training.world import World
 
 METRICS = ("accuracy", "macro_f1", "log_loss", "ece")

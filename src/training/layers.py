@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from src.core.command import UserError
-from src.core.params import Train
 from src.training.classifier import Classifier
 from src.training.shortcut import Shortcut
+from src.training.train_params import Train
 
 
 def freeze(classifier: Classifier, params: Train) -> list[nn.Module]:

@@ -19,7 +19,6 @@ from src.core import arrays, metrics
 from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import rounded
-from src.core.params import Train
 from src.images import augment, views
 from src.system import tracking
 from src.training import checkpoint, compiling, export, layers, machine, optimizer, start
@@ -28,6 +27,7 @@ from src.training.checkpoint import Checkpoint
 from src.training.classifier import Classifier
 from src.training.meter import Meter
 from src.training.task import Task
+from src.training.train_params import Train
 from src.training.world import World
 
 _CHECK_EVERY = 200  # steps between looks at the loss

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from src.core.command import UserError, cores
-from src.core.params import Train
+from src.training.train_params import Train
 from src.training.world import World
 
 _STEP_FLOPS = 1.5e9  # of a step, for each thread: with twice as many a second thread gains a third; docs/training.md

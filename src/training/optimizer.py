@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from src.core.params import Train
 from src.training.classifier import Classifier
 from src.training.layers import layer_scales
 from src.training.muon import Muon
+from src.training.train_params import Train
 
 _PLAIN = 3.0  # Muon: the rate of plain steps for one of orthogonal steps; 0.03 for filters then goes with SGD's usual 0.1
 _TURNING, _MOVING = 0.6, 0.85  # Muon: momentum of orthogonal and of plain steps, as in Jordan's record on CIFAR-10

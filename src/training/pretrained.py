@@ -17,11 +17,11 @@ from torch import Tensor
 
 from src.core.command import UserError
 from src.core.files import read_json, sha256
-from src.core.params import Train
 from src.system.mlflow_client import answering
 from src.system.registry import Registry, Version
 from src.system.variables import filled
 from src.training.classifier import read_weights
+from src.training.train_params import Train
 
 CHAMPION = "champion"
 _KEPT, _CARD = "model/weights.safetensors", "model/card.json"  # in the run of a registered version

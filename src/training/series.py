@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from src.core.arrays import Arrays
 from src.core.command import UserError, cores, table
-from src.core.params import Train
 from src.training import folds, job, machine, memory, side_by_side
 from src.training.job import METRICS, Job, Row, Setting
 from src.training.loop import Fitted
 from src.training.task import of
+from src.training.train_params import Train
 from src.training.world import World
 
 _WORTH = 10.0  # seconds that a training must take before a process of its own, which takes some to start, can pay

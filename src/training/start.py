@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from src.core.command import UserError
-from src.core.params import Train
 from src.training import layers
 from src.training.classifier import Classifier, build
 from src.training.pretrained import pretrained
 from src.training.reading import Reader
 from src.training.task import Task
+from src.training.train_params import Train
 from src.training.transfer import transfer
 
 

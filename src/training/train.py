@@ -23,13 +23,15 @@ import torch
 from src.core import arrays, metrics
 from src.core.arrays import Arrays
 from src.core.files import check_outputs, replacing, rounded, sha256, write_json
-from src.core.params import Train, load
+from src.core.params import section
+from src.images.prepare_params import Prepare
 from src.system import hardware
 from src.training import export, launch, loop, meter, series
 from src.training.checkpoint import held
 from src.training.classifier import save
 from src.training.loop import Fitted, fit
 from src.training.task import of, require_passed
+from src.training.train_params import Train
 from src.training.world import World, joined
 
 
@@ -156,13 +158,13 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
     with joined() as world:
-        params = load(args.params)
-        arrays.load(args.arrays, params.prepare)
-        if params.train.processes > 1 and not launch.launched():
-            launch.launch("src", ["train", *sys.argv[1:]], params.train.processes)
+        params = section(args.params, "train", Train)
+        arrays.load(args.arrays, section(args.params, "prepare", Prepare))
+        if params.processes > 1 and not launch.launched():
+            launch.launch("src", ["train", *sys.argv[1:]], params.processes)
             return
         given = [args.manifest] if args.manifest else []
         check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])
         with held(args.checkpoints) if world.writes else nullcontext():
             folders = (args.arrays, args.validation, args.out, args.history, args.checkpoints)
-            train(*folders, params.train, manifest=args.manifest, world=world)
+            train(*folders, params, manifest=args.manifest, world=world)

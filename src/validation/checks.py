@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from src.core import statistics
 from src.core.manifest import MANIFEST, SPLITS, class_order
-from src.core.params import Checks, Level, Validate
 from src.core.reference import Reference, drift
 from src.images.images import FORMATS, size_problem
+from src.validation.validate_params import Checks, Level, Validate
 
 _LABEL_LENGTH = 80
 _LABEL_SIGNS = " _.+-()'&"  # beside letters, marks and digits of any script: a label names files, pictures, metrics

@@ -20,9 +20,10 @@ from src.core.arrays import Arrays
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
 from src.core.manifest import SPLITS, class_order, read_manifest
-from src.core.params import Validate, load
+from src.core.params import section
 from src.validation import checks, duplicates
 from src.validation.checks import Finding
+from src.validation.validate_params import Validate
 
 _LISTED = 1000  # faulty files named in validation.json; the manifest has them all
 _PRINTED = 10
@@ -187,5 +188,5 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
     check_outputs([args.arrays, args.manifest, args.reference], folders=[args.profile], files=[args.report])
-    params = load(args.params).validation
+    params = section(args.params, "validate", Validate)
     validate(args.arrays, args.manifest, args.reference, args.report, args.profile, params)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from src.core.command import UserError
-from src.core.params import Params, Sweep, load
+from src.system.params import Params, load
+from src.system.sweep_params import Sweep
 
 
 def test_the_shipped_file_is_valid_short_and_remarked() -> None:
@@ -71,7 +72,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ("", "holds no sections"),
         ("- a\n- b\n", "holds no sections"),
         ("train: {}\ntrain: {}\n", "not valid YAML"),
-        ("train: {}\n", "prepare is missing"),
+        ("train: {}\n", "section prepare is missing: write `prepare:`"),
         ("1: 2\n", "holds no sections"),
         ("[" * 3000 + "]" * 3000, "not valid YAML"),
         ("prepare: {channels: 2020-13-45}\n", "not valid YAML"),
@@ -115,9 +116,7 @@ def test_no_param_has_a_name_that_dvc_leaves_out() -> None:
     assert [name for name in dials() if {"size", "nfiles"} & set(name.split("."))] == []
     for key in ("size", "nfiles"):  # the only keys that users name themselves
         with pytest.raises(ValidationError, match=f"space.{key} is no key of train"):
-            Sweep.model_validate(
-                {"trials": 1, "random": 0, "objective": "accuracy", "prune_after": 1, "space": {key: [1, 2]}}
-            )
+            Sweep.model_validate({"space": {key: [1, 2]}})
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.core.params import Augment
 from src.images import augment
+from src.images.augment_params import Augment
 
 OFF = {"crop": 0, "flip": False, "rotate": 0, "scale": 0, "brightness": 0, "contrast": 0, "cutout": 0, "erase": 0}
 OFF |= {"mixup": 0, "cutmix": 0}

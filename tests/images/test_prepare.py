@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from src.core import arrays
 from src.core.command import UserError
 from src.core.manifest import SPLITS, group_digest, split_of
-from src.core.params import Params
 from src.images import decoding, images
 from src.images.prepare import prepare
+from src.system.params import Params
 
 MakeParams = Callable[..., Params]
 

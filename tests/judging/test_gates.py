@@ -10,10 +10,10 @@ import pytest
 
 from src.core import metrics, significance
 from src.core.files import write_json
-from src.core.params import Params
 from src.judging import gates
 from src.judging import judge as judging
 from src.judging.gates import Answers, Facts, Trainings, Verdict
+from src.system.params import Params
 
 N = 400
 LABELS = np.array([f"c{i % 5}" for i in range(N)], dtype=object)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
 from src.core import significance
-from src.core.params import load
 from src.judging import gates
 from src.judging.gates import Answers, Facts, Trainings
+from src.system.params import load
 
 PARAMS = load(ROOT / "params.yaml").gates
 SHARED = 0.836  # of the variance: at 97 % two models differ on 3 % of the examples

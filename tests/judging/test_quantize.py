@@ -22,7 +22,6 @@ from small_service import Service
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
-from src.core.params import Params
 from src.judging import precision, processor, quantization, quantize, speed
 from src.release import card, int8, modelcheck, recording, reviewed
 from src.release.client import Client
@@ -30,6 +29,7 @@ from src.release.golden import FaultError
 from src.release.reviewed import Release
 from src.release.smoke import Limits, smoke
 from src.release.workload import State
+from src.system.params import Params
 
 CLASSES = list(COLOURS)
 ALIVE = State(exists=True, running=True, restarts=0, started="now", memory=2**20, oom=False, exit_code=None)

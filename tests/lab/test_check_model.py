@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from src import model
 from src.core.command import UserError
-from src.core.params import Params
 from src.lab.experiments.check_model import _affordable, check, drawn, main
 from src.lab.experiments.wiring import Finding, Subject
+from src.system.params import Params
 from src.training.classifier import Classifier
 
 

@@ -11,10 +11,10 @@ from conftest import write_params
 
 from src.core.arrays import Split
 from src.core.command import UserError
-from src.core.params import Params
 from src.lab.experiments import find_lr
 from src.lab.experiments.find_lr import find, sentence
 from src.lab.experiments.rates import Round, answer, smoothed
+from src.system.params import Params
 from src.training.task import Task
 
 RATES = np.geomspace(1e-5, 10, 100)

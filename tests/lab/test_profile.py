@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from src import model
-from src.core.params import Params
 from src.lab.experiments import bottleneck
 from src.lab.experiments.check_model import drawn
 from src.lab.experiments.step_parts import Measured, Operator
 from src.lab.experiments.training_profile import profile
+from src.system.params import Params
 from src.training.batches import Batches
 
 STEPS = 4

@@ -14,8 +14,8 @@ from conftest import encode, write_params
 from PIL import Image
 
 from src.core.command import UserError
-from src.core.params import Params, load
 from src.lab.experiments import suggest
+from src.system.params import Params, load
 from src.system.recipe import adopt
 
 MakeParams = Callable[..., Params]

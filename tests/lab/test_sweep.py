@@ -29,13 +29,13 @@ from standin import GitHub, clone, commit
 from test_register import postgres
 
 from src.core.command import UserError
-from src.core.params import Params, load
 from src.github import sweep_pull
 from src.images.prepare import prepare
 from src.lab.experiments import sweep_branch, sweep_results, sweep_space, sweep_worker
 from src.lab.experiments.sweep import study_name
 from src.lab.experiments.sweep_results import Results, Tried
 from src.lab.experiments.sweep_study import Book, open_book
+from src.system.params import Params, load
 from src.training.loop import DivergedError, Halt
 
 TRIALS = 20
@@ -283,7 +283,7 @@ import random, sys, time
 from pathlib import Path
 from src.lab.experiments import sweep_space
 from src.lab.experiments.sweep_study import open_book
-from src.core.params import load
+from src.system.params import load
 params = load(Path(sys.argv[1]))
 book = open_book(sys.argv[2], "study", sweep_space.of(params), params.sweep)
 print("open", flush=True)

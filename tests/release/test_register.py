@@ -26,7 +26,6 @@ from ports import free_port
 from src.core.command import UserError
 from src.core.files import sha256, write_json
 from src.core.inference import Model
-from src.core.params import load
 from src.release import card, recording, reviewed
 from src.release.outcome import RefusedError
 from src.release.register import register
@@ -34,6 +33,7 @@ from src.release.reviewed import Release
 from src.system import tracking
 from src.system.dvc_lock import digest
 from src.system.mlflow_client import RegistryError
+from src.system.params import load
 from src.system.registry import Registry
 
 CLASSES = ["cat", "dog", "emu"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from src.core.arrays import Split
 from src.core.command import UserError
-from src.core.params import Params, load
 from src.core.shape import Shape
 from src.system import recipe
+from src.system.params import Params, load
 from src.system.params_text import put
 from src.training import optimizer, start
 from src.training.airbench import Airbench, Whitening

@@ -18,7 +18,7 @@ from scipy import stats
 
 from src.core.arrays import Split
 from src.core.command import UserError
-from src.core.params import Augment
+from src.images.augment_params import Augment
 from src.training import batches as module
 from src.training import memory
 from src.training.batches import Batches
@@ -256,7 +256,7 @@ import re, numpy as np, torch
 from pathlib import Path
 from src.core.arrays import Split
 from src.training.batches import Batches
-from src.core.params import Augment
+from src.images.augment_params import Augment
 from src.training.memory import Room
 from src.training.start import channel_statistics
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.core.params import Params
+from src.system.params import Params
 from src.training import compiling
 from src.training.classifier import Classifier
 from src.training.compiling import compiled

@@ -15,13 +15,13 @@ from torch import nn
 from src import model
 from src.core.arrays import Split
 from src.core.command import UserError
-from src.core.params import Train
 from src.core.shape import Shape
 from src.training import export, machine
 from src.training.classifier import build
 from src.training.loop import fit
 from src.training.shortcut import Shortcut
 from src.training.task import Task
+from src.training.train_params import Train
 from src.training.world import World
 
 

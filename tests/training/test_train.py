@@ -23,11 +23,11 @@ from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.files import sha256
-from src.core.params import Params
 from src.images.prepare import prepare
 from src.model import NETWORKS, small_resnet
 from src.system import tracking
 from src.system.mlflow_client import connect
+from src.system.params import Params
 from src.training import loop, optimizer
 from src.training.checkpoint import Checkpoint
 from src.training.loop import fit

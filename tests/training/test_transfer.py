@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.files import sha256
-from src.core.params import Params
 from src.core.shape import Shape
+from src.system.params import Params
 from src.system.registry import Registry
 from src.training import loop, start
 from src.training.classifier import Classifier, build

@@ -15,8 +15,8 @@ from PIL import Image
 from src.core import arrays, reference, statistics
 from src.core.command import UserError
 from src.core.manifest import MANIFEST
-from src.core.params import Params
 from src.images.prepare import prepare
+from src.system.params import Params
 from src.validation import checks, duplicates
 from src.validation.validate import validate
 

@@ -20,12 +20,13 @@ import torch
 from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError, table
-from src.core.params import Train, load
+from src.system.params import load
 from src.training import export, loop, optimizer, start
 from src.training.batches import Batches
 from src.training.loop import Learner
 from src.training.meter import Meter
 from src.training.task import Task, of
+from src.training.train_params import Train
 from src.training.world import World
 
 _GOAL_ACCURACY, _GOAL_SECONDS, _GOAL_RATIO = 0.94, 10.0, 5.0

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 
 from src.core import arrays
 from src.core.command import cores, table
-from src.core.params import Augment
 from src.core.shape import Shape
+from src.images.augment_params import Augment
 from src.lab.benchmarks.per_sample import PerSample
 from src.training.batches import Batches
 from src.training.classifier import build

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from src.core import params
 from src.core.command import UserError, progress, table
 from src.core.files import sha256, write_bytes, write_json
 from src.core.inference import Model as Network
@@ -27,7 +26,7 @@ from src.lab.benchmarks.limit import Loops
 from src.lab.benchmarks.rounds import CONCURRENCIES, Case
 from src.lab.benchmarks.serve_results import BENTOML, MAIN, OURS, TEXTBOOK
 from src.lab.benchmarks.servers import Server
-from src.system import hardware
+from src.system import hardware, params
 from src.system.worktree import checked_out, git
 
 _SERVICE = ["-m", "bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1"]

@@ -35,14 +35,16 @@ from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError, cores, table
 from src.core.files import replacing
-from src.core.params import Augment, Train, load
+from src.images.augment_params import Augment
 from src.lab.benchmarks.per_sample import PerSample
+from src.system.params import load
 from src.training import loop, optimizer, start
 from src.training.batches import Batches
 from src.training.loop import Learner
 from src.training.memory import Room
 from src.training.meter import Meter
 from src.training.task import Task, of
+from src.training.train_params import Train
 from src.training.world import World
 
 _CLASSES, _SIDE = 10, 32

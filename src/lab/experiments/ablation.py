@@ -15,11 +15,12 @@ import numpy as np
 from src.core import arrays
 from src.core.command import UserError
 from src.core.files import check_outputs
-from src.core.params import Params, Train, load
 from src.lab.experiments import ablation_page, cost, verdicts
 from src.lab.experiments.trainings import Answers, Training, add_budget, changed, seeds, train_all
 from src.lab.experiments.variants import variants
+from src.system.params import Params, load
 from src.training.task import Task, of
+from src.training.train_params import Train
 
 
 def ablate(folder: Path, out: Path, params: Params, count: int, only: Sequence[str], also: bool) -> list[verdicts.Finding]:

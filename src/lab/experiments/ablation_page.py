@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from src.core import pictures
-from src.core.params import Augment, Params
+from src.images.augment_params import Augment
 from src.lab.experiments import page
 from src.lab.experiments.trainings import Answers
 from src.lab.experiments.variants import shown
 from src.lab.experiments.verdicts import EARNS, HURTS, Finding, sentence
+from src.system.params import Params
 from src.training.task import Task
 
 

@@ -18,9 +18,9 @@ import torch
 from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError, table
-from src.core.params import Params, load
 from src.lab.experiments import wiring_answers, wiring_learning
 from src.lab.experiments.wiring import EARLY, ENOUGH, Finding, Lesson, Subject, first_line, learn
+from src.system.params import Params, load
 from src.training import export, layers, machine, start
 from src.training.classifier import Classifier
 from src.training.task import Task, of

@@ -7,10 +7,10 @@ import numpy as np
 
 from src.core.command import progress
 from src.core.files import rounded
-from src.core.params import Train
 from src.lab.experiments.trainings import changed
 from src.training.loop import fit
 from src.training.task import Task
+from src.training.train_params import Train
 
 _STEPS = 20
 _EPOCHS = 2  # the faster one counts: the first still warms caches

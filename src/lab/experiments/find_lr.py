@@ -20,13 +20,14 @@ from torch import Tensor
 from src.core import arrays
 from src.core.command import UserError, progress
 from src.core.files import check_outputs, replacing
-from src.core.params import Train, load
 from src.lab.experiments import page
 from src.lab.experiments.rates import Answer, Round, answer, picture, smoothed
+from src.system.params import load
 from src.training import loop, optimizer, start
 from src.training.batches import Batches
 from src.training.loop import Learner
 from src.training.task import Task, of
+from src.training.train_params import Train
 from src.training.world import World
 
 _MEMORY = 0.9  # of the running mean that decides when to stop

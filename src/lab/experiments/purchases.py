@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from src.core.params import Params
 from src.lab.experiments.arrivals import Arrivals, Period, monthly
 from src.lab.experiments.crossed import Effect, effect
 from src.lab.experiments.learning_curve import Gain, Law, Values, gains
 from src.lab.experiments.parts import SHARE, SINCE, UNTIL, Outcome, of_kind
+from src.system.params import Params
 
 
 @dataclass(frozen=True)

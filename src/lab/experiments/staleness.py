@@ -19,12 +19,13 @@ from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.files import check_outputs, sha256
-from src.core.params import Params, Train, load
 from src.lab.experiments import arrivals, staleness_page
 from src.lab.experiments.parts import Outcome, Part, parts
 from src.lab.experiments.purchases import bought
 from src.lab.experiments.trainings import Training, add_budget, changed, seeds, train_all
+from src.system.params import Params, load
 from src.training.task import Task, of
+from src.training.train_params import Train
 
 
 def measure(folder: Path, manifest: Path, out: Path, params: Params, count: int, points: int) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from src.core import metrics, pictures
-from src.core.params import Params
 from src.lab.experiments import page
 from src.lab.experiments.crossed import Effect
 from src.lab.experiments.learning_curve import Gain
 from src.lab.experiments.parts import Outcome
 from src.lab.experiments.purchases import Bought, Step
+from src.system.params import Params
 from src.training.task import Task
 
 _AHEAD = 4  # times the images there are: as far as the curve is drawn

@@ -23,9 +23,10 @@ from PIL import ExifTags, Image
 from src.core.command import UserError, table
 from src.core.files import check_outputs, write_bytes
 from src.core.manifest import class_order
-from src.core.params import Params, content, load
+from src.core.params import content
 from src.core.shape import Shape
 from src.images import images, readers
+from src.system.params import Params, load
 from src.system.params_text import same
 from src.training import export
 from src.training.classifier import Classifier, networks

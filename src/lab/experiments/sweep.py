@@ -19,11 +19,11 @@ import optuna
 from src.core import arrays
 from src.core.command import UserError
 from src.core.files import check_outputs
-from src.core.params import Params, load
 from src.lab.experiments import sweep_branch, sweep_results, sweep_space, sweep_tracking
 from src.lab.experiments.sweep_results import Results
 from src.lab.experiments.sweep_study import Book, open_book, storage_told
 from src.lab.experiments.sweep_worker import Job, work, work_together
+from src.system.params import Params, load
 from src.training import checkpoint, loop
 from src.training.task import of, require_passed
 

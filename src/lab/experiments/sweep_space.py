@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from scipy.stats import qmc
 
 from src.core.command import UserError
-from src.core.params import Params, Range, Scalar, Train
+from src.system.params import Params
+from src.system.sweep_params import Range, Scalar
+from src.training.train_params import Train
 
 Values = dict[str, Scalar]
 

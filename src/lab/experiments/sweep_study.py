@@ -24,9 +24,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from src.core.command import UserError
-from src.core.params import Sweep
 from src.lab.experiments.sweep_claims import Claims, FileClaims, PostgresClaims
 from src.lab.experiments.sweep_space import Space, Values
+from src.system.sweep_params import Sweep
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _ENOUGH = 5  # complete trials that have a median worth trusting

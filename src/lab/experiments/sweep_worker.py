@@ -21,13 +21,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from src.core import arrays, metrics
 from src.core.command import Stopped, UserError, run
-from src.core.params import Params, Train
 from src.lab.experiments import sweep_space, sweep_tracking
 from src.lab.experiments.sweep_study import Book, Claimed, open_book, storage_told
+from src.system.params import Params
 from src.training import machine
 from src.training.batches import Batches
 from src.training.loop import DivergedError, Fitted, Halt, Row, fit
 from src.training.task import Task, of
+from src.training.train_params import Train
 from src.training.world import World
 
 _BATCH = 512

@@ -16,12 +16,13 @@ import torch
 from src.core import arrays
 from src.core.command import UserError
 from src.core.files import check_outputs, replacing
-from src.core.params import Train, load
 from src.lab.experiments import bottleneck, step_parts
 from src.lab.experiments.step_parts import Measured
+from src.system.params import load
 from src.training import export, loop, start
 from src.training.meter import Meter
 from src.training.task import Task, of
+from src.training.train_params import Train
 from src.training.world import World
 
 _EPOCHS = 8  # at least, so that the learning rate of the few steps is none of a run's end

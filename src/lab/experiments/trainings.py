@@ -16,11 +16,11 @@ from src.core import metrics
 from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import replacing, sha256
-from src.core.params import Train
 from src.training import checkpoint, loop, machine
 from src.training.classifier import Served
 from src.training.loop import fit
 from src.training.task import Task
+from src.training.train_params import Train
 from src.training.world import World
 
 _BATCH = 512

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.core.command import UserError
-from src.core.params import Augment, Train
+from src.images.augment_params import Augment
 from src.lab.experiments.trainings import changed
+from src.training.train_params import Train
 
 Value = float | int | bool
 
@@ -83,7 +84,7 @@ def _variant(params: Train, name: str, text: str, suggested: Value) -> Variant:
     try:
         return Variant(name, strength, False, changed(params, **{path: strength}))
     except ValueError:
-        raise UserError(f"--only {name}={text}: the strength is out of range (see train in src/core/params.py)") from None
+        raise UserError(f"--only {name}={text}: the strength is out of range (see src/images/augment_params.py)") from None
 
 
 def _strength(name: str, text: str, suggested: Value) -> Value:
