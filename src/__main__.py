@@ -11,7 +11,7 @@ if __name__ == "__main__":  # no file of the repository's root is imported in pl
 from importlib import import_module
 from pathlib import Path
 
-from src.core.command import run
+from src.system.command_line import run
 
 # (verb, module below src, what it does); in the order in which data flow
 VERBS = (

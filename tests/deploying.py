@@ -15,10 +15,10 @@ from typing import Any
 
 from conftest import ROOT
 
-from src.core.command import run
 from src.release import site
 from src.release.journal import Journal
 from src.release.processes import Processes
+from src.system.command_line import run
 
 _IMPORTED = [
     "mlflow.store.model_registry.sqlalchemy_workspace_store",

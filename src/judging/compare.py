@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from src.core import arrays, results
-from src.core.command import UserError, run
+from src.core.command import UserError
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.core.inference import Model
 from src.core.manifest import read_manifest
@@ -539,12 +539,8 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--retrain", action="store_true", help="train the commit of a model that no store has again")
     args = parser.parse_args()
+    os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")
+    os.environ["MLFLOW_TRACKING_URI"] = ""  # what is trained again here is nobody's experiment
     check_outputs([args.arrays, args.manifest, args.model, args.data], folders=[args.out])
     paths = Paths(args.arrays, args.manifest, args.model, args.data, args.params)
     compare(args.base, args.out, paths, args.retrain)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")
-    os.environ["MLFLOW_TRACKING_URI"] = ""  # what is trained again here is nobody's experiment
-    run("compare", main)

@@ -28,7 +28,7 @@ from src.core.command import Stopped, UserError
 LIFELINE = "TRAIN_LIFELINE"  # set by launch.py, whose end closes the standard input of the processes that it started
 LOST = os.EX_TEMPFAIL  # exit status of a process that could not go on without another one
 TOLD = "told"  # key of the store: how many processes had something to say about the end
-_SENTENCES = (UserError, OSError, Stopped, KeyboardInterrupt)  # what src/core/command.py ends a command with
+_SENTENCES = (UserError, OSError, Stopped, KeyboardInterrupt)  # what src/system/command_line.py ends a command with
 _STATUS: dict[type[BaseException], int] = {KeyboardInterrupt: 128 + signal.SIGINT, Stopped: 128 + signal.SIGTERM}
 _TIMEOUT = timedelta(minutes=10)  # what one process may do alone, such as saving, while the others wait for it
 _FEW = 32  # images a process normalises over; with fewer, batch norm errs more. Source: Wu and He, "Group Normalization"

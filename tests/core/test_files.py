@@ -104,47 +104,6 @@ def test_reading_says_which_stage_makes_it(tmp_path: Path) -> None:
             files.read_json(tmp_path / "x.json", made_by="train", keys=("a", "b"))
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (UserError("mend this"), 1, "demo: mend this"),
-        (
-            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/x"),
-            1,
-            "demo: the disk is full: free some space and run again (out/x)",
-        ),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "y"),
-            1,
-            "demo: permission denied: check the owner and mode of the file (y)",
-        ),
-        (OSError("odd"), 1, "demo: odd"),
-        (KeyboardInterrupt(), 130, "demo: interrupted"),
-        (command.Stopped(), 143, "demo: stopped by SIGTERM"),
-    ],
-)
-def test_a_command_fails_with_one_sentence(
-    error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as caught:
-        command.run("demo", main)
-    assert caught.value.code == code
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
-
-
-def test_a_bug_keeps_its_traceback() -> None:
-    def main() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        command.run("demo", main)
-
-
 def test_tables_line_up() -> None:
     lines = command.table(["a", "number"], [["long name", 1], ["b", 22]]).splitlines()
     assert lines == ["a          number", "---------  ------", "long name  1", "b          22"]

@@ -42,7 +42,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from torch import nn
-from src.core.command import UserError, run
+from src.core.command import UserError
+from src.system.command_line import run
 from src.training.world import joined
 
 def fine(world, folder):

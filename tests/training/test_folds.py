@@ -314,7 +314,7 @@ _SERIES = """
 import sys, multiprocessing, threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[1] + "/tests")
-from src.core.command import run
+from src.system.command_line import run
 from src.training import side_by_side
 
 def tell():

@@ -20,9 +20,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from src.core import arrays, metrics
-from src.core.command import Stopped, UserError, run
+from src.core.command import Stopped, UserError
 from src.lab.experiments import sweep_space, sweep_tracking
 from src.lab.experiments.sweep_study import Book, Claimed, open_book, storage_told
+from src.system.command_line import run
 from src.system.params import Params
 from src.training import machine
 from src.training.batches import Batches
