@@ -82,7 +82,15 @@ def main() -> None:
         print(f"src: there is no verb {verb!r}; expected one of {', '.join(name for name, _, _ in here)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"python -m src {verb}", *sys.argv[2:]]
-    run(verb, lambda: import_module(f"src.{module}").main())
+    run(verb, _train if verb == "train" else lambda: import_module(f"src.{module}").main())
+
+
+def _train() -> None:
+    """Hand to training what lies outside of its stage: the tracker, the registry's champion, facts of the hardware."""
+    from src.system import champion, hardware, tracking
+    from src.training import callbacks, train
+
+    train.main(callbacks.Callbacks(tracking.start, champion.fetch, hardware.describe))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
+from src.core.command import UserError
 from src.core.files import replacing
-from src.system.locks import locked
 
 _SHARE_OF_TIME = 0.05  # that saving may cost
 _PATIENCE = 60.0  # seconds
@@ -85,16 +86,23 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process does not let go within a minute.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
-
-    def waiting() -> str:
-        holder = path.read_text().strip() or "a process that began just now"
-        return f"another training goes on with {folder}: {holder}"
-
-    with locked(path, waiting, _PATIENCE) as descriptor:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting = f"another training goes on with {folder}: {path.read_text().strip() or 'a process that began just now'}"
+        print(waiting, flush=True)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            raise UserError(f"{waiting}; {path} is still held: look at that process, end it, run again") from None
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
+    finally:
+        lock.release()
 
 
 def key(*parts: Any) -> str:

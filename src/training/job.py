@@ -17,6 +17,7 @@ from src.core import metrics
 from src.core.arrays import Arrays, Split
 from src.core.files import write_json
 from src.training import checkpoint, loop, machine
+from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.classifier import Classifier
 from src.training.loop import fit
 from src.training.task import of
@@ -45,13 +46,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all jobs of a series share. `tags` are those of their MLflow runs; None tracks nothing."""
+    """What all jobs of a series share. `tags` are those of their tracked runs; None tracks nothing."""
 
     data: Arrays
     params: Train
     checkpoints: Path
     threads: int
     tags: dict[str, str] | None
+    callbacks: Callbacks = NO_CALLBACKS
 
 
 def train(setting: Setting, job: Job, world: World | None = None) -> Row:
@@ -74,6 +76,7 @@ def train(setting: Setting, job: Job, world: World | None = None) -> Row:
         setting.checkpoints / job.folder,
         world=world,
         tags=tags,
+        callbacks=setting.callbacks,
         exportable=False,
         quiet=True,
         threads=setting.threads,
@@ -112,7 +115,7 @@ def _key(setting: Setting, job: Job) -> str:
         rows,
         params,
     ]
-    return checkpoint.key(shaped, torch.__version__, *loop.CODE, Path(__file__))
+    return checkpoint.key(shaped, torch.__version__, *loop.CODE)
 
 
 def score(classifier: Classifier, split: Split, device: torch.device) -> tuple[Row, str]:

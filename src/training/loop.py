@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from src import model
-from src.core import arrays, metrics
+from src.core import metrics
 from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import rounded
-from src.images import augment, views
-from src.system import tracking
 from src.training import checkpoint, compiling, export, layers, machine, optimizer, start
 from src.training.batches import Batches
+from src.training.callbacks import NO_CALLBACKS, Callbacks, TrackedRun
 from src.training.checkpoint import Checkpoint
 from src.training.classifier import Classifier
 from src.training.meter import Meter
@@ -33,9 +31,10 @@ from src.training.world import World
 _CHECK_EVERY = 200  # steps between looks at the loss
 _EVALUATION_BATCH = 512
 _WORTH_A_LOOK = 1e13  # operations of a training, about a minute of two cores: a shorter one is its own look ahead
+_SRC = Path(__file__).parents[1]
 CODE = [  # whatever of it changes, a state saved before is no state of this run
-    *(Path(module.__file__) for module in (arrays, augment, model, views) if module.__file__),
-    *sorted(Path(__file__).parent.glob("*.py")),
+    _SRC / "model.py",
+    *(path for folder in ("core", "images", "training") for path in sorted((_SRC / folder).rglob("*.py"))),
 ]
 
 Row = dict[str, float]
@@ -64,7 +63,7 @@ class Fitted:
     throughput: list[Row]
     summary: dict[str, Any]
     predicted: list[int] = field(default_factory=list)
-    run_id: str | None = None  # of MLflow
+    run_id: str | None = None  # of the tracker
 
 
 @dataclass
@@ -103,6 +102,7 @@ def fit(
     *,
     world: World | None = None,
     tags: Mapping[str, str] | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
     on_epoch: Callable[[Row], None] | None = None,
     exportable: bool = True,
     quiet: bool = False,
@@ -116,7 +116,8 @@ def fit(
         params: the section `train`; its `folds`, `repeats` and `processes` are the caller's business.
         checkpoints: a folder for the state of this run alone, or None for none.
         world: the processes that train together.
-        tags: of the MLflow run; None tracks nothing.
+        tags: of the tracked run; None tracks nothing.
+        callbacks: what tracks it, and fetches the champion to start from.
         on_epoch: called on rank 0 with the row of each epoch that has ended; may raise Halt.
         exportable: where the training is long, try first whether the network can be exported to ONNX.
         quiet: print nothing and draw no progress bar.
@@ -130,7 +131,7 @@ def fit(
     quiet = quiet or not world.writes
     say = (lambda _: None) if quiet else print
     torch.manual_seed(params.seed)
-    classifier, frozen = start.start(task, params, say)
+    classifier, frozen = start.start(task, params, say, callbacks)
     _require_fits(classifier, task)
     flops = export.training_flops(classifier, task.size, task.channels)
     if exportable and flops * len(task.training.labels) * params.epochs > _WORTH_A_LOOK:
@@ -141,7 +142,7 @@ def fit(
     if state["epoch"]:
         _restore(state, learner)
         say(f"going on after epoch {state['epoch']} of an earlier run that was stopped")
-    tracked = _tracked(task, params, tags, state) if world.writes and tags is not None else None
+    tracked = _tracked(task, params, tags, state, callbacks) if world.writes and tags is not None else None
     meter = Meter(learner.device, flops, learner.bf16, world)
     with _reporting(tracked), progress(params.epochs, "epoch", "train", quiet) as bar:
         bar.update(state["epoch"])
@@ -428,8 +429,12 @@ def _copy(classifier: Classifier) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in classifier.state_dict().items()}
 
 
-def _tracked(task: Task, params: Train, tags: Mapping[str, str], state: dict[str, Any]) -> tracking.Run | None:
-    return tracking.start(_flat(params), {"manifest_sha256": task.manifest_sha256, **tags}, state["run"])
+def _tracked(
+    task: Task, params: Train, tags: Mapping[str, str], state: dict[str, Any], callbacks: Callbacks
+) -> TrackedRun | None:
+    if callbacks.track is None:
+        return None
+    return callbacks.track(_flat(params), {"manifest_sha256": task.manifest_sha256, **tags}, state["run"])
 
 
 def _flat(params: Train) -> dict[str, Any]:
@@ -438,8 +443,8 @@ def _flat(params: Train) -> dict[str, Any]:
 
 
 @contextmanager
-def _reporting(tracked: tracking.Run | None) -> Iterator[None]:
-    """Tell MLflow how the run ended."""
+def _reporting(tracked: TrackedRun | None) -> Iterator[None]:
+    """Tell the tracker how the run ended."""
     try:
         yield
     except BaseException as error:

@@ -4,7 +4,6 @@ Nothing that a file holds is ever run: safetensors hold no code, and a PyTorch f
 src/training/start.py.
 """
 
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -17,14 +16,11 @@ from torch import Tensor
 
 from src.core.command import UserError
 from src.core.files import read_json, sha256
-from src.system.mlflow_client import answering
-from src.system.registry import Registry, Version
-from src.system.variables import filled
+from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.classifier import read_weights
 from src.training.train_params import Train
 
 CHAMPION = "champion"
-_KEPT, _CARD = "model/weights.safetensors", "model/card.json"  # in the run of a registered version
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")  # what holds a state dict
 _MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # of torch.save: a zip archive, and before 2020 a pickle
 _ADVICE = "correct train.weights in params.yaml"
@@ -39,7 +35,7 @@ class Pretrained:
     shown: str
 
 
-def pretrained(params: Train) -> Pretrained:
+def pretrained(params: Train, callbacks: Callbacks = NO_CALLBACKS) -> Pretrained:
     """Read what `train.weights` names, and compare its digest with `train.weights_sha256`.
 
     Raises:
@@ -48,13 +44,10 @@ def pretrained(params: Train) -> Pretrained:
     if params.weights != CHAMPION:
         path = Path(params.weights or "")
         return _read(path, path.with_name("card.json"), str(path), params)
+    if callbacks.champion is None:
+        raise UserError(f"train.weights is {CHAMPION}, and this command fetches none: name a file in params.yaml")
     with tempfile.TemporaryDirectory() as temporary:
-        return _read(*_fetched(temporary), params)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
+        return _read(*callbacks.champion(temporary), params)
 
 
 def _read(path: Path, card: Path, shown: str, params: Train) -> Pretrained:
@@ -121,34 +114,3 @@ def _classes(card: Path, digest: str) -> list[str] | None:
     content = read_json(card, made_by="train")
     ours = isinstance(content, dict) and content.get("weights_sha256") == digest
     return content.get("classes") if ours else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The champion
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _fetched(folder: str) -> tuple[Path, Path, str]:
-    """Fetch weights and card of the version that is champion; return both files, and words that name the version."""
-    registry = Registry.connect(name=filled(os.environ).get("MODEL_NAME", "image-classifier"))
-    version = registry.alias(CHAMPION)
-    if version is None:
-        raise UserError(
-            f"train.weights is champion, but {registry.name} has none in MLflow at {registry.shown}: deploy a model first, "
-            "correct MLFLOW_TRACKING_URI, or name a file"
-        )
-    shown = f"the champion, version {version.number} of {registry.name} in MLflow at {registry.shown},"
-    with answering(registry.uri):
-        kept = {found.path for found in registry.client.list_artifacts(version.run_id, "model")} if version.run_id else set()
-        if not {_KEPT, _CARD} <= kept:
-            raise UserError(_without_weights(version, shown))
-        weights, card = (Path(registry.client.download_artifacts(version.run_id, name, folder)) for name in (_KEPT, _CARD))
-    return weights, card, shown
-
-
-def _without_weights(version: Version, shown: str) -> str:
-    commit = version.tags.get("trained_commit", "COMMIT")[:12]
-    return (
-        f"{shown} was registered without its weights.safetensors: bring them with `.venv/bin/dvc get . out/model --rev "
-        f"{commit} --out pretrained` and set train.weights to pretrained/weights.safetensors"
-    )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from src.core.arrays import Arrays
 from src.core.command import UserError, cores, table
 from src.training import folds, job, machine, memory, side_by_side
+from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.job import METRICS, Job, Row, Setting
 from src.training.loop import Fitted
 from src.training.task import of
@@ -93,6 +94,7 @@ def run(
     fitted: Fitted,
     seconds: float | None,
     world: World | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> dict[str, Any]:
     """Train what was planned, side by side where there is room; what an earlier run finished is not trained again.
 
@@ -104,6 +106,7 @@ def run(
         fitted: the model that ships, trained just now in this process.
         seconds: that its training takes as a whole; None where it is not known.
         world: the processes that train together: more than one do all trainings one after another.
+        callbacks: what tracks them, and fetches the champion to start from.
 
     Returns:
         For each kind its runs with METRICS, and what they were scored on; rank 0 has it, the others {}.
@@ -111,7 +114,7 @@ def run(
     world = world or World()
     threads = _threads(len(made.jobs), world)
     tags = {"mlflow.parentRunId": fitted.run_id} if fitted.run_id else None
-    setting = Setting(data, params, checkpoints, threads, tags)
+    setting = Setting(data, params, checkpoints, threads, tags, callbacks)
     done: dict[str, Row] = world.share({one.folder: row for one in made.jobs if (row := job.kept(setting, one))})
     todo = [one for one in made.jobs if one.folder not in done]
     each = None if seconds is None else seconds * max(1.0, torch.get_num_threads() / threads)

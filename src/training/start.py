@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from src.core.command import UserError
 from src.training import layers
+from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.classifier import Classifier, build
 from src.training.pretrained import pretrained
 from src.training.reading import Reader
@@ -17,7 +18,9 @@ from src.training.train_params import Train
 from src.training.transfer import transfer
 
 
-def start(task: Task, params: Train, say: Callable[[str], None] = print) -> tuple[Classifier, list[nn.Module]]:
+def start(
+    task: Task, params: Train, say: Callable[[str], None] = print, callbacks: Callbacks = NO_CALLBACKS
+) -> tuple[Classifier, list[nn.Module]]:
     """Build the network, copy in the given weights, freeze what is to stay.
 
     Returns:
@@ -34,7 +37,7 @@ def start(task: Task, params: Train, say: Callable[[str], None] = print) -> tupl
     if initialise_from := getattr(classifier.network, "initialise_from", None):
         initialise_from(classifier.normalised(_sample(images, params.seed)))
     if params.weights:
-        _load(classifier, task, params, say)
+        _load(classifier, task, params, say, callbacks)
     return classifier, layers.freeze(classifier, params)
 
 
@@ -60,8 +63,8 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[flo
     return mean.round(4).tolist(), deviation.round(4).tolist()
 
 
-def _load(classifier: Classifier, task: Task, params: Train, say: Callable[[str], None]) -> None:
-    given = pretrained(params)
+def _load(classifier: Classifier, task: Task, params: Train, say: Callable[[str], None], callbacks: Callbacks) -> None:
+    given = pretrained(params, callbacks)
     made = transfer(classifier.network, given.weights, task.classes, given.classes)
     if not made.fits:
         raise UserError(f"not one layer of {given.shown} fits network {params.network}: check train.network and train.width")

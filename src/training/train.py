@@ -25,8 +25,8 @@ from src.core.arrays import Arrays
 from src.core.files import check_outputs, replacing, rounded, sha256, write_json
 from src.core.params import section
 from src.images.prepare_params import Prepare
-from src.system import hardware
 from src.training import export, launch, loop, meter, series
+from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.checkpoint import held
 from src.training.classifier import save
 from src.training.loop import Fitted, fit
@@ -45,6 +45,7 @@ def train(
     *,
     manifest: Path | None = None,
     world: World | None = None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> None:
     """Train on the arrays in `folder`; write the model into `out` and speed, memory and energy into `history`.
 
@@ -60,6 +61,7 @@ def train(
         params: the section `train`.
         manifest: that prepare wrote; folds and further seeds need it.
         world: the processes that train together; rank 0 writes.
+        callbacks: what tracks the run, fetches the champion to start from, and describes the hardware.
 
     Raises:
         UserError: the data did not pass validation, params ask for what is not there, or the loss is not finite.
@@ -69,17 +71,17 @@ def train(
     require_passed(validation, data)
     further = series.plan(data, params, manifest)
     started = time.monotonic()
-    fitted = fit(of(data), params, checkpoints, world=world, tags={}, keep=True)
+    fitted = fit(of(data), params, checkpoints, world=world, tags={}, callbacks=callbacks, keep=True)
     seconds, best = time.monotonic() - started, fitted.best
     said = f"trained in {seconds:.1f} s; best epoch {best['epoch']} of {params.epochs}: {loop.result(best)}"
     several = {}
     if further.jobs:
         here = len(fitted.throughput)  # epochs: of a run that went on, those since then
         whole = seconds * params.epochs / here if here else None
-        several = series.run(further, data, params, checkpoints, fitted, whole, world)
+        several = series.run(further, data, params, checkpoints, fitted, whole, world, callbacks)
     if not world.writes:
         return
-    _write(fitted, data, out, history, params, several, seconds)
+    _write(fitted, data, out, history, params, several, seconds, callbacks.hardware())
     series.remove(checkpoints)  # not before what was trained is written: until then a kill costs nothing
     if several:
         print(series.summary(several))
@@ -89,7 +91,14 @@ def train(
 
 
 def _write(
-    fitted: Fitted, data: Arrays, out: Path, history: Path, params: Train, several: dict[str, Any], seconds: float
+    fitted: Fitted,
+    data: Arrays,
+    out: Path,
+    history: Path,
+    params: Train,
+    several: dict[str, Any],
+    seconds: float,
+    hardware: dict[str, Any],
 ) -> None:
     classifier = fitted.classifier
     with replacing(out) as fresh, replacing(history) as speeds:
@@ -104,7 +113,7 @@ def _write(
         _write_csv(speeds / "throughput.csv", fitted.throughput)
         about = {
             "ended": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "hardware": hardware.describe(),
+            "hardware": hardware,
             "model_sha256": sha256(fresh / "model.onnx"),
             "seconds": rounded(seconds, 2),
             "threads": torch.get_num_threads() if fitted.summary["memory_of"] == "process" else None,  # of a CPU
@@ -147,7 +156,8 @@ def _card(fitted: Fitted, data: Arrays, folder: Path, params: Train) -> dict[str
     }
 
 
-def main() -> None:
+def main(callbacks: Callbacks = NO_CALLBACKS) -> None:
+    """Train as the command line says; `callbacks` are what lies outside of the stage."""
     parser = argparse.ArgumentParser(description="Train the network of params.yaml; write ONNX, weights, card, history.")
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
     parser.add_argument("validation", type=Path, help="validation.json that validate wrote")
@@ -167,4 +177,4 @@ def main() -> None:
         check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])
         with held(args.checkpoints) if world.writes else nullcontext():
             folders = (args.arrays, args.validation, args.out, args.history, args.checkpoints)
-            train(*folders, params, manifest=args.manifest, world=world)
+            train(*folders, params, manifest=args.manifest, world=world, callbacks=callbacks)

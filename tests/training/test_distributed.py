@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from conftest import PATIENCE, ROOT, write_params
 from src.core.command import UserError
 from src.images.prepare import prepare
 from src.lab.datasets import digits
+from src.system.mlflow_client import connect
 from src.training import checkpoint
 from src.training.checkpoint import held
 from src.training.launch import launch
@@ -205,7 +207,7 @@ class Stage:
         self.folder, self.log = folder, folder.with_name(f"{folder.name}.writes")
         write_params(folder / "params.yaml", **(RECIPE | changes))
         watch = {"PYTHONPATH": str(prepared / "watch"), "WATCHED": str(folder), "WATCH_LOG": str(self.log)}
-        self._environment = os.environ | watch | {"MLFLOW_TRACKING_URI": ""}
+        self._environment = os.environ | watch
         places = [prepared / "arrays", prepared / "validation.json", folder / "model", folder / "history"]
         self._command = ["-m", "src", "train", *map(str, places)]
         self._command += ["--checkpoints", str(folder / "ck"), "--params", str(folder / "params.yaml")]
@@ -280,6 +282,23 @@ def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", sec
         assert time.monotonic() < until
         time.sleep(0.02)
     return value
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow
+def test_the_command_tracks_one_run_of_several_processes(
+    prepared: Path, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    stage = Stage(prepared, tmp_path / "tracked", train__processes=2, train__epochs=2)
+    stage.run()
+    client = connect()[0]
+    experiment = client.get_experiment_by_name("image-classifier")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert len(client.get_metric_history(logged.info.run_id, "validation_loss")) == 2
+    assert json.loads((stage.folder / "history" / "throughput.json").read_text())["hardware"]["cores"] >= 1
 
 
 @pytest.mark.slow

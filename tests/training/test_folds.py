@@ -313,7 +313,7 @@ def kill_a_child() -> None:
 _SERIES = """
 import sys, multiprocessing, threading
 from pathlib import Path
-sys.path.insert(0, sys.argv[1] + "/tests")
+sys.path[:0] = [sys.argv[1] + "/tests", sys.argv[1] + "/tests/training"]
 from src.system.command_line import run
 from src.training import side_by_side
 

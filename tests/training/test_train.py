@@ -29,6 +29,7 @@ from src.system import tracking
 from src.system.mlflow_client import connect
 from src.system.params import Params
 from src.training import loop, optimizer
+from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.checkpoint import Checkpoint
 from src.training.loop import fit
 from src.training.start import start
@@ -63,10 +64,18 @@ def pass_validation(folder: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, prepared: Path) -> Callable[..., Path]:
-    def go(name: str = "model", **changes: Any) -> Path:
+    def go(name: str = "model", callbacks: Callbacks = NO_CALLBACKS, **changes: Any) -> Path:
         params = write_params(tmp_path / "params.yaml", **(QUICK | changes))
         out, history = tmp_path / name, tmp_path / f"{name}-history"
-        train(prepared / "arrays", prepared / "validation.json", out, history, tmp_path / "ck", params.train)
+        train(
+            prepared / "arrays",
+            prepared / "validation.json",
+            out,
+            history,
+            tmp_path / "ck",
+            params.train,
+            callbacks=callbacks,
+        )
         return out
 
     return go
@@ -339,7 +348,7 @@ class TestTracking:
 
         uri = f"sqlite:///{tmp_path}/mlflow.db"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        run()
+        run(callbacks=Callbacks(tracking.start))
         client = MlflowClient(tracking_uri=uri)
         (experiment,) = [found for found in client.search_experiments() if found.name == "image-classifier"]
         (logged,) = client.search_runs([experiment.experiment_id])
@@ -361,7 +370,7 @@ class TestTracking:
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")  # put back afterwards: a password in an address is moved there
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-        assert (run() / "model.onnx").exists()
+        assert (run(callbacks=Callbacks(tracking.start)) / "model.onnx").exists()
         (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
         assert "MLflow at http://127.0.0.1:9 does not answer (Connection refused): start it, or correct" in warning
         assert warning.endswith("Training goes on, tracked in sqlite:///mlflow.db")
@@ -416,7 +425,7 @@ class TestTracking:
         shutil.copy(empty_database, tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setattr(MlflowClient, "log_batch", lost)
-        assert (run() / "model.onnx").exists()
+        assert (run(callbacks=Callbacks(tracking.start)) / "model.onnx").exists()
         (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
         assert f"MLflow at {uri} does not answer (Connection refused)" in warning
         assert warning.endswith("Training goes on, history.csv has all epochs, MLflow those until now")

@@ -18,9 +18,11 @@ from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.files import sha256
 from src.core.shape import Shape
+from src.system import champion
 from src.system.params import Params
 from src.system.registry import Registry
 from src.training import loop, start
+from src.training.callbacks import Callbacks
 from src.training.classifier import Classifier, build
 from src.training.layers import freeze, layer_scales
 from src.training.pretrained import pretrained, state_dict
@@ -239,6 +241,9 @@ def test_training_starts_from_a_file_and_lists_what_happened(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+CHAMPION = Callbacks(champion=champion.fetch)
+
+
 @pytest.fixture
 def registry(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     shutil.copy(empty_database, tmp_path / "mlflow.db")
@@ -267,19 +272,19 @@ def test_the_champion_is_fetched_by_alias_and_pinned_by_digest(
 ) -> None:
     recipe = params(train__weights="champion").train
     with pytest.raises(UserError, match=r"train.weights is champion, but image-classifier has none in MLflow at sqlite"):
-        pretrained(recipe)
+        pretrained(recipe, CHAMPION)
     registry.move("champion", register(registry, tmp_path, "aa"), why="deployed")
     digest = sha256(tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match=rf"is None, but the champion, version 1 of image-classifier .* has {digest}"):
-        pretrained(recipe)
-    found = pretrained(params(train__weights="champion", train__weights_sha256=digest).train)
+        pretrained(recipe, CHAMPION)
+    found = pretrained(params(train__weights="champion", train__weights_sha256=digest).train, CHAMPION)
     assert found.classes == ["c", "a", "b"]
     assert all(torch.equal(found.weights[name], value) for name, value in given().items())
     registry.move("champion", register(registry, tmp_path, "bb", kept=False), why="deployed")
     with pytest.raises(
         UserError, match=r"version 2 .* without its weights.safetensors: .*dvc get \. out/model --rev c{12} "
     ):
-        pretrained(recipe)
+        pretrained(recipe, CHAMPION)
 
 
 def test_a_registry_that_does_not_answer_is_one_sentence(
@@ -287,7 +292,7 @@ def test_a_registry_that_does_not_answer_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer \(Connection refused\): start it"):
-        pretrained(params(train__weights="champion").train)
+        pretrained(params(train__weights="champion").train, CHAMPION)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

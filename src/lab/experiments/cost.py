@@ -7,6 +7,7 @@ import numpy as np
 
 from src.core.command import progress
 from src.core.files import rounded
+from src.lab.experiments.mlflow_callbacks import CALLBACKS
 from src.lab.experiments.trainings import changed
 from src.training.loop import fit
 from src.training.task import Task
@@ -50,7 +51,7 @@ def relative(task: Task, baseline: Train, recipes: Mapping[str, Train]) -> dict[
 
 def _seconds(task: Task, params: Train) -> float:
     short = changed(params, epochs=_EPOCHS, patience=0, compile="off")
-    fitted = fit(task, short, None, exportable=False, quiet=True)
+    fitted = fit(task, short, None, callbacks=CALLBACKS, exportable=False, quiet=True)
     return min(float(row["seconds"]) for row in fitted.throughput)
 
 

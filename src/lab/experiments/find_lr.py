@@ -21,6 +21,7 @@ from src.core import arrays
 from src.core.command import UserError, progress
 from src.core.files import check_outputs, replacing
 from src.lab.experiments import page
+from src.lab.experiments.mlflow_callbacks import CALLBACKS
 from src.lab.experiments.rates import Answer, Round, answer, picture, smoothed
 from src.system.params import load
 from src.training import loop, optimizer, start
@@ -68,7 +69,7 @@ def _begun(task: Task, params: Train, *, again: bool) -> tuple[Learner, Batches]
     params = params.model_copy(update={"compile": "off", "ema": 0.0})  # so few steps win no compiling back
     say = (lambda _: None) if again else print
     torch.manual_seed(params.seed)
-    classifier, frozen = start.start(task, params, say)
+    classifier, frozen = start.start(task, params, say, CALLBACKS)
     threads = torch.get_num_threads() if again else None
     learner, training, _ = loop.prepare(classifier, frozen, task, params, World(), say, threads)
     learner.classifier.train()

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from src.core import arrays, metrics
 from src.core.command import Stopped, UserError
 from src.lab.experiments import sweep_space, sweep_tracking
+from src.lab.experiments.mlflow_callbacks import CALLBACKS
 from src.lab.experiments.sweep_study import Book, Claimed, open_book, storage_told
 from src.system.command_line import run
 from src.system.params import Params
@@ -176,7 +177,9 @@ def _trained(claimed: Claimed, task: Task, checkpoints: Path, job: Job) -> tuple
 
     try:
         tags = sweep_tracking.tags(job.study, claimed.question, job.tracked)
-        fitted = fit(task, params, checkpoints, tags=tags, on_epoch=on_epoch, exportable=False, quiet=True)
+        fitted = fit(
+            task, params, checkpoints, tags=tags, callbacks=CALLBACKS, on_epoch=on_epoch, exportable=False, quiet=True
+        )
     except _LeftError:
         return None, None
     except Halt:

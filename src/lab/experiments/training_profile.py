@@ -17,6 +17,7 @@ from src.core import arrays
 from src.core.command import UserError
 from src.core.files import check_outputs, replacing
 from src.lab.experiments import bottleneck, step_parts
+from src.lab.experiments.mlflow_callbacks import CALLBACKS
 from src.lab.experiments.step_parts import Measured
 from src.system.params import load
 from src.training import export, loop, start
@@ -45,7 +46,7 @@ def profile(task: Task, params: Train, out: Path, steps: int) -> Measured:
     held_out = task.validation.subset(np.arange(min(_VALIDATION, len(task.validation.labels))))
     task = replace(task, validation=held_out)
     torch.manual_seed(params.seed)
-    classifier, frozen = start.start(task, params)
+    classifier, frozen = start.start(task, params, callbacks=CALLBACKS)
     flops = export.training_flops(classifier, task.size, task.channels)
     learner, training, _ = loop.prepare(classifier, frozen, task, params, World(), print, None)
     meter = Meter(learner.device, flops, learner.bf16, learner.world)

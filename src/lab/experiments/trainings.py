@@ -16,6 +16,7 @@ from src.core import metrics
 from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import replacing, sha256
+from src.lab.experiments.mlflow_callbacks import CALLBACKS
 from src.training import checkpoint, loop, machine
 from src.training.classifier import Served
 from src.training.loop import fit
@@ -24,7 +25,6 @@ from src.training.train_params import Train
 from src.training.world import World
 
 _BATCH = 512
-_CODE = [*loop.CODE, Path(metrics.__file__ or "")]
 _NOT_OF_ONE_TRAINING = {"folds", "repeats", "processes"}
 
 
@@ -101,7 +101,15 @@ def _answers(wanted: Training, study: str, scored: Split, scored_name: str, fold
     if kept is None:
         try:
             tags = {"study": study, "training": wanted.name}
-            fitted = fit(wanted.task, wanted.params, folder / "checkpoints", tags=tags, exportable=False, quiet=True)
+            fitted = fit(
+                wanted.task,
+                wanted.params,
+                folder / "checkpoints",
+                tags=tags,
+                callbacks=CALLBACKS,
+                exportable=False,
+                quiet=True,
+            )
         except UserError as error:
             raise UserError(f"{study}, training {wanted.name!r}: {error}") from None
         probabilities = answer(Served(fitted.classifier), scored, machine.device(wanted.params, World()))
@@ -124,7 +132,7 @@ def key(wanted: Training, scored_name: str) -> str:
 @cache
 def _code() -> str:
     """Return the digest of the code that trains, once: a file that is edited meanwhile is not the one that runs here."""
-    return checkpoint.key(*_CODE)
+    return checkpoint.key(*loop.CODE)
 
 
 @torch.inference_mode()
