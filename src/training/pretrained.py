@@ -1,9 +1,11 @@
 """Weights to start from, as `train.weights` names them: a safetensors file, a PyTorch state dict, or the champion.
 
-Nothing that a file holds is ever run: safetensors hold no code, and a PyTorch file is opened for tensors alone. Called by
-src/training/start.py.
+Nothing that a file holds is ever run: safetensors hold no code, and a PyTorch file is opened for tensors alone, once its
+digest is the one that was asked for. Called by src/training/start.py.
 """
 
+import hashlib
+import io
 import re
 import tempfile
 from collections.abc import Mapping
@@ -12,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from src.core.command import UserError
-from src.core.files import read_json, sha256
+from src.core.files import read_json
 from src.training.callbacks import NO_CALLBACKS, Callbacks
-from src.training.classifier import read_weights
 from src.training.train_params import Train
 
 CHAMPION = "champion"
@@ -36,7 +39,7 @@ class Pretrained:
 
 
 def pretrained(params: Train, callbacks: Callbacks = NO_CALLBACKS) -> Pretrained:
-    """Read what `train.weights` names, and compare its digest with `train.weights_sha256`.
+    """Read what `train.weights` names; parse it only where its digest is `train.weights_sha256`.
 
     Raises:
         UserError: it is missing, no weights, holds code, or has another digest; MLflow or its champion is not there.
@@ -51,35 +54,38 @@ def pretrained(params: Train, callbacks: Callbacks = NO_CALLBACKS) -> Pretrained
 
 
 def _read(path: Path, card: Path, shown: str, params: Train) -> Pretrained:
-    weights = state_dict(path)
-    digest = sha256(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {_ADVICE}")
+    content = path.read_bytes()  # once: what is parsed is what was compared
+    digest = hashlib.sha256(content).hexdigest()
     if digest != params.weights_sha256:
         raise UserError(
             f"train.weights_sha256 is {params.weights_sha256!r}, but {shown} has {digest}: "
             "put that into params.yaml if these are the weights you mean (DVC then notices when they change)"
         )
-    return Pretrained(weights, _classes(card, digest), shown)
+    return Pretrained(state_dict(content, path), _classes(card, digest), shown)
 
 
-def state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file or of a PyTorch file, on the CPU, by name.
+def state_dict(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Parse the bytes of a safetensors file or of a PyTorch file: its tensors, on the CPU, by name.
 
     Raises:
-        UserError: the file is missing, neither of the two, damaged, holds code, or holds no tensors by name.
+        UserError: `path`, which they are of, is neither of the two, damaged, holds code, or holds no tensors by name.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {_ADVICE}")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start in _MAGIC:
-        return _tensors(_opened(path), path)
-    tensors: dict[str, Tensor] = read_weights(path, f"{_ADVICE}; expected is a safetensors file or a PyTorch state dict")
+    if content.startswith(_MAGIC):
+        return _tensors(_opened(content, path), path)
+    try:
+        tensors: dict[str, Tensor] = load(content)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is no safetensors file ({error}): {_ADVICE}; expected is a safetensors file or a PyTorch state dict"
+        ) from None
     return tensors
 
 
-def _opened(path: Path) -> Any:
+def _opened(content: bytes, path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost any class on a file that is damaged or holds more than tensors
         code = re.search(r"safe_globals\(\[(\S+?)\]|unsupported GLOBAL (\S+)", str(error))
         if code:

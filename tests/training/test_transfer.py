@@ -162,7 +162,7 @@ def test_what_the_file_alone_has_is_told_in_full_or_in_one_line() -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_state_dict_is_found_in_what_training_scripts_save(tmp_path: Path, wrap: Callable, zipped: bool) -> None:
     torch.save(wrap(given()), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    found = state_dict(tmp_path / "w.pt")
+    found = state_dict((tmp_path / "w.pt").read_bytes(), tmp_path / "w.pt")
     assert found.keys() == given().keys()
     assert all(torch.equal(found[name], value) for name, value in given().items())
 
@@ -194,7 +194,7 @@ def test_what_holds_no_weights_is_refused_in_a_sentence(tmp_path: Path, content:
     else:
         torch.save(content, path)
     with pytest.raises(UserError, match=said) as caught:
-        state_dict(path)
+        state_dict(path.read_bytes(), path)
     assert "\n" not in str(caught.value)
 
 
@@ -207,6 +207,14 @@ def test_a_file_is_pinned_by_its_digest_and_a_missing_one_is_said(tmp_path: Path
     with pytest.raises(UserError, match=rf"weights_sha256 is '0', but .* has {sha256(path)}: put that into params.yaml"):
         pretrained(params(**wanted).train)
     assert pretrained(params(**wanted | {"train__weights_sha256": sha256(path)}).train).classes is None
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"PK\x03\x04 half a zip"])
+def test_a_file_of_another_digest_is_not_parsed(tmp_path: Path, params: Callable[..., Params], content: bytes) -> None:
+    path = tmp_path / "w.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"weights_sha256 is None, but .* has {sha256(path)}"):
+        pretrained(params(train__weights=str(path)).train)
 
 
 def test_a_card_tells_the_classes_only_of_its_own_weights(tmp_path: Path, params: Callable[..., Params]) -> None:
