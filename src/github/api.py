@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from src.core.command import UserError
+from src.system.addresses import without_secrets
 
 _CONNECT = 30.0  # seconds a connection may be silent
 _WHOLE = 300.0  # seconds one answer may take in all
@@ -48,7 +49,9 @@ class GitHub:
         if not re.fullmatch(r"[!-~]+", token):
             raise UserError("the token is empty or has spaces in it: set GITHUB_TOKEN to ${{ github.token }} or your own")
         if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
-            raise UserError(f"GITHUB_API_URL is {url!r}, which is no http address: set it to https://api.github.com")
+            raise UserError(
+                f"GITHUB_API_URL is {without_secrets(repr(url))}, which is no http address: set it to https://api.github.com"
+            )
         self.repository = repository
         self.token = token
         self.url = url.rstrip("/")
@@ -116,7 +119,8 @@ class GitHub:
         for link in headers.get("Link", "").split(","):
             found = re.fullmatch(r'\s*<([^>]+)>\s*;\s*rel="?next"?\s*', link)
             if found and _origin(found[1]) != _origin(self.url):
-                raise ApiError(f"the next page is on another host ({_origin(found[1])}), which does not get the token", 0)
+                where = without_secrets(_origin(found[1]))
+                raise ApiError(f"the next page is on another host ({where}), which does not get the token", 0)
             if found:
                 return found[1]
         return ""
@@ -167,7 +171,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise urllib.error.URLError(f"it redirects from https to {_origin(newurl)}, which is not followed")
+            raise urllib.error.URLError(
+                f"it redirects from https to {without_secrets(_origin(newurl))}, which is not followed"
+            )
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and _origin(newurl) == self._home:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
@@ -181,7 +187,7 @@ def _origin(address: str) -> str:
 
 def _name(method: str, address: str) -> str:
     """Name a request in a message; the query of a storage address can hold a signature, so no query is shown."""
-    return f"{method} {address.partition('?')[0]}"
+    return without_secrets(f"{method} {address.partition('?')[0]}")
 
 
 def _read(answer: http.client.HTTPResponse, largest: int, deadline: float, name: str) -> bytes:

@@ -30,6 +30,7 @@ from src.github.api import ApiError, GitHub
 from src.judging import lineage
 from src.release import production
 from src.system import dvc_lock
+from src.system.addresses import without_secrets
 from src.system.versioning import dvc
 from src.system.worktree import LOST_ARTIFACTS, checked_out, git, has, reason, remotes, share_dvc
 
@@ -61,7 +62,7 @@ def connect(*, deployed: bool = False) -> None:
     url = None if _is_forks_code() else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
     others = [name for name in remotes(Path()) if name != REMOTE]
     if url:
-        print(f"data and models are kept in {_without_password(url)}")
+        print(f"data and models are kept in {without_secrets(url)}")
         _add(REMOTE, url)
         _configure(os.environ.get("DVC_REMOTE_CONFIG", ""))
         _require_answer()
@@ -121,7 +122,7 @@ def _name_artifact(name: str) -> None:
 
 
 def _add(name: str, url: str) -> None:
-    _remote(f"taken ({_without_password(url)})", "add", "--local", "--force", "--quiet", name, url)
+    _remote(f"taken ({without_secrets(url)})", "add", "--local", "--force", "--quiet", name, url)
     # objects are hashed again when they come: a changed one of the same size is otherwise taken as it is
     _remote("set to verify", "modify", "--local", "--quiet", name, "verify", "true")
 
@@ -174,11 +175,6 @@ def _require_answer() -> None:
             f"the DVC remote of this run takes no data ({said}): nothing was trained. Check DVC_REMOTE_URL (or "
             "LOCAL_DVC_REMOTE) and DVC_REMOTE_CONFIG, and that the store is up; then run the job again"
         ) from None
-
-
-def _without_password(url: str) -> str:
-    scheme, mark, rest = url.partition("://")
-    return scheme + mark + rest.rpartition("@")[2] if mark else url
 
 
 # ---------------------------------------------------------------------------------------------------------------------

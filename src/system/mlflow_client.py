@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from src.core.command import UserError
 from src.system import locks
+from src.system.addresses import without_secrets
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 _PATIENCE = 5.0  # seconds until a server or a locked database counts as dead
@@ -33,6 +34,7 @@ class RegistryError(UserError):
     kind = "registry"
 
     def __init__(self, sentence: str, then: str, *, passing: bool = False) -> None:
+        sentence = without_secrets(sentence)
         super().__init__(f"{sentence}: {then}")
         self.sentence, self.then, self.passing = sentence, then, passing
 
@@ -78,7 +80,8 @@ def _address(uri: str) -> str:
         shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
     except ValueError:
         parts, shown = urlsplit(""), ""
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in shown:  # of a password with / # or ?
+    # an @ is left of a password with / # or ?; no server of MLflow has a query, in which a token would be shown
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in shown or parts.query:
         raise RegistryError(
             f"MLflow cannot be reached at {uri.rpartition('@')[2]!r}",
             "set MLFLOW_TRACKING_URI to sqlite:///mlflow.db, or to an MLflow server such as https://mlflow.example.org, "

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from src.core.command import UserError
+from src.system.addresses import without_secrets
 from src.system.mlflow_client import answering, connect, database_of, locked
 
 _LARGEST_TAG = 5000  # characters; MLflow's own columns
@@ -69,7 +70,7 @@ class Registry:
     @property
     def shown(self) -> str:
         """Return the address for a person to read."""
-        return self.uri
+        return without_secrets(self.uri)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Versions
@@ -97,7 +98,7 @@ class Registry:
                     raise
                 known = ", ".join(found.number for found in self.versions()[:10]) or "none"
                 raise UserError(
-                    f"{self.name} has no version {number} in MLflow at {self.uri} (the newest are {known}): name one of them"
+                    f"{self.name} has no version {number} in MLflow at {self.shown} (the newest are {known}): name one of them"
                 ) from None
 
     def versions(self) -> list[Version]:

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from src.core.command import UserError, table
 from src.core.files import read_json, write_json
 from src.system import dvc_lock, hardware, recipe
+from src.system.addresses import without_secrets
 from src.system.params import load
 from src.system.versioning import dvc, has_unrecorded_changes, watch_dvc
 from src.system.worktree import bring
@@ -54,7 +55,7 @@ class Journal:
             self.stage = found[1]
             self.said.clear()
         elif line.strip():
-            self.said.append(line)
+            self.said.append(without_secrets(line))
 
     def close(self) -> None:
         """A stage ended, or everything did."""
@@ -95,7 +96,7 @@ def reproduce(pull: bool, epochs: int | None, minutes: float | None, journal_pat
         _require_success(status, journal, told, minutes)
     except UserError as error:
         told["failed"] = told["failed"] or "pipeline"
-        told["said"] = told["said"] or str(error)
+        told["said"] = told["said"] or without_secrets(str(error))
         raise
     finally:
         told["seconds"] = journal.seconds

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from src.core.command import UserError
+from src.system.addresses import without_secrets
 from src.system.versioning import dvc
 
 LOST_ARTIFACTS = Path("out/earlier/lost.txt")  # which artifacts of workflow runs could not be had, and why; a line each
@@ -77,7 +78,7 @@ def reason(errors: str) -> str:
     lines = [line for line in errors.splitlines() if line.strip()] or ["no reason given"]
     told = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:]
     text = told[-1].removeprefix("ERROR: ").removeprefix("unexpected error - ")
-    return re.sub(r"://[^/@\s]+@", "://", text)[:300]
+    return without_secrets(text)[:300]
 
 
 def cache() -> Path:

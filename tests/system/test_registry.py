@@ -272,6 +272,8 @@ def test_a_locked_database_is_told_in_seconds(registry: Registry) -> None:
         "http://me:#secret@host",
         "http://me:[secret@host",
         "me:secret@host",
+        "http://host/lab?token=secret",
+        "http://me:pw@host?api_key=secret",
     ],
 )
 def test_an_address_of_another_kind_is_told_without_its_password(uri: str) -> None:

@@ -116,6 +116,28 @@ def test_a_merge_queue_trains_nothing(run: Run, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "y").exists()
 
 
+def test_a_password_in_an_address_is_in_no_file_of_a_run(run: Run, tmp_path: Path) -> None:
+    """run.json is an artifact, and its last lines are posted: neither an own message nor a raw one tells the password."""
+    word = "hun" + "ter2"
+    stage = """
+import sys
+from src.system.mlflow_client import connect
+address = "http://user:%s@127.0.0.1:1/" % ("hun" + "ter2")
+try:
+    connect(address)
+except Exception as error:
+    print(error)
+sys.exit(SHOWN)
+"""
+    done, told = run(stage.replace("SHOWN", '"train: MLflow is down"'))
+    assert "MLflow at http://127.0.0.1:1 does not answer" in told["said"]
+    assert word not in done.stdout + done.stderr
+    done, told = run(stage.replace("SHOWN", 'f"train: {address} is down"'))
+    assert "train: http://127.0.0.1:1/ is down" in told["said"]
+    held = [path for path in tmp_path.rglob("*") if path.is_file() and word.encode() in path.read_bytes()]
+    assert held == []
+
+
 def test_the_journal_reads_what_dvc_prints() -> None:
     journal = Journal()
     for line in (
