@@ -1,146 +1,147 @@
 # The words that people and CI both type. `make help` lists them.
 
-PYTHON ?= python3
-RUN := .venv/bin/python
+# A recipe takes a variable from its environment, in quotes: "$$BASE". Out of $(BASE) a shell runs what a branch's name says.
+# ARGS and SOAK are words: `set -f` keeps them as they are, and nothing in them is run.
+export PYTHON ?= python3
+export RUN := .venv/bin/python
+export RETRAIN ?= 1
 
 .DEFAULT_GOAL := help
-BASE ?= origin/main
-RETRAIN ?= 1
 .PHONY: help setup setup-checks reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-yours test-slow test-all workflows reference data-cifar10 suggest sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## make the virtual environment .venv with the pinned packages
-	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) src/system/environment.py
+.PHONY: .python
+.python:
+	@command -v "$$PYTHON" >/dev/null || { echo "setup: there is no $$PYTHON: install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 setup" >&2; exit 1; }
 
-setup-checks: ## the same, with what tests and lint need
-	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) src/system/environment.py --checks
+setup: .python ## make the virtual environment .venv with the pinned packages
+	@"$$PYTHON" src/system/environment.py
+
+setup-checks: .python ## the same, with what tests and lint need
+	@"$$PYTHON" src/system/environment.py --checks
 
 reproduce: setup ## pull the data, run the pipeline, show the metrics (PARAMS=params/cifar10.yaml puts a recipe into params.yaml first)
-	@$(RUN) -m src reproduce $(if $(PARAMS),--params $(PARAMS))
+	@"$$RUN" -m src reproduce $${PARAMS:+--params "$$PARAMS"}
 
 report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trains no lost model again), judge it, write out/report
-	@$(RUN) -m src compare $(BASE) out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $(if $(RETRAIN),--retrain)
-	@$(RUN) -m src judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
+	@"$$RUN" -m src compare "$${BASE:-origin/main}" out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $${RETRAIN:+--retrain}
+	@"$$RUN" -m src judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
 	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json --history out/history
-	@$(RUN) -m src report --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
+	@"$$RUN" -m src report --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
 	  --manifest out/manifest.parquet --validation out/validation.json --profile out/profile --run out/run.json \
 	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --history out/history \
 	  --out out/report
 
 update: ## merge main into this branch, with main's results where both have some (BASE=origin/main)
-	@$(PYTHON) -m src update $(BASE)
+	@"$$PYTHON" -m src update "$${BASE:-origin/main}"
 
-MODEL ?= out/model/model.onnx
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
-	@$(RUN) -m src lineage $(MODEL)
+	@"$$RUN" -m src lineage "$${MODEL:-out/model/model.onnx}"
 
 quantize: setup ## make an INT8 model of the last one, and a table of what it costs and gains
-	@$(RUN) -m src quantize out/arrays out/model out/quantized
+	@"$$RUN" -m src quantize out/arrays out/model out/quantized
 
 serve: setup ## serve the current model on port 3000, without Docker (ARGS="--port 3001")
-	@$(RUN) -m src serve $(ARGS)
+	@set -f; "$$RUN" -m src serve $$ARGS
 
 image: setup ## build the image of the current model, and check it
-	@$(RUN) -m src build --current
+	@"$$RUN" -m src build --current
 
 deploy: setup ## verify, register, build and deploy the model of this commit, behind the proxy (AGAIN=1: also unchanged)
-	@$(RUN) -m src release out/release $(if $(AGAIN),--again)
+	@"$$RUN" -m src release out/release $${AGAIN:+--again}
 
 rollback: setup ## bring the version before back in seconds (VERSION=a number, REASON="why")
-	@$(RUN) -m src rollback --version "$$VERSION" --reason "$$REASON"
+	@"$$RUN" -m src rollback --version "$$VERSION" --reason "$$REASON"
 
 status: setup ## say what serves, since when, from which pull request, and what was before
-	@$(RUN) -m src status
+	@"$$RUN" -m src status
 
 doctor: ## say which settings on GitHub are missing, with the command for each (reads only, through gh)
-	@$(PYTHON) -m src doctor .github/settings
+	@"$$PYTHON" -m src doctor .github/settings
 
 settings: ## make the settings on GitHub what .github/settings says (asks first; ARGS=--dry-run or ARGS=--yes)
-	@$(PYTHON) -m src settings .github/settings $(ARGS)
+	@set -f; "$$PYTHON" -m src settings .github/settings $$ARGS
 
 runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it there)
-	@$(PYTHON) -m src runner-doctor
+	@"$$PYTHON" -m src runner-doctor
 
 test: setup-checks test-yours ## test-yours, then lint, types and the fast tests; no GPU, Docker or account
-	@$(RUN) -m ruff check .
-	@$(RUN) -m ruff check --select E9,F50,F52,F63,F7,F82 src/data.py src/model.py tests/test_yours.py
-	@$(RUN) -m ruff format --check .
-	@$(RUN) -m mypy
-	@$(RUN) -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
+	@"$$RUN" -m ruff check .
+	@"$$RUN" -m ruff check --select E9,F50,F52,F63,F7,F82 src/data.py src/model.py tests/test_yours.py
+	@"$$RUN" -m ruff format --check .
+	@"$$RUN" -m mypy
+	@"$$RUN" -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
 
 test-yours: setup-checks ## the contract of your data, params and network, in under a minute
-	@test -e data || $(RUN) -m dvc pull --quiet data.dvc || true # where data cannot be had, the tests say what to do
-	@TEST_ROOT="$(CURDIR)" $(RUN) -m pytest tests/test_yours.py -rs
+	@test -e data || "$$RUN" -m dvc pull --quiet data.dvc || true # where data cannot be had, the tests say what to do
+	@TEST_ROOT="$$PWD" "$$RUN" -m pytest tests/test_yours.py -rs
 
 test-slow: setup-checks ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
-	@$(RUN) -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
+	@"$$RUN" -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
 
 workflows: setup-checks ## run the GitHub workflows with act against a stand-in for GitHub
-	@$(RUN) -m pytest -m act
+	@"$$RUN" -m pytest -m act
 
 test-all: setup-checks test-yours ## all tests
-	@$(RUN) -m pytest --ignore tests/test_yours.py
+	@"$$RUN" -m pytest --ignore tests/test_yours.py
 
 reference: ## record the image statistics of the last run as what later data are compared with
 	@test -f out/profile/statistics.json || { echo "reference: there is no profile yet: run make reproduce first" >&2; exit 1; }
 	@cp out/profile/statistics.json reference.json && echo "reference.json holds the statistics of the current data: commit it"
 
 data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CIFAR10_URL)
-	@$(RUN) -m src data-cifar10 data
-	@$(RUN) -m dvc add --quiet data
+	@"$$RUN" -m src data-cifar10 data
+	@"$$RUN" -m dvc add --quiet data
 
 suggest: setup ## look at data/ and write a recipe for it, params/suggested.yaml; changes and trains nothing
-	@$(RUN) -m src suggest data params/suggested.yaml
+	@"$$RUN" -m src suggest data params/suggested.yaml
 
 sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40 --workers 2")
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(RUN) -m dvc repro --quiet --pull validate
-	@$(RUN) -m src sweep out/arrays out/validation.json out/sweep $(ARGS)
+	@PATH="$$PWD/.venv/bin:$$PATH" "$$RUN" -m dvc repro --quiet --pull validate
+	@set -f; "$$RUN" -m src sweep out/arrays out/validation.json out/sweep $$ARGS
 
 check-model: setup ## tell in a minute whether your network is wired right (ARGS="--steps 600")
-	@$(RUN) -m src check-model $(ARGS)
+	@set -f; "$$RUN" -m src check-model $$ARGS
 
 find-lr: setup ## suggest a learning rate from a range test; changes nothing (ARGS="--steps 200")
-	@$(RUN) -m src find-lr out/arrays out/find-lr $(ARGS)
+	@set -f; "$$RUN" -m src find-lr out/arrays out/find-lr $$ARGS
 
 profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--steps 100")
-	@KINETO_LOG_LEVEL=99 $(RUN) -m src profile out/arrays out/training-profile $(ARGS)
+	@set -f; KINETO_LOG_LEVEL=99 "$$RUN" -m src profile out/arrays out/training-profile $$ARGS
 
 staleness: setup ## tell what a month of data buys, and more of them (ARGS="--epochs 10 --seeds 3")
-	@$(RUN) -m src staleness out/arrays out/manifest.parquet out/staleness $(ARGS)
+	@set -f; "$$RUN" -m src staleness out/arrays out/manifest.parquet out/staleness $$ARGS
 
 ablation: setup ## tell which augmentation earns its cost (ARGS="--only flip erase=0.5")
-	@$(RUN) -m src ablation out/arrays out/ablation $(ARGS)
+	@set -f; "$$RUN" -m src ablation out/arrays out/ablation $$ARGS
 
 bench-data: setup ## measure the data path against a plain DataLoader
-	@$(RUN) -m src bench-data
+	@"$$RUN" -m src bench-data
 
 bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays", ARGS="--large 6")
-	@$(RUN) -m src bench-train $(ARGS)
+	@set -f; "$$RUN" -m src bench-train $$ARGS
 
 bench-gpu: setup ## measure on a GPU what training on CIFAR-10 costs and reaches, FLOP/s, and ResNet-18 beside the plain recipe
-	@$(RUN) -m src bench-gpu $(ARGS)
+	@set -f; "$$RUN" -m src bench-gpu $$ARGS
 
 bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS="--network resnet18 --input 224 --format jpeg")
-	@$(RUN) -m src bench-serve $(ARGS)
+	@set -f; "$$RUN" -m src bench-serve $$ARGS
 
 soak: setup ## ask the service 200,000 times beside 10,000 hostile requests, and see whether it stays as it was (SOAK="--requests 20000")
-	@$(RUN) -m src soak --hostile 10000 $(SOAK)
+	@set -f; "$$RUN" -m src soak --hostile 10000 $$SOAK
 
 bench-deploy: setup ## put constant load on what is deployed, and count what fails (URL=... IMAGE=a file)
-	@$(RUN) -m src bench-deploy $(or $(URL),http://127.0.0.1:8080/predict) $(IMAGE)
+	@"$$RUN" -m src bench-deploy "$${URL:-http://127.0.0.1:8080/predict}" $${IMAGE:+"$$IMAGE"}
 
 starter: reproduce report ## put data, outputs, lineage and the project's own files into starter/ (for the template itself, not for forks)
-	@rm -rf starter/files && $(RUN) -m dvc push --quiet
+	@rm -rf starter/files && "$$RUN" -m dvc push --quiet
 	@cd starter/project && find . -type f -exec cp ../../{} {} \;
 	@git add --force starter dvc.lock metrics.json manifest.json data.dvc
 
-lock: ## resolve each requirements/*.in into its hashed lock; versions that are locked already stay
-	@command -v $(PYTHON) >/dev/null || { echo "setup: there is no $(PYTHON): install Python 3.11 to 3.13, or name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) src/system/environment.py --lock
+lock: .python ## resolve each requirements/*.in into its hashed lock; versions that are locked already stay
+	@"$$PYTHON" src/system/environment.py --lock
 
 clean: ## remove what the pipeline made (data/ and the DVC cache stay)
 	@rm -rf out
