@@ -98,7 +98,7 @@ class Registry:
                     raise
                 known = ", ".join(found.number for found in self.versions()[:10]) or "none"
                 raise UserError(
-                    f"{self.name} has no version {number} in MLflow at {self.shown} (the newest are {known}): name one of them"
+                    f"{self.name} has no version {number} in MLflow at {self.shown} (the newest: {known}): name one of them"
                 ) from None
 
     def versions(self) -> list[Version]:
