@@ -78,7 +78,7 @@ def test_of_two_versions_of_one_manifest_the_older_counts(registry: Registry) ->
 
 def test_a_number_that_is_not_there_is_told_with_those_that_are(registry: Registry) -> None:
     add(registry, "aa")
-    with pytest.raises(UserError, match=r"digits has no version 7 in MLflow at sqlite:.*the newest are 1"):
+    with pytest.raises(UserError, match=r"digits has no version 7 in MLflow at sqlite:.*the newest: 1"):
         registry.version("7")
     with pytest.raises(UserError, match="has no version x"):
         registry.move("champion", "x", why="a slip of the hand")
