@@ -162,7 +162,7 @@ def test_a_file_that_bentofile_names_and_the_commit_lacks_is_named(
 ) -> None:
     text = (repository / "bentofile.yaml").read_text()
     try:
-        (repository / "bentofile.yaml").write_text(text.replace("src/core/files.py", "src/lost.py"))
+        (repository / "bentofile.yaml").write_text(text.replace("src/__init__.py", "src/lost.py"))
         with pytest.raises(UserError, match="includes src/lost.py, which the working tree does not have: add the file"):
             bentos.assemble(repository, replace(content, commit=None, files={}), tmp_path)
     finally:

@@ -32,6 +32,7 @@ from conftest import PATIENCE, ROOT, encode, until
 from onnx import TensorProto, helper
 from PIL import Image
 from ports import free_port
+from ruamel.yaml import YAML
 from test_pipeline import copy_repository, python, require_success
 
 from src.core.command import UserError, cores
@@ -42,6 +43,7 @@ from src.serving.engine import Engine
 from src.serving.http import protocol
 from src.serving.problems import ProblemError
 from src.system import dvc_lock
+from src.system.params import load
 
 CLASSES = ["red", "grün/green", "blue"]
 
@@ -681,11 +683,16 @@ print(sorted({"numpy", "onnxruntime", "PIL", "prometheus_client"} & watching))
 def test_the_service_imports_what_the_image_holds_and_nothing_that_trains() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
     modules, trains, heavy = done.stdout.splitlines()
-    include = re.findall(r"^  - (src/\S+\.py)$", (ROOT / "bentofile.yaml").read_text(), re.MULTILINE)
+    include = YAML(typ="safe").load((ROOT / "bentofile.yaml").read_text())["include"]
     held = {path.relative_to(ROOT).as_posix() for pattern in include for path in ROOT.glob(pattern)}
     files = {path for path in modules.split() if (ROOT / path).is_file()}
     assert files <= held
-    assert {path for path in held if not path.startswith("src/serving/")} - {"src/__init__.py"} <= files
+    folders = {str(Path(path).parent) for path in files} - {"src"}
+    assert {pattern for pattern in include if pattern.startswith("src/")} == {
+        *("src/__init__.py", "src/serving/demo.html"),
+        *(f"{folder}/*.py" for folder in folders),
+    }
+    assert f"src/{load(ROOT / 'params.yaml').kind}/*.py" in include  # BentoML fills nothing in
     assert trains == "[]"
     assert heavy == "[]", "the process that only watches over the other imports what it does not need"
 
