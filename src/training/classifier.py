@@ -15,7 +15,7 @@ from src import model
 from src.core.command import UserError
 from src.core.shape import Shape
 from src.images.views import views
-from src.training import airbench
+from src.training import airbench, onednn
 
 
 class Classifier(nn.Module):
@@ -88,7 +88,9 @@ def build(
     known = networks()
     if name not in known:
         raise UserError(f"train.network is {name!r}, expected one of {', '.join(known)} (see src/model.py)")
-    return Classifier(known[name](shape, width), mean, deviation, tta)
+    network = known[name](shape, width)
+    onednn.replace(network)
+    return Classifier(network, mean, deviation, tta)
 
 
 def save(classifier: Classifier, path: Path) -> None:

@@ -1,17 +1,15 @@
-"""Layers by name and depth: which stay as they are, which cannot learn here, and how fast each one learns.
+"""Layers by name and depth: which stay as they are, and how fast each one learns.
 
-Depth is the order in which a network defines its layers, so any network will do. Called by src/training/start.py,
-src/training/optimizer.py and src/training/loop.py.
+Depth is the order in which a network defines its layers, so any network will do. Called by src/training/start.py and
+src/training/optimizer.py.
 """
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from src.core.command import UserError
 from src.training.classifier import Classifier
-from src.training.shortcut import Shortcut
 from src.training.train_params import Train
 
 
@@ -34,30 +32,6 @@ def freeze(classifier: Classifier, params: Train) -> list[nn.Module]:
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("train.freeze and train.freeze_until leave nothing to learn: take the last layer out of them")
     return [module for name, module in network.named_modules() if _is_under(name, still)]
-
-
-def require_sound(classifier: Classifier, device: torch.device) -> None:
-    """Refuse a layer whose gradient is wrong there: `Shortcut` of src/training/shortcut.py tells why, and does without it.
-
-    Raises:
-        UserError: names the layer.
-    """
-    if device.type != "cpu":
-        return
-    for name, layer in classifier.network.named_modules():
-        if (
-            isinstance(layer, nn.Conv2d)
-            and not isinstance(layer, Shortcut)
-            and (layer.kernel_size, layer.groups) == ((1, 1), 1)
-            and layer.stride != (1, 1)
-            and layer.in_channels < Shortcut.FEWEST
-            and layer.weight.requires_grad
-        ):
-            raise UserError(
-                f"layer {name} is a strided 1x1 convolution of {layer.in_channels} input channels: PyTorch crashes in its "
-                f"gradient on a CPU, or gets it wrong (oneDNN's issue 6035): put src.training.shortcut.Shortcut in its "
-                f"place, or give it {Shortcut.FEWEST} input channels or more"
-            )
 
 
 def _before(network: nn.Module, name: str) -> list[str]:

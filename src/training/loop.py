@@ -18,7 +18,7 @@ from src.core import metrics
 from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import rounded
-from src.training import checkpoint, compiling, export, layers, machine, optimizer, start
+from src.training import checkpoint, compiling, export, machine, onednn, optimizer, start
 from src.training.batches import Batches
 from src.training.callbacks import NO_CALLBACKS, Callbacks, TrackedRun
 from src.training.checkpoint import Checkpoint
@@ -188,7 +188,7 @@ def prepare(
     machine.keep_memory()
     device = machine.device(params, world)
     bf16 = machine.bf16(params, device)
-    layers.require_sound(classifier, device)
+    onednn.require_sound(classifier.network, device)
     flops = export.training_flops(classifier, task.size, task.channels)
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stubs lack it
     training, held_out = (

@@ -109,7 +109,7 @@ class Raising(Plain):
 class Strided(Plain):
     def __init__(self) -> None:
         super().__init__()
-        self.down = nn.Conv2d(8, 8, 1, 2)
+        self.down = nn.Conv2d(8, 8, 1, 2, padding=1)
         self.last = nn.Linear(8 * 16, 10)
 
     def features(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ python -m pytest tests/training/test_machine.py
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from src.core.shape import Shape
 from src.training import export, machine
 from src.training.classifier import build
 from src.training.loop import fit
-from src.training.shortcut import Shortcut
+from src.training.onednn import StridedConv1x1
 from src.training.task import Task
 from src.training.train_params import Train
 from src.training.world import World
@@ -48,12 +49,12 @@ def task(side: int = 8, count: int = 132) -> Task:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("inputs", "images"), [(4, 33), (8, 65), (12, 129), (16, 129)])
-def test_the_gradient_of_a_shortcut_is_right_for_any_number_of_threads_and_images(
+def test_the_gradient_of_a_replaced_convolution_is_right_for_any_number_of_threads_and_images(
     threads: int, inputs: int, images: int
 ) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(1)
-    layer = Shortcut(inputs, 2 * inputs, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    layer = StridedConv1x1(inputs, 2 * inputs, 1, 2, bias=False).to(memory_format=torch.channels_last)
     x = torch.randn(images, inputs, 32, 32).to(memory_format=torch.channels_last)
     for _ in range(5):
         answer = layer(x)
@@ -64,8 +65,9 @@ def test_the_gradient_of_a_shortcut_is_right_for_any_number_of_threads_and_image
     assert torch.allclose(found[:, :, 0, 0].double(), wanted, rtol=1e-4, atol=1e-2)
 
 
-def test_the_exported_shortcut_is_one_convolution() -> None:
+def test_an_exported_replacement_is_one_convolution() -> None:
     network = build("small_resnet", Shape((8, 8), 3, 3), 8, [127.0] * 3, [64.0] * 3).eval()
+    assert any(isinstance(layer, StridedConv1x1) for layer in network.modules())
     made = export.to_onnx(network, (8, 8), 3, ["a", "b", "c"])
     kinds = [node.op_type for node in made.graph.node]
     assert "Slice" not in kinds
@@ -73,20 +75,40 @@ def test_the_exported_shortcut_is_one_convolution() -> None:
 
 
 class Narrow(nn.Module):
-    def __init__(self, shape: Shape, width: int) -> None:
+    def __init__(self, shape: Shape, width: int, **more: int) -> None:
         super().__init__()
-        self.down = nn.Conv2d(3, width, 1, 2)
+        self.down = nn.Conv2d(3, width, 1, 2, **more)
         self.last = nn.Linear(width, shape.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.down(x).mean((2, 3)))
 
 
-def test_a_network_whose_gradient_would_be_wrong_is_refused_by_layer(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
+def test_replacing_a_convolution_changes_no_weight_name_random_number_or_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(model.NETWORKS, "narrow", Narrow)
-    with pytest.raises(UserError, match="layer down is a strided 1x1 convolution of 3 input channels.*Shortcut"):
-        fit(task(), train.model_copy(update={"network": "narrow"}), None, quiet=True)
-    frozen = {"network": "narrow", "freeze": ["down"]}
+    shape = Shape((9, 8), 3, 3)
+    torch.manual_seed(1)
+    plain, after = Narrow(shape, 8), torch.rand(1)
+    torch.manual_seed(1)
+    built = build("narrow", shape, 8, [0.0] * 3, [1.0] * 3).network
+    assert torch.equal(torch.rand(1), after)
+    assert isinstance(built.down, StridedConv1x1)
+    assert list(built.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(built.state_dict()[name], value) for name, value in plain.state_dict().items())
+    images = torch.rand(2, 3, 9, 8)
+    with torch.no_grad():
+        wanted = plain(images)
+        assert torch.equal(built(images), wanted)
+    assert torch.allclose(built(images), wanted)
+
+
+def test_a_wrong_gradient_that_cannot_be_replaced_is_refused_by_layer(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
+    monkeypatch.setitem(model.NETWORKS, "narrow", Narrow)
+    monkeypatch.setitem(model.NETWORKS, "padded", partial(Narrow, padding=1))
+    fit(task(), train.model_copy(update={"network": "narrow"}), None, quiet=True)
+    with pytest.raises(UserError, match="layer down is a strided 1x1 convolution of 3 input channels.*plain nn.Conv2d"):
+        fit(task(), train.model_copy(update={"network": "padded"}), None, quiet=True)
+    frozen = {"network": "padded", "freeze": ["down"]}
     fit(task(), train.model_copy(update=frozen), None, quiet=True)
 
 

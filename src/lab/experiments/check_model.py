@@ -21,7 +21,7 @@ from src.core.command import UserError, table
 from src.lab.experiments import wiring_answers, wiring_learning
 from src.lab.experiments.wiring import EARLY, ENOUGH, Finding, Lesson, Subject, first_line, learn
 from src.system.params import Params, load
-from src.training import export, layers, machine, start
+from src.training import export, machine, onednn, start
 from src.training.classifier import Classifier
 from src.training.task import Task, of
 from src.training.world import World
@@ -78,7 +78,7 @@ def _findings(subject: Subject, tolerance: float, steps: int | None) -> Iterator
     yield _guarded("extreme images", lambda: wiring_answers.extremes(subject))
     lesson = Lesson(subject.build())
     try:
-        layers.require_sound(lesson.classifier, subject.device)
+        onednn.require_sound(lesson.classifier.network, subject.device)
         lesson = learn(subject, steps)
     except UserError as error:
         told, _, advice = str(error).rpartition(": ")
