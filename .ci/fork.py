@@ -1,6 +1,5 @@
 """Change a clone as a fork does: `.ci/fork` calls it in the new clone. Draws the same images each time."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,23 @@ DIALS = {
     "sweep.trials": 5,
     "quantize.calibration_images": 64,
 }
-NETWORK = """
+DATA = """
+import csv
+
+from src.core.example import Example
+
+
+def examples(root):
+    with open(root / 'labels.csv', newline='') as file:
+        for row in csv.DictReader(file):
+            if not row['path'].startswith('.'):
+                yield Example(row['path'], row['label'])
+"""
+MODEL = """
+import torch
+from torch import nn
+
+
 class ShapesNet(nn.Module):
     def __init__(self, shape, width):
         super().__init__()
@@ -48,14 +63,6 @@ class ShapesNet(nn.Module):
 
 
 NETWORKS = {'shapes_net': lambda shape, width: ShapesNet(shape, width)}
-
-
-"""
-VISIBLE = """
-
-def visible_files(root):
-    paths = [path for path in _walk(root, '') if not path.split('/')[-1].startswith('.')]
-    return sorted(paths)
 """
 
 
@@ -79,21 +86,16 @@ def draw(label: str, random: np.random.Generator) -> Image.Image:
     return image
 
 
-def replace(path: Path, old: str, new: str) -> None:
-    """Replace what a pattern matches once."""
-    text, count = re.subn(old, lambda _: new, path.read_text(), flags=re.DOTALL)
-    assert count == 1, f"{path} has {count} of {old}"
-    path.write_text(text)
-
-
 def main() -> None:
     """Change data, params, src/data.py, src/model.py and README.md of the clone that this runs in."""
     random = np.random.default_rng(0)
-    for label in COLOURS:
-        (Path("data") / label).mkdir(parents=True)
-        for number in range(EACH):
-            name = f"IMG_{number:04}.{'jpg' if number % 3 else 'png'}"
-            draw(label, random).save(Path("data") / label / name, quality=92)
+    Path("data/images").mkdir(parents=True)
+    rows = ["path,label", ".thumbnails/none.png,none"]
+    for place, label in enumerate(COLOURS):
+        for number in range(place * EACH, (place + 1) * EACH):
+            rows.append(f"images/IMG_{number:04}.{'jpg' if number % 3 else 'png'},{label}")
+            draw(label, random).save(Path("data") / rows[-1].partition(",")[0], quality=92)
+    Path("data/labels.csv").write_text("\n".join(rows) + "\n")
 
     yaml, path = YAML(), Path("params.yaml")
     content = yaml.load(path.read_text())
@@ -107,15 +109,8 @@ def main() -> None:
     with path.open("w") as file:
         yaml.dump(content, file)
 
-    # what lies between the two headings, and what only the networks there needed
-    model = Path("src/model.py")
-    rule = "# " + 117 * "-"
-    replace(model, f"{rule}\n# The networks\n{rule}\n.*?(?={rule}\n# The classifier)", NETWORK.lstrip())
-    replace(model, "from src.training.airbench import Airbench\n", "")
-    replace(model, "from src.training.shortcut import Shortcut\n", "")
-    replace(Path("src/data.py"), r"    paths = sorted\(_walk\(root, \"\"\)\)\n", "    paths = visible_files(root)\n")
-    with Path("src/data.py").open("a") as file:
-        file.write(VISIBLE)
+    Path("src/data.py").write_text(DATA.lstrip())
+    Path("src/model.py").write_text(MODEL.lstrip())
     Path("README.md").write_text("# Shapes\n")
 
 

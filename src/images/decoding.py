@@ -163,7 +163,7 @@ def _decode_example(
     example: Example, out: NDArray[np.uint8], thumbnail: NDArray[np.uint8], params: Prepare
 ) -> tuple[Any, ...]:
     """Decode one example into `out` and `thumbnail`; return its _FACTS."""
-    origin = (_text(example.path), example.row, _text(example.label), _text(example.group), example.given_split)
+    origin = (_text(example.path), example.row, _text(example.label), _text(example.group), example.split)
     if example.fault or example.content is None:
         return (*origin, None, None, None, None, None, example.fault)
     try:

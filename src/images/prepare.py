@@ -173,7 +173,7 @@ def _require_images(rows: pa.Table, root: Path) -> None:
     first = rows.slice(0, 1).to_pylist()[0]
     raise UserError(
         f"none of the {len(rows)} files under {root} is a usable image; the first, {first['path']}: {first['fault']}. "
-        f"Put images into {root}/<label>/"
+        f"Put images into {root}/<label>/, or correct examples() in src/data.py"
     )
 
 

@@ -1,4 +1,4 @@
-"""Read the raw forms of data/: class folders, `data/<label>/<file>`, and Parquet shards; both may be mixed.
+"""Read data/: class folders, `data/<label>/<file>`, and Parquet shards, which may be mixed; or what src/data.py reads.
 
 A shard has Hugging Face's image layout: `image` {bytes, path}, `label`, optional `group`, optional `split`.
 """
@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from src.core.command import UserError
 from src.core.example import Example
+from src.images.custom_reader import custom_examples
 
 _SPLIT_WORDS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                 "val": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
@@ -31,22 +33,35 @@ _PIECE_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Scan:
-    """What lies under data/: files and Parquet shards by relative path in a fixed order, and how many images that makes."""
+    """What lies under data/: files and Parquet shards by relative path in a fixed order, and how many images that makes.
+
+    Where src/data.py reads data/, `digest` is of what it yields, in order, and there are no files and shards.
+    """
 
     root: Path
     files: list[str]
     shards: list[str]
     images: int
+    digest: str | None = None
 
 
 def scan(root: Path) -> Scan:
     """List data/ without opening an image.
 
     Raises:
-        UserError: there is no such folder, it holds nothing, or a shard is no Parquet file with an image and a label.
+        UserError: there is no such folder, it holds nothing, a shard is no Parquet file with an image and a label, or
+            src/data.py fails.
     """
     if not root.is_dir():
         raise UserError(f"{root} is no folder: run `dvc pull`, or put your images into {root}/<label>/")
+    custom = custom_examples(root)
+    if custom is not None:
+        order = _Order()
+        for example in custom:
+            order.add(example)
+        if not order.count:
+            raise UserError(f"src/data.py yields no example of {root}: correct examples() there, or let it return None")
+        return Scan(root, [], [], order.count, order.digest)
     paths = sorted(_walk(root, ""))
     shards = [path for path in paths if path.lower().endswith(".parquet")]
     files = [path for path in paths if not path.lower().endswith(".parquet")]
@@ -54,6 +69,23 @@ def scan(root: Path) -> Scan:
     if images == 0:
         raise UserError(f"{root} holds no images: put them into {root}/<label>/, or Parquet shards into {root}/")
     return Scan(root, files, shards, images)
+
+
+class _Order:
+    """Counts examples, and digests what they are and in which order they come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._state = blake2b(digest_size=16)
+
+    def add(self, example: Example) -> None:
+        self.count += 1
+        facts = (*example[:4], example.row, example.fault, isinstance(example.content, bytes) and len(example.content))
+        self._state.update(repr(facts).encode("utf-8", "backslashreplace"))
+
+    @property
+    def digest(self) -> str:
+        return self._state.hexdigest()
 
 
 def _walk(root: Path, folder: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -118,7 +150,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 class Piece(NamedTuple):
-    """A run of examples that is read and decoded together: some files, or some rows of a shard.
+    """A run of examples that is read and decoded together: some files, some rows of a shard, or some of src/data.py.
 
     `start` is the place of its first example in the scan's order.
     """
@@ -130,13 +162,21 @@ class Piece(NamedTuple):
     shard: str = ""
     first_row: int = 0
     rows: pa.RecordBatch | None = None
+    custom: tuple[Example, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.files) if self.rows is None else len(self.rows)
+        return len(self.files) + len(self.custom) if self.rows is None else len(self.rows)
 
 
 def read(found: Scan) -> Iterator[Piece]:
-    """Cut all examples into pieces, in the scan's order; a piece of a shard holds few bytes, whatever the shard's size."""
+    """Cut all examples into pieces, in the scan's order; a piece holds few bytes, whatever the size of a shard.
+
+    Raises:
+        UserError: a shard is damaged, or src/data.py fails or yields other examples than to `scan`.
+    """
+    if found.digest is not None:
+        yield from _custom_pieces(found)
+        return
     split_folders = _has_split_folders(found.files)
     root = str(found.root)
     for first in range(0, len(found.files), _PIECE_FILES):
@@ -149,6 +189,26 @@ def read(found: Scan) -> Iterator[Piece]:
             for batch in file.iter_batches(_rows_of_a_piece(file), columns=columns):
                 yield Piece(start, root, [], False, shard, first_row, batch)
                 start, first_row = start + len(batch), first_row + len(batch)
+
+
+def _custom_pieces(found: Scan) -> Iterator[Piece]:
+    order, examples_read, size = _Order(), list[Example](), 0
+    for example in custom_examples(found.root) or ():
+        order.add(example)
+        if order.count > found.images:
+            break
+        examples_read.append(example)
+        size += len(example.content or b"")
+        if len(examples_read) == _PIECE_FILES or size >= _PIECE_BYTES:
+            yield Piece(order.count - len(examples_read), str(found.root), [], False, custom=tuple(examples_read))
+            examples_read, size = [], 0
+    if order.digest != found.digest:
+        raise UserError(
+            f"src/data.py yields other examples of {found.root} when it is called again ({found.images} at first): yield "
+            "the same ones in the same order each time; sort what you list, and draw nothing at random"
+        )
+    if examples_read:
+        yield Piece(order.count - len(examples_read), str(found.root), [], False, custom=tuple(examples_read))
 
 
 def _rows_of_a_piece(file: pq.ParquetFile) -> int:
@@ -164,6 +224,8 @@ def examples(piece: Piece) -> Iterator[Example]:
         yield from _shard_examples(piece.shard, piece.first_row, piece.rows)
     for path in piece.files:
         yield _file_example(Path(piece.root), path, piece.split_folders)
+    for example in piece.custom:
+        yield _custom_example(piece.root, example)
 
 
 def _has_split_folders(files: list[str]) -> bool:
@@ -179,7 +241,20 @@ def _file_example(root: Path, path: str, split_folders: bool) -> Example:
     label = _text(folders[0]) if folders else None
     full = os.path.join(root, path)
     fault = _file_fault(full) or (None if label else "outside a class folder: move it to data/<label>/, or remove it")
-    return Example(path, -1, label, None, split, None if fault else full, fault)
+    return Example(path, label, split=split, content=None if fault else full, fault=fault)
+
+
+def _custom_example(root: str, example: Example) -> Example:
+    label, (split, fault) = _text(example.label), _given_split(example.split, None)
+    fault = example.fault or fault or (None if label else "no label: src/data.py yields none")
+    content = example.content
+    if content is None and not fault:
+        content = os.path.join(root, example.path)
+        fault = _file_fault(content)
+    if content == b"":
+        fault = fault or "empty image"
+    content = None if fault else content
+    return Example(example.path, label, _text(example.group), split, content, example.row, fault)
 
 
 def _file_fault(path: str, largest: int | None = _LARGEST_FILE) -> str | None:
@@ -207,7 +282,7 @@ def _shard_examples(shard: str, first_row: int, batch: pa.RecordBatch) -> Iterat
         text = _label_text(label, names)
         given, fault = _given_split(split_value, name_split)
         fault = fault or _row_fault(content if there else None, text)
-        yield Example(shard, row, text, _text(group_value), given, None if fault else content, fault)
+        yield Example(shard, text, _text(group_value), given, None if fault else content, row, fault)
 
 
 def _optional(batch: pa.RecordBatch, column: str) -> list[Any]:

@@ -99,7 +99,7 @@ def look(root: Path, params: Params) -> Facts:
             if example.fault or example.label is None or example.content is None:
                 continue
             counts[example.label] += 1
-            given[example.given_split if params.prepare.use_given_splits else None] += 1
+            given[example.split if params.prepare.use_given_splits else None] += 1
             if place not in chosen:
                 continue
             try:

@@ -1,0 +1,189 @@
+"""examples() of src/data.py reads any raw format, and its faults become sentences.
+
+python -m pytest tests/images/test_custom_reader.py
+"""
+
+import csv
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import encode
+
+from src import data
+from src.core.command import UserError
+from src.core.example import Example
+from src.core.params import Params
+from src.images import readers
+from src.images.prepare import prepare
+
+MakeParams = Callable[..., Params]
+SHIPPED = data.examples
+
+
+@pytest.fixture
+def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Write the body of examples(root) as a team does in src/data.py."""
+
+    def go(body: str) -> None:
+        path = tmp_path / "src" / "data.py"
+        code = "def examples(root):\n" + textwrap.indent(textwrap.dedent(body).strip(), "    ")
+        names: dict[str, Any] = {"Example": Example}
+        exec(compile(code, str(path), "exec"), names)
+        monkeypatch.setattr(data, "examples", names["examples"])
+
+    return go
+
+
+@pytest.fixture
+def root(tmp_path: Path, random: np.random.Generator) -> Path:
+    """Two folders of pictures whose names are no labels, 40 in all."""
+    for number in range(40):
+        path = tmp_path / "data" / f"camera{number % 2}" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
+    return tmp_path / "data"
+
+
+def run(root: Path, params: Params) -> pd.DataFrame:
+    out = root.parent / "out"
+    prepare(root, out / "arrays", out / "manifest.parquet", params.prepare)
+    return pq.read_table(out / "manifest.parquet").to_pandas()
+
+
+def test_the_worked_example_reads_a_csv_of_labels(root: Path, write: Callable[[str], None], params: MakeParams) -> None:
+    documented = inspect.getdoc(SHIPPED)
+    assert documented
+    write(documented[documented.index("    import csv") : documented.index("For images inside an archive")])
+    rows = [(f"camera{n % 2}/{n:02}.png", f"kind {n % 3}", f"patient {n // 4}", "test" if n < 12 else "") for n in range(40)]
+    for columns in (4, 2):
+        with (root / "labels.csv").open("w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file).writerows([("path", "label", "group", "split")[:columns], *(row[:columns] for row in rows)])
+        manifest = run(root, params(prepare__image_size=8))
+        assert manifest["fault"].isna().all()
+        assert list(manifest["path"]) == [row[0] for row in rows]
+        assert list(manifest["label"]) == [row[1] for row in rows]
+        if columns == 4:
+            assert list(manifest["group"]) == [row[2] for row in rows]
+            assert (manifest["split"] == "test").tolist()[:12] == [True] * 12
+
+
+def test_it_prepares_the_same_files_as_the_built_in_reader(
+    root: Path, write: Callable[[str], None], params: MakeParams
+) -> None:
+    def outputs() -> dict[str, bytes]:
+        run(root, params(prepare__image_size=8))
+        return {path.name: path.read_bytes() for path in (root.parent / "out").rglob("*") if path.is_file()}
+
+    built_in = outputs()
+    write("return (Example(path.relative_to(root), path.parent.name) for path in sorted(root.rglob('*.png')))")
+    assert outputs() == built_in
+
+
+def test_an_archive_yields_bytes_and_numbers(root: Path, write: Callable[[str], None], params: MakeParams) -> None:
+    write("""
+        import numpy
+        for number, path in enumerate(sorted(root.rglob("*.png"))):
+            label, group, row = numpy.int64(number % 2), numpy.float64(number), numpy.int32(number)
+            yield Example("all.tar", label, group, content=memoryview(path.read_bytes()), row=row)
+    """)
+    manifest = run(root, params(prepare__image_size=8))
+    assert manifest["fault"].isna().all()
+    assert list(manifest["row"]) == list(range(40))
+    assert list(manifest["label"]) == ["0", "1"] * 20
+    assert list(manifest["group"]) == [str(number) for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("example", "fault"),
+    [
+        ("Example('none.png', 'a')", "unreadable: No such file"),
+        ("Example('camera0', 'a')", "not a regular file"),
+        ("Example('camera0/00.png', None)", "no label: src/data.py yields none"),
+        ("Example('camera0/00.png', '')", "no label: src/data.py yields none"),
+        ("Example('camera0/00.png', float('nan'))", "no label: src/data.py yields none"),
+        ("Example('camera0/00.png', ['a'])", r"label that src/data.py yields is \['a'\] \(list\), expected text"),
+        ("Example('camera0/00.png', 'a', group=lambda: 0)", r"group that src/data.py .* \(function\), expected text"),
+        ("Example('camera0/00.png', 'a', split='later')", "unknown split 'later': expected train, validation or test"),
+        ("Example('../outside.png', 'a')", "outside data/: src/data.py has to yield a path below data/"),
+        ("Example(str(root.resolve() / 'camera0/00.png'), 'a')", "outside data/: .* relative to it"),
+        ("Example('camera0/\\0.png', 'a')", "outside data/"),
+        ("Example(7, 'a')", r"path that src/data.py yields is 7 \(int\), expected text"),
+        ("Example('x.tar', 'a', content=b'')", "empty image"),
+        ("Example('x.tar', 'a', content='camera0/00.png')", "content that src/data.py .* expected bytes, or None"),
+        ("Example('x.tar', 'a', content=b'x', row=2**63)", "row that src/data.py .* expected a number from 0 on"),
+        ("Example('x.tar', 'a', content=b'x', row=None)", "row that src/data.py .* expected a number from 0 on"),
+        ("Example('x.tar', 'a', content=b'no image')", "not an image of PNG"),
+        ("Example('camera0/00.png', 'a', fault='label in doubt')", "label in doubt"),
+    ],
+)
+def test_a_fault_of_one_example_is_a_row_and_loses_no_other(
+    example: str, fault: str, root: Path, write: Callable[[str], None], params: MakeParams
+) -> None:
+    write(f"""
+        paths = sorted(root.rglob("*.png"))
+        for path in paths[1:21]:
+            yield Example(path.relative_to(root).as_posix(), "a")
+        yield {example}
+        for path in paths[21:]:
+            yield Example(path.relative_to(root).as_posix(), "b")
+    """)
+    (root.parent / "outside.png").write_bytes((root / "camera0" / "00.png").read_bytes())
+    manifest = run(root, params(prepare__image_size=8))
+    assert len(manifest) == 40
+    assert list(manifest["fault"].notna()) == [place == 20 for place in range(40)]
+    assert manifest["fault"].str.contains(fault, regex=True)[20]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError('label')", "src/data.py, line 2: KeyError: 'label': correct examples"),
+        (
+            "yield Example('camera0/00.png', 'a')\n{}['label']",
+            "src/data.py, line 3: KeyError: 'label' after 1 examples, the last of them camera0/00.png: correct",
+        ),
+        ("return open(root / 'labels.csv')", "src/data.py, line 2: FileNotFoundError: .*labels.csv"),
+        ("return 5", "src/data.py: TypeError: 'int' object is not iterable"),
+        ("yield 'camera0/00.png', 'a'", r"yields a tuple as example 1, expected Example\(path, label\)"),
+        ("yield Example('camera0/00.png', 'a')\nyield None", "yields a NoneType as example 2"),
+        ("return []", "src/data.py yields no example of .*data: correct examples"),
+        (
+            "(root / str(len(list(root.iterdir())))).touch()\nreturn [Example(path.name, 'a') for path in root.iterdir()]",
+            "yields other examples of .*data when it is called again .3 at first.: yield the same ones",
+        ),
+    ],
+)
+def test_a_fault_of_the_function_stops_with_its_line_and_changes_no_output(
+    body: str, message: str, root: Path, write: Callable[[str], None], params: MakeParams
+) -> None:
+    run(root, params(prepare__image_size=8))
+    before = {path: path.stat().st_mtime_ns for path in (root.parent / "out").rglob("*")}
+    write(body)
+    with pytest.raises(UserError, match=message):
+        run(root, params(prepare__image_size=8))
+    assert {path: path.stat().st_mtime_ns for path in (root.parent / "out").rglob("*")} == before
+
+
+def test_what_it_yields_is_held_in_small_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+
+    def examples(root: Path) -> Iterator[Example]:
+        for number in range(40):
+            alive.append(number)
+            yield Example("x.tar", "a", content=bytes(2**20), row=number)
+        for number in range(100):
+            yield Example(f"{number}.png", "a")
+
+    monkeypatch.setattr(data, "examples", examples)
+    found = readers.scan(root)
+    alive.clear()
+    pieces = readers.read(found)
+    assert len(next(pieces)) == len(alive) == 8
+    assert [len(piece) for piece in pieces] == [8, 8, 8, 8, 64, 36]
