@@ -7,7 +7,7 @@ export RUN := .venv/bin/python
 export RETRAIN ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks reproduce report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-yours test-slow test-all workflows reference data-cifar10 suggest sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup setup-checks reproduce params report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-yours test-slow test-all workflows reference data-cifar10 suggest sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ setup-checks: .python ## the same, with what tests and lint need
 
 reproduce: setup ## pull the data, run the pipeline, show the metrics (PARAMS=params/cifar10.yaml puts a recipe into params.yaml first)
 	@"$$RUN" -m src reproduce $${PARAMS:+--params "$$PARAMS"}
+
+params: setup ## print every key of params.yaml with its value and what it means, set or default (PARAMS=params/cifar10.yaml)
+	@"$$RUN" -m src params $${PARAMS:+--params "$$PARAMS"}
 
 report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trains no lost model again), judge it, write out/report
 	@"$$RUN" -m src compare "$${BASE:-origin/main}" out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $${RETRAIN:+--retrain}

@@ -103,8 +103,8 @@ def main() -> None:
         *sections, key = name.split(".")
         place = content
         for section in sections:
-            place = place[section]
-        assert place[key] != value, f"{name} is {value} in the template too"
+            place = place.setdefault(section, {})
+        assert place.get(key) != value, f"{name} is {value} in the template too"
         place[key] = value
     with path.open("w") as file:
         yaml.dump(content, file)

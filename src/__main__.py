@@ -20,6 +20,7 @@ VERBS = (
     ("train", "training.train", "stage 3: train, and export the model"),
     ("evaluate", "evaluation.evaluate", "stage 4: judge the ONNX model on the test split"),
     ("reproduce", "system.reproduce", "pull the data, run the stages, show the metrics (make reproduce)"),
+    ("params", "system.list_params", "print every key of params.yaml with its value and meaning (make params)"),
     ("compare", "judging.compare", "bring main's model beside the one under review (make report)"),
     ("judge", "judging.judge", "judge the model under review by the gates (make report)"),
     ("report", "reporting.write", "write the report of a pull request (make report)"),

@@ -79,7 +79,7 @@ def content(path: Path) -> dict[str, Any]:
         if not following.is_file():
             raise UserError(f"{chain[-1]} extends {base}, but there is no {following}: correct the path")
         chain.append(following)
-        own = _over(_read(following), own)
+        own = merged(_read(following), own)
     return own
 
 
@@ -96,15 +96,16 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return the base with the changes put in, section by section; a list or a search space is replaced as a whole."""
-    merged = dict(base)
+    result = dict(base)
     for key, value in changes.items():
-        if isinstance(base.get(key), dict) and key != "space" and (value is None or isinstance(value, dict)):
-            merged[key] = _over(base[key], value or {})
+        below = base.get(key)
+        if isinstance(below, dict) and (value is None or (isinstance(value, dict) and key != "space")):
+            result[key] = merged(below, value or {})
         else:
-            merged[key] = value
-    return merged
+            result[key] = value
+    return result
 
 
 def _sentence(kind: type[Section], place: list[str], key: str, fault: str, message: str, value: object) -> str:

@@ -2,7 +2,8 @@
 
 DIR is the artifact of the job that searched: best.json (numbers) and params.yaml. That job ran packages and a branch's code,
 so what it left is judged here: params.yaml may differ from the branch's in single values of the section `train` alone, each
-of the kind it was. A pull request that a workflow opens starts no workflow: report.yml and ci.yml are started here.
+of the kind it was, and may have lines there for keys that were left to their defaults. A pull request that a workflow opens
+starts no workflow: report.yml and ci.yml are started here.
 """
 
 import argparse
@@ -20,8 +21,10 @@ from src.github.git import Remote, git, with_files
 from src.github.status import run_url
 
 _PARAMS = "params.yaml"
+_SRC = Path(__file__).parents[1]
 _LARGEST = 200_000  # bytes of an artifact's file
 _LINE = re.compile(r"( {2,4}[a-z_]+):[ ]+([^\s#]+)[ ]*(#.*)?")
+_ADDED = re.compile(r" {2,4}([a-z_]+):(?:[ ]+([^\s#]+))?")  # without a value: `augment:`, where there was none
 _KINDS = (
     ("number", re.compile(r"[-+]?\d{1,12}(\.\d{1,12})?(e[-+]?\d{1,2})?")),
     ("switch", re.compile(r"true|false")),
@@ -88,29 +91,48 @@ def _number(value: Any, low: float, high: float, whole: bool = False) -> Any:
 
 
 def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
-    """Yield key, old and new value of every line of params.yaml that differs.
+    """Yield key, old and new value of every line of params.yaml that differs; the old one of a new line is `default`.
 
     Raises:
-        UserError: a line differs in more than one value of the section `train`, or in that value's kind.
+        UserError: a line differs in more than one value of the section `train`, or in that value's kind, or is gone.
     """
     old, new = (text.rstrip("\n").split("\n") for text in (before, after))
-    if len(old) != len(new):
-        raise UserError(f"the sweep's {_PARAMS} has {len(new)} lines and the branch's {len(old)}: only values may differ")
     section = ""
-    for i, (mine, theirs) in enumerate(zip(old, new, strict=True), start=1):
-        if found := re.match(r"(\w+):", mine):
-            section = found[1]
-        if mine.split() != theirs.split():
-            yield _change(i, section, mine, theirs)
+    for place, theirs in enumerate(new, start=1):
+        mine = old[0] if old else ""
+        if old and mine.split() == theirs.split():
+            if found := re.match(r"(\w+):", mine):
+                section = found[1]
+            old.pop(0)
+            continue
+        changed, added = _change(mine, theirs), _ADDED.fullmatch(theirs)
+        added = added if added and added[1] in _keys() else None
+        if section != "train" or not (changed or added):
+            raise UserError(
+                f"line {place} of the sweep's {_PARAMS} differs in more than one value of the section train: refused"
+            )
+        if changed:
+            old.pop(0)
+            yield changed
+        elif added and added[2]:
+            _kind(added[2])
+            yield added[1], "default", added[2]
+    if gone := next((line.strip() for line in old if line.strip()), ""):
+        raise UserError(f"the sweep's {_PARAMS} has no line `{gone}`: only values may differ")
 
 
-def _change(place: int, section: str, mine: str, theirs: str) -> tuple[str, str, str]:
+def _keys() -> set[str]:
+    """Return the keys of the section train, read out of the text of its classes: no package is imported here."""
+    texts = ((_SRC / name).read_text() for name in ("training/train_params.py", "images/augment_params.py"))
+    return {key for text in texts for key in re.findall(r"^    ([a-z_]+): ", text, re.MULTILINE)}
+
+
+def _change(mine: str, theirs: str) -> tuple[str, str, str] | None:
+    """Return key, old and new value of a line that differs in the value alone; None of another."""
     before, after = (_LINE.fullmatch(line) for line in (mine, theirs))
     same = before and after and before[1] == after[1] and (before[3] or "").split() == (after[3] or "").split()
-    if section != "train" or not before or not after or not same or _kind(before[2]) != _kind(after[2]):
-        raise UserError(
-            f"line {place} of the sweep's {_PARAMS} differs in more than one value of the section train: refused"
-        )
+    if not before or not after or not same or _kind(before[2]) != _kind(after[2]):
+        return None
     return before[1].strip(), before[2], after[2]
 
 

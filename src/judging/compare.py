@@ -37,7 +37,8 @@ from src.core.manifest import read_manifest
 from src.evaluation.evaluate_params import Evaluate
 from src.judging import lineage, speed
 from src.system import dvc_lock, hardware
-from src.system.params import load
+from src.system.params import filled, load
+from src.system.params_text import put
 from src.system.versioning import dvc
 from src.system.worktree import bring, checked_out, git, has, share_dvc
 
@@ -192,19 +193,19 @@ def _judging_files(fork_point: str) -> list[str]:
 def _judging_params(fork_point: str, params: Path) -> list[str]:
     """Return the sections of params.yaml that decide it and this working tree has changed."""
     then, here = _sections(fork_point, params), _sections("", params)
-    # where main had no such section, there is nothing that could have been weakened
-    sections = [name for name in ("evaluate", "gates") if name in then and then[name] != here.get(name)]
+    # where main had none, there is nothing that could have been weakened
+    sections = [name for name in ("evaluate", "gates") if then and then[name] != here.get(name)]
     return [f"{params}: {name}" for name in sections]
 
 
 def _sections(commit: str, params: Path) -> dict[str, Any]:
-    """Read params.yaml of a commit, or of the working tree for an empty name; {} where there is none to read."""
+    """Read params.yaml of a commit, or of the working tree for "", with the defaults; {} where there is none to read."""
     text = git("show", f"{commit}:{params}") if commit else _text(params)
     try:
         content = YAML(typ="safe", pure=True).load(text)
     except Exception:  # an earlier commit may hold anything
         return {}
-    return content if isinstance(content, dict) else {}
+    return filled(content) if isinstance(content, dict) else {}
 
 
 def _text(path: Path) -> str:
@@ -308,11 +309,9 @@ def _train_series(tree: Path, wanted: Sequence[str], out: Path, paths: Paths, *,
     `retrained`; {} where it does not go.
     """
     train = load(paths.params).train
-    yaml = YAML()
-    content = yaml.load((tree / "params.yaml").read_text())
-    content["train"] |= {"folds": train.folds, "repeats": train.repeats, "seed": train.seed}  # the seed deals the folds
-    with (tree / "params.yaml").open("w") as file:
-        yaml.dump(content, file)
+    values = {"folds": train.folds, "repeats": train.repeats, "seed": train.seed}  # the seed deals the folds
+    text = put((tree / "params.yaml").read_text(), {("train", key): value for key, value in values.items()})
+    (tree / "params.yaml").write_text(text)
     counts = {"folds": train.folds, "seeds": train.repeats}
     series = " and ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
     print(f"main's commit is trained again with {series}")
@@ -433,11 +432,9 @@ def _images_for(model: Model, out: Path, paths: Paths) -> NDArray[np.uint8]:
     if not paths.data.is_dir():
         raise NoModelError(f"main's model takes another image size and {paths.data} is not there to prepare it from")
     folder = out / "prepared"
-    yaml = YAML()
-    content = yaml.load(paths.params.read_text())
-    content["prepare"] |= {"image_size": list(model.size), "channels": model.channels, "fit": model.card["fit"]}
-    with (out / "prepare.yaml").open("w") as file:
-        yaml.dump(content, file)
+    taken = {"image_size": list(model.size), "channels": model.channels, "fit": model.card["fit"]}
+    text = put(paths.params.read_text(), {("prepare", key): value for key, value in taken.items()})
+    (out / "prepare.yaml").write_text(text)
     made_of = [str(paths.data), str(folder), str(out / "prepared.parquet"), "--params", str(out / "prepare.yaml")]
     command = [sys.executable, "-m", "src", "prepare", *made_of]
     made = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ GateLevel = Literal["enforce", "warn", "off"]
 
 
 class GateLevels(Section):
-    """What each gate may do."""
+    """What each gate may do: enforce decides, warn only tells, off is silent."""
 
     accuracy: GateLevel = Field(default="enforce", description="floor")
     macro_f1: GateLevel = Field(default="enforce", description="floor")

@@ -25,6 +25,7 @@ from src.core.command import UserError
 from src.core.files import read_json
 from src.judging import plan
 from src.reporting import changes
+from src.system.params import filled
 from src.system.worktree import git
 
 Json = dict[str, Any]
@@ -313,14 +314,14 @@ def _history(path: Path) -> list[dict[str, float]]:
 
 
 def _params(path: Path) -> dict[str, str]:
-    """Every value of a params.yaml by its dotted key; not through src/system/params.py, since main's may have other keys."""
+    """Return every value of a params.yaml, or its default, by its dotted key; main's may have other keys."""
     if not path.is_file():
         return {}
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text())
     except (YAMLError, ValueError, RecursionError):
         return {}  # then the pipeline has stopped for it, and said so
-    return flattened(content) if isinstance(content, dict) else {}
+    return flattened(filled(content)) if isinstance(content, dict) else {}
 
 
 def flattened(content: Any, key: str = "") -> dict[str, str]:

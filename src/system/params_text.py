@@ -1,6 +1,6 @@
 """Values put into the text of a params file, of which all else stays as a person wrote it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import StringIO
 from typing import Any
 
@@ -22,16 +22,16 @@ _Representer.add_representer(
 )
 
 
-def put(text: str, values: Mapping[Place, Any]) -> str:
+def put(text: str, values: Mapping[Place, Any], remark: Callable[[Place], str] = lambda _: "") -> str:
     """Return a text with other values, such as `{("train", "augment", "rotate"): 5}`.
 
     One single value in place of another changes nothing but its own letters, and the remark behind it stays in its column.
-    For a list, a section or a new key the file is written anew: remarks and order stay, spaces and quotes may not. What is
-    equal already stays as it is written.
+    A new key gets a line of its own at the end of its section, with what `remark` says of it. For a list or a section the
+    file is written anew: remarks and order stay, spaces and quotes may not. What is equal already stays as it is written.
     """
     for path, value in values.items():
         if not same(_found(YAML(typ="safe").load(text), path), value):
-            text = _in_place(text, path, value) or _anew(text, path, value)
+            text = _in_place(text, path, value) or _added(text, path, value, remark(path)) or _anew(text, path, value)
     return text
 
 
@@ -54,6 +54,48 @@ def _in_place(text: str, path: Place, value: Any) -> str | None:
     result = text[:start] + written + _moved(text[end:], len(written) - (end - start))
     wanted = _with(YAML(typ="safe").load(text), path, value)
     return result if _reads_as(result, wanted) else None  # an alias is another key's value, too
+
+
+def _added(text: str, path: Place, value: Any, remark: str) -> str | None:
+    """Add a line for a new key at the end of its section, and lines for new sections; None where that is not possible."""
+    there, key, section = 0, None, YAML().compose(text)
+    while isinstance(section, MappingNode) and there < len(path):
+        pair = next((pair for pair in section.value if pair[0].value == path[there]), None)
+        if pair is None:
+            break
+        (key, section), there = pair, there + 1
+    lines = text.rstrip("\n").split("\n")
+    if isinstance(section, MappingNode) and section.value and not section.flow_style:
+        column, after = section.value[0][0].start_mark.column, _last_line(section)
+    elif key is not None and isinstance(section, ScalarNode) and section.start_mark.index == section.end_mark.index:
+        column, after = key.start_mark.column + 2, key.start_mark.line  # a section with nothing below it
+    else:
+        return None
+    if there == len(path):
+        return None
+    if there == 0:  # a new section: at the end, under an empty line
+        after, lines = len(lines), [*lines, ""]
+    new = [f"{' ' * (column + 2 * depth)}{name}:" for depth, name in enumerate(path[there:])]
+    new[-1] += f" {written(value)}"
+    new[-1] = f"{new[-1]:27}  # {remark}" if remark else new[-1]
+    result = "\n".join([*lines[: after + 1], *new, *lines[after + 1 :], ""])
+    return result if _reads_as(result, _with(YAML(typ="safe").load(text), path, value)) else None
+
+
+def _last_line(node: Node) -> int:
+    """Return the line on which a node ends, without the remarks and empty lines below it."""
+    if isinstance(node, MappingNode) and not node.flow_style and node.value:
+        key, value = node.value[-1]
+        return max(int(key.start_mark.line), _last_line(value))
+    return int(node.end_mark.line)
+
+
+def written(value: Any) -> str:
+    """Return a value as it stands on one line."""
+    yaml, target = _yaml(), StringIO()
+    yaml.default_flow_style = True
+    yaml.dump(value, target)
+    return target.getvalue().removesuffix("...\n").strip()
 
 
 def _moved(rest: str, by: int) -> str:
@@ -114,6 +156,8 @@ def _found(content: Any, path: Place) -> Any:
 def _with(content: Any, path: Place, value: Any) -> Any:
     place = content
     for name in path[:-1]:
-        place = place.setdefault(name, {})
+        if place.get(name) is None:
+            place[name] = {}
+        place = place[name]
     place[path[-1]] = value
     return content

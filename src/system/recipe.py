@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from src.core.files import replacing
 from src.core.params import content
-from src.system.params import load
+from src.system.params import filled, load, remark
 from src.system.params_text import Place, put, same
 
 
@@ -27,10 +25,10 @@ def adopt(recipe: Path, target: Path) -> list[str]:
     load(recipe)
     load(target)
     text = target.read_text()
-    values = dict(_changes(YAML(typ="safe").load(text), content(recipe)))
+    values = dict(_changes(filled(content(target)), content(recipe)))
     if values:
         with replacing(target) as fresh:
-            fresh.write_text(put(text, {path: now for path, (_, now) in values.items()}))
+            fresh.write_text(put(text, {path: now for path, (_, now) in values.items()}, remark))
     return [f"{'.'.join(path)}: {_shown(before)} -> {_shown(now)}" for path, (before, now) in values.items()]
 
 
@@ -39,9 +37,9 @@ def _changes(
 ) -> Iterator[tuple[Place, tuple[Any, Any]]]:
     """Yield place, value before and value now of each key that is wanted otherwise."""
     for key, value in wanted.items():
-        before, path = present.get(key), (*section, key)
-        if isinstance(value, dict) and isinstance(before, dict) and key != "space":
-            yield from _changes(before, value, path)
+        before, path = present[key], (*section, key)
+        if isinstance(before, dict) and key != "space":
+            yield from _changes(before, value or {}, path)
         elif not same(before, value):
             yield path, (before, value)
 

@@ -14,13 +14,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from src.core.command import UserError, table
 from src.core.files import read_json, write_json
 from src.system import dvc_lock, hardware, recipe
 from src.system.addresses import without_secrets
 from src.system.params import load
+from src.system.params_text import Place, put
 from src.system.versioning import dvc, has_unrecorded_changes, watch_dvc
 from src.system.worktree import bring
 
@@ -152,12 +151,11 @@ def _cut(epochs: int | None, told: dict[str, Any]) -> dict[str, int] | None:
     if epochs is None or (train.epochs <= epochs and not train.folds and train.repeats == 1):
         return None
     left = min(epochs, train.epochs)
-    yaml = YAML()
-    content = yaml.load(_PARAMS.read_text())
-    warm = min(train.warmup_epochs, math.floor(left / 3)) if left < train.epochs else content["train"]["warmup_epochs"]
-    content["train"].update({"epochs": left, "warmup_epochs": warm, "folds": 0, "repeats": 1})
-    with _PARAMS.open("w") as file:
-        yaml.dump(content, file)
+    values: dict[str, Any] = {"epochs": left, "folds": 0, "repeats": 1}
+    if left < train.epochs:
+        values["warmup_epochs"] = min(train.warmup_epochs, math.floor(left / 3))
+    lowered: dict[Place, Any] = {("train", key): value for key, value in values.items() if value != getattr(train, key)}
+    _PARAMS.write_text(put(_PARAMS.read_text(), lowered))
     print(f"small budget: {left} of {train.epochs} epochs, no folds, one seed")
     return {"asked": train.epochs, "epochs": left}
 

@@ -10,7 +10,7 @@ Level = Literal["error", "warn", "off"]
 
 
 class Checks(Section):
-    """How serious each finding of `validate` is."""
+    """How serious each finding of `validate` is: error stops the pipeline, warn only reports, off is silent."""
 
     labels: Level = Field(default="error", description="a class that was not declared")
     min_images: Level = Field(default="error", description="a class without enough images in a split")

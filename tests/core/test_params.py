@@ -1,6 +1,8 @@
 """params.yaml is refused by name, key, value and expectation: python -m pytest tests/core/test_params.py"""
 
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,89 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from src.core.command import UserError
-from src.system.params import Params, load
+from src.core.params import section
+from src.evaluation.evaluate_params import Evaluate
+from src.system.params import Params, filled, load, remark
 from src.system.sweep_params import Sweep
+from src.training.train_params import Train
 
 
 def test_the_shipped_file_is_valid_short_and_remarked() -> None:
     load(ROOT / "params.yaml")
     lines = (ROOT / "params.yaml").read_text().splitlines()
-    assert len(lines) < 150
+    assert len(lines) < 70
     keys = [line for line in lines if line.startswith("  ")]
     assert [line for line in keys if "#" not in line] == []
+
+
+def test_the_shipped_file_says_of_each_key_what_its_class_says() -> None:
+    place: list[str] = []
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        if found := re.match(r"( *)(\w+): *([^#]*)(?:# (.*))?", line):
+            place = [*place[: len(found[1]) // 2], found[2]]
+            assert not found[3] or found[4] == remark(place), line
+
+
+def test_every_key_has_a_default_and_a_remark() -> None:
+    values = filled({})
+    for dial in dials():
+        assert remark(dial.split(".")), dial
+        place = values
+        for name in dial.split("."):
+            assert name in place, dial
+            place = place[name]
+
+
+@pytest.mark.parametrize("text", ["prepare:\nvalidate:\ntrain:\nevaluate:\n", "extends: base.yaml\ntrain:\n  augment:\n"])
+def test_an_empty_section_has_its_defaults(tmp_path: Path, text: str) -> None:
+    (tmp_path / "base.yaml").write_text("prepare: {}\nvalidate: {checks: }\ntrain: {augment: {crop: 1}}\nevaluate:\n")
+    (tmp_path / "params.yaml").write_text(text)
+    assert load(tmp_path / "params.yaml") == load(ROOT / "params.yaml")
+    assert section(tmp_path / "params.yaml", "train", Train) == Train()
+
+
+def test_a_stage_reads_its_own_section_alone(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train: {epochs: 3}\ngates: {min_accuracy: high}\n")
+    assert section(path, "train", Train).epochs == 3
+    with pytest.raises(UserError, match="section evaluate is missing: write `evaluate:`, with nothing below it"):
+        section(path, "evaluate", Evaluate)
+    path.write_text("train: {epochz: 3, augment: {crop: -1}}\n")
+    with pytest.raises(UserError, match=r"train.augment.crop is -1, .*; train.epochz is unknown; did you mean epochs\?"):
+        section(path, "train", Train)
+
+
+def test_a_default_that_is_written_is_no_other_value() -> None:
+    assert filled({"train": {"epochs": 50}, "gates": None, "sweep": {"trials": 20.0}}) == filled({})
+    assert filled({"gates": {"min_accuracy": 0.1}, "mine": 1}) != filled({})
+    space = {"width": [8, 16]}
+    assert filled({"sweep": {"space": space}})["sweep"]["space"] == space
+
+
+def list_params(path: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "src", "params", "--params", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_listing_is_a_file_of_params_that_marks_what_is_set(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    params = write_params(path, train__epochs=7)
+    printed = list_params(path).stdout
+    (tmp_path / "listed.yaml").write_text(printed)
+    assert load(tmp_path / "listed.yaml") == params
+    assert re.search(r"\n  epochs: 7 +# set, default 50: passes over", printed)
+    assert re.search(r"\n  width: 24 +# set: channels", printed)
+    assert re.search(r"\n  ema: 0 +# keep a moving average", printed)
+    assert len(re.findall(r"^ *[\w.]+: \S.*# \S", printed, re.MULTILINE)) == len(list(dials()))
+
+
+def test_the_listing_of_a_faulty_file_tells_the_fault(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train: {epochs: none}\n")
+    done = list_params(tmp_path / "params.yaml")
+    assert done.returncode == 1
+    assert "train.epochs is 'none'" in done.stderr
+    assert not done.stdout
 
 
 def test_values_cannot_be_changed_after_reading() -> None:
@@ -139,8 +214,8 @@ def test_a_change_of_any_dial_runs_each_stage_that_reads_it(tmp_path: Path, monk
     def turn(dial: str, value: int) -> None:
         *sections, key = dial.split(".")
         place = values
-        for section in sections:
-            place = place.setdefault(section, {})
+        for name in sections:
+            place = place.setdefault(name, {})
         place[key] = value
         yaml.dump(values, Path("params.yaml"))
 

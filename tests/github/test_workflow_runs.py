@@ -177,7 +177,7 @@ def set_params(**changes: Any) -> Edit:
         content = yaml.load((folder / "params.yaml").read_text())
         for name, value in changes.items():
             section, key = name.split("__")
-            content[section][key] = value
+            content.setdefault(section, {})[key] = value
         with (folder / "params.yaml").open("w") as file:
             yaml.dump(content, file)
 

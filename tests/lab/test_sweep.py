@@ -656,6 +656,20 @@ def test_what_is_more_than_a_value_of_train_is_refused(place: Place, old: str, n
     assert not place.github.repository.sha("sweep/0123456789ab-3")
 
 
+def test_a_key_that_was_left_to_its_default_is_a_new_line() -> None:
+    text = "train:\n  epochs: 3  # few\n\nevaluate:\n"
+    put = sweep_branch.changed(text, {"augment.rotate": 3.5, "epochs": 4, "ema": 0.9})
+    assert put == "train:\n  epochs: 4  # few\n  augment:\n    rotate: 3.5\n  ema: 0.9\n\nevaluate:\n"
+    assert list(sweep_pull.changes(text, put)) == [
+        ("epochs", "3", "4"), ("rotate", "default", "3.5"), ("ema", "default", "0.9")
+    ]  # fmt: skip
+    for line in ("  ema: 0.9  # and more", "  evil: 1", "  ema: [1]", "ema: 1"):
+        with pytest.raises(UserError, match="refused"):
+            list(sweep_pull.changes(text, put.replace("  ema: 0.9", line)))
+    with pytest.raises(UserError, match="has no line `evaluate:`"):
+        list(sweep_pull.changes(text, put.replace("evaluate:", "")))
+
+
 def test_values_are_compared_as_a_person_wrote_them() -> None:
     text = "train:\n  weights:      # none\n  optimizer: 'sgd'\n  learning_rate: 1.0e-3  # slow\n"
     put = sweep_branch.changed(text, {"optimizer": "muon", "learning_rate": 0.02})

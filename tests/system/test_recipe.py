@@ -217,6 +217,35 @@ def test_adopting_a_recipe_keeps_remarks_and_says_what_changed(tmp_path: Path) -
     assert recipe.adopt(path, target) == []
 
 
+def test_a_key_that_was_left_to_its_default_is_added_with_its_remark(tmp_path: Path) -> None:
+    target = tmp_path / "params.yaml"
+    target.write_text("prepare:\nvalidate:\ntrain:\n  epochs: 3  # few\n\n# four\nevaluate:\n")
+    text = "extends: ../params.yaml\ntrain: {ema: 0.9, width: 24, augment: {flip: true}}\nvalidate: {labels: [a, b]}\n"
+    path = written(tmp_path, text + "gates: {levels: {churn: 'off'}}\nsweep: {space: {width: [8, 16]}}\n")
+    assert recipe.adopt(path, target)[1] == "train.ema: 0 -> 0.9"
+    expected = """prepare:
+validate:
+  labels: [a, b]             # the classes you expect, e.g. [cat, dog]; null takes those found
+train:
+  epochs: 3  # few
+  ema: 0.9                   # keep a moving average of the weights, with this decay: 0.999; 0 is off
+  augment:
+    flip: true               # mirror left-right; true for photographs, wrong for digits
+
+# four
+evaluate:
+
+gates:
+  levels:
+    churn: off               # two equally good models that disagree
+
+sweep:
+  space: {width: [8, 16]}    # keys of train that may vary: a list of choices, or {low, high} with `log: true` or `step`
+"""
+    assert target.read_text() == expected
+    assert load(target) == load(path)
+
+
 @pytest.mark.template
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_committed_recipe_is_valid_and_explains_each_departure(path: Path) -> None:

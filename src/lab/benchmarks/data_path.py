@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -33,6 +32,7 @@ from src.core.command import cores, table
 from src.core.shape import Shape
 from src.images.augment_params import Augment
 from src.lab.benchmarks.per_sample import PerSample
+from src.system.params_text import put
 from src.training.batches import Batches
 from src.training.classifier import build
 from src.training.world import World
@@ -88,11 +88,7 @@ def our_decode(folder: Path, out: Path) -> float:
 
 def write_params(path: Path) -> None:
     """Write the repository's params with the photographs' size."""
-    yaml = YAML()
-    params = yaml.load(Path("params.yaml").read_text())
-    params["prepare"]["image_size"] = _SIDE
-    with path.open("w") as file:
-        yaml.dump(params, file)
+    path.write_text(put(Path("params.yaml").read_text(), {("prepare", "image_size"): _SIDE}))
 
 
 def ours(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

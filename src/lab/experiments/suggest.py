@@ -26,7 +26,7 @@ from src.core.manifest import class_order
 from src.core.params import content
 from src.core.shape import Shape
 from src.images import images, readers
-from src.system.params import Params, load
+from src.system.params import Params, filled, load
 from src.system.params_text import same
 from src.training import export
 from src.training.classifier import Classifier, networks
@@ -292,7 +292,7 @@ def main() -> None:
     params = load(args.params)
     facts = look(args.data, params)
     settings = suggest(facts, params)
-    differing = changes(settings, content(args.params))
+    differing = changes(settings, filled(content(args.params)))
     write_bytes(args.out, recipe(differing, os.path.relpath(args.params, args.out.parent)).encode())
     rows = [
         [one.found, f"{one.key}: {json.dumps(one.value)}", "" if one in differing else "as it is", one.reason]
