@@ -313,7 +313,8 @@ def kill_a_child() -> None:
 _SERIES = """
 import sys, multiprocessing, threading
 from pathlib import Path
-sys.path[:0] = [sys.argv[1] + "/tests", sys.argv[1] + "/tests/training"]
+tests = Path(sys.argv[1]) / "tests"
+sys.path[:0] = map(str, [tests, *tests.glob("*/")])
 from src.system.command_line import run
 from src.training import side_by_side
 
