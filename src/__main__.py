@@ -19,6 +19,7 @@ VERBS = (
     ("validate", "validation.validate", "stage 2: check the data"),
     ("train", "training.train", "stage 3: train, and export the model"),
     ("evaluate", "evaluation.evaluate", "stage 4: judge the ONNX model on the test split"),
+    ("answer", "evaluation.answer", "started by compare and verdict: let an ONNX model answer the test split"),
     ("reproduce", "system.reproduce", "pull the data, run the stages, show the metrics (make reproduce)"),
     ("params", "system.list_params", "print every key of params.yaml with its value and meaning (make params)"),
     ("compare", "judging.compare", "bring main's model beside the one under review (make report)"),

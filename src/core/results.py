@@ -4,7 +4,7 @@
 float32 of shape (n, classes), both over the same list of class names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from src.core import metrics, significance, slices
+from src.core import metrics, significance
 from src.core.files import read_json, rounded
 from src.core.manifest import read_manifest
 
@@ -30,17 +30,17 @@ def numbers(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float32],
     classes: Sequence[str],
-    rows: pa.Table,
+    members: Mapping[str, NDArray[np.bool_]],
     confidence: float,
     calibration_bins: int,
 ) -> dict[str, Any]:
-    """Return the metrics over all images, by class and by slice, with intervals of `confidence`."""
+    """Return the metrics over all examples, by class and by slice (`members`: masks), with intervals of `confidence`."""
     right = probabilities.argmax(axis=1) == labels
     return {
         **metrics.overall(labels, probabilities, confidence, calibration_bins),
         "images": len(labels),
         "per_class": metrics.per_class(labels, probabilities, classes),
-        "slices": metrics.slices(right, slices.members(rows), confidence),
+        "slices": metrics.slices(right, members, confidence),
     }
 
 
@@ -85,3 +85,8 @@ def predictions(
     ):
         table = table.append_column(name, values)
     return table
+
+
+def memberships(members: Mapping[str, NDArray[np.bool_]], rows: pa.Table) -> pa.Table:
+    """Return one row an example: its digest, and for each slice whether it belongs to it."""
+    return pa.table({"digest": rows.column("digest"), **{name: pa.array(mask) for name, mask in members.items()}})

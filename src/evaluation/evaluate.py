@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from src.core import arrays, metrics, results
 from src.core.arrays import Arrays, Split
@@ -24,8 +21,9 @@ from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
 from src.core.params import section
-from src.evaluation import baseline, figures
+from src.evaluation import answer, figures
 from src.evaluation.evaluate_params import Evaluate
+from src.images import golden, slices
 from src.images.prepare_params import Prepare
 from src.training.classifier import Classifier
 from src.training.classifier import load as load_classifier
@@ -46,13 +44,14 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
     probabilities = model.probabilities(test.images)
     classifier = load_classifier(model.card, model_folder / "weights.safetensors")
     parity = _parity(classifier, test, probabilities, params.parity_tolerance)
-    facts = results.test_rows(manifest)
-    simple = baseline.probabilities(data.split("train"), test, len(data.classes))
-    told = _results(test, probabilities, simple, facts, model, parity, params)
-    told |= results.trainings(model_folder, params.confidence)
+    rows = results.test_rows(manifest)
+    members = slices.members(rows)
+    told = answer.numbers(data, model, probabilities, data.classes, members, params, with_baseline=True)
+    told["parity"] = rounded(parity)  # its last bits hang on the number of threads
     with replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
         fresh.mkdir()
-        _write_tables(fresh, test, probabilities, facts, told, data.classes, params)
+        answer.write_tables(fresh, test.labels, probabilities, data.classes, rows, members)
+        _write_curves(fresh, test, probabilities, told, data.classes, params)
         _write_golden(fresh / "golden", test, probabilities, data.classes, params)
         _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
         write_json(fresh_metrics, told)
@@ -90,25 +89,6 @@ def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _results(
-    test: Split,
-    probabilities: NDArray[np.float32],
-    simple: NDArray[np.float32],
-    facts: pa.Table,
-    model: Model,
-    parity: float,
-    params: Evaluate,
-) -> dict[str, Any]:
-    own = results.numbers(test.labels, probabilities, model.classes, facts, params.confidence, params.calibration_bins)
-    plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
-    return {
-        **own,
-        "baseline": {**plain, "margin": rounded(own["accuracy"] - plain["accuracy"])},
-        "model_bytes": model.path.stat().st_size,
-        "parity": rounded(parity),  # its last bits hang on the number of threads
-    }
-
-
 def _summary(told: Mapping[str, Any]) -> str:
     rows = [[name, f"{told[name]:.4f}", f"{told['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")]
     return table(["test", "model", "logistic regression"], rows)
@@ -119,20 +99,17 @@ def _summary(told: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_tables(
+def _write_curves(
     folder: Path,
     test: Split,
     probabilities: NDArray[np.float32],
-    facts: pa.Table,
     told: Mapping[str, Any],
     classes: Sequence[str],
     params: Evaluate,
 ) -> None:
-    """Write what `dvc plots` and the report read: predictions, confusion, calibration, classes, slices."""
+    """Write what `dvc plots` and the report read: confusion, calibration, classes, slices."""
     predicted = probabilities.argmax(axis=1)
     names = np.array(classes, dtype=object)
-    table_of_images = results.predictions(test.labels, probabilities, classes, facts)
-    pq.write_table(table_of_images, folder / "predictions.parquet", compression="zstd")
     pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(test.labels, predicted, strict=True)]
     _write_csv(folder / "confusion.csv", pairs)
     _write_csv(folder / "calibration.csv", metrics.calibration(test.labels, probabilities, params.calibration_bins))
@@ -151,12 +128,12 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _write_golden(
     folder: Path, test: Split, probabilities: NDArray[np.float32], classes: Sequence[str], params: Evaluate
 ) -> None:
-    """Write test images, as PNG at the model's own size, with the probabilities that a deployment must reproduce."""
+    """Write test examples with the probabilities that a deployment must reproduce."""
     folder.mkdir()
     examples = []
     for row in _spread(test.labels, params.golden):
-        name = f"{row:06d}.png"
-        Image.fromarray(test.images[row].squeeze()).save(folder / name)
+        name = f"{row:06d}{golden.SUFFIX}"
+        golden.write(folder / name, test.images[row])
         values = [rounded(value) for value in probabilities[row]]
         prediction = classes[int(probabilities[row].argmax())]
         label = classes[int(test.labels[row])]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from src.core import results, slices
+from src.core import results
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.manifest import read_manifest
@@ -97,19 +97,19 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         return Facts(failed=failed, validation=fresh, why_no_main=known["why"], judging_changed=known["judging_changed"])
     timings = read_json(main_folder / "timings.json", made_by="evaluate")
     rows = results.test_rows(paths.manifest)
-    mine = _predictions(paths.evaluation / "predictions.parquet", rows)
+    mine = _of_examples(paths.evaluation / "predictions.parquet", rows)
     compared = known["found"] and (main_folder / "predictions.parquet").is_file()
-    theirs = _predictions(main_folder / "predictions.parquet", rows) if compared else None
+    theirs = _of_examples(main_folder / "predictions.parquet", rows) if compared else None
     anchor, looks = known.get("anchor") or {}, known.get("looks") or {}
     apart = bool(anchor) and not anchor["is_main"] and anchor["found"]
-    best = _predictions(main_folder / "anchor/predictions.parquet", rows) if apart else theirs
+    best = _of_examples(main_folder / "anchor/predictions.parquet", rows) if apart else theirs
     labels = _column(mine, "label")
     return Facts(
         validation=validation,
         metrics=read_json(paths.metrics, made_by="evaluate"),
         labels=labels,
         answers=_answers(mine),
-        slices=slices.members(rows),
+        slices=_slices(_of_examples(paths.evaluation / "slices.parquet", rows)),
         latency=timings["candidate"],
         comparable=told.get("lane", {}).get("comparable", True),
         budget=told.get("budget"),
@@ -177,14 +177,18 @@ def _marks(told: dict[str, Any], columns: list[int]) -> NDArray[np.bool_]:
     return np.array([[right[seed][column] == "1" for column in columns] for seed in seeds], dtype=bool)
 
 
-def _predictions(path: Path, rows: pa.Table) -> pa.Table:
-    """Read predictions; they must be of just these test images, in this order."""
+def _of_examples(path: Path, rows: pa.Table) -> pa.Table:
+    """Read a table of the test examples; it must be of just these, in this order."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run make reproduce, then make report again")
     table = pq.read_table(path)
     if table.column("digest").to_pylist() != rows.column("digest").to_pylist():
-        raise UserError(f"{path} is of other test images than the manifest: run make reproduce, then make report again")
+        raise UserError(f"{path} is of other test examples than the manifest: run make reproduce, then make report again")
     return table
+
+
+def _slices(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
+    return {name: table.column(name).to_numpy() for name in table.column_names if name != "digest"}
 
 
 def _answers(table: pa.Table) -> Answers:

@@ -25,17 +25,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from src.core import arrays, metrics, results
 from src.core.command import UserError
-from src.core.files import read_json, rounded, write_json
-from src.core.inference import Model
-from src.evaluation import baseline
-from src.evaluation.evaluate_params import Evaluate
+from src.core.files import read_json, write_json
 from src.judging import lineage
-from src.system.params import load
 
 FORMAT = 1
 _PARAMS = Path(__file__).parents[2] / "params.yaml"  # of the commit that this code is of
@@ -53,7 +47,7 @@ def judge(path: Path, out: Path) -> None:
     if request["format"] != FORMAT or any(name not in request for name in _FIELDS):
         raise UserError(f"{path} has the format {request['format']}, and this judge reads format {FORMAT}")
     out.mkdir(parents=True, exist_ok=True)
-    _evaluate(request, out, load(_PARAMS).evaluate)
+    _answer(request, out)
     verdict = _verdict(request, out)
     if _refusing(verdict) == {"latency"}:  # a busy machine is no fault of the model
         print("only the latency gate does not pass: measuring once more")
@@ -63,20 +57,10 @@ def judge(path: Path, out: Path) -> None:
     write_json(out / "verdict.json", {**verdict, "format": FORMAT})
 
 
-def _evaluate(request: Mapping[str, Any], out: Path, params: Evaluate) -> None:
+def _answer(request: Mapping[str, Any], out: Path) -> None:
     """Let the ONNX model answer the test split: the network may be one that this commit's src/model.py does not know."""
-    data, model = arrays.load(Path(request["arrays"])), Model(Path(request["model"]))
-    test, rows = data.split("test"), results.test_rows(Path(request["manifest"]))
-    probabilities = model.probabilities(test.images)
-    told = results.numbers(test.labels, probabilities, model.classes, rows, params.confidence, params.calibration_bins)
-    simple = baseline.probabilities(data.split("train"), test, len(data.classes))
-    plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
-    told["baseline"] = {**plain, "margin": rounded(told["accuracy"] - plain["accuracy"])}
-    told["model_bytes"] = model.path.stat().st_size
-    write_json(out / "metrics.json", told | results.trainings(Path(request["model"]), params.confidence))
-    (out / "evaluation").mkdir(exist_ok=True)
-    table = results.predictions(test.labels, probabilities, model.classes, rows)
-    pq.write_table(table, out / "evaluation" / "predictions.parquet", compression="zstd")
+    read = [request[name] for name in ("arrays", "manifest", "model")]
+    _run("answer", [*read, str(out / "metrics.json"), str(out / "evaluation"), "--baseline"])
 
 
 def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from src.core.files import read_json, rounded, write_json
 from src.core.inference import Model
-from src.release import modelcheck
+from src.images.golden import read
 
 FOLDER = "quantized"  # among what is judged
 _SERVED = ("model.int8.onnx", "quantization.json")
@@ -58,7 +58,7 @@ def add(folder: Path, made: Path, table: Mapping[str, Any] | None) -> None:
 
 def _answer_golden(golden: Path, model: Model) -> None:
     told = read_json(golden / "golden.json", made_by="evaluate", keys=("classes", "examples"))
-    answers = model.probabilities(modelcheck.golden_images(golden, told, model.channels))
+    answers = model.probabilities(read(golden, told["examples"], model.channels))
     examples = [
         {
             **example,

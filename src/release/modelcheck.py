@@ -1,16 +1,15 @@
 """Checks of a model file that need no code of the commit it comes from: what it may contain, and what it answers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from PIL import Image
 
 from src.core.files import read_json
 from src.core.inference import Model
+from src.images.golden import read
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 _LARGEST = 2 * 2**30  # bytes; what protobuf can hold
@@ -47,20 +46,8 @@ def golden_difference(folder: Path, golden: Path) -> tuple[float, float]:
     """
     model = Model(folder)
     told = read_json(golden / "golden.json", made_by="evaluate", keys=("classes", "examples", "tolerance"))
-    answers = model.probabilities(golden_images(golden, told, model.channels))
+    answers = model.probabilities(read(golden, told["examples"], model.channels))
     reviewed = np.array([example["probabilities"] for example in told["examples"]])
     if told["classes"] != model.classes or reviewed.shape != answers.shape:
         return float("inf"), told["tolerance"]
     return float(np.abs(answers - reviewed).max()), told["tolerance"]
-
-
-def golden_images(golden: Path, told: Mapping[str, Any], channels: int) -> NDArray[np.uint8]:
-    """Return the images that golden.json (`told`) names, uint8 of shape (n, height, width, channels)."""
-    return np.stack([_image(golden / example["file"], channels) for example in told["examples"]])
-
-
-def _image(path: Path, channels: int) -> Any:
-    """Return uint8 pixels of shape (height, width, channels)."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image)
-    return pixels[..., None] if channels == 1 else pixels

@@ -81,7 +81,7 @@ def test_a_model_that_learnt_nothing_is_named(
     run()
     assert "Try `make suggest`" not in capsys.readouterr().out
     one_hot = np.eye(3, dtype=np.float32)
-    monkeypatch.setattr("src.evaluation.evaluate.baseline.probabilities", lambda _, test, __: one_hot[test.labels])
+    monkeypatch.setattr("src.evaluation.baseline.probabilities", lambda _, test, __: one_hot[test.labels])
     monkeypatch.setattr("src.evaluation.evaluate._parity", lambda *_: 0.0)
     monkeypatch.setattr(Model, "probabilities", lambda _, images: one_hot[np.arange(len(images)) % 3])
     run("guesses")
