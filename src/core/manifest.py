@@ -1,6 +1,7 @@
 """The manifest: one row per example with its label, split and faults; and the split rule."""
 
 import re
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,15 @@ MANIFEST = pa.schema(
 )
 
 
-def read_manifest(path: Path) -> pa.Table:
+# what a manifest says of an example whatever it is made of; judging reads nothing else of it
+OF_EVERY_KIND = ("path", "row", "label", "group", "digest", "split", "index")
+
+
+def read_manifest(path: Path, columns: Sequence[str] = OF_EVERY_KIND) -> pa.Table:
     """Read a manifest that `prepare` wrote.
 
     Raises:
-        UserError: it is missing, damaged, or has other columns than MANIFEST.
+        UserError: it is missing or damaged, or lacks one of the columns.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: run `dvc repro prepare`, which makes it")
@@ -50,7 +55,7 @@ def read_manifest(path: Path) -> pa.Table:
         manifest = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): run `dvc repro -f prepare`") from None
-    if manifest.schema.names != MANIFEST.names:
+    if not set(columns) <= set(manifest.schema.names):
         raise UserError(f"{path} has other columns than this code writes: run `dvc repro -f prepare`")
     return manifest
 

@@ -19,7 +19,7 @@ from src.core import reference as recorded
 from src.core.arrays import Arrays
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
-from src.core.manifest import SPLITS, class_order, read_manifest
+from src.core.manifest import MANIFEST, SPLITS, class_order, read_manifest
 from src.core.params import section
 from src.validation import checks, duplicates
 from src.validation.checks import Finding
@@ -37,7 +37,7 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     Raises:
         UserError: an input is missing or damaged, or a check of level `error` failed (both outputs are written then).
     """
-    manifest = read_manifest(manifest_path)
+    manifest = read_manifest(manifest_path, MANIFEST.names)
     card = arrays.load(folder)
     near = duplicates.near(manifest, card.thumbnails()) if params.checks.near_duplicates != "off" else _NONE
     findings, drift = checks.inspect(manifest, params, recorded.read(reference), near, card.size)
