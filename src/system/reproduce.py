@@ -16,7 +16,7 @@ from typing import Any
 
 from src.core.command import UserError, table
 from src.core.files import read_json, write_json
-from src.system import dvc_lock, hardware, recipe
+from src.system import dvc_lock, dvc_locks, hardware, recipe
 from src.system.addresses import without_secrets
 from src.system.params import load
 from src.system.params_text import Place, put
@@ -206,6 +206,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("out/run.json"), help="what to write about the run")
     parser.add_argument("--params", type=Path, metavar="FILE", help="a recipe to put into params.yaml first")
     args = parser.parse_args()
-    if args.params:
-        _adopt(args.params)
-    reproduce(args.pull, args.epochs, args.minutes, args.run)
+    with dvc_locks.alone():
+        dvc_locks.mend()
+        if args.params:
+            _adopt(args.params)
+        reproduce(args.pull, args.epochs, args.minutes, args.run)
