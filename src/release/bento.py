@@ -33,6 +33,7 @@ BENTOFILE = "bentofile.yaml"
 IDENTITY = "out/release/identity.json"
 MODEL = "out/model"
 MANIFEST = "manifest.json"
+UV = "requirements/uv.txt"  # src/serving/service.py has the image install it
 _KEPT = 5  # bentos of a host that runs them as processes
 
 
@@ -124,7 +125,7 @@ def _named(text: str) -> _Named:
     if not isinstance(include, list) or not include:
         raise UserError(f"{BENTOFILE} has no list `include`: without one everything would get into the image")
     requirements = (content.get("python") or {}).get("requirements_txt")
-    others = [BENTOFILE, *([requirements.removeprefix("./")] if requirements else [])]
+    others = [BENTOFILE, UV, *([requirements.removeprefix("./")] if requirements else [])]
     return _Named([str(pattern).removeprefix("./") for pattern in include], content.get("exclude") or [], others)
 
 
@@ -175,8 +176,14 @@ def key(content: Content, folder: Path, base: str | None) -> str:
     return digest({"base": base, "bentoml": metadata.version("bentoml"), "files": made_of})
 
 
-def build(folder: Path, home: Path, version: str) -> Path:
+def build(folder: Path, home: Path, version: str, base: str | None) -> Path:
     """Run `bentoml build` in a build folder, with the store `home`; return the folder of the bento.
+
+    Args:
+        folder: what was assembled.
+        home: BentoML's store.
+        version: of the bento.
+        base: the image to build from; None where no image is built.
 
     Raises:
         UserError: BentoML refused.
@@ -184,7 +191,8 @@ def build(folder: Path, home: Path, version: str) -> Path:
     command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "--version", version]
     try:
         # only what was assembled is importable, so that a file that `include` forgot is missed now and not in production
-        said = call(command, 600, environment={**bentoml_environment(home), "PYTHONPATH": ""}, folder=folder)
+        variables = {**bentoml_environment(home), "PYTHONPATH": "", **({"BASE_IMAGE": base} if base else {})}
+        said = call(command, 600, environment=variables, folder=folder)
     except EngineError as error:
         raise UserError(f"bentoml build failed: {error}") from None
     found = re.findall(r"^__tag__:([^:\s]+):(\S+)$", said, re.MULTILINE)

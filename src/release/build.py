@@ -69,12 +69,13 @@ def build(folder: Path, tree: Path, content: Content, options: Options) -> dict[
     registry = _registry() if options.push else None
     if options.push and engine is None:
         raise RefusedError("image", "nothing can be pushed, because no image is built", "start Docker, or leave out --push")
-    with bentos.temporary() as temporary, _signed_in(engine, registry) as login:
+    with bentos.temporary() as temporary:
         source = Path(temporary) / "source"
         source.mkdir()
         bentos.assemble(tree, content, source)
-        job = _Job(content, source, options, bentos.key(content, source, _base(engine) if engine else None))
-        made = _with_engine(job, engine, registry, login) if engine else _without_engine(job, settings.home)
+        base = _base(engine) if engine else None
+        job = _Job(content, source, options, bentos.key(content, source, base.digest if base else None), base)
+        made = _with_engine(job, engine, registry) if engine else _without_engine(job, settings.home)
         image, found = made
         locked = _locked(source)
     write_bytes(folder / "sbom.json", sbom.write(found, locked, content.identity, job.key).encode())
@@ -84,13 +85,23 @@ def build(folder: Path, tree: Path, content: Content, options: Options) -> dict[
 
 
 @dataclass(frozen=True)
+class _Base:
+    """The image that another is built from: the name that was given, the one to build from, and its digest or id."""
+
+    name: str
+    pinned: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class _Job:
-    """One build: what goes in, where it lies, and the key that names it."""
+    """One build: what goes in, where it lies, and the key that names it; without an engine there is no base."""
 
     content: Content
     source: Path
     options: Options
     key: str
+    base: _Base | None
 
     @property
     def tag(self) -> str:
@@ -98,8 +109,8 @@ class _Job:
         return f"{self.content.name}:{self.content.version}-{self.key[:12]}"
 
 
-def _base(engine: Engine) -> str:
-    """Return the digest or id of the base image, which is fetched where it is not here yet."""
+def _base(engine: Engine) -> _Base:
+    """Return the base image by its digest, fetched where it is not here yet; one that no registry gave has only its id."""
     name = os.environ.get("BASE_IMAGE") or BASE_IMAGE
     image = engine.inspect(name)
     if image is None:
@@ -112,7 +123,14 @@ def _base(engine: Engine) -> str:
         image = engine.inspect(name)
     if image is None:
         raise RefusedError("image", f"the base image {name} is not there after it was fetched", "set another BASE_IMAGE")
-    return min((digest.rpartition("@")[2] for digest in image.digests), default=image.id)
+    if not image.digests:
+        print(f"the base image {name} was made on this machine, so that no registry names its digest", flush=True)
+        return _Base(name, name, image.id)
+    repository = re.sub(r"[:@][^/]*$", "", name)
+    own = [digest for digest in image.digests if digest.partition("@")[0].endswith(repository)]
+    pinned = name if "@" in name else min(own or image.digests)
+    print(f"base image: {pinned}", flush=True)
+    return _Base(name, pinned, pinned.rpartition("@")[2])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,13 +138,11 @@ def _base(engine: Engine) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _with_engine(
-    job: _Job, engine: Engine, registry: str | None, login: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _with_engine(job: _Job, engine: Engine, registry: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the content of image.json, and what lies inside of the image."""
     started = time.monotonic()
     remote = f"{registry}/{job.content.name}" if registry else None
-    image = None if job.options.rebuild else _built_already(job, engine, remote, login)
+    image = None if job.options.rebuild else _built_already(job, engine, remote)
     said = f"already built: {job.tag}"
     if image is None:
         image = _make(job, engine)
@@ -137,7 +153,7 @@ def _with_engine(
     digest = image.id
     name = job.tag
     if remote:
-        digest = _push(job, engine, image, remote, login)
+        digest = _push(job, engine, image, remote)
         name = f"{remote}@{digest}"
     return _described(job, name, digest, engine.kind) | {"id": image.id, "size": image.size}, found
 
@@ -147,22 +163,28 @@ def _described(job: _Job, name: str, digest: str, engine: str) -> dict[str, Any]
     return {
         "image": name, "digest": digest, "id": None, "key": job.key, "engine": engine, "bento": None, "size": None,
         "version": identity["version"], "manifest": identity["manifest"], "commit": identity["commit"],
+        "base": job.base.pinned if job.base else None,
     }  # fmt: skip
 
 
-def _built_already(job: _Job, engine: Engine, remote: str | None, login: Mapping[str, str]) -> Image | None:
-    """Return the image with this key, from this machine or from the registry."""
+def _built_already(job: _Job, engine: Engine, remote: str | None) -> Image | None:
+    """Return the image with this key: that of the registry, whose digest is known, before one of this machine."""
+    if remote and (image := _of_registry(job, engine, remote)):
+        return image
     for id_ in engine.find(_KEY, job.key):
         return engine.inspect(id_)
-    if remote is None:
-        return None
+    return None
+
+
+def _of_registry(job: _Job, engine: Engine, remote: str) -> Image | None:
     name = f"{remote}:key-{job.key[:12]}"
-    try:
-        engine.pull(name, login)
-    except EngineError as error:
-        if _NOT_THERE.search(str(error)):
-            return None
-        raise _registry_error(remote, error) from None
+    with _signed_in(engine, remote) as login:
+        try:
+            engine.pull(name, login)
+        except EngineError as error:
+            if _NOT_THERE.search(str(error)):
+                return None
+            raise _registry_error(remote, error) from None
     image = engine.inspect(name)
     return image if image and image.labels.get(_KEY) == job.key else None
 
@@ -171,7 +193,7 @@ def _make(job: _Job, engine: Engine) -> Image:
     """Build the bento and the image; another build of the same content does not meet this one."""
     unchecked = f"{job.content.name}:building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix="bentoml-") as home:
-        bento = bentos.build(job.source, Path(home), job.key[:16])
+        bento = bentos.build(job.source, Path(home), job.key[:16], job.base.pinned if job.base else None)
         try:
             containerize.containerize(engine, bento, unchecked, _labels(job), verbose=job.options.verbose)
             image = engine.inspect(unchecked)
@@ -206,6 +228,8 @@ def _labels(job: _Job) -> dict[str, str]:
         "ml.model.sha256": identity["model_sha256"],
         "ml.model.precision": identity["precision"],
         "ml.model.served.sha256": identity["served_sha256"],
+        "org.opencontainers.image.base.name": job.base and job.base.name,
+        "org.opencontainers.image.base.digest": job.base and job.base.digest,
         _KEY: job.key,
     }
     repository = os.environ.get("GITHUB_REPOSITORY")
@@ -279,7 +303,7 @@ def _without_engine(job: _Job, home: Path) -> tuple[dict[str, Any], dict[str, An
         print(f"already built: {lasting}", flush=True)
     else:
         with tempfile.TemporaryDirectory(prefix="bentoml-") as store:
-            bentos.keep(bentos.build(job.source, Path(store), job.key[:16]), lasting)
+            bentos.keep(bentos.build(job.source, Path(store), job.key[:16], None), lasting)
         print(f"built the bento {lasting}", flush=True)
     packages = [{"name": name, "version": version, "licence": ""} for name, version in sorted(_locked(job.source))]
     described = _described(job, job.tag, f"sha256:{job.key}", "none")
@@ -318,11 +342,8 @@ def _registry() -> str | None:
 
 
 @contextmanager
-def _signed_in(engine: Engine | None, registry: str | None) -> Iterator[dict[str, str]]:
-    """Sign in with REGISTRY_USER and REGISTRY_TOKEN, where they are set; nothing of it is left on the machine."""
-    if engine is None or registry is None:
-        yield {}
-        return
+def _signed_in(engine: Engine, registry: str) -> Iterator[dict[str, str]]:
+    """Sign in with REGISTRY_USER and REGISTRY_TOKEN, where they are set, for one command: nothing is built meanwhile."""
     with ExitStack() as stack:
         try:
             login = stack.enter_context(containerize.signed_in(engine, registry))
@@ -331,14 +352,15 @@ def _signed_in(engine: Engine | None, registry: str | None) -> Iterator[dict[str
         yield login
 
 
-def _push(job: _Job, engine: Engine, image: Image, remote: str, login: Mapping[str, str]) -> str:
+def _push(job: _Job, engine: Engine, image: Image, remote: str) -> str:
     """Push under the commit and under the key; return the digest that the registry gives."""
     digest = ""
     commit = job.content.commit  # a working tree is no commit
-    for tag in (*([commit[:12]] if commit else []), f"key-{job.key[:12]}"):
-        name = f"{remote}:{tag}"
-        engine.tag(image.id, name)
-        digest = _push_patiently(engine, name, remote, login)
+    with _signed_in(engine, remote) as login:
+        for tag in (*([commit[:12]] if commit else []), f"key-{job.key[:12]}"):
+            name = f"{remote}:{tag}"
+            engine.tag(image.id, name)
+            digest = _push_patiently(engine, name, remote, login)
     print(f"pushed {remote}@{digest}", flush=True)
     return digest
 

@@ -315,12 +315,13 @@ def call(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> str:
-    """Run a program and return what it prints to stdout, stripped.
+    """Run a program, which does not see REGISTRY_TOKEN, and return what it prints to stdout, stripped.
 
     Raises:
         EngineError: it failed, took too long, or cannot be run; the text is the end of what it printed.
     """
     variables = {**os.environ, **(environment or {})}
+    variables.pop("REGISTRY_TOKEN", None)
     try:
         done = subprocess.run(
             command, input=text, env=variables, cwd=folder, timeout=seconds, capture_output=True, text=True, check=False,

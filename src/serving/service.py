@@ -6,7 +6,9 @@ imported when it starts.
 """
 
 import os
+import re
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import bentoml
@@ -35,11 +37,15 @@ HOME_FOLDERS = ("bentos", "models", "envs", "tmp", "prometheus_multiproc_dir")
 
 # "none" is no distribution that BentoML knows: so it installs no compiler and no git (50 MB), which nothing here needs
 IMAGE = Image(
-    base_image=os.environ.get("BASE_IMAGE", "python:3.11-slim"),
+    base_image=os.environ.get("BASE_IMAGE") or "python:3.11-slim",
     distro="none",
     python_version="3.11",
     lock_python_packages=False,
 )
+# BentoML would install the newest uv; this one is pinned, pip compares its SHA-256, and without the lock there is no image
+UV = Path("requirements/uv.txt")
+_pinned = " ".join(re.findall(r"^uv==\S+|--hash=\S+", UV.read_text(), re.MULTILINE)) if UV.is_file() else ""
+IMAGE.run(f"echo '{_pinned}' | pip install --no-cache-dir --no-deps --require-hashes -r /dev/stdin && command -v uv")
 # BentoML makes these at every start where they are not; made here, the root file system can be read-only
 IMAGE.run("mkdir -p -m 755 " + " ".join(f"/home/bentoml/{name}" for name in HOME_FOLDERS))
 # the official image has no bytecode of Python's library, which nobody can write later: each start would compile it anew

@@ -465,6 +465,14 @@ def test_a_release_never_trains_and_restores_no_cache(name: str) -> None:
     assert not re.search(r"make (reproduce|report)|-m src (reproduce|train)|dvc repro|actions/cache|cache:", text)
 
 
+def test_nothing_is_built_beside_the_registrys_token() -> None:
+    built = read((FOLDER / "deploy.yml").read_text())["jobs"]["build"]
+    runs = [(step["run"], "REGISTRY_TOKEN" in step.get("env", {})) for step in built["steps"] if "run" in step]
+    build = ".venv/bin/python -m src build out/release"
+    assert runs == [("make setup", False), (build, False), (f"{build} --push", True)]
+    assert "REGISTRY_TOKEN" not in built.get("env", {})
+
+
 def test_an_image_is_verified_before_it_runs_and_no_code_of_ours_meets_the_signing_token() -> None:
     content = read((FOLDER / "deploy.yml").read_text())
     assert not [step for step in content["jobs"]["attest"]["steps"] if "run" in step or "checkout" in step.get("uses", "")]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -72,7 +73,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements", "starter/project"):
         (folder / name).mkdir(parents=True)
-    for name in ("bentofile.yaml", "requirements/serving.txt", "starter/project/manifest.json"):
+    for name in ("bentofile.yaml", bentos.UV, "requirements/serving.txt", "starter/project/manifest.json"):
         shutil.copyfile(ROOT / name, folder / name)
     git(folder.parent, "init", "--quiet", str(folder))
     git(folder, "add", ".")
@@ -133,7 +134,7 @@ def test_only_what_bentofile_names_is_assembled_from_the_commit(repository: Path
         (repository / "src/serving/new.py").unlink()
     source = tmp_path / "source"
     found = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    assert found == {*content.files, "bentofile.yaml", "requirements/serving.txt"}
+    assert found == {*content.files, "bentofile.yaml", "requirements/serving.txt", bentos.UV}
     assert {"out/model/model.onnx", "manifest.json", "src/serving/service.py"} <= found
     assert not [path for path in found if path.startswith(("src/training", "src/model.py", "src/serving/new.py", "starter"))]
     assert (source / "src/serving/service.py").read_bytes() == before
@@ -202,7 +203,44 @@ def test_what_register_noted_of_another_release_is_refused(folder: Path, tmp_pat
 
 
 def test_the_default_base_is_the_services() -> None:
-    assert f'os.environ.get("BASE_IMAGE", "{build.BASE_IMAGE}")' in (ROOT / "src/serving/service.py").read_text()
+    assert f'os.environ.get("BASE_IMAGE") or "{build.BASE_IMAGE}"' in (ROOT / "src/serving/service.py").read_text()
+
+
+def test_uv_is_pinned_by_its_hash_and_the_base_by_its_digest(repository: Path, content: Content, tmp_path: Path) -> None:
+    """BentoML's own line installs uv only where there is none yet."""
+    assembled(repository, content, tmp_path / "source")
+    bento = bentos.build(tmp_path / "source", tmp_path / "home", "1", BASE.pinned)
+    lines = (bento / "env/docker/Dockerfile").read_text().splitlines()
+    assert f"FROM {BASE.pinned} AS base-container" in lines
+    ours = next(i for i, line in enumerate(lines) if re.search(r"echo 'uv==\d.+' \| pip install .*--require-hashes", line))
+    theirs = next(i for i, line in enumerate(lines) if "command -v uv >/dev/null || pip install uv" in line)
+    assert ours < theirs
+    assert re.findall(r"--hash=[\w:]+", lines[ours]) == re.findall(r"--hash=[\w:]+", (ROOT / bentos.UV).read_text())
+    assert lines[ours].endswith("&& command -v uv")  # an empty list of packages installs nothing, and fails here
+
+
+@pytest.mark.parametrize(
+    ("name", "digests", "pinned"),
+    [
+        ("python:3.11-slim", ["a/other@sha256:1", "docker.io/library/python@sha256:2"], "docker.io/library/python@sha256:2"),
+        ("host:5000/python", ["host:5000/python@sha256:3"], "host:5000/python@sha256:3"),
+        ("python:3.11-slim@sha256:4", ["python@sha256:5"], "python:3.11-slim@sha256:4"),
+        ("python:3.11-slim", [], "python:3.11-slim"),  # made on this machine
+    ],
+)
+def test_a_tag_is_resolved_to_the_digest_that_its_registry_gave(
+    name: str, digests: list[str], pinned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_IMAGE", name)
+    monkeypatch.setattr(Engine, "inspect", lambda *_: replace(IMAGE, digests=digests))
+    base = build._base(Engine("docker", "docker", ""))
+    assert (base.name, base.pinned) == (name, pinned)
+    assert base.digest == (pinned.rpartition("@")[2] if digests else IMAGE.id)
+
+
+def test_no_program_that_builds_sees_the_registrys_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGISTRY_TOKEN", "secret")
+    assert "secret" not in containerize.call(["env"], 10)
 
 
 def test_the_working_tree_is_named_by_its_model(tmp_path: Path) -> None:
@@ -302,6 +340,7 @@ def test_a_program_that_hangs_fails_or_is_missing_gives_a_reason(tmp_path: Path)
 
 GOOD: dict[str, Any] = {"uid": 1034, "training": [], "files": {"src/a.py": "1", "bentofile.yaml": "x", bentos.IDENTITY: "2"}}
 IMAGE = Image("sha256:1", "bentoml", {}, 1, [], [])
+BASE = build._Base("python:3.11-slim", f"python@sha256:{'b' * 64}", f"sha256:{'b' * 64}")
 FILES = {"src/a.py": "1", bentos.IDENTITY: "3"}  # the identity tells the commit, which an older build had another of
 
 
@@ -331,11 +370,12 @@ def test_a_user_that_is_root_by_name_is_a_fault() -> None:
 def test_the_labels_say_where_the_image_comes_from(
     content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = build._Job(content, tmp_path, build.Options(), "k" * 64)
+    job = build._Job(content, tmp_path, build.Options(), "k" * 64, BASE)
     labels = build._labels(job)
     assert labels["org.opencontainers.image.revision"] == content.commit
     assert (labels["ml.model.version"], labels["ml.model.manifest"], labels["ml.build.key"]) == ("3", "a" * 64, "k" * 64)
     assert labels["ml.model.sha256"] == content.identity["model_sha256"]
+    assert labels["org.opencontainers.image.base.digest"] == BASE.digest
     assert "org.opencontainers.image.source" not in labels
     monkeypatch.setenv("GITHUB_REPOSITORY", "team/models")
     assert build._labels(job)["org.opencontainers.image.source"] == "https://github.com/team/models"
@@ -565,7 +605,7 @@ class TestEngine:
         done = command(folder, IMAGE_MAX_MB="100")
         assert done.returncode == 1
         assert "over the limit of 100 MB" in done.stderr
-        assert "pip install" in done.stderr
+        assert "uv==" in done.stderr
         told = json.loads((folder.parent / "release.outcome.json").read_text())
         assert (told["step"], told["ok"], told["kind"]) == ("build", False, "image")
         assert command(folder).returncode == 0  # it is named again
@@ -626,6 +666,25 @@ class TestEngine:
             assert "already built" in done.stdout, done.stderr
             assert json.loads((copy / "image.json").read_text())["digest"] == pushed["digest"]
             docker("pull", "--quiet", pushed["image"])
+
+    @needs_registry
+    def test_the_base_is_the_one_that_its_registry_gave(self, folder: Path, command: Command, tmp_path: Path) -> None:
+        copy = tmp_path / "release"
+        shutil.copytree(folder, copy)
+        with registry(tmp_path) as address:
+            base = f"{address}/team/python:3.11-slim"
+            docker("tag", build.BASE_IMAGE, base)
+            try:
+                docker("push", "--quiet", base)
+                done = command(copy, BASE_IMAGE=base)
+            finally:
+                docker("image", "rm", base)
+        assert done.returncode == 0, done.stderr
+        told = json.loads((copy / "image.json").read_text())
+        assert re.fullmatch(rf"{address}/team/python@sha256:[0-9a-f]{{64}}", told["base"])
+        labels = json.loads(docker("image", "inspect", told["image"]))[0]["Config"]["Labels"]
+        assert labels["org.opencontainers.image.base.name"] == base
+        assert labels["org.opencontainers.image.base.digest"] == told["base"].partition("@")[2]
 
     def test_a_registry_that_is_down_is_one_sentence(self, image: dict[str, Any], folder: Path, command: Command) -> None:
         address = f"127.0.0.1:{free_port()}"
