@@ -36,6 +36,7 @@ VERBS = (
     ("all-green", "github.all_green", "ci.yml: fail unless every needed job is green"),
     ("attested", "github.attested", "deploy.yml: check the attestation of an image"),
     ("deployed", "github.deployed", "deploy.yml, rollback.yml: tell GitHub what was deployed"),
+    ("watchdog", "github.watchdog", "watchdog.yml: tell of jobs that wait for a runner of your own"),
     ("sweep-pull", "github.sweep_pull", "sweep.yml: open a pull request with the params that a sweep found"),
     ("doctor", "github.doctor", "say which settings on GitHub are missing (make doctor)"),
     ("settings", "github.settings", "make the settings on GitHub what .github/settings says (make settings)"),

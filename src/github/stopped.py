@@ -17,7 +17,7 @@ _OFF = (404, 410)  # issues are switched off, as in every fork
 
 
 def tell(github: GitHub, what: str, sentence: str, body: str) -> None:
-    """Open the issue, or update the one that is open.
+    """Open the issue, or update the one that is open; the same text is not told twice.
 
     Raises:
         ApiError: GitHub refuses for another reason than that issues are switched off.
@@ -28,6 +28,8 @@ def tell(github: GitHub, what: str, sentence: str, body: str) -> None:
         ours = _open(github, what)
         if ours is None:
             issue = github.post("issues", {"title": title, "body": text})
+        elif (ours["body"] or "").strip() == text.strip():
+            issue = ours
         else:
             issue = github.patch(f"issues/{ours['number']}", {"title": title, "body": text})
             again = f"Stopped again: {prose(sentence)}. [The run]({run_url()})"

@@ -32,6 +32,7 @@ WRITES = {
     ("report.yml", "publish"): {"actions", "contents", "pull-requests", "statuses"},
     ("rollback.yml", "record"): {"deployments", "issues"},
     ("sweep.yml", "publish"): {"actions", "contents", "pull-requests"},
+    ("watchdog.yml", "watch"): {"issues", "pull-requests", "statuses"},
 }
 RELEASES = ("deploy.yml", "rollback.yml")
 
@@ -448,6 +449,16 @@ def test_jobs_that_hold_a_write_token_run_no_installed_code() -> None:
             continue
         for step in read((FOLDER / name).read_text())["jobs"][job]["steps"]:
             assert re.match(r"python3 -m src [a-z-]+( \S+)?$|curl ", step.get("run", "curl ")), step["run"]
+
+
+def test_the_hosted_lane_that_the_watchdog_offers_is_there() -> None:
+    content = read((FOLDER / "report.yml").read_text())
+    assert content["on"]["workflow_dispatch"]["inputs"]["hosted"]["type"] == "boolean"
+    train = content["jobs"]["train"]
+    for expression in (train["runs-on"], train["timeout-minutes"], train["env"]["TRAIN_RUNNER"]):
+        assert "inputs.hosted" in expression
+    text = (FOLDER / "report.yml").read_text()
+    assert text.count("vars.TRAIN_RUNNER") == 3, "each use of the variable heeds `hosted`"
 
 
 @pytest.mark.parametrize("name", RELEASES)
