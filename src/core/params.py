@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from src.core.command import UserError
+from src.core.yaml_files import read_yaml
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -85,12 +84,9 @@ def content(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text())
+        values = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the repository's root, or restore it with `git checkout`") from None
-    except (YAMLError, OSError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} is not valid YAML: {problem}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path} holds no sections: expected `prepare:`, `train:` and others with their keys below them")
     return values

@@ -26,13 +26,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from ruamel.yaml import YAML
 
 from src.core import arrays, results
 from src.core.command import UserError
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.core.inference import Model
 from src.core.manifest import read_manifest
+from src.core.yaml_files import parse_yaml
 from src.judging import lineage, speed
 from src.system import dvc_lock, hardware
 from src.system.params import filled, load
@@ -200,8 +200,8 @@ def _sections(commit: str, params: Path) -> dict[str, Any]:
     """Read params.yaml of a commit, or of the working tree for "", with the defaults; {} where there is none to read."""
     text = git("show", f"{commit}:{params}") if commit else _text(params)
     try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except Exception:  # an earlier commit may hold anything
+        content = parse_yaml(text, params)
+    except UserError:  # an earlier commit may hold anything
         return {}
     return filled(content) if isinstance(content, dict) else {}
 

@@ -29,6 +29,7 @@ from ruamel.yaml import YAML
 
 from src.core.command import UserError
 from src.core.files import read_json, write_json
+from src.core.yaml_files import read_yaml
 from src.judging import lineage
 
 FORMAT = 1
@@ -81,7 +82,7 @@ def _with_its_split(request: Mapping[str, Any], out: Path) -> Path:
     """Write this commit's parameters with the other's section prepare, by which test images may be prepared again."""
     yaml = YAML()
     content = yaml.load(_PARAMS.read_text())
-    content["prepare"] = yaml.load(Path(request["params"]).read_text())["prepare"]
+    content["prepare"] = read_yaml(Path(request["params"]))["prepare"]
     with (out / "params.yaml").open("w") as file:
         yaml.dump(content, file)
     return out / "params.yaml"

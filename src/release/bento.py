@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pathspec import PathSpec
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from src.core.command import UserError
 from src.core.files import replacing, sha256, write_json
+from src.core.yaml_files import parse_yaml
 from src.github.git import git
 from src.release import device
 from src.release.containerize import EngineError, bentoml_environment, call
@@ -117,10 +116,7 @@ class _Named:
 
 
 def _named(text: str) -> _Named:
-    try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise UserError(f"{BENTOFILE} is not valid YAML ({' '.join(str(error).split())[:200]}): mend it") from None
+    content = parse_yaml(text, BENTOFILE)
     include = content.get("include") if isinstance(content, dict) else None
     if not isinstance(include, list) or not include:
         raise UserError(f"{BENTOFILE} has no list `include`: without one everything would get into the image")

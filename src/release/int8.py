@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from src.core.files import read_json, rounded, write_json
 from src.core.inference import Model
+from src.core.yaml_files import read_yaml
 from src.images.golden import read
 
 FOLDER = "quantized"  # among what is judged
@@ -22,7 +21,7 @@ _TOLD = ("quantization.json", "quantization.md")
 
 def is_wanted(params: Path) -> bool:
     """True where params.yaml, of whatever day, says quantize.release: true."""
-    content = YAML(typ="safe", pure=True).load(params.read_text())
+    content = read_yaml(params)
     return (content.get("quantize") or {}).get("release") is True
 
 

@@ -22,10 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from src.core.command import UserError
 from src.core.files import read_json, replacing, write_bytes
+from src.core.yaml_files import read_yaml
 from src.release.settings import Settings
 from src.release.workload import ABSENT, State, Workload
 
@@ -248,7 +247,7 @@ def _bento(image: Mapping[str, Any]) -> Path:
 def _declared(bento: Path) -> dict[str, str]:
     """Return the variables that the image would set."""
     path = bento / "bento.yaml"
-    content = YAML(typ="safe").load(path.read_text()) if path.is_file() else {}
+    content = read_yaml(path) if path.is_file() else {}
     return {env["name"]: str(env["value"]) for env in content.get("envs", []) if env.get("value") is not None}
 
 

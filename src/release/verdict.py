@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from src.core.command import UserError
 from src.core.files import read_json, write_json
+from src.core.yaml_files import parse_yaml
 from src.release import int8
 from src.release.outcome import RefusedError
 from src.release.production import Deployed
@@ -78,8 +78,8 @@ def _pull_data(tree: Path, deployed: str) -> None:
 
 def _section(params: str, name: str) -> Any:
     try:
-        return YAML(typ="safe", pure=True).load(params)[name]
-    except Exception:  # an earlier commit may hold anything
+        return parse_yaml(params, "params.yaml")[name]
+    except (UserError, KeyError, TypeError):  # an earlier commit may hold anything
         return None
 
 

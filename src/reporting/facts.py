@@ -16,13 +16,12 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.files import read_json
+from src.core.yaml_files import read_yaml
 from src.judging import plan
 from src.reporting import changes
 from src.system.params import filled
@@ -318,8 +317,8 @@ def _params(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text())
-    except (YAMLError, ValueError, RecursionError):
+        content = read_yaml(path)
+    except UserError:
         return {}  # then the pipeline has stopped for it, and said so
     return flattened(filled(content)) if isinstance(content, dict) else {}
 

@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from src.core.command import UserError
 from src.core.files import sha256
+from src.core.yaml_files import read_yaml
 
 ENVIRONMENT = ("requirements/run.txt", "requirements/yours.txt", "requirements/torch.txt")
 
@@ -170,11 +168,9 @@ def model_inputs(root: Path) -> set[str]:
 
 def _yaml(path: Path) -> Any:
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text())
+        content = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run make reproduce, or restore it with git checkout") from None
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())[:200]}): git checkout {path}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds nothing of DVC's: restore it with git checkout {path}")
     return content

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from src.core.command import UserError
+from src.core.yaml_files import parse_yaml
 from src.system.versioning import dvc
 from src.system.worktree import git
 
@@ -60,10 +59,10 @@ def versions(manifest: Path) -> list[Version]:
 def _recorded(lock: str, path: str) -> str:
     """Return the MD5 that a dvc.lock records of an output, or nothing."""
     try:
-        stages = (YAML(typ="safe").load(lock) or {}).get("stages", {}).values()
+        stages = (parse_yaml(lock, "dvc.lock") or {}).get("stages", {}).values()
         outs = [out for stage in stages for out in stage.get("outs", [])]
         return next((str(out["md5"]) for out in outs if out["path"] == path), "")
-    except (YAMLError, AttributeError, KeyError, TypeError):  # an early commit's, or one with conflict marks
+    except (UserError, AttributeError, KeyError, TypeError):  # an early commit's, or one with conflict marks
         return ""
 
 
