@@ -71,24 +71,24 @@ runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it
 	@"$$PYTHON" -m src runner-doctor
 
 test: setup-checks test-yours ## test-yours, then lint, types and the fast tests; no GPU, Docker or account
-	@"$$RUN" -m ruff check .
-	@"$$RUN" -m ruff check --select E9,F50,F52,F63,F7,F82 src/data.py src/model.py tests/test_yours.py
-	@"$$RUN" -m ruff format --check .
-	@"$$RUN" -m mypy
-	@"$$RUN" -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
+	@"$$RUN" -P -m ruff check .
+	@"$$RUN" -P -m ruff check --select E9,F50,F52,F63,F7,F82 src/data.py src/model.py tests/test_yours.py
+	@"$$RUN" -P -m ruff format --check .
+	@"$$RUN" -P -m mypy
+	@"$$RUN" -P -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
 
 test-yours: setup-checks ## the contract of your data, params and network, in under a minute
-	@test -e data || "$$RUN" -m dvc pull --quiet data.dvc || true # where data cannot be had, the tests say what to do
-	@TEST_ROOT="$$PWD" "$$RUN" -m pytest tests/test_yours.py -rs
+	@test -e data || "$$RUN" -P -m dvc pull --quiet data.dvc || true # where data cannot be had, the tests say what to do
+	@TEST_ROOT="$$PWD" "$$RUN" -P -m pytest tests/test_yours.py -rs
 
 test-slow: setup-checks ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
-	@"$$RUN" -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
+	@"$$RUN" -P -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
 
 workflows: setup-checks ## run the GitHub workflows with act against a stand-in for GitHub
-	@"$$RUN" -m pytest -m act
+	@"$$RUN" -P -m pytest -m act
 
 test-all: setup-checks test-yours ## all tests
-	@"$$RUN" -m pytest --ignore tests/test_yours.py
+	@"$$RUN" -P -m pytest --ignore tests/test_yours.py
 
 reference: ## record the image statistics of the last run as what later data are compared with
 	@test -f out/profile/statistics.json || { echo "reference: there is no profile yet: run make reproduce first" >&2; exit 1; }
@@ -96,13 +96,13 @@ reference: ## record the image statistics of the last run as what later data are
 
 data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CIFAR10_URL)
 	@"$$RUN" -m src data-cifar10 data
-	@"$$RUN" -m dvc add --quiet data
+	@"$$RUN" -P -m dvc add --quiet data
 
 suggest: setup ## look at data/ and write a recipe for it, params/suggested.yaml; changes and trains nothing
 	@"$$RUN" -m src suggest data params/suggested.yaml
 
 sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40 --workers 2")
-	@PATH="$$PWD/.venv/bin:$$PATH" "$$RUN" -m dvc repro --quiet --pull validate
+	@PATH="$$PWD/.venv/bin:$$PATH" "$$RUN" -P -m dvc repro --quiet --pull validate
 	@set -f; "$$RUN" -m src sweep out/arrays out/validation.json out/sweep $$ARGS
 
 check-model: setup ## tell in a minute whether your network is wired right (ARGS="--steps 600")
@@ -139,7 +139,7 @@ bench-deploy: setup ## put constant load on what is deployed, and count what fai
 	@"$$RUN" -m src bench-deploy "$${URL:-http://127.0.0.1:8080/predict}" $${IMAGE:+"$$IMAGE"}
 
 starter: reproduce report ## put data, outputs, lineage and the project's own files into starter/ (for the template itself, not for forks)
-	@rm -rf starter/files && "$$RUN" -m dvc push --quiet
+	@rm -rf starter/files && "$$RUN" -P -m dvc push --quiet
 	@cd starter/project && find . -type f -exec cp ../../{} {} \;
 	@git add --force starter dvc.lock metrics.json manifest.json data.dvc
 

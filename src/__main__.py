@@ -3,15 +3,18 @@
 python -m src --help
 """
 
+import os
 import sys
 
 if __name__ == "__main__":  # no file of the repository's root is imported in place of a package: torch.py, onnxruntime.py
-    sys.path.append(sys.path.pop(0))
+    _last = {os.getcwd(), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    sys.path.sort(key=lambda path: os.path.abspath(path) in _last)
 
 from importlib import import_module
 from pathlib import Path
 
 from src.system.command_line import run
+from src.system.safe_path import refuse_shadows
 
 # (verb, module below src, what it does); in the order in which data flow
 VERBS = (
@@ -85,7 +88,15 @@ def main() -> None:
         print(f"src: there is no verb {verb!r}; expected one of {', '.join(name for name, _, _ in here)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"python -m src {verb}", *sys.argv[2:]]
-    run(verb, _train if verb == "train" else lambda: import_module(f"src.{module}").main())
+    run(verb, lambda: _start(verb, module))
+
+
+def _start(verb: str, module: str) -> None:
+    refuse_shadows(Path(__file__).absolute().parent.parent)
+    if verb == "train":
+        _train()
+    else:
+        import_module(f"src.{module}").main()
 
 
 def _train() -> None:

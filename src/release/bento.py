@@ -184,7 +184,7 @@ def build(folder: Path, home: Path, version: str, base: str | None) -> Path:
     Raises:
         UserError: BentoML refused.
     """
-    command = [sys.executable, "-m", "bentoml", "build", "--output", "tag", "--version", version]
+    command = [sys.executable, "-P", "-m", "bentoml", "build", "--output", "tag", "--version", version]
     try:
         # only what was assembled is importable, so that a file that `include` forgot is missed now and not in production
         variables = {**bentoml_environment(home), "PYTHONPATH": "", **({"BASE_IMAGE": base} if base else {})}

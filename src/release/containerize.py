@@ -351,7 +351,7 @@ def containerize(engine: Engine, bento: Path, name: str, labels: Mapping[str, st
         EngineError: it failed; the text is the end of what the builder printed.
     """
     options = [part for key, value in labels.items() for part in ("--opt", f"label={key}={value}")]
-    command = [sys.executable, "-m", "bentoml", "containerize", f"{bento.parent.name}:{bento.name}"]
+    command = [sys.executable, "-P", "-m", "bentoml", "containerize", f"{bento.parent.name}:{bento.name}"]
     command += ["--backend", engine.kind, "--image-tag", name, *options]
     # BentoML takes the first client on PATH
     path = f"{Path(engine.command).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

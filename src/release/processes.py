@@ -77,7 +77,7 @@ class Processes:
 
     def _command(self, bento: Path, port: int) -> list[str]:
         python = str(self._python(bento))
-        return [python, "-m", "bentoml", "serve", str(bento), "--host", "127.0.0.1", "--port", str(port)]
+        return [python, "-P", "-m", "bentoml", "serve", str(bento), "--host", "127.0.0.1", "--port", str(port)]
 
     def _launch(self, name: str, record: dict[str, Any]) -> None:
         _check_port(record["port"])

@@ -35,7 +35,7 @@ def main() -> None:
     )
     os.environ.setdefault("BENTOML_HOME", str(ROOT / "out" / "bentoml"))  # else below the home folder, perhaps read-only
     os.environ |= {"SERVE_MODEL": str(folder), "BENTOML_DO_NOT_TRACK": "true", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
+    command = [sys.executable, "-P", "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
     os.chdir(ROOT)
     os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
 

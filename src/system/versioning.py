@@ -25,7 +25,7 @@ def dvc(*arguments: str, capture: bool = False, folder: Path | None = None) -> "
 
     It gets no answer to a question, as where a store has lost a model: on a terminal it would wait for one.
     """
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = [sys.executable, "-P", "-m", "dvc", *arguments]
     return subprocess.run(
         command, cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, capture_output=capture, text=True, check=False
     )
@@ -38,7 +38,7 @@ def watch_dvc(*arguments: str, heard: Callable[[str], None], seconds: float | No
     (training keeps its checkpoint), then ended.
     """
     ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = [sys.executable, "-P", "-m", "dvc", *arguments]
     process = subprocess.Popen(
         command, env=_environment(), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, start_new_session=True
     )
