@@ -181,6 +181,8 @@ def test_main_that_moved_is_told_by_what_the_model_depends_on(fork: Path) -> Non
 
 
 def test_a_change_of_the_rules_is_told(fork: Path) -> None:
+    write_params(fork / "params.yaml", gates__resamples=4000, gates__levels__churn="warn", evaluate__golden=16)
+    assert compare(fork)["judging_changed"] == []  # a default that is written
     write_params(fork / "params.yaml", gates__max_accuracy_drop=0.9, evaluate__golden=8)
     (fork / "src/core/metrics.py").write_text((fork / "src/core/metrics.py").read_text() + "\n# x\n")
     changed = ["src/core/metrics.py", "params.yaml: evaluate", "params.yaml: gates"]
