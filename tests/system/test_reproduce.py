@@ -79,7 +79,7 @@ def test_a_small_budget_lowers_the_epochs_and_says_so(run: Run, tmp_path: Path) 
     assert told["budget"] == {"asked": 9, "epochs": 4}
     train = YAML(typ="safe").load((tmp_path / "params.yaml").read_text())["train"]
     assert (train["epochs"], train["warmup_epochs"]) == (4, 1)
-    assert "# of weights, shuffling and augmentation" in (tmp_path / "params.yaml").read_text()
+    assert "# of first weights, shuffling and augmentation" in (tmp_path / "params.yaml").read_text()
     _, told = run("import sys\nsys.exit(3)", "--epochs", "20", train__epochs=9)
     assert told["budget"] is None
 
