@@ -19,6 +19,7 @@ from src.core.yaml_files import parse_yaml
 from src.release import int8
 from src.release.outcome import RefusedError
 from src.release.production import Deployed
+from src.system.params import filled
 from src.system.worktree import bring, checked_out, git
 
 _FORMAT = 1  # of request and answer, as src/judging has it
@@ -78,7 +79,7 @@ def _pull_data(tree: Path, deployed: str) -> None:
 
 def _section(params: str, name: str) -> Any:
     try:
-        return parse_yaml(params, "params.yaml")[name]
+        return filled(parse_yaml(params, "params.yaml"))[name]
     except (UserError, KeyError, TypeError):  # an earlier commit may hold anything
         return None
 
