@@ -93,10 +93,7 @@ def main() -> None:
 
 def _start(verb: str, module: str) -> None:
     refuse_shadows(Path(__file__).absolute().parent.parent)
-    if verb == "train":
-        _train()
-    else:
-        import_module(f"src.{module}").main()
+    {"train": _train, "report": _report}.get(verb, lambda: import_module(f"src.{module}").main())()
 
 
 def _train() -> None:
@@ -105,6 +102,14 @@ def _train() -> None:
     from src.training import callbacks, train
 
     train.main(callbacks.Callbacks(tracking.start, champion.fetch, hardware.describe))
+
+
+def _report() -> None:
+    """Hand to the report what knows what an example is."""
+    from src.images.occlusion import occlusion
+    from src.reporting import write
+
+    write.main(occlusion)
 
 
 if __name__ == "__main__":

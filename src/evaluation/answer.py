@@ -7,62 +7,23 @@ network this one does not know. A model of another input gets the test examples 
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from src.core import arrays, metrics, results
+from src.core import arrays, results
 from src.core.arrays import Arrays
 from src.core.command import UserError
-from src.core.files import check_outputs, rounded, write_json
+from src.core.files import check_outputs, write_json
 from src.core.inference import Model
-from src.core.params import section
-from src.evaluation import baseline
+from src.core.params import content, section
 from src.evaluation.evaluate_params import Evaluate
-from src.images import prepare, slices
-from src.images.prepare_params import Prepare
-
-
-def numbers(
-    data: Arrays,
-    model: Model,
-    probabilities: NDArray[np.float32],
-    classes: Sequence[str],
-    members: Mapping[str, NDArray[np.bool_]],
-    params: Evaluate,
-    *,
-    with_baseline: bool,
-) -> dict[str, Any]:
-    """Return the numbers of metrics.json for a model's probabilities over `classes`, those of the data first."""
-    test = data.split("test")
-    told = results.numbers(test.labels, probabilities, classes, members, params.confidence, params.calibration_bins)
-    told["per_class"] = {name: row for name, row in told["per_class"].items() if row["images"] or name in model.classes}
-    told["model_bytes"] = model.path.stat().st_size
-    if with_baseline:
-        simple = baseline.probabilities(data.split("train"), test, len(data.classes))
-        plain = metrics.overall(test.labels, simple, params.confidence, params.calibration_bins)
-        told["baseline"] = {**plain, "margin": rounded(told["accuracy"] - plain["accuracy"])}
-    return told | results.trainings(model.path.parent, params.confidence)
-
-
-def write_tables(
-    folder: Path,
-    labels: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
-    classes: Sequence[str],
-    rows: pa.Table,
-    members: Mapping[str, NDArray[np.bool_]],
-) -> None:
-    """Write what judging reads of each test example: predictions.parquet, and in slices.parquet which slices hold it."""
-    predictions = results.predictions(labels, probabilities, classes, rows)
-    pq.write_table(predictions, folder / "predictions.parquet", compression="zstd")
-    pq.write_table(results.memberships(members, rows), folder / "slices.parquet", compression="zstd")
+from src.evaluation.scores import numbers, write_tables
+from src.images import slices
 
 
 def _spread(probabilities: NDArray[np.float32], own: list[str], classes: list[str]) -> NDArray[np.float32]:
@@ -78,12 +39,16 @@ def _examples_for(model: Model, data: Arrays, raw: Path, params: Path) -> NDArra
         return data.split("test").images
     if not raw.is_dir():
         raise UserError(f"{model.path} takes other images than {data.folder} holds, and {raw} is not there: dvc pull {raw}")
-    own = section(params, "prepare", Prepare).model_copy(
-        update={"image_size": model.size, "channels": model.channels, "fit": model.card["fit"]}
-    )
+    own = {"image_size": list(model.size), "channels": model.channels, "fit": model.card["fit"]}
     with TemporaryDirectory(dir=model.path.parent) as temporary:
         folder = Path(temporary)
-        prepare.prepare(raw, folder / "arrays", folder / "manifest.parquet", own)
+        write_json(folder / "params.yaml", {"prepare": {**(content(params).get("prepare") or {}), **own}})
+        safe = ["-P"] if sys.flags.safe_path else []  # at a merge the working directory is not this code's
+        made = [raw, folder / "arrays", folder / "manifest.parquet", "--params", folder / "params.yaml"]
+        command = [sys.executable, *safe, "-m", "src", "prepare", *map(str, made)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            raise UserError(f"{raw} could not be prepared for {model.path} ({done.stderr.strip()[-200:]}): mend that")
         return np.array(arrays.load(folder / "arrays").split("test").images)
 
 

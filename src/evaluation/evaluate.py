@@ -21,8 +21,9 @@ from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
 from src.core.params import section
-from src.evaluation import answer, figures
+from src.evaluation import figures
 from src.evaluation.evaluate_params import Evaluate
+from src.evaluation.scores import numbers, write_tables
 from src.images import golden, slices
 from src.images.prepare_params import Prepare
 from src.training.classifier import Classifier
@@ -46,11 +47,11 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
     parity = _parity(classifier, test, probabilities, params.parity_tolerance)
     rows = results.test_rows(manifest)
     members = slices.members(rows)
-    told = answer.numbers(data, model, probabilities, data.classes, members, params, with_baseline=True)
+    told = numbers(data, model, probabilities, data.classes, members, params, with_baseline=True)
     told["parity"] = rounded(parity)  # its last bits hang on the number of threads
     with replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
         fresh.mkdir()
-        answer.write_tables(fresh, test.labels, probabilities, data.classes, rows, members)
+        write_tables(fresh, test.labels, probabilities, data.classes, rows, members)
         _write_curves(fresh, test, probabilities, told, data.classes, params)
         _write_golden(fresh / "golden", test, probabilities, data.classes, params)
         _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
@@ -131,9 +132,8 @@ def _write_golden(
     """Write test examples with the probabilities that a deployment must reproduce."""
     folder.mkdir()
     examples = []
-    for row in _spread(test.labels, params.golden):
-        name = f"{row:06d}{golden.SUFFIX}"
-        golden.write(folder / name, test.images[row])
+    rows = _spread(test.labels, params.golden)
+    for row, name in zip(rows, golden.write(folder, test.images, rows), strict=True):
         values = [rounded(value) for value in probabilities[row]]
         prediction = classes[int(probabilities[row].argmax())]
         label = classes[int(test.labels[row])]

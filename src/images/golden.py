@@ -1,27 +1,22 @@
-"""Golden examples: images as PNG at the model's own size, which a deployment must answer as the reviewed model did."""
+"""Golden examples: images that a deployment must answer as the reviewed model did."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SUFFIX = ".png"
 
+def write(folder: Path, images: NDArray[np.uint8], rows: Sequence[int]) -> list[str]:
+    """Write some of the images, as PNG files that a client sends and, in inputs.npy, as the model takes them.
 
-def write(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write one image of shape (height, width, channels)."""
-    Image.fromarray(image.squeeze()).save(path)
-
-
-def read(folder: Path, examples: Sequence[Mapping[str, Any]], channels: int) -> NDArray[np.uint8]:
-    """Return the images that golden.json's `examples` name, uint8 of shape (n, height, width, channels)."""
-    return np.stack([_image(folder / example["file"], channels) for example in examples])
-
-
-def _image(path: Path, channels: int) -> Any:
-    with Image.open(path) as image:
-        pixels = np.asarray(image)
-    return pixels[..., None] if channels == 1 else pixels
+    Returns:
+        The names of the PNG files.
+    """
+    chosen = np.array(images[list(rows)])
+    np.save(folder / "inputs.npy", chosen)
+    names = [f"{row:06d}.png" for row in rows]
+    for name, image in zip(names, chosen, strict=True):
+        Image.fromarray(image.squeeze()).save(folder / name)
+    return names

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.core.files import read_json, rounded, write_json
 from src.core.inference import Model
 from src.core.yaml_files import read_yaml
-from src.images.golden import read
 
 FOLDER = "quantized"  # among what is judged
 _SERVED = ("model.int8.onnx", "quantization.json")
@@ -57,7 +58,7 @@ def add(folder: Path, made: Path, table: Mapping[str, Any] | None) -> None:
 
 def _answer_golden(golden: Path, model: Model) -> None:
     told = read_json(golden / "golden.json", made_by="evaluate", keys=("classes", "examples"))
-    answers = model.probabilities(read(golden, told["examples"], model.channels))
+    answers = model.probabilities(np.load(golden / "inputs.npy"))
     examples = [
         {
             **example,

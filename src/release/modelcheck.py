@@ -9,7 +9,6 @@ import onnx
 
 from src.core.files import read_json
 from src.core.inference import Model
-from src.images.golden import read
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
 _LARGEST = 2 * 2**30  # bytes; what protobuf can hold
@@ -40,13 +39,13 @@ def _parts(message: Any) -> Iterator[Any]:
 
 
 def golden_difference(folder: Path, golden: Path) -> tuple[float, float]:
-    """Let the model in `folder` answer the golden images; return the largest difference of a probability, and the limit.
+    """Let the model in `folder` answer the golden examples; return the largest difference of a probability, and the limit.
 
     The difference is infinite where the classes or the number of answers are others.
     """
     model = Model(folder)
     told = read_json(golden / "golden.json", made_by="evaluate", keys=("classes", "examples", "tolerance"))
-    answers = model.probabilities(read(golden, told["examples"], model.channels))
+    answers = model.probabilities(np.load(golden / "inputs.npy"))
     reviewed = np.array([example["probabilities"] for example in told["examples"]])
     if told["classes"] != model.classes or reviewed.shape != answers.shape:
         return float("inf"), told["tolerance"]

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
@@ -183,15 +182,10 @@ def _save(folder: Path, release: Release, logged: Any, path: Path) -> None:
 
 
 def _example(folder: Path, model: Model) -> NDArray[np.uint8]:
-    """Return one image as the model takes it, of shape (1, height, width, channels): the first golden one."""
-    golden = folder / "golden" / "golden.json"
-    if golden.is_file():
-        examples = read_json(golden, made_by="evaluate", keys=("examples",))["examples"]
-        with Image.open(folder / "golden" / examples[0]["file"]) as image:
-            pixels = np.asarray(image.convert("L" if model.channels == 1 else "RGB"), dtype=np.uint8)
-        if pixels.shape[:2] == model.size:
-            return pixels.reshape(1, *model.size, model.channels)
-    return np.zeros((1, *model.size, model.channels), dtype=np.uint8)
+    """Return one example as the model takes it, of shape (1, height, width, channels): the first golden one."""
+    path, example = folder / "golden" / "inputs.npy", np.zeros((1, *model.size, model.channels), dtype=np.uint8)
+    golden = np.load(path)[:1] if path.is_file() else example
+    return golden if golden.shape == example.shape else example
 
 
 # ---------------------------------------------------------------------------------------------------------------------

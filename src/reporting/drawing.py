@@ -1,6 +1,7 @@
 """The pictures of a report: what differs between main and this pull request, and where the model looked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from src.core import pictures
 from src.core.command import UserError
 from src.core.inference import Model
-from src.images.occlusion import occlusion
 from src.reporting import changes
 from src.reporting.document import Picture
 from src.reporting.facts import Facts, Side
@@ -32,10 +32,14 @@ _EXAMPLES = {
 }
 
 Drawn = dict[str, Picture]
+Explain = Callable[..., NDArray[np.float32]]  # as src/images/occlusion.py has it
 
 
-def draw(facts: Facts, folder: Path) -> Drawn:
-    """Draw every picture that has something to show and that report.pictures allows; returns them by their subject."""
+def draw(facts: Facts, folder: Path, explain: Explain | None = None) -> Drawn:
+    """Draw every picture that has something to show and that report.pictures allows; returns them by their subject.
+
+    `explain` tells where the model looked; without it, examples are drawn alone.
+    """
     drawn: Drawn = {}
     if facts.pictures == "none":
         return drawn
@@ -49,7 +53,7 @@ def draw(facts: Facts, folder: Path) -> Drawn:
         return drawn | (_copy(wanted, facts.paths.evaluation, folder) if facts.this.metrics else {})
     drawn |= _curves(facts.main, facts.this, folder)
     drawn |= _confusion(facts, folder) | _calibration(facts, folder)
-    return drawn | (_answers(facts, folder) if examples else {})
+    return drawn | (_answers(facts, folder, explain) if examples else {})
 
 
 def _copy(wanted: dict[str, str], source: Path, folder: Path) -> Drawn:
@@ -150,33 +154,40 @@ def _calibration(facts: Facts, folder: Path) -> Drawn:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _answers(facts: Facts, folder: Path) -> Drawn:
+def _answers(facts: Facts, folder: Path, explain: Explain | None) -> Drawn:
     found = changes.answers(*facts.answers)
     if found is None or facts.test is None or len(facts.test.labels) != len(facts.this.predictions):
         return {}
-    drawn, model = {}, _model(facts)
+    drawn, look = {}, _look(facts, explain)
     for name, rows, words in zip(("wrong", "right"), found, ("newly wrong", "newly right"), strict=True):
         if len(rows):
-            _draw_images(facts, rows[:_IMAGES], model, words, folder / f"newly_{name}.png")
+            _draw_images(facts, rows[:_IMAGES], look, words, folder / f"newly_{name}.png")
             alt = f"Images {words}, and below each where this pull request's model looked (with a fifth of the side hidden)"
-            drawn[name] = Picture(alt if model else f"Images {words}", f"newly_{name}.png")
+            drawn[name] = Picture(alt if look else f"Images {words}", f"newly_{name}.png")
     return drawn
 
 
-def _model(facts: Facts) -> Model | None:
+def _look(facts: Facts, explain: Explain | None) -> Explain | None:
+    """Return what explains an example and a label by the model under review."""
     try:
-        return Model(facts.paths.model)
+        return partial(explain, probabilities=Model(facts.paths.model).probabilities) if explain else None
     except UserError:  # without it the images are still worth showing
         return None
 
 
-def _draw_images(facts: Facts, rows: NDArray[np.int64], model: Model | None, words: str, path: Path) -> None:
+def _draw_images(
+    facts: Facts,
+    rows: NDArray[np.int64],
+    look: Explain | None,
+    words: str,
+    path: Path,
+) -> None:
     """Draw each image with what both models said of it, and under it the same image with where the model looked."""
     assert facts.test is not None
     order = {name: i for i, name in enumerate(facts.this.card.get("classes", []))}
     images = np.array(facts.test.images[rows])
     targets = np.array(facts.this.predictions.iloc[rows]["prediction"].map(order).fillna(0).astype(int))
-    lines = 2 if model else 1
+    lines = 2 if look else 1
     columns = max(4, len(rows))
     made = pictures.figure(1.45 * columns, 1.48 * lines + 0.7)
     made.suptitle(f"{words.capitalize()}: actual, what this pull request says, what main says", fontsize=10)
@@ -186,10 +197,9 @@ def _draw_images(facts: Facts, rows: NDArray[np.int64], model: Model | None, wor
     for column, row in enumerate(rows):
         colour = pictures.RED if "wrong" in words else "black"
         pictures.show_image(squares[0][column], images[column], _title(facts, int(row)), colour)
-        if model:
+        if look:
             pictures.show_image(squares[1][column], images[column])
-            heat = occlusion(images[column], int(targets[column]), model.probabilities)
-            pictures.show_heat(squares[1][column], heat, images[column])
+            pictures.show_heat(squares[1][column], look(images[column], int(targets[column])), images[column])
     pictures.save(made, path)
 
 

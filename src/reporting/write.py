@@ -39,7 +39,7 @@ _WHAT = {
 }
 
 
-def write(paths: Paths, out: Path) -> None:
+def write(paths: Paths, out: Path, explain: drawing.Explain | None = None) -> None:
     """Write the report into `out`, beside the verdict.
 
     Raises:
@@ -48,7 +48,7 @@ def write(paths: Paths, out: Path) -> None:
     facts = read(paths)
     with replacing(out / "pictures") as pictures:
         pictures.mkdir()
-        document = compose(facts, drawing.draw(facts, pictures))
+        document = compose(facts, drawing.draw(facts, pictures, explain))
         web = page.render(document, pictures)
     text = markdown.render(document)
     write_bytes(out / "report.md", text.encode())
@@ -86,12 +86,12 @@ def _summarize(text: str) -> None:
         file.write(text)
 
 
-def main() -> None:
-    """Read the command line and write the report."""
+def main(explain: drawing.Explain | None = None) -> None:
+    """Read the command line and write the report; `explain` tells where a model looked."""
     parser = argparse.ArgumentParser(description="Write the report of a pull request.")
     for part in fields(Paths):
         known = {"required": True} if part.default is MISSING else {"default": part.default}
         parser.add_argument(f"--{part.name}", type=Path, help=_WHAT[part.name], **known)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the report into")
     args = parser.parse_args()
-    write(Paths(**{part.name: getattr(args, part.name) for part in fields(Paths)}), args.out)
+    write(Paths(**{part.name: getattr(args, part.name) for part in fields(Paths)}), args.out, explain)

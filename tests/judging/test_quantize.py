@@ -292,6 +292,7 @@ def folder(run: Path, random: np.random.Generator) -> Path:
     (folder / "report").mkdir()
     shutil.copytree(run / "model", folder / "model")
     pixels, _ = images(1, random)
+    np.save(folder / "golden/inputs.npy", pixels)
     answers = Model(folder / "model").probabilities(pixels)
     examples = []
     for place, row in enumerate(answers):

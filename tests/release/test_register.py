@@ -102,6 +102,7 @@ def make_release(folder: Path, content: bytes | None = None, pull_request: int |
     pixels = np.full((*SIZE, 3), 90, np.uint8)
     (folder / "golden/000001.png").write_bytes(encode(pixels))
     write_json(folder / "golden/golden.json", {"examples": [{"file": "000001.png"}]})
+    np.save(folder / "golden/inputs.npy", pixels[None])
     (folder / "evaluation/curves.png").write_bytes(encode(pixels))
     (folder / "report/report.md").write_text("## pass\n")
     (folder / "report/pictures/one.png").write_bytes(encode(pixels))

@@ -24,6 +24,7 @@ from src.core import metrics
 from src.core.command import UserError
 from src.core.manifest import MANIFEST
 from src.github import numbers as schema
+from src.images.occlusion import occlusion
 from src.reporting import changes, document, drawing, markdown, numbers, page, words
 from src.reporting.document import Alert, Bold, Bullets, Code, Document, Fold, Link, Listing, Paragraph, Section, Table
 from src.reporting.facts import Paths, read
@@ -178,7 +179,7 @@ class Case:
         return self
 
     def write(self) -> str:
-        write(self.paths, self.folder / "report")
+        write(self.paths, self.folder / "report", occlusion)
         return self.text("report.md")
 
     def told(self) -> str:
