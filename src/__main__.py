@@ -34,8 +34,10 @@ VERBS = (
     ("update", "system.update", "merge main into this branch, with main's results (make update)"),
     ("plan", "github.plan", "report.yml: decide what an event asks for"),
     ("publish", "github.publish", "report.yml: publish the verdict and the report"),
+    ("comment", "github.comment", "report.yml, report-comment.yml: post the one comment of a pull request"),
     ("cancelled", "github.cancelled", "report.yml: tell that a run was cancelled"),
-    ("fork-report", "github.fork_report", "report-comment.yml: post the numbers of a fork"),
+    ("recheck", "github.recheck", "report-comment.yml: take back a green that no label explains"),
+    ("fork-report", "github.fork_report", "report-comment.yml: write the comment on a fork, of its numbers"),
     ("all-green", "github.all_green", "ci.yml: fail unless every needed job is green"),
     ("attested", "github.attested", "deploy.yml: check the attestation of an image"),
     ("deployed", "github.deployed", "deploy.yml, rollback.yml: tell GitHub what was deployed"),
@@ -93,7 +95,8 @@ def main() -> None:
 
 def _start(verb: str, module: str) -> None:
     refuse_shadows(Path(__file__).absolute().parent.parent)
-    {"train": _train, "report": _report}.get(verb, lambda: import_module(f"src.{module}").main())()
+    composed = {"train": _train, "report": _report}
+    (composed[verb] if verb in composed else import_module(f"src.{module}").main)()
 
 
 def _train() -> None:

@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from src.github.api import ApiError, GitHub
-from src.github.git import GitError, git
 
 MOST_OF_A_PULL_REQUEST = 3000  # files; GitHub lists no more, and then anything may have changed
+ANYTHING = "files that GitHub does not list"
 _MOST_OF_A_COMPARISON = 300
-_ANYTHING = "dvc.yaml"
 _ALWAYS = (
     r"\.dvc/config",
     r"dvc\.(yaml|lock)",
@@ -26,34 +25,24 @@ _ALWAYS = (
 _WITHOUT_LINEAGE = (r"src/(?!github/).*",)
 
 
-def of_pull_request(github: GitHub, number: int, merge_commit: str = "") -> list[str]:
-    """Return the paths that a pull request changes, both names of a renamed file.
-
-    Where GitHub does not answer: those of its merge commit, if the caller has that checked out, else as if dvc.yaml changed.
-    """
-    try:
-        return _names(github.pages(f"pulls/{number}/files"), MOST_OF_A_PULL_REQUEST)
-    except ApiError as error:
-        print(f"::warning::the changed files could not be listed ({error}): they are taken from the checkout")
-        return (_of_merge_commit(merge_commit) if merge_commit else []) or [_ANYTHING]
-
-
-def _of_merge_commit(commit: str) -> list[str]:
-    try:
-        return git(Path(), "diff", "--name-only", f"{commit}^1", commit, "--").splitlines()
-    except GitError:
-        return []
+def of_pull_request(github: GitHub, number: int) -> list[str]:
+    """Return the paths that a pull request changes, both names of a renamed file; ANYTHING where GitHub does not answer."""
+    return _listed(lambda: github.pages(f"pulls/{number}/files"), MOST_OF_A_PULL_REQUEST)
 
 
 def between(github: GitHub, base: str, head: str) -> list[str]:
-    """Return the paths that differ between two commits."""
-    return _names(github.get(f"compare/{base}...{head}")["files"], _MOST_OF_A_COMPARISON)
+    """Return the paths that a commit changes since it left another; ANYTHING where GitHub does not answer."""
+    return _listed(lambda: github.get(f"compare/{base}...{head}")["files"], _MOST_OF_A_COMPARISON)
 
 
-def _names(listed: Iterable[Mapping[str, Any]], most: int) -> list[str]:
-    entries = list(listed)
+def _listed(ask: Callable[[], Iterable[Mapping[str, Any]]], most: int) -> list[str]:
+    try:
+        entries = list(ask())
+    except ApiError as error:
+        print(f"::warning::the changed files could not be listed ({error}): anything may have changed")
+        return [ANYTHING]
     names = {entry[key] for entry in entries for key in ("filename", "previous_filename") if entry.get(key)}
-    return sorted(names) if len(entries) < most else [*sorted(names), _ANYTHING]
+    return sorted(names) if len(entries) < most else [*sorted(names), ANYTHING]
 
 
 def relevant(paths: Iterable[str], manifest: Path = Path("manifest.json")) -> list[str]:
@@ -66,7 +55,7 @@ def relevant(paths: Iterable[str], manifest: Path = Path("manifest.json")) -> li
     folders = tuple(f"{name}/" for name in known)
     return [
         path for path in paths
-        if path in known or path.startswith(folders) or any(re.fullmatch(pattern, path) for pattern in patterns)
+        if path in {ANYTHING, *known} or path.startswith(folders) or any(re.fullmatch(pattern, path) for pattern in patterns)
     ]  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """The one comment of a pull request: made once, updated after that, never a second one, never somebody else's.
 
+    NUMBER=7 python3 -m src comment comment.md
+
 Our comment is known by its first line and by its author. CML posts it (src/github/cml.py) where CML would touch the right
 comment; else, and when CML is missing, fails or hangs, GitHub's API posts the same text, and the result says why.
 """
 
+import argparse
 import os
 import re
 import tempfile
@@ -174,3 +177,14 @@ def describe(result: PostResult) -> str:
     """Say for the log what posted the comment."""
     by = "by CML" if result.by == "cml" else f"by GitHub's API, not by CML: {result.why}"
     return f"{result.url} posted {by}"
+
+
+def main() -> None:
+    """Post a file; what keeps it from being posted changes no verdict, and the summary has the report too."""
+    parser = argparse.ArgumentParser(description="Post the report as the one comment of pull request NUMBER.")
+    parser.add_argument("file", type=Path, help="the comment")
+    text = parser.parse_args().file.read_text(encoding="utf-8")
+    try:
+        print(describe(post(GitHub.from_environment(), int(os.environ["NUMBER"]), text)))
+    except UserError as error:
+        print(f"::warning::the comment could not be posted: {error}")

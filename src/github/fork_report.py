@@ -1,13 +1,15 @@
-"""Post what a fork's run reported, without trusting a byte of it: the privileged half of a fork's pull request.
+"""Tell what a fork's run reported, without trusting a byte of it: the privileged half of a fork's pull request.
 
-    python3 -m src fork-report
+    python3 -m src fork-report comment.md
 
 Run by report-comment.yml on `workflow_run`, from the default branch. Reads the event (GITHUB_EVENT_PATH), GITHUB_TOKEN
-(actions: read, pull-requests: write; statuses: write to leave `model-gate` pending) and the artifact `report` of the run,
-which must be one file numbers.json that fits src/github/numbers.py. Writes the pull request's comment and the job summary.
-The pull request is found by what GitHub says of the run, never by what the artifact says.
+(actions, pull-requests: read; statuses: write) and the artifact `report` of the run, which must be one file numbers.json
+that fits src/github/numbers.py. Sets `model-gate`, and writes the comment, the output `number` that says on which pull
+request the next job posts it, and the job summary. The pull request is found by what GitHub says of the run, never by
+what the artifact says.
 """
 
+import argparse
 import io
 import json
 import os
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.github import changes, comment, fork_words, numbers
+from src.github import changes, engine, fork_words, labels, numbers
 from src.github.api import ApiError, GitHub, TooLargeError
 from src.github.numbers import Numbers, NumbersError
 from src.github.status import CONTEXT, set_status
@@ -33,7 +35,6 @@ _TOO_LARGE = f"its artifact is larger than {LARGEST_ZIP // 1024} KiB"
 _TOO_OLD = "it is too old and no longer kept"
 # What zipfile raises on bytes that are no whole zip, or one that is encrypted or of a kind that it cannot read.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OSError)
-_MOST_FILES = 3000  # GitHub lists no more of a pull request's
 _SILENT = {"cancelled", "skipped", "action_required", "neutral", "stale"}  # conclusions of a run that has nothing to report
 
 
@@ -175,15 +176,7 @@ def has_nothing_to_say(api: GitHub, finished: Run) -> bool:
     return bool(results) and all(result in _SILENT for result in results)
 
 
-def protected_files(api: GitHub, number: int) -> fork_words.Changes:
-    """Return which of a pull request's files, by GitHub's list, decide how models are made, judged or reported."""
-    files = list(api.pages(f"pulls/{number}/files"))
-    names = {name for file in files for name in (file["filename"], file.get("previous_filename")) if name}
-    protected = sorted(name for name in names if fork_words.PROTECTED.match(name))
-    return fork_words.Changes(protected, complete=len(files) < _MOST_FILES)
-
-
-def report(api: GitHub, finished: Run, number: int) -> str | None:
+def report(api: GitHub, finished: Run, number: int, protected: Sequence[str]) -> str | None:
     """Return the comment's Markdown, or None when there is nothing to say."""
     try:
         found: Numbers | str | None = read_report(api, finished)
@@ -193,8 +186,7 @@ def report(api: GitHub, finished: Run, number: int) -> str | None:
         if has_nothing_to_say(api, finished):
             return None
         found = f"the run left none (it ended with `{re.sub('[^a-z_]', '', finished.conclusion)}`)"
-    place = fork_words.Place(number, finished.sha, finished.url)
-    return fork_words.render(found, place, protected_files(api, number))
+    return fork_words.render(found, fork_words.Place(number, finished.sha, finished.url), protected)
 
 
 def leave_pending(api: GitHub, finished: Run) -> None:
@@ -216,7 +208,10 @@ def summarise(text: str) -> None:
 
 
 def main() -> None:
-    """Find, fetch, validate, render, post."""
+    """Find, fetch, validate, render, tell."""
+    parser = argparse.ArgumentParser(description="Judge what a fork's run left, and write the comment on it.")
+    parser.add_argument("comment", type=Path, help="the comment, a file to write")
+    file = parser.parse_args().comment
     path = os.environ.get("GITHUB_EVENT_PATH")
     if not path:
         raise UserError("GITHUB_EVENT_PATH is not set: this command is for report-comment.yml")
@@ -228,23 +223,35 @@ def main() -> None:
     if number is None:
         return _nothing(f"no single open pull request is at {finished.sha} any more; the run of a newer push posts")
     changed = changes.of_pull_request(api, number)
+    protected = engine.touched(api, finished.base, finished.sha, changed)
     if changed and not changes.relevant(changed) and finished.conclusion not in _SILENT:
-        return _leave_alone(api, finished, number, changed)
-    text = report(api, finished, number)
+        return _write(file, number, _unchanged(api, finished, number, changed, protected))
+    text = report(api, finished, number, protected)
     if text is None:
         return _nothing("the run did nothing")
-    summarise(text)
-    print(comment.describe(comment.post(api, number, text)))
     leave_pending(api, finished)
-    return None
+    return _write(file, number, text)
 
 
-def _leave_alone(api: GitHub, finished: Run, number: int, changed: Sequence[str]) -> None:
-    """Pass the gate for a fork that leaves the model alone: by GitHub's own list of files, and main's lineage."""
-    text = fork_words.unchanged(changed, fork_words.Place(number, finished.sha, finished.url))
+def _unchanged(api: GitHub, finished: Run, number: int, changed: Sequence[str], protected: Sequence[str]) -> str:
+    """Decide about a fork that leaves the model alone: by GitHub's list of files, main's lineage, a person's label."""
+    given, refused = labels.read(api, api.get(f"pulls/{number}"), finished.sha, {}) if protected else ({}, {})
+    reviewer = given.get("engine_reviewed", {}).get("by", "")
+    if protected and not reviewer:
+        set_status(api, finished.sha, "pending", labels.wanted(protected))
+    else:
+        set_status(api, finished.sha, "success", "nothing that the model depends on changed: nothing was trained")
+    place = fork_words.Place(number, finished.sha, finished.url)
+    return fork_words.unchanged(changed, place, protected, reviewer, refused.get("engine_reviewed", ""))
+
+
+def _write(file: Path, number: int, text: str) -> None:
+    """Leave the comment to the job that may post it, which holds nothing else."""
     summarise(text)
-    print(comment.describe(comment.post(api, number, text)))
-    set_status(api, finished.sha, "success", "nothing that the model depends on changed: nothing was trained")
+    file.write_text(text, encoding="utf-8")
+    with Path(os.environ["GITHUB_OUTPUT"]).open("a", encoding="utf-8") as outputs:
+        outputs.write(f"number={number}\n")
+    print(f"the comment on #{number} is written to {file}")
 
 
 def _nothing(why: str) -> None:

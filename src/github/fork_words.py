@@ -11,13 +11,6 @@ from dataclasses import dataclass
 from src.github.comment import MARKER
 from src.github.numbers import Numbers
 
-# What decides how models are made, judged or reported: a fork's change to it deserves a look before its numbers do.
-PROTECTED = re.compile(
-    r"(?s)(?:\.github|\.dvc|runner|requirements|src/github|src/judging|src/reporting)/"
-    r"|src/core/(?:inference|metrics|results|significance|slices)\.py\Z"
-    r"|src/(?:system/(?:reproduce|worktree)|release/storage|evaluation/evaluate)\.py\Z"
-    r"|(?:(?:params|dvc)\.yaml|dvc\.lock|(?:(?:starter/project/)?manifest|metrics)\.json|.+\.dvc)\Z"
-)
 _SHOWN = 50
 _SHOWN_CLASSES = 20
 
@@ -31,36 +24,38 @@ class Place:
     url: str
 
 
-@dataclass(frozen=True)
-class Changes:
-    """Protected files that a pull request changes; `complete` is false where GitHub's list is cut."""
-
-    protected: Sequence[str]
-    complete: bool
-
-
-def render(found: Numbers | str, place: Place, changes: Changes) -> str:
+def render(found: Numbers | str, place: Place, protected: Sequence[str]) -> str:
     """Return the comment: the fork's numbers, or in our own words why there are none to show."""
     if isinstance(found, str):
         head = ["## ❔ This fork's report cannot be shown", f"Its numbers were refused, or there are none: {found}."]
     else:
         head = [f"## {_headline(found)}", _claim(found, place)]
-    blocks = [*head, f"[The run]({place.url}) has the log and its summary.", *_warning(changes), *_command(place)]
+    blocks = [*head, f"[The run]({place.url}) has the log and its summary.", *_warning(protected), *_command(place)]
     if isinstance(found, Numbers):
         blocks += [*_metrics(found), *_gates(found), *_classes(found), *_checks(found)]
     return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
 
 
-def unchanged(files: Sequence[str], place: Place) -> str:
-    """Return the comment on a pull request that changes nothing the model depends on."""
-    rest = len(files) - _SHOWN_CLASSES
-    names = ", ".join(shown(name[:120]) for name in files[:_SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
+def unchanged(files: Sequence[str], place: Place, protected: Sequence[str], reviewer: str, refused: str) -> str:
+    """Return the comment on a pull request that changes nothing the model depends on.
+
+    `reviewer` gave the label that its change of the engine needs; `refused` says why one does not count.
+    """
+    held = bool(protected) and not reviewer
+    by = f" `{reviewer}` has read what it changes of the engine." if protected and reviewer else ""
     blocks = [
-        "## ✅ pass: nothing that the model depends on changed",
-        f"Nothing was trained at `{place.sha}`; the model of main stays as it is. Changed: {names}.",
+        f"## {'🔎 investigate' if held else '✅ pass'}: nothing that the model depends on changed",
+        f"Nothing was trained at `{place.sha}`; the model of main stays as it is. Changed: {_names(files)}.{by}",
+        *(_warning(protected) if held else []),
+        *([f"`model-gate` waits for the label `engine: reviewed`. {shown(refused) if refused else ''}"] if held else []),
         f"[The run]({place.url})",
     ]
     return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
+
+
+def _names(paths: Sequence[str]) -> str:
+    rest = len(paths) - _SHOWN_CLASSES
+    return ", ".join(shown(path[:120]) for path in paths[:_SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def shown(text: str) -> str:
@@ -99,18 +94,11 @@ def _claim(found: Numbers, place: Place) -> str:
     return "> [!NOTE]\n> " + " ".join(sentences)
 
 
-def _warning(changes: Changes) -> list[str]:
-    blocks = []
-    if changes.protected:
-        names = ", ".join(shown(name[:120]) for name in changes.protected[:_SHOWN_CLASSES])
-        more = f" and {len(changes.protected) - _SHOWN_CLASSES} more" if len(changes.protected) > _SHOWN_CLASSES else ""
-        said = (
-            "This pull request changes files that decide how models are made, judged or reported. Read these changes first"
-        )
-        blocks.append(f"> [!WARNING]\n> {said}: {names}{more}.")
-    if not changes.complete:
-        blocks.append("> [!WARNING]\n> It changes more files than GitHub lists: further protected ones may be among them.")
-    return blocks
+def _warning(protected: Sequence[str]) -> list[str]:
+    if not protected:
+        return []
+    said = "This pull request touches the engine: a person with write access must read this and add the label"
+    return [f"> [!WARNING]\n> {said} `engine: reviewed`, which counts for this commit: {_names(protected)}."]
 
 
 def _command(place: Place) -> list[str]:

@@ -52,6 +52,11 @@ def read(
     return counted, refused
 
 
+def wanted(protected: Sequence[str]) -> str:
+    """Say in a status that a change of the engine waits for its label."""
+    return f"investigate: once you have read them, add the label {ENGINE}: {', '.join(protected)}"
+
+
 def _is_about(event: Mapping[str, Any], label: str) -> bool:
     return event["event"] in ("labeled", "unlabeled") and event["label"]["name"] == label
 

@@ -1,7 +1,8 @@
 """What does this event ask for? Run first by report.yml: `python3 -m src plan`.
 
 Reads the event, and from GitHub the files that changed; sets the outputs lane, sha, code, base, environment and plan (all of
-it as JSON), and the status `model-gate` to pending. Lanes:
+it as JSON), and the status `model-gate` to pending. It and publish run the default branch's code, so that no pull request
+decides about itself. Lanes:
 
     train           reproduce, judge, report; on the runner that TRAIN_RUNNER names
     unchanged       nothing that the model depends on changed: nothing is trained
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.github import changes, labels
+from src.github import changes, engine, labels
 from src.github.api import ApiError, GitHub
+from src.github.git import git
 from src.github.status import run_url, set_status
 
 _SHOWN = 30
@@ -31,7 +33,6 @@ class Plan:
 
     lane: str
     sha: str
-    code: str
     base: str
     run_url: str
     branch: str = ""
@@ -41,8 +42,14 @@ class Plan:
     override: dict[str, str] | None = None
     engine_reviewed: dict[str, str] | None = None
     refused: dict[str, str] = field(default_factory=dict)
+    protected: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     relevant: list[str] = field(default_factory=list)
+
+    @property
+    def is_published(self) -> bool:
+        """False for a fork's own run, which holds no token that writes: report-comment.yml speaks for it."""
+        return not self.fork or self.environment == "fork-training"
 
 
 def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
@@ -58,36 +65,47 @@ def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
     made.relevant = changes.relevant(made.changed)
     if not made.relevant and made.changed:
         made.lane = "fork-unchanged" if made.lane == "fork" else "unchanged"
-    if made.lane == "train" and made.number and event_name != "merge_group":
-        _read_labels(made, event, github)
+    if made.is_published:
+        # against the default branch whatever the base is: a status belongs to a commit, and a base can be changed later
+        default = event["repository"]["default_branch"]
+        known = made.changed if made.base == default else []
+        everything = known or changes.between(github, default, made.sha)
+        made.protected = engine.touched(github, default, made.sha, everything)
+        if made.number and (made.lane == "train" or made.protected):
+            _read_labels(made, event, github)
     return made
 
 
 def _read_labels(made: Plan, event: Mapping[str, Any], github: GitHub) -> None:
-    """Enter the labels of the people who decide; where GitHub does not answer, none counts."""
+    """Enter the labels of the people who decide; where GitHub does not answer, none counts.
+
+    In a merge queue that the engine was read at the pull request's head counts; another model than there was not accepted.
+    """
+    queued = "merge_group" in event
     try:
-        given, made.refused = labels.read(github, github.get(f"pulls/{made.number}"), made.sha, event)
+        pull = github.get(f"pulls/{made.number}")
+        given, made.refused = labels.read(github, pull, pull["head"]["sha"] if queued else made.sha, event)
     except ApiError as error:
         made.refused = dict.fromkeys(
             labels.LABELS, f"the labels of #{made.number} could not be read ({error}): run it again"
         )
         print(f"::warning::the labels of #{made.number} could not be read ({error}): none counts")
         return
-    made.override, made.engine_reviewed = given.get("override"), given.get("engine_reviewed")
+    made.engine_reviewed = given.get("engine_reviewed")
+    made.override = None if queued else given.get("override")
 
 
 def _pull_request(event: Mapping[str, Any], github: GitHub) -> Plan:
     request = event["pull_request"]
     made = _of(request, "fork" if _is_fork(request) else "train")
-    made.changed = changes.of_pull_request(github, request["number"], os.environ.get("GITHUB_SHA", ""))
+    made.changed = changes.of_pull_request(github, request["number"])
     return made
 
 
 def _of(request: Mapping[str, Any], lane: str) -> Plan:
     fork = _is_fork(request)
-    sha = request["head"]["sha"]
     branch = "" if fork else request["head"]["ref"]
-    return Plan(lane, sha, sha, request["base"]["ref"], run_url(), branch, request["number"], fork)
+    return Plan(lane, request["head"]["sha"], request["base"]["ref"], run_url(), branch, request["number"], fork)
 
 
 def _is_fork(request: Mapping[str, Any]) -> bool:
@@ -100,7 +118,7 @@ def _merge_group(event: Mapping[str, Any], github: GitHub) -> Plan:
     group = event["merge_group"]
     base = group["base_ref"].removeprefix("refs/heads/")
     number = re.search(r"/pr-(\d+)-", group["head_ref"])
-    made = Plan("train", group["head_sha"], group["head_sha"], base, run_url(), number=int(number[1]) if number else None)
+    made = Plan("train", group["head_sha"], base, run_url(), number=int(number[1]) if number else None)
     made.changed = changes.between(github, group["base_sha"], group["head_sha"])
     return made
 
@@ -117,7 +135,7 @@ def _dispatch(event: Mapping[str, Any], github: GitHub) -> Plan:
         made = _of(found[0], "train")
         made.changed = changes.of_pull_request(github, found[0]["number"])
         return made
-    return Plan("train", sha, sha, default, run_url(), "" if branch == default else branch)
+    return Plan("train", sha, default, run_url(), "" if branch == default else branch)
 
 
 def _trusted(number: str, sha: str, github: GitHub) -> Plan:
@@ -132,7 +150,6 @@ def _trusted(number: str, sha: str, github: GitHub) -> Plan:
             f"the head of #{number} is {request['head']['sha']}, not {sha}: read the new commit, then start this with it"
         )
     made = _of(request, "train")
-    made.code = os.environ["GITHUB_SHA"]  # who holds the write token runs this branch's code, never the fork's
     made.environment = "fork-training" if made.fork else "training"
     return made
 
@@ -143,9 +160,9 @@ def _trusted(number: str, sha: str, github: GitHub) -> Plan:
 
 
 def _write_outputs(made: Plan) -> None:
-    whole = {**asdict(made), "changed": made.changed[:_SHOWN], "relevant": made.relevant[:_SHOWN]}
-    outputs = {name: whole[name] for name in ("lane", "sha", "code", "base", "environment")}
-    outputs["plan"] = json.dumps(whole)
+    whole = {**asdict(made), **{name: getattr(made, name)[:_SHOWN] for name in ("changed", "protected", "relevant")}}
+    outputs = {name: whole[name] for name in ("lane", "sha", "base", "environment")}
+    outputs |= {"code": git(Path(), "rev-parse", "HEAD"), "number": made.number or "", "plan": json.dumps(whole)}
     with Path(os.environ["GITHUB_OUTPUT"]).open("a") as file:
         file.writelines(f"{name}={value}\n" for name, value in outputs.items())
 
@@ -162,9 +179,11 @@ def main() -> None:
     github = GitHub.from_environment()
     event = json.loads(Path(os.environ["GITHUB_EVENT_PATH"]).read_text())
     made = plan(os.environ["GITHUB_EVENT_NAME"], event, github)
-    if not made.fork or made.environment == "fork-training":
+    if made.is_published:
         set_status(github, made.sha, "pending", "being judged")
     _write_outputs(made)
     _summarize(made)
     print(f"{made.lane}: {made.sha} against {made.base}" + (f", pull request #{made.number}" if made.number else ""))
     print("\n".join(f"  {path}" for path in made.relevant[:_SHOWN]))
+    if made.protected:
+        print(f"it touches the engine: {', '.join(made.protected[:_SHOWN])}")

@@ -1,10 +1,11 @@
-"""Publish a verdict: pictures, the reviewed files as one commit, the comment, the statuses.
+"""Publish a verdict: pictures, the reviewed files as one commit, the statuses; and write the comment for the next job.
 
-    python3 -m src publish DIR
+    python3 -m src publish DIR comment.md
 
 DIR is the artifact `reviewed` of the job that trained: out/report, dvc.lock, metrics.json, manifest.json. Reads PLAN (what
 src/github/plan.py found out), TRAINED (how that job ended) and REPORT_KEEP. Runs no model and imports no package, since it
-holds the write token. Whatever is missing, the status says so: a gate that crashed has not passed.
+holds the write token. Whatever is missing, the status says so: a gate that crashed has not passed. A change of the engine
+passes with the label `engine: reviewed` alone, whatever the artifact says.
 """
 
 import argparse
@@ -17,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.core.command import UserError
-from src.github import comment, pictures
+from src.github import labels, pictures
 from src.github.api import ApiError, GitHub
 from src.github.git import GitError, Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
 from src.github.status import CONTEXT, run_url, set_status
+from src.github.text import prose
 
 REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
 ALL_GREEN = "all-green"
@@ -42,8 +43,8 @@ class Outcome:
     reviewed: bool = False
 
 
-def publish(folder: Path, plan: Mapping[str, Any], trained: str) -> None:
-    """Tell the pull request, the commit and the summary what came out.
+def publish(folder: Path, plan: Mapping[str, Any], trained: str, comment: Path) -> None:
+    """Tell the commit and the summary what came out, and write what the pull request is told.
 
     Raises:
         UserError: a status could not be set.
@@ -55,7 +56,8 @@ def publish(folder: Path, plan: Mapping[str, Any], trained: str) -> None:
     if outcome.reviewed:
         pushed = _push_reviewed(folder, plan, remote, outcome)
         heads += [pushed] if pushed else []
-    _comment(github, plan, outcome)
+    _summarize(outcome)
+    comment.write_text(outcome.markdown, encoding="utf-8")
     for sha in heads:
         set_status(github, sha, outcome.state, outcome.description)
     print(f"{CONTEXT}: {outcome.state} on {', '.join(sha[:12] for sha in heads)}: {outcome.description}")
@@ -77,7 +79,7 @@ def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
         markdown = (folder / "out/report/report.md").read_text()
         if trained != "success" and _has_model(verdict):
             return _unstored(verdict, markdown, trained)
-        return _judged(verdict, markdown, plan, folder)
+        return _held(_judged(verdict, markdown, plan, folder), plan)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "there is no report" if isinstance(error, OSError) else "the report cannot be read"
         return _crashed(f"{what}: the job that trains and judges ended with `{trained or 'nothing'}`")
@@ -96,6 +98,25 @@ def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], 
     reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in REVIEWED) and _has_model(verdict)
     started = word == "investigate" or any(verdict.get(key) for key in LABELS)
     return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
+
+
+def _held(outcome: Outcome, plan: Mapping[str, Any]) -> Outcome:
+    """Let no verdict pass a change of the engine that nobody has read: verdict.json is the work of the change's own code."""
+    if not plan["protected"] or plan["engine_reviewed"]:
+        return outcome
+    outcome.markdown += f"\n> [!WARNING]\n> {_engine(plan)}\n"
+    if outcome.state == "success":
+        outcome.state, outcome.description = "pending", labels.wanted(plan["protected"])
+    return outcome
+
+
+def _engine(plan: Mapping[str, Any]) -> str:
+    """Name the protected files, and say what is to be done."""
+    files = ", ".join(map(_code, plan["protected"]))
+    what = f"reads them and adds the label `{ENGINE}`, which counts for this commit; a later push ends it"
+    refused = plan["refused"].get("engine_reviewed", "")
+    why = f" Not yet: {prose(refused)}." if refused else ""
+    return f"**This change touches the engine: {files}.** `{CONTEXT}` waits until a person with write access {what}.{why}"
 
 
 def _unstored(verdict: Mapping[str, Any], markdown: str, trained: str) -> Outcome:
@@ -145,8 +166,14 @@ def _run_id() -> str:
 def _unchanged(plan: Mapping[str, Any]) -> Outcome:
     files = "\n".join(f"- {_code(path)}" for path in plan["changed"])
     told = "nothing that the model depends on changed: nothing was trained"
-    text = f"## ✅ pass: {told}\n\nThe model of `{plan['base']}` stays as it is. Changed files:\n\n{files}\n"
-    return Outcome("success", told, text + f"\n[Run]({run_url()})\n")
+    rest = f"The model of `{plan['base']}` stays as it is. Changed files:\n\n{files}\n\n[Run]({run_url()})\n"
+    reviewed = plan["engine_reviewed"]
+    if plan["protected"] and not reviewed:
+        return Outcome(
+            "pending", labels.wanted(plan["protected"]), f"## 🔎 investigate: {told}\n\n{_engine(plan)}\n\n{rest}"
+        )
+    by = f"; the engine was read by {reviewed['by']}" if plan["protected"] else ""
+    return Outcome("success", told + by, f"## ✅ pass: {told}{by}\n\n{rest}")
 
 
 def _code(path: str) -> str:
@@ -235,22 +262,6 @@ def _carry_checks(github: GitHub, plan: Mapping[str, Any], pushed: str) -> None:
         print(f"::warning::{ALL_GREEN} is not set on {pushed[:12]} ({error}): push an empty commit to start ci.yml")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The comment
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _comment(github: GitHub, plan: Mapping[str, Any], outcome: Outcome) -> None:
-    """Post; what keeps the comment from being posted does not change the verdict, and the summary has the report too."""
-    _summarize(outcome)
-    if plan["number"] is None:
-        return
-    try:
-        print(comment.describe(comment.post(github, plan["number"], outcome.markdown)))
-    except UserError as error:
-        print(f"::warning::the comment could not be posted: {error}")
-
-
 def _summarize(outcome: Outcome) -> None:
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
@@ -262,8 +273,9 @@ def main() -> None:
     """Parse the command line and publish."""
     parser = argparse.ArgumentParser(description="Publish a verdict on the pull request that it is about.")
     parser.add_argument("reviewed", type=Path, help="the artifact of the job that trained")
-    folder = parser.parse_args().reviewed
+    parser.add_argument("comment", type=Path, help="the comment, a file to write")
+    args = parser.parse_args()
     text = os.environ.get("PLAN", "")
     if not text:
         sys.exit("publish: there is no plan: the job Plan crashed, see its log")
-    publish(folder, json.loads(text), os.environ.get("TRAINED", ""))
+    publish(args.reviewed, json.loads(text), os.environ.get("TRAINED", ""), args.comment)

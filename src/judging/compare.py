@@ -34,7 +34,7 @@ from src.core.inference import Model
 from src.core.manifest import read_manifest
 from src.core.yaml_files import parse_yaml
 from src.judging import lineage, speed
-from src.system import dvc_lock, hardware
+from src.system import dvc_lock, hardware, protection
 from src.system.params import filled, load
 from src.system.params_text import put
 from src.system.versioning import dvc
@@ -91,8 +91,8 @@ def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
         except ExampleModelError as error:
             facts |= {"example": True, "never": True, "why": str(error)}
             # the gates of params.yaml, too, are the template's: these are the first of this repository's own
-            facts["judging_changed"] = _judging_files(facts["merge_base"])
-            facts["first_rules"] = _judging_params(facts["merge_base"], paths.params)
+            facts["judging_changed"] = _engine_files(facts["merge_base"])
+            facts["first_rules"] = _engine_params(facts["merge_base"], paths.params)
         except Exception as error:  # whatever main holds, the report on this side is still wanted, and asks for a look
             facts["why"] = _words(error, "main's")
         facts["looks"] = _looks(facts, paths)
@@ -154,7 +154,7 @@ def _history(base: str, params: Path) -> dict[str, Any]:
     facts["behind"] = int(git("rev-list", "--count", f"HEAD..{commit}"))
     with suppress(UserError):  # a dvc.yaml that cannot be read has failed the pipeline already
         facts["moved_inputs"] = _moved(fork_point, commit, params)
-    facts["judging_changed"] = _judging_files(fork_point) + _judging_params(fork_point, params)
+    facts["judging_changed"] = _engine_files(fork_point) + _engine_params(fork_point, params)
     return facts
 
 
@@ -183,17 +183,15 @@ def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
     return moved
 
 
-def _judging_files(fork_point: str) -> list[str]:
-    """Return the files that decide how models are judged and this working tree has changed."""
-    return sorted(set(git("diff", "--name-only", fork_point).splitlines()) & set(lineage.JUDGING))
+def _engine_files(fork_point: str) -> list[str]:
+    """Return the protected files that this working tree has changed."""
+    return protection.protected(git("diff", "--name-only", "--no-renames", "-z", fork_point).split("\0")[:-1])
 
 
-def _judging_params(fork_point: str, params: Path) -> list[str]:
-    """Return the sections of params.yaml that decide it and this working tree has changed."""
+def _engine_params(fork_point: str, params: Path) -> list[str]:
+    """Return the protected sections of params.yaml that this working tree has changed."""
     then, here = _sections(fork_point, params), _sections("", params)
-    # where main had none, there is nothing that could have been weakened
-    sections = [name for name in ("evaluate", "gates") if then and then[name] != here.get(name)]
-    return [f"{params}: {name}" for name in sections]
+    return [f"{params}: {name}" for name in protection.RULES if then and then.get(name) != here.get(name)]
 
 
 def _sections(commit: str, params: Path) -> dict[str, Any]:

@@ -323,9 +323,9 @@ def _judging(facts: Facts, _params: Gates) -> _Finding:
         said = f"judged by the first rules of your own ({_listed(facts.first_rules)}), as main's are the template's"
         return _Finding("pass", said, {})
     if not facts.judging_changed:
-        return _Finding("pass", "judged by the same rules as main", {})
-    changed = _listed(facts.judging_changed)
-    return _Finding("investigate", f"this change also changes how models are judged ({changed}): a reviewer must agree", {})
+        return _Finding("pass", "made and judged by the same engine as main's", {})
+    said = f"this change also touches the engine ({_listed(facts.judging_changed)}): a person must read that"
+    return _Finding("investigate", f"{said} and give the label `engine: reviewed`", {})
 
 
 def _stale_base(facts: Facts, _params: Gates) -> _Finding:

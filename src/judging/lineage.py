@@ -17,26 +17,6 @@ from src.system.worktree import git
 MODEL = "out/model/model.onnx"
 EVALUATION = "metrics.json"
 TEST_ROWS = "out/manifest.parquet"
-JUDGING = (  # what decides how models are judged
-    "src/judging/gates.py",
-    "src/core/inference.py",
-    "src/judging/request.py",
-    "src/judging/lineage.py",
-    "src/core/metrics.py",
-    "src/judging/precision.py",
-    "src/judging/quantization.py",
-    "src/judging/quantize.py",
-    "src/judging/compare.py",
-    "src/judging/judge.py",
-    "src/core/results.py",
-    "src/core/significance.py",
-    "src/images/slices.py",
-    "src/evaluation/answer.py",
-    "src/judging/speed.py",
-    "src/evaluation/evaluate.py",
-    "src/system/worktree.py",
-    "starter/project/manifest.json",  # by its data main's model is the template's example, or a fork's own
-)
 _KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")
 
 

@@ -323,8 +323,8 @@ def _judging(facts: Facts) -> Block | None:
         return Paragraph(f"Judged by this pull request's own {words.listed(first)}: those of main are the template's.")
     if not changed or _is_told(facts, "judging"):
         return None
-    said = f"This pull request also changes how models are judged: {words.listed(changed)}."
-    return Alert("warning", f"{said} Both models were judged by the new rules; a reviewer must agree with them.")
+    said = f"This pull request also touches the engine: {words.listed(changed)}."
+    return Alert("warning", f"{said} Both models were judged by its rules; a person must read that and agree.")
 
 
 def _budget(facts: Facts) -> Block | None:

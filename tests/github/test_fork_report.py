@@ -1,5 +1,6 @@
 """A fork's artifact is a claim, and an attack until it is validated: python -m pytest tests/github/test_fork_report.py"""
 
+import html
 import io
 import json
 import os
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from standin import BOT, IDENTITY, GitHub, clone, commit
+from standin import BOT, IDENTITY, GitHub, clone, commit, user
 
-from src.github import fork_report, fork_words, numbers
+from src.github import comment, fork_report, numbers
 from src.github.comment import MARKER
-from src.github.fork_words import Changes, Place, render
+from src.github.fork_words import Place, render
+from src.github.labels import ENGINE
 from src.github.numbers import NumbersError
 
 SHA = "a" * 40
@@ -194,6 +196,9 @@ def github(service: GitHub) -> GitHub:
     return service
 
 
+JUDGES = {"contents": "read", "actions": "read", "pull-requests": "read", "statuses": "write"}
+
+
 def push_to_fork(github: GitHub, folder: Path, files: dict[str, str], branch: str = "change") -> str:
     fork, work = github.fork("stranger/models"), folder / f"work-{len(list(folder.iterdir()))}"
     for command in (["clone", "--quiet", str(fork), str(work)], ["-C", str(work), "checkout", "--quiet", "-B", branch]):
@@ -217,13 +222,15 @@ def poster(
     (tmp_path / "bin" / "cml").write_text("#!/bin/sh\nexit 1\n")  # the API posts: this is not about CML
     (tmp_path / "bin" / "cml").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("GITHUB_TOKEN", github.token({"actions": "read", "pull-requests": "write", "statuses": "write"}))
+    monkeypatch.setenv("GITHUB_TOKEN", github.token(JUDGES))
     monkeypatch.setenv("GITHUB_REPOSITORY", "team/models")
     monkeypatch.setenv("GITHUB_API_URL", github.url)
     monkeypatch.setenv("GITHUB_SERVER_URL", github.server_url)
     monkeypatch.setenv("GITHUB_RUN_ID", "8")
     monkeypatch.setenv("GITHUB_EVENT_PATH", str(tmp_path / "event.json"))
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setattr(sys, "argv", ["fork-report", str(tmp_path / "comment.md")])
 
     def run_it(artifact: bytes | None, name: str = "report", **run: Any) -> str:
         asked = {"head_branch": "change", "head_repository": "stranger/models", "head_sha": github.head(1)} | run
@@ -231,7 +238,13 @@ def poster(
         if artifact is not None:
             github.upload_artifact(7, name, artifact)
         (tmp_path / "event.json").write_text(json.dumps(github.payload("workflow_run", run_id=7)))
+        (tmp_path / "output").write_text("")
         fork_report.main()
+        if number := (tmp_path / "output").read_text().partition("number=")[2].strip():
+            with monkeypatch.context() as next_job:
+                next_job.setenv("GITHUB_TOKEN", github.token({"contents": "read", "pull-requests": "write"}))
+                next_job.setenv("NUMBER", number)
+                comment.main()
         return capsys.readouterr().out
 
     return run_it
@@ -449,10 +462,44 @@ def test_a_fork_that_leaves_the_model_alone_passes_by_githubs_own_list_of_files(
         github.refresh()
 
 
+def test_a_fork_that_touches_the_engine_alone_waits_for_the_label_at_its_head(
+    github: GitHub, poster: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = github.head(1)
+    monkeypatch.setitem(github.collaborators, "alice", "write")
+    try:
+        sha = push_to_fork(github, tmp_path, {"Makefile": "x\n", "docs/a.md": "words\n"})
+        poster(None)
+        status = github.statuses(sha, "model-gate")[0]
+        assert (status["state"], status["description"].endswith("add the label engine: reviewed: Makefile")) == (
+            "pending",
+            True,
+        )
+        assert "## 🔎 investigate" in the_comment(github)
+        assert (
+            "must read this and add the label `engine: reviewed`, which counts for this commit: `Makefile`."
+            in the_comment(github)
+        )
+        github.add_label(1, ENGINE, by="alice")
+        started = {"head_sha": sha, "head_branch": "change", "head_repository": "stranger/models", "actor": user("alice")}
+        github.add_run(6, **started)
+        poster(None)
+        assert github.statuses(sha, "model-gate")[0]["state"] == "success"
+        assert "`alice` has read what it changes of the engine" in the_comment(github)
+        later = push_to_fork(github, tmp_path, {"Makefile": "y\n"})
+        poster(None)
+        assert github.statuses(later, "model-gate")[0]["state"] == "pending"
+        assert "remove it and add it again" in html.unescape(the_comment(github))
+    finally:
+        github.remove_label(1, ENGINE, by="alice")
+        subprocess.run(["git", "update-ref", "refs/heads/change", before], cwd=github.fork("stranger/models"), check=True)
+        github.refresh()
+
+
 def test_a_token_that_may_not_set_statuses_still_posts(
     github: GitHub, poster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GITHUB_TOKEN", github.token({"actions": "read", "pull-requests": "write"}))
+    monkeypatch.setenv("GITHUB_TOKEN", github.token({**JUDGES, "statuses": "read"}))
     assert "::warning::model-gate could not be left pending" in poster(packed(report(commit=github.head(1))))
     assert the_comment(github)
 
@@ -463,7 +510,6 @@ def test_changes_to_what_judges_are_named_by_githubs_own_list(
     names = [
         ".github/workflows/x.yml",
         "params.yaml",
-        "deep/data.dvc",
         "requirements/run.txt",
         "src/judging/gates.py",
         "docs/a.md",
@@ -471,20 +517,9 @@ def test_changes_to_what_judges_are_named_by_githubs_own_list(
     sha = push_to_fork(github, tmp_path, dict.fromkeys(names, "changed\n"))
     poster(packed(report(commit=sha)))
     warning = the_comment(github).split("[!WARNING]")[1].split("\n\n")[0]
-    assert all(f"`{name}`" in warning for name in names[:-1])
+    assert all(f"`{name}`" in warning for name in names if name not in ("params.yaml", "docs/a.md"))
+    assert "<code>params&#46;yaml&#58; its form</code>" in warning
     assert "docs/a.md" not in warning
-
-
-@pytest.mark.parametrize("name", [".dvc/config", "dvc.lock", "data.dvc", "src/reporting/write.py", "manifest.json"])
-def test_a_path_that_decides_is_protected(name: str) -> None:
-    assert fork_words.PROTECTED.match(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["src/model.py", "src/core/metrics.pyx", "docs/params.yaml", "dvc.lock.md", "my.github/x", "src/core/metricsXpy"]
-)
-def test_a_path_that_does_not_decide_is_free(name: str) -> None:
-    assert not fork_words.PROTECTED.match(name)
 
 
 def test_names_of_classes_and_files_are_shown_and_do_nothing() -> None:
@@ -501,16 +536,13 @@ def test_names_of_classes_and_files_are_shown_and_do_nothing() -> None:
     ]
     rows = [{"name": name, "recall": 0.5, "main": None, "images": 1} for name in evil]
     found = numbers.validate(report(classes=rows))
-    body = render(
-        found, Place(1, SHA, "https://x/run"), Changes([f".github/{name}\n{name}" for name in evil], complete=False)
-    )
+    body = render(found, Place(1, SHA, "https://x/run"), [f".github/{name}\n{name}" for name in evil])
     for trace in ("@", "<img", "](java", "a|b", "`x`", "#1 ", "*b*", "_i_"):
         assert trace not in body
     assert "<code>ok ß</code>" in body
     assert "&#64;&#8203;org" in body
     table = body.split("### Classes")[1].split("\n\n")[1]
     assert {line.count("|") for line in table.splitlines()} == {5}
-    assert "further protected ones may be among them" in body
 
 
 def test_a_report_as_large_as_may_be_is_still_a_comment() -> None:
@@ -522,9 +554,7 @@ def test_a_report_as_large_as_may_be_is_still_a_comment() -> None:
         checks=[{"name": f"c{i:03d}" + "x" * 60, "level": "warn"} for i in range(200)],
     )
     found = numbers.parse(json.dumps(full).encode())
-    body = render(
-        found, Place(1, SHA, "https://x/run"), Changes([f"src/reporting/{'x' * 500}{i}" for i in range(900)], complete=True)
-    )
+    body = render(found, Place(1, SHA, "https://x/run"), [f"src/reporting/{'x' * 500}{i}" for i in range(900)])
     assert len(body) < 60_000
     assert "and 150 more" in body
     assert "and 880 more" in body
@@ -556,7 +586,7 @@ def test_no_damaged_zip_or_json_is_anything_but_a_refusal() -> None:
 
 
 def test_the_command_runs_with_no_package_and_says_what_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, "-S", "-m", "src", "fork-report"]
+    command = [sys.executable, "-S", "-m", "src", "fork-report", str(tmp_path / "comment.md")]
     done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "GITHUB_EVENT_PATH is not set" in done.stderr

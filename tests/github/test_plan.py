@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from standin import GitHub as Standin
 from standin import clone, commit, user
 
 from src.core.command import UserError
 from src.github import changes
 from src.github.api import GitHub
-from src.github.fork_words import PROTECTED
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
 from src.github.plan import Plan, plan
-from src.judging.lineage import JUDGING
+from src.github.recheck import recheck
+from src.github.status import set_status
 
 
 @pytest.fixture
@@ -52,6 +51,7 @@ def push(github: Standin, tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture
 def decide(github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_SERVER_URL", github.server_url)
     monkeypatch.setenv("GITHUB_SHA", "f" * 40)
     monkeypatch.setenv("GITHUB_REF_NAME", "main")
 
@@ -65,7 +65,7 @@ def decide(github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_change_of_the_model_is_trained_at_its_head(push: Any, decide: Any, github: Standin) -> None:
     sha = push("wider", **{"params.yaml": "train: {width: 64}"})
     made = decide("pull_request", number=github.open_pull_request("wider"))
-    assert (made.lane, made.sha, made.code, made.base, made.branch, made.fork) == ("train", sha, sha, "main", "wider", False)
+    assert (made.lane, made.sha, made.base, made.branch, made.fork) == ("train", sha, "main", "wider", False)
     assert made.environment == "training"
     assert made.relevant == ["params.yaml"]
 
@@ -92,13 +92,6 @@ def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> No
     assert changes.relevant([path], manifest) == [path]
 
 
-@pytest.mark.parametrize("path", JUDGING)
-def test_what_judges_is_named_to_reviewers_of_a_fork_and_starts_a_report(path: str) -> None:
-    assert (ROOT / path).is_file()
-    assert PROTECTED.match(path)
-    assert changes.relevant([path], ROOT / "manifest.json") == [path]
-
-
 def test_a_list_that_github_cut_may_hide_anything(
     monkeypatch: pytest.MonkeyPatch, push: Any, decide: Any, github: Standin
 ) -> None:
@@ -107,19 +100,12 @@ def test_a_list_that_github_cut_may_hide_anything(
     assert decide("pull_request", number=github.open_pull_request("words")).lane == "train"
 
 
-def test_where_github_lists_no_files_the_merge_commit_tells(
-    push: Any, decide: Any, github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_github_lists_no_files_anything_may_have_changed(push: Any, decide: Any, github: Standin) -> None:
     push("words", **{"docs__a.md": "a"})
     number = github.open_pull_request("words")
     github.answer(f"GET /repos/team/models/pulls/{number}/files", 404, {"message": "Not Found"})
-    assert decide("pull_request", number=number).lane == "train"  # nobody can tell
-    place = tmp_path / "checkout"
-    clone(github, place)("fetch", "--quiet", "origin", f"refs/pull/{number}/merge")
-    monkeypatch.setattr(changes, "Path", lambda: place)
-    monkeypatch.setenv("GITHUB_SHA", str(github.merge_commit(number)))
     made = decide("pull_request", number=number)
-    assert (made.lane, made.changed) == ("unchanged", ["docs/a.md"])
+    assert (made.lane, made.protected) == ("train", [changes.ANYTHING])
 
 
 def test_a_fork_is_a_fork_also_when_it_is_gone(push: Any, decide: Any, github: Standin, tmp_path: Path) -> None:
@@ -150,7 +136,7 @@ def test_a_maintainer_starts_a_forks_exact_commit(push: Any, decide: Any, github
     sha = push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
     number = github.open_pull_request("mine", fork="stranger/models")
     made = decide("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha})
-    assert (made.lane, made.sha, made.code, made.branch) == ("train", sha, "f" * 40, "")
+    assert (made.lane, made.sha, made.branch) == ("train", sha, "")
     assert made.environment == "fork-training"
 
 
@@ -184,6 +170,117 @@ def test_a_dispatch_on_a_branch_finds_its_pull_request(push: Any, decide: Any, g
 def test_an_unknown_event_is_refused(github: Standin) -> None:
     with pytest.raises(UserError, match="does not know the event issue_comment"):
         plan("issue_comment", {}, GitHub("team/models", github.token({}), github.url))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The engine
+# ---------------------------------------------------------------------------------------------------------------------
+
+ENGINE_FILES = [".github/workflows/deploy.yml", "src/judging/gates.py", "src/release/verify.py", "src/github/plan.py",
+                "runner/hooks/job-started.sh", "Makefile", "requirements/run.txt", "tests/test_lint.py", ".ci/run",
+                "torch.py", "dvc.yaml"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ENGINE_FILES)
+def test_a_change_of_the_engine_is_named(push: Any, decide: Any, github: Standin, path: str) -> None:
+    push("engine", **{path: "x", "README.md": "more words"})
+    assert decide("pull_request", number=github.open_pull_request("engine")).protected == [path]
+
+
+def test_both_names_of_a_moved_file_count_and_so_does_one_that_is_gone(
+    push: Any, decide: Any, github: Standin, tmp_path: Path
+) -> None:
+    push("main", Makefile="long enough to be known again\n" * 9, LICENSE="MIT")
+    git = clone(github, tmp_path / "moving")
+    (tmp_path / "moving/docs").mkdir()
+    git("mv", "Makefile", "docs/Makefile")
+    git("rm", "--quiet", "LICENSE")
+    commit(git, tmp_path / "moving", "moved")
+    made = decide("pull_request", number=github.open_pull_request("moved"))
+    assert made.changed == ["LICENSE", "Makefile", "docs/Makefile"]
+    assert made.protected == ["LICENSE", "Makefile"]
+
+
+GATES = "train: {}\ngates:\n  levels: {judging: enforce}\n"
+
+
+@pytest.fixture
+def engine(push: Any, decide: Any, github: Standin) -> Callable[..., list[str]]:
+    """Let main have GATES, and return what of the engine a change of files touches."""
+    push("main", **{"params.yaml": GATES})
+
+    def go(base: str = "main", **files: str) -> list[str]:
+        push("change", **files)
+        return list(decide("pull_request", number=github.open_pull_request("change", base=base)).protected)
+
+    return go
+
+
+def test_the_rules_in_params_are_protected_and_the_rest_of_it_is_free(engine: Callable[..., list[str]]) -> None:
+    assert engine(**{"params.yaml": GATES.replace("train: {}", "train: {epochs: 9}")}) == []
+    assert engine(**{"params.yaml": GATES.replace("enforce", "off")}) == ["params.yaml: gates"]
+
+
+def test_rules_that_main_changed_since_are_none_of_this_change(push: Any, engine: Callable[..., list[str]]) -> None:
+    push("change", **{"README.md": "words"})
+    push("main", **{"params.yaml": GATES.replace("enforce", "warn")})
+    assert engine(start="change", **{"params.yaml": GATES.replace("train: {}", "train: {epochs: 9}")}) == []
+
+
+def test_params_that_become_a_link_are_rules_that_changed(
+    push: Any, decide: Any, github: Standin, tmp_path: Path, engine: Callable[..., list[str]]
+) -> None:
+    git = clone(github, tmp_path / "linking")
+    (tmp_path / "linking/params.yaml").unlink()
+    (tmp_path / "linking/params.yaml").symlink_to("docs/params.yaml")
+    commit(git, tmp_path / "linking", "linked", docs__params_yaml=GATES)
+    assert "params.yaml: gates" in decide("pull_request", number=github.open_pull_request("linked")).protected
+
+
+def test_params_that_cannot_be_read_are_protected(github: Standin, engine: Callable[..., list[str]]) -> None:
+    github.fail_next("GET .*/compare/.*", status=404)
+    assert engine(**{"params.yaml": GATES + "x: 1\n"}) == ["params.yaml, which could not be read"]
+
+
+def test_the_first_rules_of_ones_own_beside_the_first_data_are_free(push: Any, engine: Callable[..., list[str]]) -> None:
+    example, other = (json.dumps({"data": {"digest": digest}}) for digest in "ab")
+    weaker = {"params.yaml": GATES.replace("enforce", "off")}
+    push("main", **{"manifest.json": example, "starter__project__manifest.json": example})
+    assert engine(**weaker, **{"data.dvc": "mine"}) == []
+    assert engine(**weaker) == ["params.yaml: gates"]
+    push("main", **{"manifest.json": other})
+    assert engine(**weaker, **{"data.dvc": "mine"}) == ["params.yaml: gates"]
+
+
+def test_a_base_of_ones_own_making_hides_nothing(push: Any, decide: Any, github: Standin) -> None:
+    push("mine", Makefile="x")
+    push("change", start="mine", **{"README.md": "more words"})
+    made = decide("pull_request", number=github.open_pull_request("change", base="mine"))
+    assert (made.changed, made.protected) == (["README.md"], ["Makefile"])
+
+
+def test_a_run_started_by_hand_looks_at_the_engine_too(push: Any, decide: Any, github: Standin, monkeypatch: Any) -> None:
+    sha = push("engine", Makefile="x")
+    monkeypatch.setenv("GITHUB_REF_NAME", "engine")
+    monkeypatch.setenv("GITHUB_SHA", sha)
+    assert decide("workflow_dispatch", branch="engine").protected == ["Makefile"]
+    sha = push("theirs", fork="stranger/models", **{"Makefile": "x", "params.yaml": "x: 1"})
+    number = github.open_pull_request("theirs", fork="stranger/models")
+    made = decide("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha})
+    assert (made.lane, made.protected) == ("train", ["Makefile"])
+
+
+@pytest.mark.parametrize(("path", "state"), [("Makefile", "pending"), ("docs/a.md", "success")])
+def test_a_green_of_its_own_making_is_taken_back(push: Any, decide: Any, github: Standin, path: str, state: str) -> None:
+    sha = push("change", **{path: "x"})
+    github.open_pull_request("change")
+    token = github.token({"contents": "read", "pull-requests": "read", "actions": "read", "statuses": "write"})
+    client = GitHub("team/models", token, github.url)
+    assert recheck(client, "change", "main") == []  # nothing is green
+    set_status(client, sha, "success", "all is well")
+    assert len(recheck(client, "change", "main")) == (state == "pending")
+    assert recheck(client, "change", "main") == []
+    assert github.statuses(sha, "model-gate")[0]["state"] == state
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -333,6 +430,20 @@ def test_what_github_does_not_answer_makes_no_label_count(labelled: Labelled, pa
     made = labelled.happens("reopened")
     assert given(made) == [None, None]
     assert "500 No" in made.refused["override"]
+
+
+def test_the_label_of_the_engine_counts_at_its_head_in_every_lane_and_in_the_merge_queue(
+    labelled: Labelled, github: Standin
+) -> None:
+    head = labelled.push("wider", Makefile="x")
+    assert (labelled.happens("synchronize").lane, labelled.happens("synchronize").protected) == ("unchanged", ["Makefile"])
+    assert given(labelled.label(ENGINE, "bob")) == [None, ("bob", head)]
+    assert given(labelled.label(LABEL)) == [("alice", head), ("bob", head)]
+    assert given(labelled.decide("merge_group", number=labelled.number)) == [None, ("bob", head)]
+    labelled.push("wider", start="wider", Makefile="y")
+    made = labelled.happens("synchronize")
+    assert given(made) == [None, None]
+    assert f"was given to commit {head[:12]}" in made.refused["engine_reviewed"]
 
 
 def test_a_forks_label_counts_where_a_maintainer_starts_its_commit(push: Any, decide: Any, github: Standin) -> None:

@@ -366,13 +366,6 @@ def test_an_engine_that_nobody_owns_is_told(tmp_path: Path) -> None:
     assert [finding.word for finding in _owners(repository)] == ["ok"]
 
 
-@pytest.mark.template
-def test_the_paths_of_codeowners_exist() -> None:
-    paths = re.findall(r"^(?:# )?/(\S+)", (ROOT / ".github/CODEOWNERS").read_text(), re.MULTILINE)
-    assert len(paths) > 10
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
 @pytest.mark.slow
 @needs_gh
 def test_the_printed_commands_do_what_settings_do(

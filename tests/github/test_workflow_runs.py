@@ -35,12 +35,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.act]
 MARKER = "<!-- model-report -->"
 GATE = "model-gate"
 OVERRIDE = "model-gate: override"
+ENGINE = "engine: reviewed"
 REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
 GPU = {"TRAIN_RUNNER": '["self-hosted","gpu"]'}
 # GitHub's own machines: each starts empty, so there is no store on it
 NO_STORE = {"environment": {"LOCAL_DVC_REMOTE": ""}}
 HOSTED = {"variables": {}, **NO_STORE}
-TRAINED = {"plan": "success", "train": "success", "fork": "skipped", "publish": "success", "cancelled": "skipped"}
+TRAINED = {
+    "plan": "success",
+    "train": "success",
+    "fork": "skipped",
+    "publish": "success",
+    "comment": "success",
+    "cancelled": "skipped",
+}
+POSTED = {"recheck": "skipped", "judge": "success", "comment": "success"}
 Edit = Callable[[Path], object]
 
 
@@ -322,15 +331,47 @@ def object_store(world: World) -> dict[str, Seen]:
 
 
 def other_matters(world: World) -> dict[str, Seen]:
-    """A change of the documents alone, and three of the gate itself, which break it."""
+    """A change of the documents alone, once when GitHub takes no status, and one that breaks what judges."""
     seen = {"documents": world.report(world.propose("documents", REMARK), "opened")}
-    for name, path in {
-        "plan": "src/github/plan.py",
-        "publish": "src/github/publish.py",
-        "judge": "src/judging/judge.py",
-    }.items():
-        number = world.propose(f"broken-{name}", append(path, '\nraise SystemExit("out of order")\n'))
-        seen[name] = world.report(number, "opened")
+    number = world.propose("unlucky", REMARK)
+    world.github.fail_next(f"POST .*/statuses/{world.github.head(number)}", status=422)
+    seen["plan"] = world.report(number, "opened")
+    number = world.propose("broken", append("src/judging/judge.py", '\nraise SystemExit("out of order")\n'))
+    seen["judge"] = world.report(number, "opened")
+    return seen
+
+
+def engine(world: World) -> dict[str, Seen]:
+    """What decides is changed and nothing else: somebody reads it, more is pushed, a fork does the same.
+
+    Then a workflow passes itself.
+    """
+    github = world.github
+    github.collaborators["bob"] = "write"
+
+    def edit(folder: Path) -> None:
+        for name in ("Makefile", "src/github/plan.py", "src/github/publish.py"):
+            append(name, '\nraise SystemExit("out of order")\n')(folder)
+
+    number = world.propose("engine", edit)
+    seen = {"opened": world.report(number, "opened")}
+    github.add_label(number, ENGINE, by="bob")
+    seen["read"] = world.report(number, "labeled", label=ENGINE, sender="bob")
+    seen["read, again"] = world.follow(number, seen["read"].result)
+    world.branch("engine", append("Makefile", "\n# more\n"), start="engine")
+    seen["pushed"] = world.report(number)
+    world.branch("theirs-too", append("Makefile", "\n# x\n"), to=github.fork("friend/engine"))
+    number = github.open_pull_request("theirs-too", fork="friend/engine", author="friend")
+    seen["fork"] = world.follow(number, world.report(number, "opened", **NO_STORE).result)
+
+    def pass_itself(folder: Path) -> None:
+        path = folder / ".github/workflows/report.yml"
+        text = path.read_text().replace("python3 -m src publish reviewed comment.md", "false")
+        path.write_text(text.replace('\'{"state": "failure"', '\'{"state": "success"'))
+
+    number = world.propose("selfish", pass_itself)
+    seen["selfish"] = world.report(number, "opened")
+    seen["looked at once more"] = world.follow(number, seen["selfish"].result)
     return seen
 
 
@@ -531,7 +572,7 @@ def test_a_report_whose_pictures_are_refused_is_posted_without_them(seen: Seen) 
 
 @about(first_model, "first")
 def test_without_cml_the_same_comment_is_posted_and_the_log_says_so(seen: Seen) -> None:
-    assert "CML cannot be installed" in seen.result.logs["publish"]
+    assert "CML cannot be installed" in seen.result.logs["comment"]
     assert seen.text
 
 
@@ -726,6 +767,38 @@ def test_a_change_that_the_model_does_not_depend_on_trains_nothing_and_says_so(w
     assert world.gate(seen.head)[0] == "success"
 
 
+@about(engine)
+def test_a_change_of_the_engine_alone_waits_until_somebody_has_read_this_very_commit(
+    world: World, moments: dict[str, Seen], seen: Seen
+) -> None:
+    files = ["Makefile", "src/github/plan.py", "src/github/publish.py"]
+    assert seen.result.jobs == {**TRAINED, "train": "skipped"}, seen.result.log[-8000:]
+    assert "investigate" in seen.first_line
+    assert f"touches the engine: {', '.join(f'`{name}`' for name in files)}" in seen.text
+    told = [(status["state"], status["description"]) for status in reversed(world.github.statuses(seen.sha, GATE))]
+    asked = f"investigate: once you have read them, add the label {ENGINE}: {', '.join(files)}"
+    passed = "nothing that the model depends on changed: nothing was trained; the engine was read by bob"
+    judging = ("pending", "being judged")
+    assert told == [judging, ("pending", asked), judging, ("success", passed)]
+    assert "nothing to take back" in moments["read, again"].result.logs["recheck"]
+    assert world.gate(moments["pushed"].sha) == ("pending", asked)
+    assert f"was given to commit {seen.sha[:12]}" in moments["pushed"].text
+
+
+@about(engine, "fork")
+def test_a_fork_that_changes_the_engine_alone_waits_too(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == POSTED, seen.result.log[-8000:]
+    assert "`Makefile`" in seen.text
+    assert world.gate(seen.sha)[0] == "pending"
+
+
+@about(engine, "looked at once more")
+def test_a_workflow_that_passes_itself_is_taken_back(world: World, seen: Seen) -> None:
+    assert seen.result.jobs == {"recheck": "success", "judge": "skipped", "comment": "skipped"}, seen.result.log[-8000:]
+    assert [status["state"] for status in world.github.statuses(seen.sha, GATE)] == ["pending", "success", "pending"]
+    assert world.gate(seen.sha)[1].endswith(f"add the label {ENGINE}: .github/workflows/report.yml")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Faults
 # ---------------------------------------------------------------------------------------------------------------------
@@ -753,8 +826,7 @@ def test_a_crash_in_training_is_told_with_its_last_words(world: World, seen: See
 
 
 BROKEN = {
-    "plan": {"plan": "failure", "train": "skipped", "publish": "failure"},
-    "publish": {"plan": "success", "train": "skipped", "publish": "failure"},
+    "plan": {"plan": "failure", "train": "skipped", "publish": "failure", "comment": "skipped"},
     "judge": {"plan": "success", "train": "failure", "publish": "success"},
 }
 
@@ -773,7 +845,7 @@ def test_a_gate_that_crashes_has_not_passed(world: World, moments: dict[str, See
 
 @about(stranger)
 def test_a_fork_runs_on_a_hosted_machine_reads_only_and_leaves_numbers(world: World, seen: Seen) -> None:
-    assert seen.result.jobs == {**TRAINED, "train": "skipped", "fork": "success", "publish": "skipped"}
+    assert seen.result.jobs == {**TRAINED, "train": "skipped", "fork": "success", "publish": "skipped", "comment": "skipped"}
     assert "hunter2" not in seen.result.log
     assert (seen.comments, seen.others) == ({}, 0)
     assert list(unzipped(world.github.artifacts(seen.result.run_id)["report"])) == ["numbers.json"]
@@ -783,7 +855,7 @@ def test_a_fork_runs_on_a_hosted_machine_reads_only_and_leaves_numbers(world: Wo
 
 @about(stranger, "followed")
 def test_the_numbers_of_a_fork_are_posted_as_its_own(world: World, seen: Seen) -> None:
-    assert seen.result.jobs == {"comment": "success"}, seen.result.log[-8000:]
+    assert seen.result.jobs == POSTED, seen.result.log[-8000:]
     assert seen.sha in seen.text
     assert f"gh workflow run report.yml -f pull_request={seen.number} -f sha={seen.sha}" in seen.text
     assert "params.yaml" in seen.text
@@ -796,7 +868,7 @@ def test_the_numbers_of_a_fork_are_posted_as_its_own(world: World, seen: Seen) -
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_artifact_is_refused_in_our_own_words(moments: dict[str, Seen], case: str) -> None:
     seen = moments[case]
-    assert seen.result.jobs == {"comment": "success"}, seen.result.log[-8000:]
+    assert seen.result.jobs == POSTED, seen.result.log[-8000:]
     assert "accuracy" not in seen.text
     for word in ("evil", "root:", "javascript", "<img", "e" * 40):
         assert word not in seen.text.lower()
@@ -805,7 +877,7 @@ def test_a_hostile_artifact_is_refused_in_our_own_words(moments: dict[str, Seen]
 
 @about(stranger, "twins")
 def test_two_pull_requests_of_one_branch_get_nothing(world: World, moments: dict[str, Seen], seen: Seen) -> None:
-    assert seen.result.jobs == {"comment": "success"}, seen.result.log[-8000:]
+    assert seen.result.jobs == {**POSTED, "comment": "skipped"}, seen.result.log[-8000:]
     assert (seen.comments, seen.others) == ({}, 0)
     first = moments["followed"]
     assert [one["body"] for one in world.github.comments(first.number) if one["user"]["login"] == BOT] == [first.text]

@@ -26,10 +26,13 @@ WRITES = {
     ("deploy.yml", "attest"): {"attestations", "id-token"},
     ("deploy.yml", "build"): {"packages"},
     ("deploy.yml", "record"): {"deployments", "issues"},
-    ("report-comment.yml", "comment"): {"pull-requests", "statuses"},
+    ("report-comment.yml", "comment"): {"pull-requests"},
+    ("report-comment.yml", "judge"): {"statuses"},
+    ("report-comment.yml", "recheck"): {"statuses"},
     ("report.yml", "cancelled"): {"statuses"},
+    ("report.yml", "comment"): {"pull-requests"},
     ("report.yml", "plan"): {"statuses"},
-    ("report.yml", "publish"): {"actions", "contents", "pull-requests", "statuses"},
+    ("report.yml", "publish"): {"actions", "contents", "statuses"},
     ("rollback.yml", "record"): {"deployments", "issues"},
     ("sweep.yml", "publish"): {"actions", "contents", "pull-requests"},
     ("watchdog.yml", "watch"): {"issues", "pull-requests", "statuses"},
@@ -448,7 +451,25 @@ def test_jobs_that_hold_a_write_token_run_no_installed_code() -> None:
         if writes == {"packages"}:
             continue
         for step in read((FOLDER / name).read_text())["jobs"][job]["steps"]:
-            assert re.match(r"python3 -m src [a-z-]+( \S+)?$|curl ", step.get("run", "curl ")), step["run"]
+            assert re.match(r"python3 -m src [a-z-]+( \S+)*$|curl ", step.get("run", "curl ")), step["run"]
+
+
+def test_what_may_write_for_a_pull_request_runs_the_default_branchs_code_and_npm_may_comment_alone() -> None:
+    default = "github.event.repository.default_branch"
+    refs = {
+        "plan": f"${{{{ {default} }}}}",
+        "publish": f"${{{{ needs.plan.outputs.code || {default} }}}}",
+        "cancelled": f"${{{{ needs.plan.outputs.code || {default} }}}}",
+        "comment": "${{ needs.plan.outputs.code }}",
+    }
+    for name, job in (key for key in WRITES if key[0].startswith("report")):
+        content = read((FOLDER / name).read_text())["jobs"][job]
+        checkouts = [step["with"] for step in content["steps"] if step.get("uses", "").startswith("actions/checkout@")]
+        assert [one.get("ref") for one in checkouts] == [refs[job] if name == "report.yml" else None], (name, job)
+        if job == "comment":  # installs CML and its packages
+            assert content["permissions"] == {"contents": "read", "pull-requests": "write"}
+        else:
+            assert not [step for step in content["steps"] if re.search(r"src comment|npm|cml", str(step.get("run")))]
 
 
 def test_the_hosted_lane_that_the_watchdog_offers_is_there() -> None:

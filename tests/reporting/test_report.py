@@ -459,7 +459,7 @@ def test_a_stale_base_names_what_moved_and_what_to_do(case: Case) -> None:
 
 def test_a_change_of_the_judge_is_a_warning(case: Case) -> None:
     text = case.change("main/facts.json", judging_changed=["src/judging/gates.py"]).told()
-    assert "> [!WARNING]\n> This pull request also changes how models are judged: src/judging/gates.py." in text
+    assert "> [!WARNING]\n> This pull request also touches the engine: src/judging/gates.py." in text
 
 
 RECORD = {"ended": "2024-05-01T10:00:00Z", "hardware": {"processor": "MOS 6502", "cores": 1}, "seconds": 45.0}

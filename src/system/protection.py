@@ -1,0 +1,59 @@
+"""What a pull request may change without a second person is a list: all else is the engine, and protected.
+
+A change of the engine waits for the label `engine: reviewed`. This stands beside tokens that write: standard library alone.
+"""
+
+import re
+from collections.abc import Iterable
+
+PARAMS = "params.yaml"
+FREE = (
+    "data/",
+    "data.dvc",
+    PARAMS,
+    "src/data.py",
+    "src/model.py",
+    "reference.json",
+    "dvc.lock",
+    "metrics.json",
+    "manifest.json",
+    "docs/",
+    "README.md",
+    "tests/test_yours.py",
+)
+RULES = ("evaluate", "gates")  # sections of params.yaml that are protected all the same
+_FORM = "its form"  # a link, another document, quoted or merged keys: what may hide a section
+_KEY = re.compile(r"([A-Za-z_]\w*):(?=\s|$)")
+
+
+def protected(paths: Iterable[str]) -> list[str]:
+    """Return those of a change's paths that are not free. Of a renamed file both names belong into `paths`."""
+    return sorted({path for path in paths if not _is_free(path)})
+
+
+def _is_free(path: str) -> bool:
+    plain = not {"", ".", ".."} & set(path.split("/"))
+    return plain and (path in FREE or path.startswith(tuple(name for name in FREE if name.endswith("/"))))
+
+
+def rules_changed(before: str, after: str) -> list[str]:
+    """Return which protected sections differ between two texts of params.yaml, as `params.yaml: section`.
+
+    YAML is not parsed: whatever stands at the left margin and is no plain key counts as changed with its text.
+    """
+    then, now = _rules(before), _rules(after)
+    return [f"{PARAMS}: {name}" for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+
+
+def _rules(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not line[0].isspace():
+            key = _KEY.match(line)
+            name = key[1] if key else _FORM
+        if name in (*RULES, "extends", _FORM):
+            found.setdefault(name, []).append(re.sub(r"\s+#[^'\"]*$", "", line.rstrip()))
+    return found
