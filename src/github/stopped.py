@@ -1,6 +1,6 @@
-"""The one issue that stands open while deployments (or rollbacks) are stopped: opened, updated, closed; never a second one.
+"""The one issue that stands open while deployments or rollbacks are stopped, or packages are vulnerable; never a second one.
 
-It is known by its first line and by its author. An edit notifies nobody, so each further stop is a comment as well.
+It is known by its first line and by its author. An edit notifies nobody, so each further text is a comment as well.
 """
 
 from typing import Any
@@ -10,8 +10,13 @@ from src.github.git import BOT
 from src.github.status import run_url
 from src.github.text import prose
 
-_MARKERS = {"deploy": "<!-- deployment-stopped -->", "rollback": "<!-- rollback-failed -->"}
-_TITLES = {"deploy": "Deployment stopped", "rollback": "Rollback failed"}
+_MARKERS = {
+    "deploy": "<!-- deployment-stopped -->",
+    "rollback": "<!-- rollback-failed -->",
+    "audit": "<!-- vulnerable-packages -->",
+}
+_TITLES = {"deploy": "Deployment stopped", "rollback": "Rollback failed", "audit": "Vulnerable packages"}
+_AGAIN = {"deploy": "Stopped again", "rollback": "Stopped again", "audit": "Found now"}
 _LONGEST = 120  # characters of a title
 _OFF = (404, 410)  # issues are switched off, as in every fork
 
@@ -22,7 +27,7 @@ def tell(github: GitHub, what: str, sentence: str, body: str) -> None:
     Raises:
         ApiError: GitHub refuses for another reason than that issues are switched off.
     """
-    text = f"{_MARKERS[what]}\n{body}\n\nIt is updated by each further stop, and closes by itself when it goes on again.\n"
+    text = f"{_MARKERS[what]}\n{body}\n\nIt is updated while this lasts, and closes by itself afterwards.\n"
     title = _title(what, sentence)
     try:
         ours = _open(github, what)
@@ -32,7 +37,7 @@ def tell(github: GitHub, what: str, sentence: str, body: str) -> None:
             issue = ours
         else:
             issue = github.patch(f"issues/{ours['number']}", {"title": title, "body": text})
-            again = f"Stopped again: {prose(sentence)}. [The run]({run_url()})"
+            again = f"{_AGAIN[what]}: {prose(sentence)}. [The run]({run_url()})"
             github.post(f"issues/{ours['number']}/comments", {"body": again})
     except ApiError as error:
         _unless_off(error)
@@ -47,7 +52,7 @@ def close(github: GitHub, what: str, said: str) -> None:
         ApiError: GitHub refuses for another reason than that issues are switched off.
     """
     try:
-        for kind in ("deploy", "rollback") if what == "deploy" else ("rollback",):
+        for kind in ("deploy", "rollback") if what == "deploy" else (what,):
             if ours := _open(github, kind):
                 github.post(f"issues/{ours['number']}/comments", {"body": said})
                 github.patch(f"issues/{ours['number']}", {"state": "closed", "state_reason": "completed"})

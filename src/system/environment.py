@@ -382,6 +382,7 @@ def resolve():
     options = {
         "run": universal,
         "uv": universal,
+        "audit": universal,
         "check": [*universal, "--constraints", "requirements/run.txt"],
         "serving": [*universal, "--constraints", "requirements/run.txt"],
         "serving-gpu": ["--python-platform", "x86_64-unknown-linux-gnu", "--constraints", "requirements/serving.txt"],

@@ -23,6 +23,7 @@ ACTIONS = {"actions/attest", "actions/checkout", "actions/upload-artifact", "act
 TRIGGERS = {"pull_request", "merge_group", "push", "schedule", "workflow_dispatch", "workflow_run"}
 IGNORES = {("report-comment.yml", "dangerous-triggers")}
 WRITES = {
+    ("audit.yml", "tell"): {"issues"},
     ("deploy.yml", "attest"): {"attestations", "id-token"},
     ("deploy.yml", "build"): {"packages"},
     ("deploy.yml", "record"): {"deployments", "issues"},
