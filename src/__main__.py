@@ -43,6 +43,7 @@ VERBS = (
     ("deployed", "github.deployed", "deploy.yml, rollback.yml: tell GitHub what was deployed"),
     ("watchdog", "github.watchdog", "watchdog.yml: tell of jobs that wait for a runner of your own"),
     ("audit", "github.audit", "audit.yml: tell of packages with known vulnerabilities"),
+    ("lock-push", "github.lock_push", "lock.yml: commit the locks that were resolved"),
     ("sweep-pull", "github.sweep_pull", "sweep.yml: open a pull request with the params that a sweep found"),
     ("doctor", "github.doctor", "say which settings on GitHub are missing (make doctor)"),
     ("settings", "github.settings", "make the settings on GitHub what .github/settings says (make settings)"),

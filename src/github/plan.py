@@ -8,6 +8,7 @@ decides about itself. Lanes:
     unchanged       nothing that the model depends on changed: nothing is trained
     fork            a fork's commit: hosted machine, no secret, numbers only
     fork-unchanged  a fork's commit that leaves the model alone
+    bump            Dependabot's own run of a change that the model depends on: it holds no secret, so nothing is trained
 """
 
 import json
@@ -25,6 +26,7 @@ from src.github.git import git
 from src.github.status import run_url, set_status
 
 _SHOWN = 30
+_DEPENDABOT = "dependabot[bot]"
 
 
 @dataclass
@@ -65,6 +67,8 @@ def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
     made.relevant = changes.relevant(made.changed)
     if not made.relevant and made.changed:
         made.lane = "fork-unchanged" if made.lane == "fork" else "unchanged"
+    elif made.lane == "train" and event_name == "pull_request" and event.get("sender", {}).get("login") == _DEPENDABOT:
+        made.lane = "bump"
     if made.is_published:
         # against the default branch whatever the base is: a status belongs to a commit, and a base can be changed later
         default = event["repository"]["default_branch"]

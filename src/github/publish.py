@@ -74,6 +74,8 @@ def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
     """Read what the training job left; every way in which it can have gone wrong is a failure with its reason."""
     if plan["lane"] == "unchanged":
         return _unchanged(plan)
+    if plan["lane"] == "bump":
+        return _bump(plan)
     try:
         verdict = json.loads((folder / "out/report/verdict.json").read_text())
         markdown = (folder / "out/report/report.md").read_text()
@@ -174,6 +176,17 @@ def _unchanged(plan: Mapping[str, Any]) -> Outcome:
         )
     by = f"; the engine was read by {reviewed['by']}" if plan["protected"] else ""
     return Outcome("success", told + by, f"## ✅ pass: {told}{by}\n\n{rest}")
+
+
+def _bump(plan: Mapping[str, Any]) -> Outcome:
+    """Leave a bump to the person who reads it: what that person starts has the secrets that Dependabot's run has not."""
+    text = (
+        "## 🟡 new versions of packages: nothing was trained yet\n\nA run that Dependabot starts holds no secret, and new "
+        "packages meet no machine of yours before a person has read them. When you have, this resolves their locks, commits "
+        "them here, and starts CI and the report, which pushes its results onto this branch too:\n\n"
+        f"```bash\ngh workflow run lock.yml -f branch={plan['branch']}\n```\n"
+    )
+    return Outcome("pending", "new packages: read them, then start lock.yml, as the comment says", text)
 
 
 def _code(path: str) -> str:

@@ -188,11 +188,12 @@ def _open(github: GitHub, branch: str, base: str, title: str, body: str) -> None
         )
         return
     for workflow in ("report.yml", "ci.yml"):
-        _start(github, workflow, branch)
+        start(github, workflow, branch)
     _tell(f"Pull request with the best params: {request['html_url']}")
 
 
-def _start(github: GitHub, workflow: str, branch: str) -> None:
+def start(github: GitHub, workflow: str, branch: str) -> None:
+    """Start a workflow on a branch; where GitHub refuses, say that a person has to."""
     try:
         github.post(f"actions/workflows/{workflow}/dispatches", {"ref": branch})
     except ApiError as error:

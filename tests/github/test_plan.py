@@ -76,6 +76,20 @@ def test_documents_alone_train_nothing(push: Any, decide: Any, github: Standin) 
     assert (made.lane, made.changed, made.relevant) == ("unchanged", ["README.md", "docs/a.md"], [])
 
 
+def test_a_bump_trains_nothing_until_a_person_starts_it(push: Any, decide: Any, github: Standin, monkeypatch: Any) -> None:
+    sha = push("bump", **{"requirements__run.txt": "numpy==2"})
+    number = github.open_pull_request("bump", author="dependabot[bot]")
+    assert decide("pull_request", number=number, sender="dependabot[bot]").lane == "bump"
+    assert decide("pull_request", number=number, sender="author").lane == "train"
+    monkeypatch.setenv("GITHUB_SHA", sha)
+    monkeypatch.setenv("GITHUB_REF_NAME", "bump")
+    made = decide("workflow_dispatch", branch="bump")
+    assert (made.lane, made.number) == ("train", number)
+    push("checks", **{"requirements__check.txt": "ruff==2"})
+    number = github.open_pull_request("checks", author="dependabot[bot]")
+    assert decide("pull_request", number=number, sender="dependabot[bot]").lane == "unchanged"
+
+
 def test_the_lineage_says_what_the_model_depends_on(tmp_path: Path) -> None:
     paths = ["src/model.py", "src/serving/service.py", "data.dvc", "Makefile"]
     manifest = tmp_path / "manifest.json"

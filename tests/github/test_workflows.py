@@ -27,6 +27,7 @@ WRITES = {
     ("deploy.yml", "attest"): {"attestations", "id-token"},
     ("deploy.yml", "build"): {"packages"},
     ("deploy.yml", "record"): {"deployments", "issues"},
+    ("lock.yml", "commit"): {"actions", "contents"},
     ("report-comment.yml", "comment"): {"pull-requests"},
     ("report-comment.yml", "judge"): {"statuses"},
     ("report-comment.yml", "recheck"): {"statuses"},
