@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 from conftest import ROOT, write_params
 from ruamel.yaml import YAML
@@ -22,7 +20,7 @@ from src.core.files import read_json, sha256, write_json
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
 from src.judging import request as judging
-from src.release import modelcheck, overriding, reviewed, verdict
+from src.release import overriding, reviewed, verdict
 from src.release import verify as verifying
 from src.release.production import Deployed
 from src.system import dvc_lock
@@ -765,36 +763,3 @@ def test_a_judge_refuses_a_request_of_another_format(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "src", "verdict", str(tmp_path / "request.json"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, "has the format 2, and this judge reads format 1" in done.stderr) == (1, True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The file
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def onnx_model(**options: Any) -> onnx.ModelProto:
-    weight = onnx.numpy_helper.from_array(np.ones(4, np.float32), "w")
-    inside = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["c"], value=weight)], "inside", [], [])
-    node = onnx.helper.make_node("If", ["x"], [], then_branch=inside, else_branch=inside)
-    graph = onnx.helper.make_graph([node], "graph", [], [], [weight])
-    return onnx.helper.make_model(graph, **options)
-
-
-def test_weights_in_other_files_are_found_wherever_they_hide(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    whole = onnx_model()
-    path.write_bytes(whole.SerializeToString())
-    assert modelcheck.unsafe(path) is None
-    for tensor in (whole.graph.initializer[0], whole.graph.node[0].attribute[0].g.node[0].attribute[0].t):
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        path.write_bytes(whole.SerializeToString())
-        assert modelcheck.unsafe(path) == "reads its weights from other files"
-        tensor.data_location = onnx.TensorProto.DEFAULT
-
-
-def test_operators_of_others_and_what_is_no_model_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(onnx_model(opset_imports=[onnx.helper.make_opsetid("com.evil", 1)]).SerializeToString())
-    assert modelcheck.unsafe(path) == "uses operators that are not ONNX's own (com.evil)"
-    path.write_bytes(b"\xff" * 64)
-    assert modelcheck.unsafe(path) == "is no ONNX file"

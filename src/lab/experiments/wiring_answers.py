@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.core.command import UserError
 from src.lab.experiments.wiring import BATCHES, Finding, Lesson, Subject, first_line, is_finite, some, watched
+from src.release import modelcheck
 from src.training import export
 from src.training.classifier import Classifier, Served
 
@@ -93,6 +94,9 @@ def parity(lesson: Lesson, subject: Subject, tolerance: float) -> Finding:
         made = export.to_onnx(classifier, (size[0], size[1]), channels, subject.classes)
     except UserError as error:
         return Finding("ONNX", "FAIL", str(error), "without the export nothing can be served")
+    if fault := modelcheck.fault_of(made):
+        told, _, advice = fault.partition(": ")
+        return Finding("ONNX", "FAIL", f"the export {told}", advice)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
