@@ -446,6 +446,14 @@ def test_a_small_budget_is_told_and_is_no_change_of_parameters(case: Case) -> No
     assert "epochs" not in section(text, "Parameters")
 
 
+def test_params_are_compared_with_the_defaults_of_what_a_side_leaves_out(tmp_path: Path) -> None:
+    case = Case(tmp_path / "case")
+    write_params(case.folder / "main/params.yaml", train__ema=0.0, gates__levels__churn="warn", sweep__trials=20)
+    assert "No value of `params.yaml` differs from main." in case.told()
+    write_params(case.folder / "main/params.yaml", train__ema=0.9)
+    assert re.search(r"train.ema.*0\.9.*\b0\b", section(case.told(), "Parameters"))
+
+
 def test_a_stale_base_names_what_moved_and_what_to_do(case: Case) -> None:
     text = case.change("main/facts.json", behind=2, moved_inputs=["src/model.py"]).told()
     assert (
