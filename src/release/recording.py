@@ -215,8 +215,8 @@ def _train_params(folder: Path) -> list[tuple[str, Any]]:
 
 def _params(folder: Path) -> list[tuple[str, Any]]:
     sections = load(folder / "params.yaml").model_dump(by_alias=True)
-    others = [pair for name, section in sections.items() if name != "train" for pair in _flat(section, f"{name}.")]
-    return [*_train_params(folder), *others]
+    others = {name: values for name, values in sections.items() if name != "train"}
+    return [*_train_params(folder), *_flat(others)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
