@@ -1,4 +1,7 @@
-"""A person's label, as manifest.json claims it: in CI it must be found on GitHub, or it does not count."""
+"""What people decided before a merge: in CI it must be found on GitHub, or it does not count.
+
+That is a label, as manifest.json claims it, and a green `model-gate` of each pull request that touched the engine.
+"""
 
 import base64
 import json
@@ -9,8 +12,10 @@ from typing import Any
 from src.core.command import UserError
 from src.github import labels
 from src.github.api import ApiError, GitHub
+from src.github.git import BOT
+from src.github.status import CONTEXT
 from src.release.outcome import RefusedError
-from src.system import dvc_lock
+from src.system import dvc_lock, protection
 from src.system.worktree import git
 
 
@@ -49,6 +54,54 @@ def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:
         f"manifest.json says that {claimed['by']} gave the label {label}, and GitHub does not confirm it ({why})",
         f"let a person who may write here put the label {label} on the pull request, so that its report names them",
     )
+
+
+def require_read(deployed: str | None, commit: str) -> None:
+    """Ask GitHub whether each change of the engine since the deployed commit came by a pull request with a green model-gate.
+
+    Nobody is asked outside of CI, nor where a person starts the deployment by hand: that is a decision of its own.
+
+    Raises:
+        RefusedError: one did not, or GitHub does not answer.
+    """
+    if os.environ.get("GITHUB_ACTIONS") != "true" or not deployed:
+        return
+    if os.environ.get("GITHUB_EVENT_NAME") == "workflow_dispatch":
+        return
+    for merged in git("rev-list", "--first-parent", "--reverse", f"{deployed}..{commit}").split():
+        touched = _touched(merged)
+        if touched and (doubt := _doubt_of_merge(merged)):
+            subject = git("show", "--no-patch", "--format=%s", merged)[:60]
+            raise RefusedError(
+                "gates",
+                f"commit {merged[:12]} ({subject}) touches the engine ({', '.join(touched[:5])}), and {doubt}",
+                "read it, then start deploy.yml by hand (gh workflow run deploy.yml), or revert it",
+            )
+
+
+def _touched(commit: str) -> list[str]:
+    """Return the protected files, and sections of params.yaml, that a commit of main changes."""
+    paths = git("diff", "--name-only", "--no-renames", "-z", f"{commit}^1", commit).split("\0")[:-1]
+    then, now = (git("show", f"{at}:{protection.PARAMS}") for at in (f"{commit}^1", commit))
+    return protection.protected(paths) + protection.rules_changed(then, now)
+
+
+def _doubt_of_merge(commit: str) -> str:
+    """Say why no pull request vouches for a commit of main; empty when one does."""
+    try:
+        github = GitHub.from_environment()
+        pulls = list(github.pages(f"commits/{commit}/pulls"))
+        if any(_is_green(github, pull["head"]["sha"]) for pull in pulls):
+            return ""
+    except UserError as error:
+        return f"GitHub could not be asked: {error}"
+    numbers = ", ".join(f"#{pull['number']}" for pull in pulls)
+    return f"{CONTEXT} was not green at the head of {numbers}" if pulls else "no pull request brought it"
+
+
+def _is_green(github: GitHub, head: str) -> bool:
+    told = [one for one in github.pages(f"commits/{head}/statuses") if one["context"] == CONTEXT]
+    return bool(told) and told[0]["state"] == "success" and told[0]["creator"]["login"] == BOT
 
 
 def _pull_requests(github: GitHub, manifest: Mapping[str, Any], commit: str) -> Iterator[int]:

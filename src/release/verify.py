@@ -57,6 +57,7 @@ def verify(folder: Path, commit_name: str, *, again: bool) -> None:
         print(f"unchanged: neither model nor engine has changed since the deployed commit {str(deployed.commit)[:12]}")
         _tell_workflow()
         return
+    overriding.require_read(deployed.commit, commit)
     with checked_out(commit) as tree, _without_its_path(tree), TemporaryDirectory(prefix="judged-") as judged:
         manifest = _reviewed_inputs(tree, commit)
         share_dvc(tree)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from conftest import ROOT, write_params
 from ruamel.yaml import YAML
-from standin import GitHub, user
+from standin import BOT, GitHub, user
 from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 
 from src.core.files import read_json, sha256, write_json
+from src.github.api import GitHub as Client
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
 from src.judging import request as judging
@@ -579,6 +580,64 @@ def test_a_label_that_github_does_not_confirm_is_refused(
 def test_outside_of_ci_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     overriding.confirm(manifest_of("alice"), "HEAD", "override")
+
+
+@pytest.fixture
+def read(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Change files after a deployed commit, let a pull request bring them with that status, and say why that is refused."""
+    folder = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(github.git), str(folder))
+    monkeypatch.chdir(folder)
+    (folder / "params.yaml").write_text("gates: {a: 1}\n")
+    deployed = commit(folder, "deployed")
+    git(folder, "push", "--quiet", "origin", "HEAD:main")
+    for name, value in {**ci(github), "GITHUB_EVENT_NAME": "push"}.items():
+        monkeypatch.setenv(name, value)
+
+    def go(name: str, state: str = "", text: str = "gates: {a: 2}\n", by: str = BOT) -> str:
+        (folder / name).write_text(text)
+        sha = commit(folder, "change")
+        git(folder, "push", "--quiet", "origin", "HEAD:change")
+        if state:
+            github.open_pull_request("change")
+            token = github.token({"statuses": "write"}, login=by)
+            Client("team/models", token, github.url).post(f"statuses/{sha}", {"state": state, "context": "model-gate"})
+        try:
+            overriding.require_read(deployed, sha)
+        except overriding.RefusedError as error:
+            return f"{error.kind}: {error.sentence}"
+        return ""
+
+    return go
+
+
+def test_what_a_green_pull_request_brought_of_the_engine_is_deployed(read: Callable[..., str]) -> None:
+    assert read("Makefile", "success") == ""
+
+
+def test_what_is_free_needs_no_pull_request(read: Callable[..., str]) -> None:
+    assert read("README.md") == ""
+    assert read("params.yaml", text="gates: {a: 1}\nx: 1\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "why"),
+    [
+        ("Makefile", {}, "touches the engine (Makefile), and no pull request brought it"),
+        ("params.yaml", {}, "touches the engine (params.yaml: gates), and no pull request brought it"),
+        ("Makefile", {"state": "pending"}, "and model-gate was not green at the head of #1"),
+        ("Makefile", {"state": "success", "by": "mallory"}, "and model-gate was not green at the head of #1"),
+    ],
+)
+def test_a_change_of_the_engine_that_nobody_read_is_deployed_by_hand_alone(
+    read: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str, how: Any, why: str
+) -> None:
+    assert why in read(name, **how)
+    monkeypatch.setenv("GITHUB_EVENT_NAME", "workflow_dispatch")
+    overriding.require_read("HEAD^", "HEAD")
+    monkeypatch.setenv("GITHUB_EVENT_NAME", "push")
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    overriding.require_read("HEAD^", "HEAD")
 
 
 @pytest.mark.slow
