@@ -182,6 +182,7 @@ def _draw(
 
 
 def main() -> None:
+    """Parse the command line and evaluate."""
     parser = argparse.ArgumentParser(description="Judge the ONNX model on the test split; write metrics and pictures.")
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
     parser.add_argument("manifest", type=Path, help="manifest that prepare wrote")

@@ -208,6 +208,7 @@ def _tell(sentence: str) -> None:
 
 
 def main() -> None:
+    """Parse the command line and open the pull request."""
     parser = argparse.ArgumentParser(description="Open a pull request with the params that a sweep found.")
     parser.add_argument("folder", type=Path, help="the artifact of the job that searched")
     publish(parser.parse_args().folder, GitHub.from_environment(), Remote.from_environment())

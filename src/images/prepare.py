@@ -212,6 +212,7 @@ def _summary(rows: pa.Table, classes: list[str]) -> str:
 
 
 def main() -> None:
+    """Parse the command line and prepare."""
     parser = argparse.ArgumentParser(description="Decode data/ into uint8 arrays, one per split, and a manifest.")
     parser.add_argument("data", type=Path, help="folder of class folders and Parquet shards")
     parser.add_argument("arrays", type=Path, help="folder to write the arrays into")

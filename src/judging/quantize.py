@@ -164,6 +164,7 @@ def machine(told: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
+    """Parse the command line and quantize."""
     parser = argparse.ArgumentParser(description="Make an INT8 model, and compare it with the float one.")
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
     parser.add_argument("model", type=Path, help="folder that train wrote")

@@ -179,6 +179,7 @@ def _padded(rows: NDArray[np.int64]) -> list[int | None]:
 
 
 def main() -> None:
+    """Parse the command line and validate."""
     parser = argparse.ArgumentParser(description="Check the manifest; write a report and a profile; fail on bad data.")
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
     parser.add_argument("manifest", type=Path, help="manifest that prepare wrote")
