@@ -69,41 +69,31 @@ def _place(error: Exception) -> str:
 
 def _plain(example: Example) -> Example:
     """Return an example of plain values that any process can receive; a value that is none becomes its fault."""
+    values: dict[str, Any] = example._asdict()
     faults = [str(example.fault)] if example.fault is not None else []
 
-    def text(name: str) -> str | None:
-        value = getattr(example, name)
-        try:
-            return _text(value)
-        except TypeError:
-            faults.append(_wrong(name, value, "text"))
-            return None
+    def refuse(name: str, expected: str) -> None:
+        faults.append(f"{name} that {_FILE} yields is of type {type(values[name]).__name__}, expected {expected}")
+        values[name] = None
 
-    label, group, split = text("label"), text("group"), text("split")
-    path: Any = example.path
-    content: Any = example.content
-    row: Any = example.row
-    if isinstance(path, PurePath):
-        path = path.as_posix()
-    if not isinstance(path, str):
-        faults.append(_wrong("path", path, "text"))
-        path = repr(path)
-    path = posixpath.normpath(str(path))
+    for name in ("label", "group", "split"):
+        try:
+            values[name] = _text(values[name])
+        except TypeError:
+            refuse(name, "text")
+    if not isinstance(values["path"], str | PurePath):
+        refuse("path", "text")
+    path = posixpath.normpath(str(values["path"]))
     if path.startswith("/") or path.split("/")[0] == ".." or "\0" in path:
         faults.append(f"outside data/: {_FILE} has to yield a path below data/ and relative to it")
-    if not isinstance(row, Integral) or not -1 <= int(row) <= _LARGEST_ROW:
-        faults.append(_wrong("row", row, "a number from 0 on, or -1"))
-        row = -1
-    if isinstance(content, bytearray | memoryview):
-        content = bytes(content)
-    if content is not None and not isinstance(content, bytes):
-        faults.append(_wrong("content", content, "bytes, or None for the file at its path"))
-    fault = faults[0] if faults else None
-    return Example(path, label, group, split, None if fault else content, int(row), fault)
-
-
-def _wrong(name: str, value: object, expected: str) -> str:
-    return f"{name} that {_FILE} yields is {repr(value)[:40]} ({type(value).__name__}), expected {expected}"
+    if not isinstance(values["row"], Integral) or not -1 <= int(values["row"]) <= _LARGEST_ROW:
+        refuse("row", "a number from 0 to 2**63 - 1, or -1")
+    if isinstance(values["content"], bytearray | memoryview):
+        values["content"] = bytes(values["content"])
+    if not isinstance(values["content"], bytes | None):
+        refuse("content", "bytes, or None for the file at its path")
+    row = -1 if values["row"] is None else int(values["row"])
+    return Example(**values | {"path": path, "row": row, "fault": faults[0] if faults else None})
 
 
 def _text(value: object) -> str | None:

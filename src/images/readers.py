@@ -80,7 +80,7 @@ class _Order:
 
     def add(self, example: Example) -> None:
         self.count += 1
-        facts = (*example[:4], example.row, example.fault, isinstance(example.content, bytes) and len(example.content))
+        facts = (*example[:4], len(example.content or b""), example.row, bool(example.fault))
         self._state.update(repr(facts).encode("utf-8", "backslashreplace"))
 
     @property
