@@ -57,6 +57,16 @@ def wanted(protected: Sequence[str]) -> str:
     return f"investigate: once you have read them, add the label {ENGINE}: {', '.join(protected)}"
 
 
+def has_passed(github: GitHub, sha: str) -> bool:
+    """True where the newest `model-gate` of a commit is green, by the word of a workflow.
+
+    Raises:
+        ApiError: GitHub does not answer.
+    """
+    told = [one for one in github.pages(f"commits/{sha}/statuses") if one["context"] == CONTEXT]
+    return bool(told) and told[0]["state"] == "success" and told[0]["creator"]["login"] == BOT
+
+
 def _is_about(event: Mapping[str, Any], label: str) -> bool:
     return event["event"] in ("labeled", "unlabeled") and event["label"]["name"] == label
 

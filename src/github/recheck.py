@@ -15,7 +15,7 @@ from typing import Any
 
 from src.github import changes, engine, labels
 from src.github.api import GitHub
-from src.github.status import CONTEXT, set_status
+from src.github.status import set_status
 
 
 def recheck(github: GitHub, branch: str, default: str) -> list[str]:
@@ -34,8 +34,7 @@ def recheck(github: GitHub, branch: str, default: str) -> list[str]:
 
 def _recheck(github: GitHub, pull: Mapping[str, Any], default: str) -> str:
     head = pull["head"]["sha"]
-    states = [one["state"] for one in github.pages(f"commits/{head}/statuses") if one["context"] == CONTEXT]
-    if states[:1] != ["success"]:
+    if not labels.has_passed(github, head):
         return ""
     protected = engine.touched(github, default, head, changes.between(github, default, head))
     if not protected or "engine_reviewed" in labels.read(github, pull, head, {})[0]:

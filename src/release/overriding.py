@@ -12,8 +12,6 @@ from typing import Any
 from src.core.command import UserError
 from src.github import labels
 from src.github.api import ApiError, GitHub
-from src.github.git import BOT
-from src.github.status import CONTEXT
 from src.release.outcome import RefusedError
 from src.system import dvc_lock, protection
 from src.system.worktree import git
@@ -91,17 +89,12 @@ def _doubt_of_merge(commit: str) -> str:
     try:
         github = GitHub.from_environment()
         pulls = list(github.pages(f"commits/{commit}/pulls"))
-        if any(_is_green(github, pull["head"]["sha"]) for pull in pulls):
+        if any(labels.has_passed(github, pull["head"]["sha"]) for pull in pulls):
             return ""
     except UserError as error:
         return f"GitHub could not be asked: {error}"
     numbers = ", ".join(f"#{pull['number']}" for pull in pulls)
-    return f"{CONTEXT} was not green at the head of {numbers}" if pulls else "no pull request brought it"
-
-
-def _is_green(github: GitHub, head: str) -> bool:
-    told = [one for one in github.pages(f"commits/{head}/statuses") if one["context"] == CONTEXT]
-    return bool(told) and told[0]["state"] == "success" and told[0]["creator"]["login"] == BOT
+    return f"model-gate was not green at the head of {numbers}" if pulls else "no pull request brought it"
 
 
 def _pull_requests(github: GitHub, manifest: Mapping[str, Any], commit: str) -> Iterator[int]:
