@@ -388,13 +388,14 @@ def _secret(repository: Repository) -> Iterator[Finding]:
     name = "DVC_REMOTE_CONFIG"
     if not _values(repository).get("DVC_REMOTE_URL"):
         return
-    held = _there(repository.gh, "environments/training/secrets?per_page=100") or {"secrets": []}
-    if any(secret["name"] == name for secret in held["secrets"]):
-        yield Finding("ok", False, f"the environment training holds the secret {name}")
-        return
-    mend = repository.gh.command("secret", "set", name, "--env", "training", "--repo", repository.name)
-    sentence = f"the environment training has no secret {name}; without it the machine's own login opens the DVC remote"
-    yield Finding("missing", False, sentence, mend)
+    for environment in ("training", "staging"):  # pull requests' places in the store, and main's
+        held = _there(repository.gh, f"environments/{environment}/secrets?per_page=100") or {"secrets": []}
+        if any(secret["name"] == name for secret in held["secrets"]):
+            yield Finding("ok", False, f"the environment {environment} holds the secret {name}")
+            continue
+        mend = repository.gh.command("secret", "set", name, "--env", environment, "--repo", repository.name)
+        sentence = f"the environment {environment} has no secret {name}; without it the machine's own login opens the remote"
+        yield Finding("missing", False, sentence, mend)
 
 
 def _runners(repository: Repository) -> Iterator[Finding]:

@@ -1,12 +1,18 @@
 """Where data and models are kept between runs in CI: `connect` before the pipeline, `push` after it.
 
-    python -m src storage connect [--deployed]
-    python -m src storage push
+    python -m src storage connect [--main] [--deployed]
+    python -m src storage push [--main]
 
 DVC_REMOTE_URL names a DVC remote; without it LOCAL_DVC_REMOTE, a directory of the runner's machine; without that the
 workflow's artifact store, through the folder out/store, which the workflow uploads. DVC_REMOTE_CONFIG holds lines
 `name = value` for that remote (credentials); a value `base64:...` is the content of a file, such as a key. All of it goes
 into .dvc/config.local and .dvc/tmp, which Git ignores. DVC's plug-in for the scheme is installed where it is missing.
+
+The remote has a place for each pull request, `pull-requests/NUMBER` (or `branches/NAME`), below main's own. Only `--main`
+writes into main's: jobs of the default branch, after the model was compared with its review. What dvc.lock names may come
+from any place, since its bytes are compared with their digest; DVC's run cache, which names what no commit does, comes from
+the pull request's own place alone, and main's has none. A commit's .dvc/config cannot say anything about these remotes:
+their names are drawn anew in each job.
 """
 
 import argparse
@@ -15,15 +21,20 @@ import binascii
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from src.core.command import UserError
 from src.github.api import ApiError, GitHub
@@ -31,22 +42,36 @@ from src.judging import lineage
 from src.release import production
 from src.system import dvc_lock
 from src.system.addresses import without_secrets
+from src.system.objects import remove_changed
 from src.system.versioning import dvc
-from src.system.worktree import LOST_ARTIFACTS, checked_out, git, has, reason, remotes, share_dvc
+from src.system.worktree import (
+    LOST_ARTIFACTS,
+    cache,
+    checked_out,
+    git,
+    has,
+    reason,
+    remotes,
+    share_dvc,
+)
 
-REMOTE = "ci"
 _STORE = Path("out/store")
 _EARLIER = LOST_ARTIFACTS.parent
 _LARGEST = 2 * 2**30  # bytes; it is held in memory: larger models want a store of their own
+_UNPACKED = 8 * 2**30  # bytes
+_ENTRIES = 1_000_000
+_OBJECT = re.compile(r"files/md5/[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
 _TRIES = 3
 _SECRETS = ("DVC_REMOTE_CONFIG", "GITHUB_TOKEN")
 _EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+_MAINS = (".github/workflows/deploy.yml", ".github/workflows/keep.yml")  # what these store has been compared with its review
 
 
-def connect(*, deployed: bool = False) -> None:
-    """Make the store DVC's default remote, and bring what other remotes of the repository hold into the cache.
+def connect(*, main: bool = False, deployed: bool = False) -> None:
+    """Make this run's place in the store DVC's default remote, and bring what other places hold into the cache.
 
     Args:
+        main: take main's place, which a pull request only reads.
         deployed: bring the artifacts of what is deployed, which a merge is compared with, in place of those of the base.
 
     Raises:
@@ -59,32 +84,51 @@ def connect(*, deployed: bool = False) -> None:
     installed = subprocess.run(command, check=False, env=public)
     if installed.returncode:
         sys.exit(installed.returncode)
+    _forget_configuration()
     url = None if _is_forks_code() else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
-    others = [name for name in remotes(Path()) if name != REMOTE]
+    others = remotes(Path())
+    for name in others:  # as the commit names them; a scheme without this option verifies by itself
+        dvc("remote", "modify", "--local", "--quiet", name, "verify", "true", capture=True)
+    own = "" if main else _own_place()
+    remote = f"ci-{secrets.token_hex(8)}"
     if url:
-        print(f"data and models are kept in {without_secrets(url)}")
-        _add(REMOTE, url)
-        _configure(os.environ.get("DVC_REMOTE_CONFIG", ""))
-        _require_answer()
+        print(f"data and models are kept in {without_secrets(_below(url, own))}")
+        _add(remote, _below(url, own))
+        _configure(remote)
+        _require_answer(remote)
+        for place in sorted(_places_to_read(deployed) - {own}):  # "", main's own, is the first
+            others.append(f"{remote}-{len(others)}")
+            _add(others[-1], _below(url, place))
+            _configure(others[-1])
     else:
         print("data and models are kept as artifacts of the workflow runs: set DVC_REMOTE_URL for a lasting store")
         _STORE.mkdir(parents=True, exist_ok=True)
-        _add(REMOTE, str(_STORE.resolve()))
-    others += _earlier_artifacts(deployed)  # beside any store: it may be younger than main's model
-    _remote("made the default", "default", "--local", "--quiet", REMOTE)
+        _add(remote, str(_STORE.resolve()))
+    others += _earlier_artifacts(deployed, remote)  # beside any store: it may be younger than main's model
+    _remote("made the default", "default", "--local", "--quiet", remote)
     for name in others:
         # what is only there, as the starter data, is found in the cache from now on; what is missing is no fault yet
-        dvc("fetch", "--quiet", "--run-cache", "--remote", name, capture=True)
+        dvc("fetch", "--quiet", "--remote", name, capture=True)
+    _compare_objects(deployed)
 
 
-def push() -> None:
-    """Push what dvc.lock names, and the run cache, so that no later run trains this again.
+def push(*, main: bool = False) -> None:
+    """Push what dvc.lock names, and the run cache, so that no later run of this pull request trains this again.
+
+    Args:
+        main: into main's place: without a run cache, and only when all bytes are what dvc.lock says.
 
     Raises:
-        UserError: it failed three times.
+        UserError: it failed three times, or an object is not what its name says.
     """
+    remote = dvc("config", "--local", "core.remote", capture=True).stdout.strip()
+    if main and (changed := remove_changed("", cache())):
+        raise UserError(
+            f"{len(changed)} objects of the cache are not what dvc.lock names ({changed[0]}): they are removed and main's "
+            "place is as it was; run the job again, and it brings them anew"
+        )
     for attempt in range(1, _TRIES + 1):
-        result = dvc("push", "--run-cache", "--remote", REMOTE, capture=True)
+        result = dvc("push", *([] if main else ["--run-cache"]), "--remote", remote, capture=True)
         if result.returncode == 0:
             break
         print(f"push {attempt} of {_TRIES} failed: {reason(result.stderr)}")
@@ -98,10 +142,10 @@ def push() -> None:
     for commit in _judged_against(deployed=False):
         with checked_out(commit) as tree:
             share_dvc(tree)
-            dvc("push", "--quiet", "--remote", REMOTE, "out/model", "out/manifest.parquet", folder=tree, capture=True)
+            dvc("push", "--quiet", "--remote", remote, "out/model", "out/manifest.parquet", folder=tree, capture=True)
     if _STORE.is_dir() and any(_STORE.iterdir()) and Path("dvc.lock").is_file():
         _name_artifact(artifact_name(dvc_lock.inputs(Path())["digest"]))
-    print("data, model and run cache are stored")
+    print("data and model are stored in main's place" if main else "data, model and run cache are stored")
 
 
 def artifact_name(input_digest: str) -> str:
@@ -112,6 +156,63 @@ def artifact_name(input_digest: str) -> str:
 def _is_forks_code() -> bool:
     """A fork's commit, started by a maintainer, is kept away from the store that main's models come from."""
     return bool(json.loads(os.environ.get("PLAN") or "{}").get("fork"))
+
+
+def _branch() -> str:
+    """Return the branch whose commit this run is about."""
+    return json.loads(os.environ.get("PLAN") or "{}").get("branch") or os.environ.get("GITHUB_REF_NAME") or "unknown"
+
+
+def _own_place() -> str:
+    number = json.loads(os.environ.get("PLAN") or "{}").get("number")
+    return _place_of(number) if number else f"branches/{re.sub(r'[^A-Za-z0-9_-]', '-', _branch())}"
+
+
+def _place_of(number: object) -> str:
+    return f"pull-requests/{int(str(number))}"
+
+
+def _places_to_read(deployed: bool) -> set[str]:
+    """Return main's place, and those of the pull requests of this commit and of those that it is judged against.
+
+    Main's has not what is merged and not yet deployed.
+    """
+    numbers = [
+        _manifest_of("").get("pull_request"),
+        *(_manifest_of(each).get("pull_request") for each in _judged_against(deployed)),
+    ]
+    return {"", *(_place_of(number) for number in numbers if isinstance(number, int))}
+
+
+def _manifest_of(commit: str) -> dict[str, Any]:
+    if commit:
+        return lineage.manifest_at(commit)
+    with suppress(UserError):  # that of this commit is named by what needs it
+        return lineage.read_manifest(Path("manifest.json")) or {}
+    return {}
+
+
+def _below(url: str, place: str) -> str:
+    return f"{url.rstrip('/')}/{place}" if place else url
+
+
+def _forget_configuration() -> None:
+    """Begin with a configuration of our own: a commit moves neither the cache nor what a job adds to it.
+
+    The cache of a machine that stays is of many pull requests: its run cache could name any model for these inputs.
+    """
+    Path(".dvc/config.local").unlink(missing_ok=True)
+    asked = [dvc("config", f"--{level}", "cache.dir", capture=True).stdout.strip() for level in ("global", "system")]
+    folder = next(filter(None, asked), str(Path(".dvc/cache").absolute()))
+    dvc("config", "--local", "--quiet", "cache.dir", folder, capture=True)
+    shutil.rmtree(Path(folder, "runs"), ignore_errors=True)
+
+
+def _compare_objects(deployed: bool) -> None:
+    """Remove from the cache what is not what this commit, or one that it is judged against, records."""
+    for commit in ("", *_judged_against(deployed)):
+        if removed := remove_changed(commit, cache()):
+            print(f"removed from the cache, since they are not what dvc.lock names: {', '.join(removed[:5])}")
 
 
 def _name_artifact(name: str) -> None:
@@ -127,17 +228,17 @@ def _add(name: str, url: str) -> None:
     _remote("set to verify", "modify", "--local", "--quiet", name, "verify", "true")
 
 
-def _configure(lines: str) -> None:
-    for line in filter(None, map(str.strip, lines.splitlines())):
+def _configure(remote: str) -> None:
+    for line in filter(None, map(str.strip, os.environ.get("DVC_REMOTE_CONFIG", "").splitlines())):
         name, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not name:
             raise UserError("DVC_REMOTE_CONFIG has a line that is not `name = value`: see dvc remote modify --help")
         if value.startswith("base64:"):
-            value = str(_write_key(name, value.removeprefix("base64:")))
-        _remote(f"given the option {name}", "modify", "--local", "--quiet", REMOTE, name, value)
+            value = str(_write_key(remote, name, value.removeprefix("base64:")))
+        _remote(f"given the option {name}", "modify", "--local", "--quiet", remote, name, value)
 
 
-def _write_key(name: str, encoded: str) -> Path:
+def _write_key(remote: str, name: str, encoded: str) -> Path:
     """Write the decoded content into a file that only this account can read, and return its path."""
     try:
         content = base64.b64decode(encoded, validate=True)
@@ -145,7 +246,7 @@ def _write_key(name: str, encoded: str) -> Path:
         raise UserError(
             f"DVC_REMOTE_CONFIG: what follows {name} = base64: is no base64: encode the file by base64, on one line"
         ) from None
-    path = Path(".dvc/tmp", f"{REMOTE}-{name}").resolve()
+    path = Path(".dvc/tmp", f"{remote}-{name}").resolve()
     path.parent.mkdir(exist_ok=True)
     path.touch(mode=0o600)
     path.write_bytes(content)
@@ -158,7 +259,7 @@ def _remote(what: str, *arguments: str) -> None:
         raise UserError(f"the DVC remote of this run could not be {what}: {reason(result.stderr)}. Check DVC_REMOTE_URL")
 
 
-def _require_answer() -> None:
+def _require_answer(remote: str) -> None:
     """Store the object of an empty file: a store that is down, or refuses, is noticed before hours of training.
 
     DVC's own questions do not tell: of a server that does not answer it says that nothing is there.
@@ -168,7 +269,7 @@ def _require_answer() -> None:
 
     try:
         with Repo() as repo, NamedTemporaryFile() as empty:
-            repo.cloud.get_remote_odb(REMOTE).add(empty.name, localfs, _EMPTY_MD5, check_exists=False)
+            repo.cloud.get_remote_odb(remote).add(empty.name, localfs, _EMPTY_MD5, check_exists=False)
     except Exception as error:  # each kind of store has exceptions of its own
         said = reason(str(error) or type(error).__name__)
         raise UserError(
@@ -182,17 +283,20 @@ def _require_answer() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _earlier_artifacts(deployed: bool) -> list[str]:
+def _earlier_artifacts(deployed: bool, prefix: str) -> list[str]:
     """Bring the stores of this commit and of main, where earlier runs left them; return the names of remotes for them."""
     if not os.environ.get("GITHUB_TOKEN"):
         return []
     found, lost = [], []
-    for number, digest in enumerate(sorted(set(_known_digests(deployed)))):
+    wanted: dict[str, set[str]] = {}
+    for digest, reviewed in _known_digests(deployed):
+        wanted.setdefault(digest, set()).add(reviewed)
+    for number, (digest, reviewed_commits) in enumerate(sorted(wanted.items())):
         folder, name = _EARLIER / str(number), artifact_name(digest)
-        if why := _download(name, folder):
+        if why := _download(name, reviewed_commits, folder):
             lost.append(f"artifact {name}: {why}\n")
         else:
-            found.append(f"earlier-{number}")
+            found.append(f"{prefix}-earlier-{number}")
             _add(found[-1], str(folder.resolve()))
     LOST_ARTIFACTS.parent.mkdir(parents=True, exist_ok=True)
     LOST_ARTIFACTS.write_text("".join(lost))
@@ -200,12 +304,17 @@ def _earlier_artifacts(deployed: bool) -> list[str]:
     return found
 
 
-def _known_digests(deployed: bool) -> Iterable[str]:
-    """Yield the input digests under which runs may have stored the models of this commit, of the base and of its anchor."""
-    yield from _digests_of(Path())
+def _known_digests(deployed: bool) -> Iterable[tuple[str, str]]:
+    """Yield the input digests under which runs may have stored the models of this commit, of the base and of its anchor.
+
+    Beside each is the commit at which the review trained it.
+    """
+    reviewed = str(_manifest_of("").get("commit"))
+    yield from ((digest, reviewed) for digest in _digests_of(Path()))
     for commit in _judged_against(deployed):
+        reviewed = str(lineage.manifest_at(commit).get("commit"))
         with checked_out(commit) as tree:
-            yield from _digests_of(tree)
+            yield from ((digest, reviewed) for digest in _digests_of(tree))
 
 
 def _digests_of(tree: Path) -> Iterable[str]:
@@ -228,31 +337,56 @@ def _judged_against(deployed: bool) -> list[str]:
     return list(dict.fromkeys(commit for commit in (base, anchor) if commit and has(commit)))
 
 
-def _download(name: str, folder: Path) -> str:
-    """Download the newest artifact of that name that a run of this repository's own branches made; return why not, or ""."""
+def _download(name: str, reviewed: set[str], folder: Path) -> str:
+    """Download the artifact of that name that is trusted most, and is the newest of these; return why not, or "".
+
+    Any run can choose any name, and any branch of this repository may be somebody's first: main's own runs come first, then
+    those of this branch, and of the commits that were reviewed. What a fork's run or another branch's left is not taken.
+    """
     try:
         github = GitHub.from_environment()
-        own = github.get("")["id"]
-        artifacts = [
-            artifact
-            for artifact in github.pages("actions/artifacts", name=name)
-            # a fork's run can choose any name, and what it stored is not to be trusted
-            if (artifact.get("workflow_run") or {}).get("head_repository_id") == own
-        ]
+        repository = github.get("")
+        ranks = partial(_rank, github, repository, reviewed)
+        artifacts = [(rank, one) for one in github.pages("actions/artifacts", name=name) if (rank := ranks(one)) is not None]
         if not artifacts:
             return "no run has left it"
-        kept = [artifact for artifact in artifacts if not artifact.get("expired")]
+        kept = [(rank, artifact) for rank, artifact in artifacts if not artifact.get("expired")]
         if not kept:
-            return f"it has expired ({max(str(artifact.get('expires_at')) for artifact in artifacts)})"
-        newest = max(kept, key=lambda artifact: artifact["created_at"])
+            return f"it has expired ({max(str(artifact.get('expires_at')) for _, artifact in artifacts)})"
+        newest = max(kept, key=lambda pair: (-pair[0], pair[1]["created_at"]))[1]
         content = github.download(f"actions/artifacts/{newest['id']}/zip", _LARGEST)
     except ApiError as error:
         return f"it could not be fetched ({error})"
     shutil.rmtree(folder, ignore_errors=True)
+    return _unpack(content, folder)
+
+
+def _rank(github: GitHub, repository: Mapping[str, Any], reviewed: set[str], artifact: Mapping[str, Any]) -> int | None:
+    """Return how far the run that left an artifact is trusted, 0 the most; None is not at all."""
+    run = artifact.get("workflow_run") or {}
+    if run.get("head_repository_id") != repository["id"]:
+        return None
+    if run.get("head_branch") == repository["default_branch"]:
+        path = str(github.get(f"actions/runs/{run['id']}").get("path")).partition("@")[0]
+        return 0 if path in _MAINS else 2  # report.yml, for a fork's commit that a maintainer has read
+    return 1 if run.get("head_branch") == _branch() or run.get("head_sha") in reviewed else None
+
+
+def _unpack(content: bytes, folder: Path) -> str:
+    """Write the objects of a zip into a folder, nothing else of it; return why not, or ""."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            archive.extractall(folder)
-    except zipfile.BadZipFile as error:
+            entries = [entry for entry in archive.infolist() if _OBJECT.fullmatch(entry.filename)]
+            size = sum(entry.file_size for entry in entries)
+            if size > _UNPACKED or len(entries) > _ENTRIES:
+                return (
+                    f"it unpacks to {size / 2**30:.1f} GiB in {len(entries)} files, allowed are {_UNPACKED / 2**30:g} GiB "
+                    f"in {_ENTRIES}: set DVC_REMOTE_URL for a store without this limit"
+                )
+            for entry in entries:  # zipfile ends with the size that it declares, and writes no links
+                archive.extract(entry, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         return f"it is damaged ({error})"
     return ""
 
@@ -261,8 +395,9 @@ def main() -> None:
     """Parse the command line, connect or push."""
     parser = argparse.ArgumentParser(description="Connect CI with the store of data and models, or push to it.")
     parser.add_argument("action", choices=["connect", "push"])
+    parser.add_argument("--main", action="store_true", help="main's place, which pull requests only read")
     parser.add_argument("--deployed", action="store_true", help="connect: with what is deployed in place of the base")
     args = parser.parse_args()
     if args.deployed and args.action == "push":
         parser.error("--deployed belongs to connect")
-    connect(deployed=args.deployed) if args.action == "connect" else push()
+    connect(main=args.main, deployed=args.deployed) if args.action == "connect" else push(main=args.main)

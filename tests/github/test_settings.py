@@ -473,7 +473,8 @@ def test_a_public_repository_with_its_own_runner_and_wrong_variables_are_told(si
     assert "variable REPORT_KEEP must be a whole number of at least 1, and is something else" in said
     assert "variable DVC_REMOTE_URL must be an address" in said
     assert "me:pw" not in said
-    assert "the environment training has no secret DVC_REMOTE_CONFIG" in said
+    for environment in ("training", "staging"):
+        assert f"the environment {environment} has no secret DVC_REMOTE_CONFIG" in said
     assert "the report cannot push to the branch of a pull request: a rule asks for a pull request" in said
     assert "the report cannot push to `reports`: a rule asks for no force pushes" in said
     site.runners[0]["status"] = "online"

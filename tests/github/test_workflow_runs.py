@@ -624,7 +624,9 @@ def test_the_service_is_measured_beside_mains_on_the_machine_that_trains(seen: S
 def test_what_was_reviewed_comes_back_without_training_in_a_fresh_clone(world: World, seen: Seen, tmp_path: Path) -> None:
     git = clone(world.github, tmp_path / "fresh")
     git("checkout", "--quiet", seen.head)
-    world.dvc(tmp_path / "fresh", "remote", "add", "--local", "--default", "store", str(world.store))
+    world.dvc(
+        tmp_path / "fresh", "remote", "add", "--local", "--default", "store", f"{world.store}/pull-requests/{seen.number}"
+    )
     said = world.dvc(tmp_path / "fresh", "repro", "--pull")
     assert "Running stage" not in said
     manifest = read_json(tmp_path / "fresh" / "manifest.json", "")
@@ -747,7 +749,7 @@ def test_a_label_that_is_none_of_ours_starts_nothing(seen: Seen) -> None:
 def test_a_job_installs_the_plug_in_of_an_s3_remote_and_stores_there(seen: Seen) -> None:
     assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
     assert "setup: installing the locked packages" in seen.result.logs["train"]
-    assert f"data and models are kept in s3://{BUCKET}/dvc" in seen.result.logs["train"]
+    assert f"data and models are kept in s3://{BUCKET}/dvc/pull-requests/{seen.number}\n" in seen.result.logs["train"]
     assert seen.verdict["verdict"] == "pass"
 
 
@@ -756,6 +758,8 @@ def test_a_deployment_finds_the_reviewed_model_in_an_s3_remote(seen: Seen) -> No
     """Its image cannot be built here, without Docker."""
     assert seen.result.jobs["verify"] == "success", seen.result.log[-8000:]
     assert "verified: out/release holds what is released" in seen.result.logs["verify"]
+    assert f"data and models are kept in s3://{BUCKET}/dvc\n" in seen.result.logs["verify"]
+    assert "data and model are stored in main's place" in seen.result.logs["verify"]
     assert "setup: installing the locked packages" in seen.result.logs["verify"]
 
 

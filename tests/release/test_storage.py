@@ -1,12 +1,15 @@
 """Where CI keeps data and models: python -m pytest tests/release/test_storage.py"""
 
 import base64
+import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from standin import GitHub
 
 from src.release import storage
 from src.release.storage import artifact_name
+from src.system.objects import remove_changed
 
 pytestmark = pytest.mark.slow
 READ = {"contents": "read", "actions": "read", "metadata": "read"}
@@ -42,6 +46,7 @@ def command(github: GitHub, tmp_path: Path) -> Command:
             "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
             "GITHUB_API_URL": github.url,
             "GITHUB_ENV": str(folder / "github-env"),
+            "GITHUB_REF_NAME": "main",
             "GITHUB_REPOSITORY": "team/models",
             "GITHUB_TOKEN": github.token(READ),
             "LOCAL_DVC_REMOTE": "",
@@ -96,14 +101,19 @@ def fresh(repository: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def train_and_store(folder: Path, command: Command, **variables: str) -> None:
+    for line in ("src storage connect", "dvc repro --force", "src storage push"):
+        done = command(folder, *line.split(), **variables)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("variable", ["DVC_REMOTE_URL", "LOCAL_DVC_REMOTE"])
 def test_what_one_run_pushes_the_next_does_not_make_again(
     repository: Path, tmp_path: Path, command: Command, variable: str
 ) -> None:
     store = {variable: str(tmp_path / "remote")}
-    for action in ("connect", "push"):
-        assert command(repository, "src", "storage", action, **store).returncode == 0
-    assert (tmp_path / "remote/runs").is_dir()  # the run cache too
+    train_and_store(repository, command, **store)
+    assert (tmp_path / "remote/branches/main/runs").is_dir()  # the run cache too
     next_run = fresh(repository, tmp_path)
     assert command(next_run, "src", "storage", "connect", **store).returncode == 0
     done = command(next_run, "dvc", "repro", "--pull", **store)
@@ -121,7 +131,7 @@ def test_the_plug_in_for_s3_is_installed_and_one_run_brings_what_another_pushed(
     done = command(repository, "src", "storage", "connect", python=python, **store)
     assert done.returncode == 0, done.stderr
     assert "setup: installing the locked packages\n" in done.stdout
-    assert f"data and models are kept in {url}\n" in done.stdout
+    assert f"data and models are kept in {url}/branches/main\n" in done.stdout
     assert command(repository, "src", "storage", "push", python=python).returncode == 0
     next_run = fresh(repository, tmp_path)
     key = f"[default]\naws_access_key_id = ci\naws_secret_access_key = {s3.secret}\n"
@@ -133,9 +143,9 @@ def test_the_plug_in_for_s3_is_installed_and_one_run_brings_what_another_pushed(
     brought = command(next_run, "dvc", "repro", "--pull", python=python)
     assert "Running stage" not in brought.stdout
     assert (next_run / "model").read_text() == (repository / "model").read_text()
-    written = next_run / ".dvc/tmp/ci-credentialpath"
-    assert written.read_text() == key
-    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    for written in (next_run / ".dvc/tmp").glob("ci-*-credentialpath"):
+        assert written.read_text() == key
+        assert stat.S_IMODE(written.stat().st_mode) == 0o600
     status = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=next_run, capture_output=True, text=True)
     assert "tmp" not in status.stdout
     assert "config.local" not in status.stdout
@@ -314,5 +324,167 @@ def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
     assert command(repository, "src", "storage", "connect", **told).returncode == 0
     (repository / "model").unlink()
     subprocess.run([*git, "checkout", "-q", "base", "--", "dvc.lock"], cwd=repository, check=True)
-    done = command(repository, "dvc", "pull", "--remote", "earlier-0", "model")
+    listed = command(repository, "dvc", "config", "--local", "--list").stdout
+    (remote,) = re.findall(r"^remote\.(ci-[0-9a-f]+-earlier-0)\.url=", listed, re.MULTILINE)
+    done = command(repository, "dvc", "pull", "--remote", remote, "model")
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a pull request cannot do to others
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def manifest_of(number: int, commit: str = "") -> str:
+    parts = {"outputs": {}, "data": {}, "metrics": {}, "verdict": {}}
+    return json.dumps({"inputs": {"digest": "a" * 64}, "commit": commit, "pull_request": number, **parts})
+
+
+def test_a_pull_request_writes_to_a_place_of_its_own_and_the_merge_fills_mains(
+    repository: Path, tmp_path: Path, command: Command
+) -> None:
+    """Main's place never has a run cache, and what another pull request left is not in it."""
+    store = tmp_path / "remote"
+    told = {"LOCAL_DVC_REMOTE": str(store), "PLAN": '{"number": 7, "branch": "better"}', "GITHUB_TOKEN": ""}
+    train_and_store(repository, command, **told)
+    assert {path.name for path in store.iterdir()} == {"pull-requests"}
+    assert {path.name for path in (store / "pull-requests/7").iterdir()} == {"files", "runs"}
+    (repository / "manifest.json").write_text(manifest_of(7))
+    merged = fresh(repository, tmp_path)
+    main = {"LOCAL_DVC_REMOTE": str(store), "GITHUB_TOKEN": ""}
+    for action in ("connect", "push"):
+        done = command(merged, "src", "storage", action, "--main", **main)
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in store.iterdir()} == {"files", "pull-requests"}
+    assert not (merged / ".dvc/cache/runs").exists()
+
+
+def test_main_does_not_store_what_is_not_as_dvc_lock_says(repository: Path, tmp_path: Path, command: Command) -> None:
+    told = {"LOCAL_DVC_REMOTE": str(tmp_path / "remote"), "GITHUB_TOKEN": ""}
+    assert command(repository, "src", "storage", "connect", "--main", **told).returncode == 0
+    spoil(repository)
+    done = command(repository, "src", "storage", "push", "--main", **told)
+    assert done.returncode == 1
+    assert "1 objects of the cache are not what dvc.lock names" in done.stderr
+    assert [
+        path for path in (tmp_path / "remote").rglob("*") if path.is_file() and path.name != storage._EMPTY_MD5[2:]
+    ] == []
+
+
+def spoil(repository: Path) -> Path:
+    """Change an object of the cache, which stays read-only, so that DVC trusts it."""
+    (path,) = (path for path in (repository / ".dvc/cache/files/md5").rglob("*") if path.is_file())
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[::-1])
+    path.chmod(0o444)
+    return path
+
+
+def test_a_changed_object_is_removed_from_the_cache_and_a_whole_one_stays(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    cache = repository / ".dvc/cache"
+    assert remove_changed("", cache) == []
+    path = spoil(repository)
+    assert remove_changed("", cache) == [path.parent.name + path.name]
+    assert not path.exists()
+
+
+POISON = """
+[core]
+    remote = ci
+    checksum_jobs = 1
+[cache]
+    dir = /elsewhere
+['remote "ci"']
+    url = s3://attacker/dvc
+    endpointurl = http://attacker
+    ssl_verify = false
+['remote "starter"']
+    url = /nowhere
+    verify = false
+"""
+
+
+def test_a_commits_configuration_says_nothing_about_the_remote_with_the_credentials(
+    repository: Path, tmp_path: Path, command: Command
+) -> None:
+    (repository / ".dvc/config").write_text(POISON)
+    (repository / ".dvc/config.local").write_text(POISON)  # a commit can hold this too
+    told = {"DVC_REMOTE_URL": str(tmp_path / "remote"), "DVC_REMOTE_CONFIG": "slow_link_warning = false"}
+    done = command(repository, "src", "storage", "connect", "--main", GITHUB_TOKEN="", **told)
+    assert done.returncode == 0, done.stderr
+    lines = command(repository, "dvc", "config", "--list").stdout.splitlines()
+    config = dict(line.split("=", 1) for line in lines)
+    remote = config["core.remote"]
+    assert re.fullmatch(r"ci-[0-9a-f]{16}", remote)
+    ours = {key.rpartition(".")[2]: value for key, value in config.items() if key.startswith(f"remote.{remote}.")}
+    assert ours == {"url": str(tmp_path / "remote"), "verify": "true", "slow_link_warning": "false"}
+    assert config["cache.dir"] == str(repository / ".dvc/cache")
+    assert config["remote.starter.verify"] == "true"
+
+
+@pytest.fixture
+def in_job(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> GitHub:
+    """This process is a job of the branch `mine`."""
+    told = {"GITHUB_API_URL": github.url, "GITHUB_REPOSITORY": "team/models", "GITHUB_TOKEN": github.token(READ)}
+    for name, value in {**told, "PLAN": '{"number": 7, "branch": "mine"}'}.items():
+        monkeypatch.setenv(name, value)
+    return github
+
+
+def test_artifacts_of_mains_own_runs_come_first_and_those_of_another_branch_never(in_job: GitHub, tmp_path: Path) -> None:
+    """Each run's artifact has one object, named after the run; the newest is the last."""
+    runs = {
+        "mains": {"head_branch": "main", "path": ".github/workflows/deploy.yml"},
+        "a fork's that a maintainer trained": {"head_branch": "main", "event": "workflow_dispatch"},
+        "the pull request's own": {"head_branch": "mine"},
+        "a reviewed commit's": {"head_branch": "merged", "head_sha": "c" * 40},
+        "another branch's": {"head_branch": "other"},
+        "another branch's, of a copied workflow": {"head_branch": "other", "path": ".github/workflows/keep.yml"},
+    }
+    numbers = dict(enumerate(runs, start=20))
+    for number, name in numbers.items():
+        in_job.add_run(number, **runs[name])
+        in_job.upload_artifact(number, "store", zipped(f"files/md5/{number}/{'0' * 30}"))
+    taken = []
+    for _ in numbers:
+        why = storage._download("store", {"c" * 40}, tmp_path / "store")
+        if why:
+            break
+        (folder,) = (tmp_path / "store/files/md5").iterdir()
+        taken.append(numbers[int(folder.name)])
+        in_job.expire_artifacts(int(folder.name))
+    assert taken == [
+        "mains", "a reviewed commit's", "the pull request's own", "a fork's that a maintainer trained"
+    ]  # fmt: skip
+    assert "it has expired" in why
+
+
+def zipped(*names: str, size: int = 1) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, b"0" * size)
+    return content.getvalue()
+
+
+def test_an_artifact_is_unpacked_within_its_bounds_and_only_into_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"files/md5/aa/{'0' * 30}"
+    link = zipfile.ZipInfo(f"files/md5/bb/{'0' * 30}")
+    link.external_attr = 0o120777 << 16
+    blob = io.BytesIO(zipped(name, "../outside", "/outside", "runs/aa/bb/cc", "config"))
+    with zipfile.ZipFile(blob, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    assert storage._unpack(blob.getvalue(), tmp_path / "store") == ""
+    written = [path for path in tmp_path.rglob("*") if not path.is_dir()]
+    assert {str(path.relative_to(tmp_path / "store")) for path in written} == {name, link.filename}
+    assert not any(path.is_symlink() for path in written)
+    monkeypatch.setattr(storage, "_UNPACKED", 2**20)
+    bomb = zipped(name, size=2**21)
+    assert len(bomb) < 2**14
+    assert "allowed are" in storage._unpack(bomb, tmp_path / "bomb")
+    assert not (tmp_path / "bomb").exists()
