@@ -203,7 +203,7 @@ def test_a_fresh_fork_gets_its_image_and_is_told_what_to_set_next(fork: Seen) ->
 
 
 def test_without_a_registry_the_image_is_built_all_the_same_and_by_the_jobs_own_token(fork: Seen) -> None:
-    said = fork.said("build", "build")
+    said = fork.result.logs["build"].partition("build [")[2]
     assert "'release.json'" in said
     assert "registered.json" not in said
     assert '"REGISTRY_USER": "author"' in said
@@ -255,7 +255,9 @@ def test_settings_and_secrets_reach_the_jobs_that_need_them_and_no_log(stories: 
         assert "['image.json', 'registered.json', 'release.json', 'sbom.json']" in said
     assert '"DEPLOY_ENVIRONMENT": "staging"' in seen.said("staging", "deploy")
     assert "MLFLOW_TRACKING_TOKEN" in seen.said("register", "register")
-    assert "MLFLOW_TRACKING_TOKEN" not in seen.said("build", "build") + seen.said("verify", "verify")
+    assert "MLFLOW_TRACKING_TOKEN" not in seen.result.logs["build"] + seen.said("verify", "verify")
+    built = [line for line in seen.result.logs["build"].splitlines() if line.startswith("build [")]
+    assert [('"--push"' in line, "REGISTRY_TOKEN" in line) for line in built] == [(False, False), (True, True)]
     assert "REGISTRY_TOKEN" not in seen.said("register", "register")
 
 
