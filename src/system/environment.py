@@ -347,7 +347,8 @@ def install_torch(digest, log):
                 arguments.append("--no-deps")
                 note = ", its CPU build: no NVIDIA GPU here (TORCH_INDEX_URL names another index)"
         print("setup: installing PyTorch" + note, flush=True)
-        why = run(PIP + arguments + (["--index-url", index] if index else []), log)
+        variables = one_index(pip_settings()) if index else None
+        why = run(PIP + arguments + (["--index-url", index] if index else []), log, variables)
     finish("PyTorch", why, installed, {TORCH: digest})
 
 
@@ -417,6 +418,16 @@ def pip_settings():
         settings.update(re.findall(r"^%s\.([\w-]+)=(.+)$" % section, listed, re.MULTILINE))
     values = {name: " ".join(ast.literal_eval(value).split()) for name, value in settings.items()}
     return {name: value for name, value in values.items() if value.lower() not in ("", "0", "false", "no", "off")}
+
+
+def one_index(settings):
+    # type: (dict[str, str]) -> dict[str, str]
+    """Return an environment in which pip has its settings but for further indexes: PyTorch, which has no hash, is of one."""
+    environment = {name: value for name, value in os.environ.items() if name != "PIP_EXTRA_INDEX_URL"}
+    kept = {name: value for name, value in settings.items() if name != "extra-index-url"}
+    environment.update({"PIP_" + name.upper().replace("-", "_"): value for name, value in kept.items()})
+    environment["PIP_CONFIG_FILE"] = os.devnull
+    return environment
 
 
 def uv_environment(settings):

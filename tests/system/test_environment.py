@@ -313,7 +313,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 @pytest.mark.skipif(not NO_NVIDIA or not sys.platform.startswith("linux"), reason="this machine gets the build with CUDA")
 def test_without_a_gpu_pytorch_is_its_cpu_build_unless_a_variable_names_another_index(ready: Path, tmp_path: Path) -> None:
-    for folder, version in (("cpu", "1.0+cpu"), ("other", "1.0+other")):
+    for folder, version in (("cpu", "1.0+cpu"), ("other", "1.0+other"), ("extra", "1.0+zzz")):
         add(ready, "torch.txt", "torch", version)
         (tmp_path / folder / "torch").mkdir(parents=True)
         (tmp_path / "links" / f"torch-{version}-py3-none-any.whl").rename(
@@ -322,9 +322,12 @@ def test_without_a_gpu_pytorch_is_its_cpu_build_unless_a_variable_names_another_
     with serving(tmp_path) as address:
         script = ready / "src" / "system" / "environment.py"
         script.write_text(script.read_text().replace("http://127.0.0.1:9", f"{address}/cpu"))
-        reached = {"PIP_NO_INDEX": "0", "PIP_TRUSTED_HOST": "127.0.0.1"}
+        further = tmp_path / "pip.conf"
+        further.write_text(f"[global]\nextra-index-url = {address}/extra\n")
+        reached = {"PIP_NO_INDEX": "0", "PIP_TRUSTED_HOST": "127.0.0.1", "PIP_CONFIG_FILE": str(further)}
         assert "its CPU build: no NVIDIA GPU here" in setup(ready, **reached).stdout
         assert versions(ready, "torch") == ["1.0+cpu"]
+        reached["PIP_EXTRA_INDEX_URL"] = f"{address}/extra"
         assert setup(ready, TORCH_INDEX_URL=f"{address}/other", **reached).returncode == 0
         assert versions(ready, "torch") == ["1.0+other"]
 
