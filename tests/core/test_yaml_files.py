@@ -6,7 +6,7 @@ import pytest
 
 from src.core.command import UserError
 from src.core.yaml_files import parse_yaml
-from src.judging import lineage
+from src.system import dvc_lock
 
 LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
@@ -47,7 +47,7 @@ def test_lineage_ends_at_an_alias_bomb(tmp_path: Path, name: str) -> None:
     for path, text in files.items():
         (tmp_path / path).write_text(text)
     with pytest.raises(UserError, match=rf"{name} is not valid YAML"):
-        lineage.stale(tmp_path)
+        dvc_lock.stale(tmp_path)
     if name == "dvc.lock":
         with pytest.raises(UserError, match=r"dvc.lock is not valid YAML"):
-            lineage.inputs(tmp_path)
+            dvc_lock.inputs(tmp_path)
