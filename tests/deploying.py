@@ -39,7 +39,7 @@ class SmallProcesses(Processes):
 
 
 class Command:
-    """One command under way, as `python -m src.release.COMMAND ARGUMENTS` would be.
+    """One command under way, as `python -m src COMMAND ARGUMENTS` would be.
 
     KILL_AT=n in its environment ends it with -9 as it has written the n-th line of its journal.
     """

@@ -224,9 +224,7 @@ def _read(folder: Path) -> tuple[Release, dict[str, Any], dict[str, Any]]:
     for name, command in (("registered", "register"), ("image", "build")):
         path = folder / f"{name}.json"
         if not path.is_file():
-            raise RefusedError(
-                "missing", f"{path} is missing", f"run python -m src.release.{command} {folder}, which makes it"
-            )
+            raise RefusedError("missing", f"{path} is missing", f"run python -m src {command} {folder}, which makes it")
         made[name] = read_json(path, made_by="evaluate", keys=("manifest", "version"))
         if made[name]["manifest"] != release.manifest:
             raise RefusedError(
