@@ -20,7 +20,7 @@ from src.core.inference import Model
 _DOMAINS = ("", "ai.onnx")
 _LARGEST = 2 * 2**30  # bytes; what protobuf can hold
 _EXPORT = "export it with src/training/export.py and have it reviewed"
-_SECONDS = 300  # for all golden images, on one core
+_SECONDS = 300  # for all golden examples, on one core
 _MEMORY = 8 * 2**30  # bytes of address space
 _LONGEST = 4096  # bytes that the child may send
 _PATIENCE = 10  # seconds until a child that has closed its pipe is gone
@@ -104,7 +104,7 @@ def bounded_difference(folder: Path, golden: Path, seconds: int = _SECONDS, memo
     theirs.close()
     try:
         if not mine.poll(seconds):
-            raise UserError(f"{folder / 'model.onnx'} has not answered its golden images after {seconds} seconds")
+            raise UserError(f"{folder / 'model.onnx'} has not answered its golden examples after {seconds} seconds")
         # JSON, not an object: a process that ran an unknown file may have become anything
         answer = json.loads(mine.recv_bytes(_LONGEST))
     except (EOFError, OSError, ValueError):

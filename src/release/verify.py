@@ -220,9 +220,9 @@ def _golden_answers(tree: Path) -> None:
     except UserError as error:
         raise RefusedError("tampered", str(error).replace(f"{tree}/", ""), then) from None
     if difference > limit:
-        said = f"probabilities of the golden images differ by {difference:.2g} from the reviewed, allowed are {limit:g}"
+        said = f"probabilities of the golden examples differ by {difference:.2g} from the reviewed, allowed are {limit:g}"
         raise RefusedError("tampered", said, then)
-    print(f"the golden images are answered as reviewed, within {difference:.1g}")
+    print(f"the golden examples are answered as reviewed, within {difference:.1g}")
 
 
 def _own_outputs(tree: Path) -> None:

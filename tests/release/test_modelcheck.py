@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from PIL import Image
 
 from src import model
 from src.core.command import UserError
@@ -120,14 +119,14 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def folder_of(folder: Path, made: onnx.ModelProto) -> tuple[Path, Path]:
-    """Write a model folder, and one golden image that is answered with one half each."""
+    """Write a model folder, and one golden example that is answered with one half each."""
     path, golden = folder / "model.onnx", folder / "golden"
     golden.mkdir()
     path.write_bytes(made.SerializeToString())
     card = {"classes": CLASSES, "size": [4, 4], "channels": 1, "network": "n", "width": 1, "model_sha256": sha256(path)}
     write_json(folder / "card.json", card)
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(golden / "0.png")
-    examples = [{"file": "0.png", "probabilities": [0.5, 0.5]}]
+    np.save(golden / "inputs.npy", np.zeros((1, 4, 4, 1), np.uint8))
+    examples = [{"probabilities": [0.5, 0.5]}]
     write_json(golden / "golden.json", {"classes": CLASSES, "examples": examples, "tolerance": 1e-6})
     return folder, golden
 
@@ -137,7 +136,7 @@ def test_an_ordinary_model_answers_within_the_limits(tmp_path: Path) -> None:
 
 
 def test_an_endless_model_ends_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has not answered its golden images after 4 s|ended the process"):
+    with pytest.raises(UserError, match=r"has not answered its golden examples after 4 s|ended the process"):
         modelcheck.bounded_difference(*folder_of(tmp_path, made_of(*endless())), seconds=4)
 
 
