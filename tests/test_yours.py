@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 import src
-from src.validation import checks
-from src.core.manifest import class_order
-from src.images import readers
 from src.core import reference
 from src.core.arrays import Split
 from src.core.command import UserError, cores
 from src.images.decoding import decode_examples, to_record_batch
-from src.lab.experiments import check_model
 from src.system.params import Params, load
+from src.core.manifest import class_order
+from src.images import readers
 from src.images.prepare import resolve
+from src.lab.experiments import check_model
 from src.training.task import Task
+from src.validation import checks
 
 ROOT = Path(__file__).parent.parent
 if Path(src.__file__).parent != ROOT / "src":
