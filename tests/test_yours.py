@@ -18,13 +18,13 @@ import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
-from ruamel.yaml import YAML
 
 import src
 from src.core import reference
 from src.core.arrays import Split
 from src.core.command import UserError, cores
 from src.images.decoding import decode_examples, to_record_batch
+from src.system import dvc_lock
 from src.system.params import Params, load
 from src.core.manifest import class_order
 from src.images import readers
@@ -214,7 +214,7 @@ def test_dvc_trains_again_when_a_file_that_yours_imports_changes(module: str) ->
     finder.run_script(str(ROOT / module))
     paths = [Path(found.__file__) for found in finder.modules.values() if found.__file__]
     imported = {path.relative_to(ROOT).as_posix() for path in paths}
-    for name, stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items():
+    for name, stage in dvc_lock.wiring(ROOT).items():
         if module not in stage["deps"]:
             continue
         folders = tuple(f"{path}/" for path in stage["deps"])

@@ -98,6 +98,13 @@ def test_the_lineage_says_what_the_model_depends_on(tmp_path: Path) -> None:
     assert changes.relevant(paths, manifest) == ["src/model.py", "data.dvc"]
 
 
+def test_a_folder_of_the_lineage_stands_for_what_is_in_it(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/core": "1.dir"}}}}}))
+    inside = ["src/core/a.py", "src/core/nested/b.py"]
+    assert changes.relevant([*inside, "src/corefoo.py", "src/core.md", "docs/src/core/a.py"], manifest) == inside
+
+
 @pytest.mark.parametrize("path", ["dvc.lock", "dvc.yaml", "a/b.dvc", ".dvc/config", "params.yaml", "src/judging/gates.py",
                                   "requirements/run.txt", "manifest.json", ".github/workflows/report.yml"])  # fmt: skip
 def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> None:

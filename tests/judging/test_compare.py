@@ -601,6 +601,12 @@ def test_what_differs_from_the_lock_is_named(fork: Path) -> None:
     assert set(told) == {"train", "evaluate"}  # DVC's own answer: both depend on the network
 
 
+def test_a_folder_that_the_model_depends_on_stands_for_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = "src/core/nested/new.py\nsrc/corefoo.py\nsrc/serving/x.py\nsrc/images/new.py"
+    monkeypatch.setattr(comparing, "git", lambda *words: listed if words[0] == "diff" else "another text")
+    assert comparing._moved("base", "main", Path("params.yaml")) == ["src/core/nested/new.py", "src/images/new.py"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": 1}'])
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
