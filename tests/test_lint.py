@@ -53,7 +53,7 @@ def clone(tmp_path: Path) -> Path:
 def lint(folder: Path, tool: str) -> list[subprocess.CompletedProcess[str]]:
     """Run the commands of `make test` that call a tool."""
     recipe = (ROOT / "Makefile").read_text().split("\ntest: ")[1].split("\n\n")[0]
-    commands = re.findall(rf'^\t@"\$\$RUN" (-m {tool}\b.*)$', recipe, re.MULTILINE)
+    commands = re.findall(rf'^\t@"\$\$RUN" (?:-P )?(-m {tool}\b.*)$', recipe, re.MULTILINE)
     assert commands
     return [
         subprocess.run([sys.executable, *command.split()], cwd=folder, capture_output=True, text=True)

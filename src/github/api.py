@@ -274,3 +274,11 @@ def _needed(method: str, address: str) -> str:
     inside = {"status": "statuses", "statuses": "statuses", "check-runs": "checks", "pulls": "pull-requests"}
     name = inside.get(last) or names.get(path[0] if path else "", "contents")
     return f"`{name}: {'read' if method == 'GET' else 'write'}`"
+
+
+def start(github: GitHub, workflow: str, branch: str) -> None:
+    """Start a workflow on a branch; where GitHub refuses, say that a person has to."""
+    try:
+        github.post(f"actions/workflows/{workflow}/dispatches", {"ref": branch})
+    except ApiError as error:
+        print(f"::warning::{workflow} was not started on {branch} ({error}): start it there, under the tab Actions")

@@ -11,9 +11,8 @@ import re
 from pathlib import Path
 
 from src.core.command import UserError
-from src.github.api import GitHub
+from src.github.api import GitHub, start
 from src.github.git import Remote, git, with_files
-from src.github.sweep_pull import start
 
 _LARGEST = 2 * 2**20  # bytes of a lock
 _LINE = re.compile(r"|\s*#.*|[\w.-]+(\[[\w,-]+\])?==[\w.+!-]+( ; [^\\]+)?( \\)?|    --hash=sha256:[0-9a-f]{64}( \\)?")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.github.api import ApiError, GitHub
+from src.github.api import ApiError, GitHub, start
 from src.github.git import Remote, git, with_files
 from src.github.status import run_url
 
@@ -190,14 +190,6 @@ def _open(github: GitHub, branch: str, base: str, title: str, body: str) -> None
     for workflow in ("report.yml", "ci.yml"):
         start(github, workflow, branch)
     _tell(f"Pull request with the best params: {request['html_url']}")
-
-
-def start(github: GitHub, workflow: str, branch: str) -> None:
-    """Start a workflow on a branch; where GitHub refuses, say that a person has to."""
-    try:
-        github.post(f"actions/workflows/{workflow}/dispatches", {"ref": branch})
-    except ApiError as error:
-        print(f"::warning::{workflow} was not started on {branch} ({error}): start it there, under the tab Actions")
 
 
 def _tell(sentence: str) -> None:

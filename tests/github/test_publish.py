@@ -110,8 +110,7 @@ def test_a_bump_waits_for_a_person_and_is_not_pushed_onto(world: World) -> None:
     world.publish(world.plan(lane="bump"))
     assert world.github.head(world.number) == world.sha
     assert world.status(world.sha) == "pending"
-    (body,) = [comment["body"] for comment in world.github.comments(world.number)]
-    assert "gh workflow run lock.yml -f branch=wider" in body
+    assert "gh workflow run lock.yml -f branch=wider" in world.text
 
 
 def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> None:
