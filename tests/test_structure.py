@@ -198,9 +198,8 @@ def test_every_folder_is_a_zone_and_has_its_tests() -> None:
 
 def test_nobody_imports_the_lab_or_a_command() -> None:
     commands = set(COMMANDS.values())
-    shared = {  # what two commands of src/github have in common stands in one of them
+    shared = {  # the words of a comment
         "src/github/fork_words.py": {"src/github/comment.py"},
-        "src/github/lock_push.py": {"src/github/sweep_pull.py"},
     }
     for module in set(MODULES) - {"src/__main__.py"}:
         assert imports(module) & commands == shared.get(module, set()), module

@@ -24,7 +24,9 @@ from src.validation.validate_params import Validate
 class Params(Section):
     """All of params.yaml, one attribute a section. Sections of stages must be there, since DVC looks for them."""
 
-    kind: Literal["images"] = Field(default="images", description="what an example is; `images` is all that there is so far")
+    kind: Literal["images"] = Field(
+        default="images", description="what an example is: the folder of src/ that reads and prepares it"
+    )
     prepare: Prepare
     validation: Validate = Field(alias="validate")
     train: Train

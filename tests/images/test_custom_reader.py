@@ -19,9 +19,9 @@ from conftest import encode
 from src import data
 from src.core.command import UserError
 from src.core.example import Example
-from src.core.params import Params
 from src.images import readers
 from src.images.prepare import prepare
+from src.system.params import Params
 
 MakeParams = Callable[..., Params]
 SHIPPED = data.examples
