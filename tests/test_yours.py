@@ -23,13 +23,13 @@ import src
 from src.core import reference
 from src.core.arrays import Split
 from src.core.command import UserError, cores
-from src.images.decoding import decode_examples, to_record_batch
-from src.system import dvc_lock
-from src.system.params import Params, load
 from src.core.manifest import class_order
 from src.images import readers
+from src.images.decoding import decode_examples, to_record_batch
 from src.images.prepare import resolve
 from src.lab.experiments import check_model
+from src.system import dvc_lock
+from src.system.params import Params, load
 from src.training.task import Task
 from src.validation import checks
 
