@@ -4,6 +4,7 @@ python -m pytest tests/test_structure.py
 """
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -316,6 +317,15 @@ def test_help_names_only_options_that_exist() -> None:
             for option in re.findall(r"--[a-z-]+", example):
                 made = (f'"{option}"', 'add_argument(f"--{')  # the second: one for each of several names
                 assert any(word in source for source in sources for word in made), f"{target} has no {option}"
+
+
+@pytest.mark.parametrize("verb", [*(verb for verb, path in COMMANDS.items() if path.startswith("src/github/")), "guard"])
+def test_a_command_asked_for_help_says_what_it_does_and_does_nothing(verb: str) -> None:
+    environment = {"PATH": os.environ["PATH"]}  # nothing that GitHub sets
+    command = [sys.executable, "-m", "src", verb, "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(rf"usage: python -m src {verb} \[-h\].*?\n\n[A-Z]", done.stdout, re.DOTALL), done.stdout
 
 
 @pytest.mark.template

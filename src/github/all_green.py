@@ -6,6 +6,7 @@ Reads NEEDS, and ALLOWED_TO_SKIP: names, with spaces between, of jobs that may b
 success, so a job that was skipped because another failed would otherwise let a pull request through.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ def read_needs(text: str) -> dict[str, str]:
 
 def main() -> None:
     """Fail unless every needed job succeeded, or was skipped and may be."""
+    argparse.ArgumentParser(description="Fail unless every job of NEEDS is green.").parse_args()
     needs = read_needs(os.environ.get("NEEDS", ""))
     found = faults(needs, frozenset(os.environ.get("ALLOWED_TO_SKIP", "").split()))
     if found:

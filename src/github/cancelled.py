@@ -6,6 +6,7 @@ Run by the last job of that run. Reads SHA, the commit that was judged, NUMBER, 
 GITHUB_RUN_ID. Where a newer run judges the same commit, the status is left to it.
 """
 
+import argparse
 import os
 
 from src.github.api import GitHub
@@ -35,6 +36,7 @@ def _goes_on(other: dict[str, str], run_id: str) -> bool:
 
 def main() -> None:
     """Tell on the commit that the environment names."""
+    argparse.ArgumentParser(description="Say on a commit that its run of report.yml was cancelled.").parse_args()
     sha = os.environ["SHA"]
     print(
         f"{CONTEXT} on {sha[:12]}: {tell(GitHub.from_environment(), sha, os.environ['NUMBER'], os.environ['GITHUB_RUN_ID'])}"

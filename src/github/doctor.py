@@ -17,7 +17,7 @@ from src.github.wanted import Finding, Repository
 
 def main() -> None:
     """Print one line a setting; exit with 1 when a required one does not hold, or cannot be seen."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description="Say which settings on GitHub are missing, with the command for each.")
     parser.add_argument("settings", type=Path, help="folder of the files that say what must be")
     arguments = parser.parse_args()
     repository, findings = inspect(Gh.of_this_folder(), arguments.settings)

@@ -11,6 +11,7 @@ decides about itself. Lanes:
     bump            Dependabot's own run of a change that the model depends on: it holds no secret, so nothing is trained
 """
 
+import argparse
 import json
 import os
 import re
@@ -180,6 +181,7 @@ def _summarize(made: Plan) -> None:
 
 def main() -> None:
     """Read the event, decide, tell."""
+    argparse.ArgumentParser(description="Decide what an event of GitHub asks for.").parse_args()
     github = GitHub.from_environment()
     event = json.loads(Path(os.environ["GITHUB_EVENT_PATH"]).read_text())
     made = plan(os.environ["GITHUB_EVENT_NAME"], event, github)

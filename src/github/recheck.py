@@ -7,6 +7,7 @@ Run by report-comment.yml on `workflow_run`, from the default branch, whatever w
 changes protected files, a label `engine: reviewed` must count there, or the status becomes pending. It turns nothing green.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ def _recheck(github: GitHub, pull: Mapping[str, Any], default: str) -> str:
 
 def main() -> None:
     """Read the event and look."""
+    argparse.ArgumentParser(description="Take back a green status that a branch gave itself.").parse_args()
     event = json.loads(Path(os.environ["GITHUB_EVENT_PATH"]).read_text(encoding="utf-8"))
     github = GitHub.from_environment()
     said = recheck(github, event["workflow_run"]["head_branch"], event["repository"]["default_branch"])

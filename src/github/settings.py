@@ -18,7 +18,7 @@ from src.github.wanted import Change, Finding
 
 def main() -> None:
     """Print what differs, ask, change it; exit with 1 when a change failed."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description="Make the settings on GitHub what a folder of files says.")
     parser.add_argument("settings", type=Path, help="folder of the files that say what must be")
     parser.add_argument("--dry-run", action="store_true", help="print the changes and make none")
     parser.add_argument("--yes", action="store_true", help="do not ask")

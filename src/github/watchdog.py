@@ -4,6 +4,7 @@ GitHub lets a job wait for 24 hours and says nothing. After 30 minutes a trainin
 command that trains it on a hosted machine; a deployment's wait opens the issue that deploy.yml closes when it goes on.
 """
 
+import argparse
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -81,4 +82,5 @@ def _tell_issue(github: GitHub, run: Mapping[str, Any], job: Mapping[str, Any], 
 
 def main() -> None:
     """Look at the repository of the run."""
+    argparse.ArgumentParser(description="Tell of jobs that wait for a runner of your own.").parse_args()
     print("\n".join(look(GitHub.from_environment(), datetime.now(UTC))) or "no job waits for a runner")

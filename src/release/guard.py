@@ -5,8 +5,8 @@ Started by deploy and rollback themselves, with the lock they hold: until this p
     python -m src guard LOCK PIPE
 """
 
+import argparse
 import os
-import sys
 
 from src.release import settings as all_settings
 from src.release.guarding import DONE
@@ -16,8 +16,10 @@ from src.release.site import Site
 
 def main() -> None:
     """Wait for the other process; where it ends without a word, end what it began."""
-    _lock, pipe = map(int, sys.argv[1:3])
-    if os.read(pipe, 1) == DONE:
+    parser = argparse.ArgumentParser(description="Watch over a deployment, which starts this itself.")
+    parser.add_argument("lock", type=int, help="descriptor of the lock that is held")
+    parser.add_argument("pipe", type=int, help="descriptor that tells how the deployment ended")
+    if os.read(parser.parse_args().pipe, 1) == DONE:
         return
     settings = all_settings.read()
     Site(settings, Journal(settings)).recover()
