@@ -144,10 +144,13 @@ def _pull(told: dict[str, Any]) -> None:
 def _cut(epochs: int | None, told: dict[str, Any]) -> dict[str, int] | None:
     """Lower `train.epochs` of params.yaml to a budget, without folds and further seeds; the report calls it a preview."""
     try:
-        train = load(_PARAMS).train
+        params = load(_PARAMS)
+        if "kind" not in params.model_fields_set:  # it has a default, but DVC fills dvc.yaml from the file alone
+            raise UserError(f"{_PARAMS}: kind is missing: write `kind: {params.kind}`, which dvc.yaml asks for")
     except UserError:
         told["failed"] = "params"
         raise
+    train = params.train
     if epochs is None or (train.epochs <= epochs and not train.folds and train.repeats == 1):
         return None
     left = min(epochs, train.epochs)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from conftest import ROOT, write_params
 from ruamel.yaml import YAML
 
+from src.core.command import UserError
+from src.system import reproduce
 from src.system.reproduce import Journal, lane
 
 Run = Callable[..., tuple[subprocess.CompletedProcess[str], dict[str, Any]]]
@@ -172,6 +175,19 @@ def test_the_lane_says_whether_hardware_numbers_compare(
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     assert lane() == {"comparable": comparable, "name": name}
+
+
+def test_params_without_the_kind_that_dvc_asks_for_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "_pull", lambda told: None)
+    write_params(tmp_path / "params.yaml")
+    written = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(re.sub("^kind:.*\n", "", written, flags=re.MULTILINE))
+    with pytest.raises(UserError, match="kind is missing: write `kind: images`"):
+        reproduce.reproduce(pull=False, epochs=None, minutes=None, journal_path=tmp_path / "run.json")
+    assert json.loads((tmp_path / "run.json").read_text())["failed"] == "params"
 
 
 @pytest.mark.slow
