@@ -181,7 +181,7 @@ def test_split_is_stable_and_has_every_side(examples: Sample) -> None:
         rows = examples.rows.filter(pa.compute.is_in(examples.rows.column("digest"), pa.array(moved)))
         fail(
             "an image's side of the split depends on which other images there are, so adding data would move it; "
-            f"split_of in src/data.py may look at its key alone:\n{names(rows)}"
+            f"split_of in src/core/manifest.py may look at its key alone:\n{names(rows)}"
         )
     prepare = params().prepare
     shares = {"validation": prepare.validation_share, "test": prepare.test_share}
