@@ -251,6 +251,8 @@ def _custom_example(root: str, example: Example) -> Example:
     if content is None and not fault:
         content = os.path.join(root, example.path)
         fault = _file_fault(content)
+        if not os.path.exists(content):
+            fault = "no such file below data/: src/data.py yields paths relative to it"
     if content == b"":
         fault = fault or "empty image"
     content = None if fault else content

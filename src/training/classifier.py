@@ -87,7 +87,7 @@ def build(
     """
     known = networks()
     if name not in known:
-        raise UserError(f"train.network is {name!r}, expected one of {', '.join(known)} (see src/model.py)")
+        raise UserError(f"train.network is {name!r}, expected one of {', '.join(known)} (yours: NETWORKS of src/model.py)")
     network = known[name](shape, width)
     onednn.replace(network)
     return Classifier(network, mean, deviation, tta)

@@ -14,7 +14,7 @@ class Train(Section):
     seed: int = Field(default=1, ge=0, lt=2**32, description="of first weights, shuffling and augmentation")
     network: str = Field(
         default="small_resnet",
-        description="a name in NETWORKS of src/model.py: small_resnet, resnet18, airbench, airbench_narrow, or yours",
+        description="small_resnet, resnet18, airbench, airbench_narrow, or a name in NETWORKS of src/model.py",
     )
     width: int = Field(default=24, ge=4, le=1024, description="channels of the first stage; 64 is ResNet-18's own")
     weights: str | None = Field(

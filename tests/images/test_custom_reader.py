@@ -103,7 +103,7 @@ def test_an_archive_yields_bytes_and_numbers(root: Path, write: Callable[[str], 
 @pytest.mark.parametrize(
     ("example", "fault"),
     [
-        ("Example('none.png', 'a')", "unreadable: No such file"),
+        ("Example('none.png', 'a')", "no such file below data/"),
         ("Example('camera0', 'a')", "not a regular file"),
         ("Example('camera0/00.png', None)", "no label: src/data.py yields none"),
         ("Example('camera0/00.png', '')", "no label: src/data.py yields none"),
