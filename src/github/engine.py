@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.core.command import UserError
 from src.github.api import GitHub
-from src.github.git import GitError, Remote, git
+from src.github.git import GitError, Remote, file_at, git
 from src.system.protection import PARAMS, protected, rules_changed
 
 _DATA = "data.dvc"
@@ -39,7 +39,7 @@ def _sections(github: GitHub, base: str, head: str, *, first: bool) -> list[str]
         remote.run(repository, "fetch", "--quiet", "--no-tags", "--depth", "1", remote.url, left, head)
         if first and _is_example(repository, left):
             return []
-        return rules_changed(_text(repository, left, PARAMS), git(repository, "show", f"{head}:{PARAMS}"))
+        return rules_changed(_text(repository, left, PARAMS), file_at(repository, head, PARAMS))
 
 
 def _is_example(repository: Path, commit: str) -> bool:
@@ -54,6 +54,6 @@ def _is_example(repository: Path, commit: str) -> bool:
 def _text(repository: Path, commit: str, path: str) -> str:
     """Return a file of a commit; empty where it has none."""
     try:
-        return git(repository, "show", f"{commit}:{path}")
+        return file_at(repository, commit, path)
     except GitError:
         return ""

@@ -48,6 +48,19 @@ def git(folder: Path, *arguments: str, text: str | None = None, environment: Map
     Raises:
         GitError: it failed, or took over five minutes.
     """
+    return _printed(folder, *arguments, text=text, environment=environment).strip()
+
+
+def file_at(folder: Path, commit: str, path: str) -> str:
+    """Return the text of a file of a commit as it is, blanks at its begin and end included.
+
+    Raises:
+        GitError: the commit has none.
+    """
+    return _printed(folder, "show", f"{commit}:{path}")
+
+
+def _printed(folder: Path, *arguments: str, text: str | None = None, environment: Mapping[str, str] | None = None) -> str:
     identity = {
         "GIT_AUTHOR_NAME": BOT,
         "GIT_AUTHOR_EMAIL": _MAIL,
@@ -65,7 +78,7 @@ def git(folder: Path, *arguments: str, text: str | None = None, environment: Map
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())[-400:]
         raise GitError(f"git {arguments[0]} failed: {reason or 'no reason given'}")
-    return done.stdout.strip()
+    return done.stdout
 
 
 def with_files(folder: Path, base: str, files: Mapping[str, Path]) -> str:

@@ -14,7 +14,7 @@ from src.github import labels
 from src.github.api import ApiError, GitHub
 from src.release.outcome import RefusedError
 from src.system import dvc_lock, protection
-from src.system.worktree import git
+from src.system.worktree import file_at, git
 
 
 def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:
@@ -80,7 +80,7 @@ def require_read(deployed: str | None, commit: str) -> None:
 def _touched(commit: str) -> list[str]:
     """Return the protected files, and sections of params.yaml, that a commit of main changes."""
     paths = git("diff", "--name-only", "--no-renames", "-z", f"{commit}^1", commit).split("\0")[:-1]
-    then, now = (git("show", f"{at}:{protection.PARAMS}") for at in (f"{commit}^1", commit))
+    then, now = (file_at(at, protection.PARAMS) for at in (f"{commit}^1", commit))
     return protection.protected(paths) + protection.rules_changed(then, now)
 
 

@@ -22,8 +22,14 @@ FREE = (
     "tests/test_yours.py",
 )
 RULES = ("evaluate", "gates")  # sections of params.yaml that are protected all the same
-_FORM = "its form"  # a link, another document, quoted or merged keys: what may hide a section
+_FORM = "its form"  # a link, another document, quoted or merged keys, an indented root: what may hide a section
 _KEY = re.compile(r"([A-Za-z_]\w*):(?=\s|$)")
+_BLANK = " \t"  # of YAML; Python counts more
+_QUOTED = r"""(?:"[^"\\]*"|'[^']*')"""
+_ITEM = rf"(?:{_QUOTED}|[^\s'\"\[\]{{}},:#]+)"
+_ON_ONE_LINE = re.compile(  # no quotes, or those of the whole value: what else has some may go on in the next line
+    rf"[^'\"]*(?:[ \t]#.*)?|\s*[\w.-]+:[ \t]+(?:{_QUOTED}|\[ *{_ITEM}(?: *, *{_ITEM})* *\])[ \t]*(?:[ \t]#.*)?"
+)
 
 
 def protected(paths: Iterable[str]) -> list[str]:
@@ -39,7 +45,8 @@ def _is_free(path: str) -> bool:
 def rules_changed(before: str, after: str) -> list[str]:
     """Return which protected sections differ between two texts of params.yaml, as `params.yaml: section`.
 
-    YAML is not parsed: whatever stands at the left margin and is no plain key counts as changed with its text.
+    YAML is not parsed: whatever stands at the left margin and is no plain key counts as changed with its text, and so does
+    whatever may be quoted over several lines. Both texts are as they lie in the commit: not stripped.
     """
     then, now = _rules(before), _rules(after)
     return [f"{PARAMS}: {name}" for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
@@ -47,13 +54,16 @@ def rules_changed(before: str, after: str) -> list[str]:
 
 def _rules(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    name = ""
+    name = _FORM
     for line in text.splitlines():
-        if not line.strip() or line.lstrip().startswith("#"):
+        if not line.strip(_BLANK) or line.lstrip(_BLANK).startswith("#"):
             continue
-        if not line[0].isspace():
+        if line[0] not in _BLANK:
             key = _KEY.match(line)
             name = key[1] if key else _FORM
+        said = re.sub(r"[ \t]+#[^'\"]*$", "", line.rstrip(_BLANK))
         if name in (*RULES, "extends", _FORM):
-            found.setdefault(name, []).append(re.sub(r"\s+#[^'\"]*$", "", line.rstrip()))
+            found.setdefault(name, []).append(said)
+        if name != _FORM and not _ON_ONE_LINE.fullmatch(line):
+            found.setdefault(_FORM, []).append(said)
     return found

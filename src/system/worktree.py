@@ -88,8 +88,17 @@ def cache() -> Path:
 
 def git(*arguments: str) -> str:
     """Return what git prints, stripped; empty when it fails."""
+    return _printed(*arguments).strip()
+
+
+def file_at(commit: str, path: str) -> str:
+    """Return the text of a file of a commit as it is, blanks at its begin and end included; empty where it has none."""
+    return _printed("show", f"{commit}:{path}")
+
+
+def _printed(*arguments: str) -> str:
     asked = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=False)
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+    return asked.stdout if asked.returncode == 0 else ""
 
 
 def has(commit: str) -> bool:

@@ -242,6 +242,12 @@ def test_the_rules_in_params_are_protected_and_the_rest_of_it_is_free(engine: Ca
     assert engine(**{"params.yaml": GATES.replace("enforce", "off")}) == ["params.yaml: gates"]
 
 
+def test_the_rules_below_an_indented_root_are_protected(engine: Callable[..., list[str]]) -> None:
+    indented = "".join(f" {line}\n" for line in GATES.splitlines())
+    hidden = ' sweep:\n   space: {network: ["\n' + f'{GATES}x:\n "]}}\n{indented.replace("enforce", "off")}'
+    assert engine(**{"params.yaml": hidden}) == ["params.yaml: its form"]
+
+
 def test_rules_that_main_changed_since_are_none_of_this_change(push: Any, engine: Callable[..., list[str]]) -> None:
     push("change", **{"README.md": "words"})
     push("main", **{"params.yaml": GATES.replace("enforce", "warn")})

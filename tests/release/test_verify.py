@@ -625,6 +625,11 @@ def test_what_is_free_needs_no_pull_request(read: Callable[..., str]) -> None:
     [
         ("Makefile", {}, "touches the engine (Makefile), and no pull request brought it"),
         ("params.yaml", {}, "touches the engine (params.yaml: gates), and no pull request brought it"),
+        (
+            "params.yaml",
+            {"text": ' x: "\ngates: {a: 1}\nz:\n "\n gates: {a: 2}\n'},
+            "touches the engine (params.yaml: its form)",
+        ),
         ("Makefile", {"state": "pending"}, "and model-gate was not green at the head of #1"),
         ("Makefile", {"state": "success", "by": "mallory"}, "and model-gate was not green at the head of #1"),
     ],

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 from conftest import ROOT
+from ruamel.yaml import YAML
 
 from src.system.protection import FREE, RULES, protected, rules_changed
 
@@ -43,6 +44,35 @@ def test_a_name_that_only_looks_like_a_free_one_is_protected(path: str) -> None:
     assert protected([path, "README.md"]) == [path]
 
 
+HIDDEN = f"""
+ train:
+   epochs: 3
+ sweep:
+   space: {{network: ["
+{PARAMS}x:
+ "]}}
+ evaluate:
+   confidence: 0.6
+ gates:
+   min_accuracy: 0
+"""  # the sections as they were are in a quoted text here, the ones that count are indented
+
+
+@pytest.mark.parametrize("text", [HIDDEN, HIDDEN.lstrip("\n"), HIDDEN.replace('"', "'"), f"# words{HIDDEN}"])
+def test_sections_that_are_hidden_in_a_quoted_text_are_seen(text: str) -> None:
+    assert YAML(typ="safe", pure=True).load(text)["gates"] == {"min_accuracy": 0}
+    assert "params.yaml: its form" in rules_changed(PARAMS, text)
+
+
+@pytest.mark.parametrize("value", ['"', "'", 'a": "', '[a ",",', '"a\\" # "', '{a: "', '"a" "', "- '", '\u00a0# "'])
+def test_a_line_that_may_leave_a_quote_open_is_seen(value: str) -> None:
+    assert rules_changed(PARAMS, PARAMS.replace("epochs: 3", f"epochs: {value}")) == ["params.yaml: its form"]
+
+
+def test_an_indented_root_is_seen_where_nothing_was_written_before() -> None:
+    assert rules_changed("train:\n", " train:\n gates:\n   min_accuracy: 0\n") == ["params.yaml: its form"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
@@ -58,7 +88,7 @@ def test_a_name_that_only_looks_like_a_free_one_is_protected(path: str) -> None:
         ("report:", "extends: docs/params.yaml\nreport:", ["extends"]),
         ("epochs: 3\n", "epochs: 3\u2028gates: {}\n", ["gates"]),
         (PARAMS, "docs/params.yaml", ["evaluate", "gates", "its form"]),
-        (PARAMS, "".join(f"  {line}\n" for line in PARAMS.splitlines()), ["evaluate", "gates"]),
+        (PARAMS, "".join(f"  {line}\n" for line in PARAMS.splitlines()), ["evaluate", "gates", "its form"]),
         (PARAMS, "", ["evaluate", "gates"]),
     ],
 )
@@ -67,7 +97,9 @@ def test_a_changed_rule_is_seen_however_it_is_written(old: str, new: str, named:
 
 
 @pytest.mark.parametrize(("old", "new"), [("epochs: 3", "epochs: 4"), ("  # asks", ""), ("\n\nreport", "\n# words\nreport"),
-                                          ("report:\n  a: 1\n", ""), ("train:", "own: {}\ntrain:")])  # fmt: skip
+                                          ("report:\n  a: 1\n", ""), ("train:", "own: {}\ntrain:"),
+                                          ("epochs: 3", 'labels: [cat, "a dog", \'b\']  # it\'s'),
+                                          ("epochs: 3", "weights: 'a b'"), ("epochs: 3", "x: 4  # \"it's\"")])  # fmt: skip
 def test_all_else_in_params_is_free(old: str, new: str) -> None:
     assert old in PARAMS
     assert rules_changed(PARAMS, PARAMS.replace(old, new)) == []
