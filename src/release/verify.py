@@ -219,7 +219,7 @@ def _golden_answers(tree: Path) -> None:
         difference, limit = modelcheck.bounded_difference(tree / "out/model", tree / "out/evaluation/golden")
     except UserError as error:
         raise RefusedError("tampered", str(error).replace(f"{tree}/", ""), then) from None
-    if difference > limit:
+    if not difference <= limit:  # NaN, too
         said = f"probabilities of the golden examples differ by {difference:.2g} from the reviewed, allowed are {limit:g}"
         raise RefusedError("tampered", said, then)
     print(f"the golden examples are answered as reviewed, within {difference:.1g}")

@@ -301,6 +301,15 @@ def test_numbers_forged_in_all_files_at_once_are_refused(fork: Path) -> None:
     assert f"log_loss {told['log_loss']:.4f}, reviewed 0.0010" in refuse(fork, "tampered")
 
 
+@pytest.mark.parametrize("difference", [float("nan"), float("inf"), 0.1])
+def test_golden_answers_that_are_not_the_reviewed_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float
+) -> None:
+    monkeypatch.setattr(verifying.modelcheck, "bounded_difference", lambda *_: (difference, 1e-6))
+    with pytest.raises(overriding.RefusedError, match="probabilities of the golden examples differ"):
+        verifying._golden_answers(tmp_path)
+
+
 def lock_of_another_commit(fork: Path) -> None:
     git(fork, "checkout", "bad", "--", "dvc.lock")
 
