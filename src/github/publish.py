@@ -92,8 +92,10 @@ def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], 
     reasons = "; ".join(verdict["reasons"]) or "every gate holds"
     state = {"pass": "success", "fail": "failure", "investigate": "pending"}[word]
     description = f"{word}: {reasons}"
-    if word != "pass" and verdict.get("accepted"):
-        people = dict.fromkeys(verdict[key]["by"] for key in LABELS if verdict.get(key))
+    claimed = [key for key in LABELS if verdict.get(key)]
+    # verdict.json is the work of the branch's own code: who gave a label is what plan has asked GitHub for
+    if word != "pass" and verdict.get("accepted") and claimed and all(plan.get(key) for key in claimed):
+        people = dict.fromkeys(plan[key]["by"] for key in claimed)
         state, description = "success", f"{word}, accepted by {' and '.join(people)}: {reasons}"
     elif word == "investigate" and lacking:
         description = f"investigate: a reviewer may add the label {' and '.join(lacking)}; {reasons}"

@@ -154,10 +154,17 @@ ALICE, BOB = ({"by": by, "label": "any", "at": "2026-11-24T00:00:00Z", "head": "
 )
 def test_what_people_accept_is_a_success_that_names_them(world: World, given: Any, names: str) -> None:
     world.report("fail", accepted=True, **given)
-    world.publish(world.plan())
+    world.publish(world.plan(**given))
     status = world.github.statuses(world.github.head(world.number), "model-gate")[0]
     assert status["state"] == "success"
     assert status["description"].startswith(f"fail, accepted by {names}:")
+
+
+@pytest.mark.parametrize("claimed", [{}, {"override": ALICE}, {"override": ALICE, "engine_reviewed": BOB}])
+def test_a_verdict_is_not_accepted_by_a_label_that_github_does_not_know(world: World, claimed: Any) -> None:
+    world.report("fail", accepted=True, **claimed)
+    world.publish(world.plan(engine_reviewed=BOB))
+    assert world.status(world.github.head(world.number)) == "failure"
 
 
 @pytest.mark.parametrize(
