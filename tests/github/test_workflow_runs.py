@@ -390,8 +390,7 @@ def bad_data(world: World) -> dict[str, Seen]:
 
 def crash(world: World) -> dict[str, Seen]:
     def spoil(folder: Path) -> None:
-        path, start = folder / "src" / "training" / "train.py", "def main() -> None:\n"
-        path.write_text(path.read_text().replace(start, f'{start}    raise RuntimeError("boom")\n', 1))
+        append("src/training/train.py", '\n\ndef main(*_: object) -> None:\n    raise RuntimeError("boom")\n')(folder)
 
     return {"opened": world.report(world.propose("crash", spoil), "opened")}
 
@@ -862,7 +861,7 @@ def test_the_numbers_of_a_fork_are_posted_as_its_own(world: World, seen: Seen) -
     assert seen.result.jobs == POSTED, seen.result.log[-8000:]
     assert seen.sha in seen.text
     assert f"gh workflow run report.yml -f pull_request={seen.number} -f sha={seen.sha}" in seen.text
-    assert "params.yaml" in seen.text
+    assert "touches the engine" not in seen.text
     assert "evil" not in seen.text
     assert seen.others == 1
     assert world.gate(seen.sha)[0] == "pending"
