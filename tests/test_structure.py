@@ -45,9 +45,6 @@ ZONES: dict[str, tuple[str, ...]] = {
     "__init__.py": (),
 }
 # What still breaks these rules; it is to become empty
-EXCEPTIONS: dict[str, set[str]] = {
-    "src/reporting/numbers.py": {"src/github/numbers.py"},
-}
 WITHOUT_TORCH = ("core", "system", "judging", "reporting", "github", "release", "serving")
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
 COMMANDS = {verb: f"src/{module.replace('.', '/')}.py" for verb, module, _ in VERBS}
@@ -172,7 +169,7 @@ def test_the_stage_that_costs_has_only_cached_outputs() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_what_its_folder_may(module: str) -> None:
-    assert forbidden(module) == EXCEPTIONS.get(module, set())
+    assert forbidden(module) == set()
 
 
 def forbidden(module: str) -> set[str]:

@@ -4,7 +4,7 @@
 
 Run by report-comment.yml on `workflow_run`, from the default branch. Reads the event (GITHUB_EVENT_PATH), GITHUB_TOKEN
 (actions, pull-requests: read; statuses: write) and the artifact `report` of the run, which must be one file numbers.json
-that fits src/github/numbers.py. Sets `model-gate`, and writes the comment, the output `number` that says on which pull
+that fits src/system/numbers.py. Sets `model-gate`, and writes the comment, the output `number` that says on which pull
 request the next job posts it, and the job summary. The pull request is found by what GitHub says of the run, never by
 what the artifact says.
 """
@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.github import changes, engine, fork_words, labels, numbers
+from src.github import changes, engine, fork_words, labels
 from src.github.api import ApiError, GitHub, TooLargeError
-from src.github.numbers import Numbers, NumbersError
 from src.github.status import CONTEXT, set_status
+from src.system import numbers
+from src.system.numbers import Numbers, NumbersError
 
 ARTIFACT = "report"
 LARGEST_ZIP = 1024 * 1024  # bytes

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.github.comment import MARKER
-from src.github.numbers import Numbers
+from src.system.numbers import Numbers
 
 _SHOWN = 50
 _SHOWN_CLASSES = 20

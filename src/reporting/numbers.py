@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from src.github import numbers as schema
 from src.reporting import changes
 from src.reporting.facts import STAGES, Facts, Json
 from src.reporting.opening import findings, gate_of, pooled, value_and_limit
+from src.system import numbers as schema
 
 _ROWS = 200  # of each list: what the schema allows
 _METRICS = {

@@ -16,11 +16,12 @@ import pytest
 from conftest import ROOT
 from standin import BOT, IDENTITY, GitHub, clone, commit, user
 
-from src.github import comment, fork_report, numbers
+from src.github import comment, fork_report
 from src.github.comment import MARKER
 from src.github.fork_words import Place, render
 from src.github.labels import ENGINE
-from src.github.numbers import NumbersError
+from src.system import numbers
+from src.system.numbers import NumbersError
 
 SHA = "a" * 40
 HOSTILE = "hostile"  # in every hostile text below, and never to be seen in a comment

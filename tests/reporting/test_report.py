@@ -23,12 +23,12 @@ from ruamel.yaml import YAML
 from src.core import metrics
 from src.core.command import UserError
 from src.core.manifest import MANIFEST
-from src.github import numbers as schema
 from src.images.occlusion import occlusion
 from src.reporting import changes, document, drawing, markdown, numbers, page, words
 from src.reporting.document import Alert, Bold, Bullets, Code, Document, Fold, Link, Listing, Paragraph, Section, Table
 from src.reporting.facts import Paths, read
 from src.reporting.write import compose, write
+from src.system import numbers as schema
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
 EVIL = (
