@@ -44,7 +44,6 @@ ZONES: dict[str, tuple[str, ...]] = {
     "__main__.py": ("",),  # it hands to a stage what lies outside of it
     "__init__.py": (),
 }
-# What still breaks these rules; it is to become empty
 WITHOUT_TORCH = ("core", "system", "judging", "reporting", "github", "release", "serving")
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "src").rglob("*.py"))
 COMMANDS = {verb: f"src/{module.replace('.', '/')}.py" for verb, module, _ in VERBS}
