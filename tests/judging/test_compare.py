@@ -255,7 +255,7 @@ def test_where_main_never_had_a_model_floors_decide(fork: Path) -> None:
 
 def replace_images(fork: Path, keep: int = 0) -> None:
     """Give all images but the first ones another digest, as a fork's own would have."""
-    for name in ("out/manifest.parquet", "out/evaluation/predictions.parquet"):
+    for name in ("out/manifest.parquet", "out/evaluation/predictions.parquet", "out/evaluation/slices.parquet"):
         table, place = pq.read_table(fork / name), Path(fork / name)
         digests = table.column("digest").to_pylist()
         theirs = [digest and f"{digest}{'' if i < keep else '-own'}" for i, digest in enumerate(digests)]

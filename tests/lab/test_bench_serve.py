@@ -292,7 +292,7 @@ def test_the_limit_is_measured_in_every_layout(folder: Path, model: Model, tmp_p
         found = loops.measure(0.1)
     assert set(found.rates) == {str(layout) for layout in layouts()}
     assert all(rate > 0 for rate in found.rates.values())
-    with Loops(tmp_path, "fp32", files) as loops, pytest.raises(UserError, match="src.lab.benchmarks.raw .* to see why"):
+    with Loops(tmp_path, "fp32", files) as loops, pytest.raises(UserError, match="python -m src bench-raw .* to see why"):
         loops.measure(0.1)
 
 

@@ -366,7 +366,7 @@ def test_deploy_and_guard_both_killed_is_mended_by_the_next_one(world: World) ->
 
 def test_of_two_deploys_at_once_one_waits(world: World) -> None:
     world.deploy(1)
-    first = world.start("deploy", str(world.release(2)))
+    first = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="10")  # it is there until the second has begun
     world.await_step("starting", 2)
     second = world.start("deploy", str(world.release(3)))
     said = second.wait(PATIENCE)

@@ -894,7 +894,7 @@ def test_serve_refuses_a_taken_port_and_a_missing_model_in_one_sentence(model: P
 @pytest.mark.slow
 def test_a_bento_holds_the_listed_files_only_and_runs_from_its_folder(model: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    include = re.findall(r"^  - ((?:src|out|manifest)\S*)$", (ROOT / "bentofile.yaml").read_text(), re.MULTILINE)
+    include = YAML(typ="safe").load((ROOT / "bentofile.yaml").read_text())["include"]
     for pattern in [*include, "bentofile.yaml", "requirements/serving.txt"]:
         for path in ROOT.glob(pattern):
             if not pattern.startswith("out/"):
