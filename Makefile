@@ -7,7 +7,7 @@ export RUN := .venv/bin/python
 export RETRAIN ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks reproduce params report update lineage quantize serve image deploy rollback status doctor settings runner-doctor test test-yours test-slow test-all workflows reference data-cifar10 suggest sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter lock clean
+.PHONY: help setup setup-checks reproduce params report update upgrade lineage quantize serve image deploy rollback status doctor settings runner-doctor test lint test-yours test-slow test-all workflows reference data-cifar10 suggest sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter record lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trai
 update: ## merge main into this branch, with main's results where both have some (BASE=origin/main)
 	@"$$PYTHON" -m src update "$${BASE:-origin/main}"
 
+upgrade: setup ## bring a later version of the template into this repository, as a branch (TO=v1.1.0, TO=URL, TO=PATH; GO_ON=1: though the engine was changed here)
+	@"$$RUN" -m src upgrade $${GO_ON:+--go-on} $${TO:+"$$TO"}
+
 lineage: setup ## say where a model came from: MODEL=a file, a SHA-256 or a commit
 	@"$$RUN" -m src lineage "$${MODEL:-out/model/model.onnx}"
 
@@ -70,12 +73,14 @@ settings: ## make the settings on GitHub what .github/settings says (asks first;
 runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it there)
 	@"$$PYTHON" -m src runner-doctor
 
-test: setup-checks test-yours ## test-yours, then lint, types and the fast tests; no GPU, Docker or account
+test: setup-checks test-yours lint ## test-yours, lint, and the fast tests; no GPU, Docker or account
+	@"$$RUN" -P -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
+
+lint: setup-checks ## ruff and mypy; of src/data.py, src/model.py and tests/test_yours.py only what breaks at run time
 	@"$$RUN" -P -m ruff check .
 	@"$$RUN" -P -m ruff check --select E9,F50,F52,F63,F7,F82 src/data.py src/model.py tests/test_yours.py
 	@"$$RUN" -P -m ruff format --check .
 	@"$$RUN" -P -m mypy
-	@"$$RUN" -P -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
 
 test-yours: setup-checks ## the contract of your data, params and network, in under a minute
 	@test -e data || "$$RUN" -P -m dvc pull --quiet data.dvc || true # where data cannot be had, the tests say what to do
@@ -142,6 +147,10 @@ starter: reproduce report ## put data, outputs, lineage and the project's own fi
 	@rm -rf starter/files && "$$RUN" -P -m dvc push --quiet
 	@cd starter/project && find . -type f -exec cp ../../{} {} \;
 	@git add --force starter dvc.lock metrics.json manifest.json data.dvc
+
+record: setup ## record what is staged as the version that CHANGELOG.md begins with (for the template itself, not for forks)
+	@"$$RUN" -m src record
+	@git add template.json
 
 lock: .python ## resolve each requirements/*.in into its hashed lock; versions that are locked already stay
 	@"$$PYTHON" src/system/environment.py --lock

@@ -32,6 +32,8 @@ VERBS = (
     ("lineage", "reporting.trace", "say where a model came from (make lineage)"),
     ("quantize", "judging.quantize", "make an INT8 model, and a table of what it costs and gains (make quantize)"),
     ("update", "system.update", "merge main into this branch, with main's results (make update)"),
+    ("upgrade", "system.upgrade", "bring a later version of the template into this repository (make upgrade)"),
+    ("record", "system.record", "record the staged files as a version of the template (make record)"),
     ("plan", "github.plan", "report.yml: decide what an event asks for"),
     ("publish", "github.publish", "report.yml: publish the verdict and the report"),
     ("comment", "github.comment", "report.yml, report-comment.yml: post the one comment of a pull request"),

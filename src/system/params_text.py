@@ -35,6 +35,21 @@ def put(text: str, values: Mapping[Place, Any], remark: Callable[[Place], str] =
     return text
 
 
+def taken_out(text: str, path: Place) -> str:
+    """Return a text without a key and what is below it; all other lines stay as they are."""
+    key, node = _node(YAML().compose(text), path)
+    if node is None:
+        return text
+    wanted = YAML(typ="safe").load(text)
+    section = wanted
+    for name in path[:-1]:
+        section = section[name]
+    del section[path[-1]]
+    lines = text.split("\n")
+    result = "\n".join(lines[: key.start_mark.line] + lines[_last_line(node) + 1 :])
+    return result if _reads_as(result, wanted) else _anew_without(text, path)
+
+
 def same(one: Any, other: Any) -> bool:
     """Return whether two values of a params file mean the same: 10 and 10.0 do, 1 and true do not."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
@@ -134,6 +149,17 @@ def _anew(text: str, path: Place, value: Any) -> str:
     written = StringIO()
     yaml.dump(_with(yaml.load(text), path, value), written)
     return written.getvalue()
+
+
+def _anew_without(text: str, path: Place) -> str:
+    yaml, target = _yaml(), StringIO()
+    content = yaml.load(text)
+    section = content
+    for name in path[:-1]:
+        section = section[name]
+    del section[path[-1]]
+    yaml.dump(content, target)
+    return target.getvalue()
 
 
 def _yaml() -> YAML:

@@ -21,6 +21,7 @@ FREE = (
     "README.md",
     "tests/test_yours.py",
 )
+RESULTS = ("dvc.lock", "metrics.json", "manifest.json")  # of one run: they belong together
 RULES = ("evaluate", "gates")  # sections of params.yaml that are protected all the same
 _FORM = "its form"  # a link, another document, quoted or merged keys, an indented root: what may hide a section
 _KEY = re.compile(r"([A-Za-z_]\w*):(?=\s|$)")

@@ -10,8 +10,7 @@ import argparse
 import subprocess
 
 from src.core.command import UserError
-
-RESULTS = ("dvc.lock", "metrics.json", "manifest.json")  # of one run: they belong together
+from src.system.protection import RESULTS
 
 
 def update(base: str) -> None:
