@@ -51,8 +51,8 @@ def clone(tmp_path: Path) -> Path:
 
 
 def lint(folder: Path, tool: str) -> list[subprocess.CompletedProcess[str]]:
-    """Run the commands of `make test` that call a tool."""
-    recipe = (ROOT / "Makefile").read_text().split("\ntest: ")[1].split("\n\n")[0]
+    """Run the commands of `make lint` that call a tool."""
+    recipe = (ROOT / "Makefile").read_text().split("\nlint: ")[1].split("\n\n")[0]
     commands = re.findall(rf'^\t@"\$\$RUN" (?:-P )?(-m {tool}\b.*)$', recipe, re.MULTILINE)
     assert commands
     return [

@@ -14,6 +14,7 @@ TAKERS = {
     "BASE": ("report", "update"),
     "PARAMS": ("reproduce",),
     "MODEL": ("lineage",),
+    "TO": ("upgrade",),
     "VERSION": ("rollback",),
     "REASON": ("rollback",),
     "URL": ("bench-deploy",),
@@ -24,7 +25,7 @@ TAKERS = {
         *("bench-train", "bench-gpu", "bench-serve"),
     ),
 }
-FLAGS = {"RETRAIN": ("report", "--retrain"), "AGAIN": ("deploy", "--again")}
+FLAGS = {"RETRAIN": ("report", "--retrain"), "AGAIN": ("deploy", "--again"), "GO_ON": ("upgrade", "--go-on")}
 PROGRAMS = {"RUN": "status", "PYTHON": "doctor"}
 LISTS = ("ARGS", "SOAK")
 HOSTILE = ("x;touch y", "$(touch y)", "`touch y`", "$(shell touch y)", "a b", "*", "a'b\"c", "x&&touch y", "x|touch y", "$y")
