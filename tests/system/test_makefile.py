@@ -87,5 +87,5 @@ def test_what_is_not_given_has_its_default(folder: Path) -> None:
 def test_every_variable_is_tried_and_none_is_put_into_a_recipe() -> None:
     recipes = "\n".join(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t"))
     assert re.findall(r"(?<!\$)\$[({](\w+)", recipes) == ["MAKEFILE_LIST"]  # which the file `make -f` names
-    used = set(re.findall(r"\$\$\{?([A-Z]+)\b", recipes)) - {"PATH", "PWD"}
+    used = set(re.findall(r"\$\$\{?([A-Z_]+)\b", recipes)) - {"PATH", "PWD"}
     assert used == {*TAKERS, *FLAGS, *PROGRAMS}
