@@ -184,15 +184,6 @@ def photographs(root: Path, random: np.random.Generator) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 4, 6])
-def test_other_seeds_learn_the_digits_too(tmp_path: Path, seed: int) -> None:
-    folder = copy_repository(tmp_path / "fork")
-    write_params(folder / "params.yaml", train__seed=seed)
-    require_success(python(folder, "src", "reproduce"))
-    assert read_json(folder / "metrics.json", "")["accuracy"] >= 0.983
-
-
-@pytest.mark.slow
 def test_changes_of_data_that_dvc_does_not_know_are_used_not_lost(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "fork")
     write_params(folder / "params.yaml", train__epochs=1)
@@ -237,17 +228,9 @@ def folders(**counts: int) -> Callable[[Path], None]:
 
 BAD_DATA = {
     "empty": (lambda root: None, "prepare: data holds no images"),
-    "text only": (
-        lambda root: (root / "a.txt").write_text("a"),
-        "prepare: none of the 1 files under data is a usable image",
-    ),
     "one class": (folders(cat=30), "1 class found (cat); a classifier needs at least 2"),
-    "one image": (folders(cat=1), "1 class found (cat)"),
     "a class of one image": (folders(cat=60, dog=1), "dog has 0 in"),
-    "a slash": (shard(["cat/dog", "cat"] * 30), "column label of the manifest breaks its rule: a label is"),
-    "an emoji": (folders(**{"😀": 30, "cat": 30}), "no slash, no emoji"),
     "no label": (shard(["a"] * 9, column="name"), "prepare: data/x.parquet has no column `label` (found: image, name)"),
-    "no Parquet": (lambda root: (root / "x.parquet").write_bytes(b"PAR1"), "data/x.parquet cannot be read as Parquet"),
     "mostly corrupt": (
         lambda root: (folders(cat=20, dog=20)(root), [(root / "cat" / f"b{i}.png").write_text("x") for i in range(20)]),
         "of the files are no readable image, over validate.max_corrupt",
@@ -285,26 +268,21 @@ def test_bad_data_stop_with_one_sentence(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["prepare", "validate", "train", "evaluate"])
-def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(tmp_path: Path, stage: str) -> None:
+def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     """A limit on the size of a file stands in for the disk: each stage writes one that is larger."""
     folder = copy_repository(tmp_path / "fork")
     write_params(folder / "params.yaml", train__epochs=1)
     require_success(python(folder, "dvc", "pull", "data.dvc"))
-    order = ["prepare", "validate", "train", "evaluate"]
-    for earlier in order[: order.index(stage)]:
-        require_success(python(folder, "dvc", "repro", "--single-item", earlier))
-    before = outputs(folder)
-    command = YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"][stage]["cmd"].split()
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-
-    result = python(folder, *command[2:], preexec_fn=limit)
-    assert result.returncode == 1, result.stderr
-    assert re.search(rf"^{stage}: a file would grow past this system's limit: raise it", result.stderr, re.MULTILINE)
-    assert "Traceback" not in result.stderr
-    assert outputs(folder) == before
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (10_000, 10_000))
+    for stage, wiring in YAML(typ="safe").load((folder / "dvc.yaml").read_text())["stages"].items():
+        before = outputs(folder)
+        command = wiring["cmd"].split()[2:]
+        result = python(folder, *command, preexec_fn=limit)
+        assert result.returncode == 1, result.stderr
+        assert re.search(rf"^{stage}: a file would grow past this system's limit: raise it", result.stderr, re.MULTILINE)
+        assert "Traceback" not in result.stderr
+        assert outputs(folder) == before
+        require_success(python(folder, *command))
 
 
 def outputs(folder: Path) -> list[Path]:
@@ -313,12 +291,12 @@ def outputs(folder: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    """The peak of the whole process tree while 5,000 and then 40,000 photographs of 32x32 are prepared."""
+    """The peak of the whole process tree while 5,000 and then 20,000 photographs of 32x32 are prepared."""
     random = np.random.default_rng(1)
     small = random.integers(0, 256, (2000, 8, 8, 3), dtype=np.uint8)
     blobs = [encode(Image.fromarray(image).resize((32, 32)), "JPEG") for image in small]
     peaks = []
-    for thousands in (5, 40):
+    for thousands in (5, 20):
         folder = tmp_path / str(thousands)
         (folder / "data").mkdir(parents=True)
         cells = [{"bytes": blob + bytes([copy]), "path": None} for copy in range(thousands // 2) for blob in blobs]
@@ -358,10 +336,3 @@ def peak_memory(folder: Path, *arguments: str) -> int:
     done.set()
     watcher.join()
     return peak
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_the_data_path_prints_its_ratios() -> None:
-    said = require_success(python(ROOT, "src", "bench-data", "--images", "3000", "--rounds", "1"))
-    for row in ("prepare / one-process Pillow", "batches / DataLoader", "training step / textbook step", "waiting for data"):
-        assert row in said
