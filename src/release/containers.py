@@ -51,9 +51,7 @@ class Containers:
             raise UserError(
                 f"the image {image['image']} ({name}) is not on this machine: run make deploy again, which builds it"
             )
-        engine, _ = choose(self.kind)
-        if engine is None:
-            raise UserError(f"{self.kind} does not answer: {self._mend()}, then run the same command again")
+        engine = choose(self.kind)
         try:
             with signed_in(engine, name) as login:
                 engine.run("pull", "--quiet", name, seconds=_PULL, more=login)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.release import bento, containerize
 from src.release import journal as journals
 from src.release.client import KEYS
 from src.release.containerize import choose
@@ -172,10 +171,7 @@ class Site:
         state = self.journal.state
         kept = [running.image for running in (state.live, state.previous) if running]
         with suppress(UserError, OSError):
-            engine, _ = choose("processes" if self.host.kind == "processes" else self.host.kind)
-            if engine:
-                containerize.prune(engine, self.settings.name, {image["id"] for image in kept})
-            bento.prune(self.settings.home.parent / "bentos", [image["key"] for image in kept])
+            choose(self.host.kind).prune(self.settings.name, {image["id"] for image in kept})
 
     def undo(self, new: Running, old: Running | None) -> None:
         """Give the traffic back to the old version, then remove the new one."""

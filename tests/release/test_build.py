@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +15,7 @@ from typing import Any
 
 import onnx
 import pytest
-from conftest import PATIENCE, ROOT, encode, until
+from conftest import ROOT, encode
 from docker_engine import docker, needs_engine, needs_registry, registry, remove_images, wait_for
 from onnx import TensorProto, helper
 from PIL import Image as Pictures
@@ -27,6 +25,7 @@ from src.core.command import UserError
 from src.release import bento as bentos
 from src.release import build, containerize, inside, reviewed, sbom
 from src.release.bento import Content
+from src.release.build import Base
 from src.release.containerize import Engine, EngineError, Image, choose
 from src.release.outcome import RefusedError
 from src.release.reviewed import Release
@@ -61,40 +60,27 @@ def write_model(folder: Path) -> str:
     return sha
 
 
-def git(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+def write_release(folder: Path, commit: str = "f" * 40) -> Path:
+    """Write what verify and register leave."""
+    sha = write_model(folder / "model")
+    (folder / "manifest.json").write_text(json.dumps({"outputs": {"model_sha256": sha}}))
+    release = Release(
+        manifest="a" * 64, model_sha256=sha, commit=commit, trained_commit="b" * 40, pull_request=7, data="c.dir",
+        inputs="d" * 64, verdict="pass", override=None, metrics={"accuracy": 0.9}, classes=CLASSES,
+    )  # fmt: skip
+    reviewed.write(folder, release)
+    noted = {"name": NAME, "version": "3", "run_id": "r", "uri": "sqlite:///x", "manifest": "a" * 64}
+    (folder / "registered.json").write_text(json.dumps(noted))
+    return folder
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with this one's code, and one commit."""
-    folder = tmp_path_factory.mktemp("build") / "repository"
+def copy_code(folder: Path) -> Path:
+    """Copy what an image is built from."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements", "starter/project"):
         (folder / name).mkdir(parents=True)
     for name in ("bentofile.yaml", bentos.UV, "requirements/serving.txt", "starter/project/manifest.json"):
         shutil.copyfile(ROOT / name, folder / name)
-    git(folder.parent, "init", "--quiet", str(folder))
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "--message", "all")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(repository: Path) -> Path:
-    """What verify and register leave."""
-    folder = repository.parent / "release"
-    sha = write_model(folder / "model")
-    (folder / "manifest.json").write_text(json.dumps({"outputs": {"model_sha256": sha}}))
-    release = Release(
-        manifest="a" * 64, model_sha256=sha, commit=git(repository, "rev-parse", "HEAD"), trained_commit="b" * 40,
-        pull_request=7, data="c.dir", inputs="d" * 64, verdict="pass", override=None, metrics={"accuracy": 0.9},
-        classes=CLASSES,
-    )  # fmt: skip
-    reviewed.write(folder, release)
-    noted = {"name": NAME, "version": "3", "run_id": "r", "uri": "sqlite:///x", "manifest": "a" * 64}
-    (folder / "registered.json").write_text(json.dumps(noted))
     return folder
 
 
@@ -105,15 +91,31 @@ def _named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("build") / "release")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checked-out commit, of which `listed` says what Git says."""
+    return copy_code(tmp_path_factory.mktemp("build") / "tree")
+
+
 @pytest.fixture
-def content(folder: Path) -> Content:
+def content(folder: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Content:
+    def listed(tree: Path, *_: str) -> str:
+        return "\0".join(path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file())
+
+    monkeypatch.setattr(bentos, "git", listed)
+    monkeypatch.setattr(build, "git", lambda *_: "1700000000")
     return build.released(folder)
 
 
-def assembled(repository: Path, content: Content, target: Path) -> str:
+def assembled(tree: Path, content: Content, target: Path) -> str:
     """Assemble a build folder and return the key of the image."""
     target.mkdir(parents=True)
-    bentos.assemble(repository, content, target)
+    bentos.assemble(tree, content, target)
     return bentos.key(content, target, "sha256:base")
 
 
@@ -122,75 +124,72 @@ def assembled(repository: Path, content: Content, target: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_bentofile_names_is_assembled_from_the_commit(repository: Path, content: Content, tmp_path: Path) -> None:
-    changed = repository / "src/serving/service.py"
-    before = changed.read_bytes()
-    try:
-        changed.write_text("raise SystemExit('not committed')\n")
-        (repository / "src/serving/new.py").write_text("")
-        assembled(repository, content, tmp_path / "source")
-    finally:
-        changed.write_bytes(before)
-        (repository / "src/serving/new.py").unlink()
-    source = tmp_path / "source"
-    found = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    assert found == {*content.files, "bentofile.yaml", "requirements/serving.txt", bentos.UV}
+def test_only_what_bentofile_names_is_assembled(checkout: Path, content: Content, tmp_path: Path) -> None:
+    files = bentos.assemble(checkout, content, tmp_path)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {*files, "bentofile.yaml", "requirements/serving.txt", bentos.UV}
     assert {"out/model/model.onnx", "manifest.json", "src/serving/service.py"} <= found
-    assert not [path for path in found if path.startswith(("src/training", "src/model.py", "src/serving/new.py", "starter"))]
-    assert (source / "src/serving/service.py").read_bytes() == before
-    identity = json.loads((source / "out/release/identity.json").read_text())
+    assert not [path for path in found if path.startswith(("src/training", "src/model.py", "starter"))]
+    identity = json.loads((tmp_path / bentos.IDENTITY).read_text())
     assert (identity["version"], identity["manifest"], identity["pull_request"]) == ("3", "a" * 64, 7)
+    assert identity["committed"] == 1700000000
 
 
-def test_an_int8_model_gets_in_where_the_release_has_one(repository: Path, folder: Path, tmp_path: Path) -> None:
+def test_an_int8_model_gets_in_where_the_release_has_one(
+    checkout: Path, folder: Path, content: Content, tmp_path: Path
+) -> None:
     copy = tmp_path / "release"
     shutil.copytree(folder, copy)
     for name in ("model.int8.onnx", "quantization.json"):
         (copy / "model" / name).write_text("{}")
     told = {"sha256": "e" * 64, "accuracy_difference": 0.0, "accuracy_low": 0.0, "accuracy_high": 0.0, "speedup": 2.0}
     reviewed.write(copy, replace(reviewed.load(copy), precision="int8", int8=told))
-    content = build.released(copy)
     int8, plain = tmp_path / "int8", tmp_path / "plain"
-    assert assembled(repository, content, int8) != assembled(repository, build.released(folder), plain)
+    assert assembled(checkout, build.released(copy), int8) != assembled(checkout, content, plain)
     assert (int8 / "out/model/model.int8.onnx").exists() > (plain / "out/model/model.int8.onnx").exists()
     identity = json.loads((int8 / bentos.IDENTITY).read_text())
     assert (identity["precision"], identity["served_sha256"]) == ("int8", "e" * 64)
     assert identity["model_sha256"] == content.identity["model_sha256"] != identity["served_sha256"]
 
 
-def test_a_file_that_bentofile_names_and_the_commit_lacks_is_named(
-    repository: Path, content: Content, tmp_path: Path
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("src/__init__.py", "src/lost.py", "needs src/lost.py, which the working tree does not have: add the file"),
+        ("serving.txt", "lost.txt", "needs requirements/lost.txt, which the working tree does not have"),
+        ("requirements_txt", "other", "names no lock"),
+        ("include:", "including:", "has no list `include`: without one everything would get into the image"),
+        ("include:", "include: [", "is not valid YAML"),
+    ],
+)
+def test_a_bentofile_that_names_too_much_or_what_is_lost_is_refused(
+    checkout: Path, content: Content, tmp_path: Path, old: str, new: str, words: str
 ) -> None:
-    text = (repository / "bentofile.yaml").read_text()
+    text = (checkout / "bentofile.yaml").read_text()
     try:
-        (repository / "bentofile.yaml").write_text(text.replace("src/__init__.py", "src/lost.py"))
-        with pytest.raises(UserError, match="includes src/lost.py, which the working tree does not have: add the file"):
-            bentos.assemble(repository, replace(content, commit=None, files={}), tmp_path)
+        (checkout / "bentofile.yaml").write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=words):
+            bentos.assemble(checkout, replace(content, commit=None), tmp_path)
     finally:
-        (repository / "bentofile.yaml").write_text(text)
+        (checkout / "bentofile.yaml").write_text(text)
 
 
-@pytest.mark.parametrize("text", ["include: [", "service: x", "include: []"])
-def test_a_bentofile_that_would_take_everything_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"is not valid YAML|has no list `include`"):
-        bentos._named(text)
-
-
-def test_the_key_names_the_content_and_not_the_commit(repository: Path, content: Content, tmp_path: Path) -> None:
-    first = assembled(repository, content, tmp_path / "0")
+def test_the_key_names_the_content_and_not_the_commit(checkout: Path, content: Content, tmp_path: Path) -> None:
+    first = assembled(checkout, content, tmp_path / "0")
     identity = dict(content.identity)
-    same = replace(content, identity=identity | {"commit": "f" * 40}, files={})
-    assert assembled(repository, same, tmp_path / "1") == first
+    assert (
+        assembled(checkout, replace(content, identity=identity | {"commit": "e" * 40, "committed": 1}), tmp_path / "1")
+        == first
+    )
     keys = {first, bentos.key(content, tmp_path / "0", "sha256:other")}
     for number, name in enumerate(("name", "version", "manifest", "verdict")):
-        other = replace(content, identity=identity | {name: "other"}, files={})
-        keys.add(assembled(repository, other, tmp_path / f"changed{number}"))
+        keys.add(assembled(checkout, replace(content, identity=identity | {name: "other"}), tmp_path / f"changed{number}"))
     (tmp_path / "0/requirements/serving.txt").write_text("other")
     keys.add(bentos.key(content, tmp_path / "0", "sha256:base"))
     assert len(keys) == 7
 
 
-def test_what_register_noted_of_another_release_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_register_noted_of_another_release_is_refused(folder: Path, content: Content, tmp_path: Path) -> None:
     copy = tmp_path / "release"
     shutil.copytree(folder, copy)
     noted = json.loads((copy / "registered.json").read_text())
@@ -199,24 +198,24 @@ def test_what_register_noted_of_another_release_is_refused(folder: Path, tmp_pat
         build.released(copy)
     assert caught.value.kind == "tampered"
     (copy / "registered.json").unlink()
-    assert build.released(copy).version == "unregistered"
+    assert build.released(copy).identity["version"] == "unregistered"
+
+
+def test_the_working_tree_is_named_by_its_model(content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="run make reproduce first"):
+        build.current()
+    sha = write_model(tmp_path / "out/model")
+    keys = {"inputs": {}, "data": {"digest": "d"}, "commit": "", "metrics": {"accuracy": 1}, "verdict": {"verdict": "pass"}}
+    for judged in (sha, "0" * 64):
+        (tmp_path / "manifest.json").write_text(json.dumps(keys | {"outputs": {"model_sha256": judged}}))
+        identity = build.current().identity
+        assert (identity["version"], identity["model_sha256"]) == ("unregistered", sha)
+        assert (identity["manifest"] is not None) == (judged == sha) == (identity["verdict"] == "pass")
 
 
 def test_the_default_base_is_the_services() -> None:
     assert f'os.environ.get("BASE_IMAGE") or "{build.BASE_IMAGE}"' in (ROOT / "src/serving/service.py").read_text()
-
-
-def test_uv_is_pinned_by_its_hash_and_the_base_by_its_digest(repository: Path, content: Content, tmp_path: Path) -> None:
-    """BentoML's own line installs uv only where there is none yet."""
-    assembled(repository, content, tmp_path / "source")
-    bento = bentos.build(tmp_path / "source", tmp_path / "home", "1", BASE.pinned)
-    lines = (bento / "env/docker/Dockerfile").read_text().splitlines()
-    assert f"FROM {BASE.pinned} AS base-container" in lines
-    ours = next(i for i, line in enumerate(lines) if re.search(r"echo 'uv==\d.+' \| pip install .*--require-hashes", line))
-    theirs = next(i for i, line in enumerate(lines) if "command -v uv >/dev/null || pip install uv" in line)
-    assert ours < theirs
-    assert re.findall(r"--hash=[\w:]+", lines[ours]) == re.findall(r"--hash=[\w:]+", (ROOT / bentos.UV).read_text())
-    assert lines[ours].endswith("&& command -v uv")  # an empty list of packages installs nothing, and fails here
 
 
 @pytest.mark.parametrize(
@@ -233,105 +232,96 @@ def test_a_tag_is_resolved_to_the_digest_that_its_registry_gave(
 ) -> None:
     monkeypatch.setenv("BASE_IMAGE", name)
     monkeypatch.setattr(Engine, "inspect", lambda *_: replace(IMAGE, digests=digests))
-    base = build._base(Engine("docker", "docker", ""))
-    assert (base.name, base.pinned) == (name, pinned)
-    assert base.digest == (pinned.rpartition("@")[2] if digests else IMAGE.id)
+    assert build.find_base(Engine("docker")) == Base(name, pinned, pinned.rpartition("@")[2] if digests else IMAGE.id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The engine
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "dead", "wanted", "kind", "words"),
+    [
+        ({"docker", "podman"}, set(), None, "docker", ""),
+        ({"docker", "podman"}, set(), "podman", "podman", ""),
+        ({"docker", "podman"}, {"docker"}, None, "podman", ""),
+        (
+            {"docker"},
+            {"docker"},
+            None,
+            None,
+            r"docker is installed and does not answer \(why\) and podman is not",
+        ),
+        (
+            {"docker"},
+            set(),
+            "podman",
+            None,
+            "DEPLOY_ENGINE asks for podman, but podman is not installed: start",
+        ),
+    ],
+)
+def test_the_engine_is_the_wanted_one_else_the_first_that_answers(
+    monkeypatch: pytest.MonkeyPatch, there: set[str], dead: set[str], wanted: str | None, kind: str | None, words: str
+) -> None:
+    def call(command: list[str], _: float) -> str:
+        if command[0] in dead:
+            raise EngineError("said before\nwhy")
+        return ""
+
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(containerize, "call", call)
+    if kind:
+        assert choose(wanted) == Engine(kind)
+    else:
+        with pytest.raises(UserError, match=words):
+            choose(wanted)
+
+
+def done(*_: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], 0, json.dumps(options["env"]), "")
 
 
 def test_no_program_that_builds_sees_the_registrys_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGISTRY_TOKEN", "secret")
-    assert "secret" not in containerize.call(["env"], 10)
+    monkeypatch.setattr(subprocess, "run", done)
+    assert "secret" not in containerize.call(["x"], 10, environment={"REGISTRY_TOKEN": "secret"})
 
 
-def test_the_working_tree_is_named_by_its_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run make reproduce first"):
-        build.current(tmp_path)
-    sha = write_model(tmp_path / "out/model")
-    keys = {"inputs": {}, "data": {"digest": "d"}, "commit": "", "metrics": {"accuracy": 1}, "verdict": {"verdict": "pass"}}
-    for judged in (sha, "0" * 64):
-        (tmp_path / "manifest.json").write_text(json.dumps(keys | {"outputs": {"model_sha256": judged}}))
-        identity = build.current(tmp_path).identity
-        assert (identity["version"], identity["model_sha256"], identity["commit"]) == ("unregistered", sha, None)
-        assert (identity["manifest"] is not None) == (judged == sha) == (identity["verdict"] == "pass")
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        (subprocess.TimeoutExpired("x", 0.2), r"^sleep 5 took over 0\.2 s"),
+        (FileNotFoundError(2, "No such file"), r"^/bin/sleep cannot be run \(No such file\)"),
+        (subprocess.CompletedProcess([], 3, "out\n", "why\n"), "^out\nwhy$"),
+        (subprocess.CompletedProcess([], 3, "", ""), "^sleep ended with 3$"),
+    ],
+)
+def test_a_program_that_hangs_fails_or_is_missing_gives_a_reason(
+    monkeypatch: pytest.MonkeyPatch, ending: Any, words: str
+) -> None:
+    def run(*_: object, **__: object) -> object:
+        if isinstance(ending, Exception):
+            raise ending
+        return ending
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(EngineError, match=words):
+        containerize.call(["/bin/sleep", "5"], 0.2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which engine
-# ---------------------------------------------------------------------------------------------------------------------
+def test_a_registry_on_this_machine_speaks_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Engine, "run", lambda self, *words, **_: asked.append(f"{self.kind} {' '.join(words)}") or "")
+    for kind, name in (("podman", "127.0.0.1:5000/x"), ("podman", "ghcr.io/x"), ("docker", "localhost/x")):
+        Engine(kind).pull(name)
+    assert asked == ["podman pull --tls-verify=false 127.0.0.1:5000/x", "podman pull ghcr.io/x", "docker pull localhost/x"]
 
 
-def program(folder: Path, name: str, *answers: str) -> None:
-    """Write a command that succeeds where its arguments begin as one of `answers`, `arguments=what it prints`."""
-    folder.mkdir(exist_ok=True)
-    cases = "".join(f'  "{a.partition("=")[0]}"*) echo "{a.partition("=")[2]}"; exit 0;;\n' for a in answers)
-    path = folder / name
-    path.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\necho "no such thing" >&2\nexit 1\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-
-def at(*folders: Path, **more: str) -> dict[str, str]:
-    return {"PATH": os.pathsep.join(map(str, folders)), **more}
-
-
-def test_docker_builds_with_buildx_else_with_an_old_clients_buildkit_else_with_its_old_builder(tmp_path: Path) -> None:
-    new, old, buildx = tmp_path / "new", tmp_path / "old", tmp_path / "buildx"
-    program(new, "docker", "info", "version=28.2.2")
-    program(old, "docker", "info", "version=20.10.24+dfsg1")
-    program(buildx, "docker", "info", "version=28.2.2", "buildx version=v0.20")
-    engine, said = choose(None, at(new, old, buildx))
-    assert engine
-    assert (engine.command, engine.variables["DOCKER_BUILDKIT"]) == (str(buildx / "docker"), "1")
-    assert "buildx" in said
-    engine, said = choose(None, at(new, old))
-    assert engine
-    assert (engine.command, engine.variables["DOCKER_BUILDKIT"]) == (str(old / "docker"), "1")
-    assert "20.10.24" in said
-    engine, said = choose("docker", at(new))
-    assert engine
-    assert (engine.command, engine.variables["DOCKER_BUILDKIT"]) == (str(new / "docker"), "0")
-    assert "old builder" in said
-    engine, _ = choose(None, at(buildx, DOCKER_BUILDKIT="0"))
-    assert engine
-    assert "DOCKER_BUILDKIT" not in engine.variables
-
-
-def test_podman_and_buildah_are_next_and_without_any_no_image_is_built(tmp_path: Path) -> None:
-    dead, podman, buildah = tmp_path / "dead", tmp_path / "podman", tmp_path / "buildah"
-    program(dead, "docker", "version=28.2.2")
-    program(podman, "podman", "info")
-    program(buildah, "buildah", "version=1.28")
-    for folders, kind in (((dead, podman, buildah), "podman"), ((dead, buildah), "buildah")):
-        engine, _ = choose(None, at(*folders))
-        assert engine
-        assert engine.kind == kind
-    engine, said = choose(None, at(dead))
-    assert engine is None
-    assert "Docker is installed and does not answer (no such thing), Podman is not installed" in said
-    assert choose("processes", at(podman))[0] is None
-
-
-def test_an_engine_that_was_named_must_be_there(tmp_path: Path) -> None:
-    program(tmp_path, "docker", "info", "version=28")
-    with pytest.raises(UserError, match="DEPLOY_ENGINE asks for Podman, but Podman is not installed: start or install it"):
-        choose("podman", at(tmp_path))
-    for name, words in (
-        ("podman", "BENTOML_CONTAINERIZE_BACKEND asks for Podman"),
-        ("nerdctl", "use docker, buildx, podman"),
-    ):
-        with pytest.raises(UserError, match=words):
-            choose(None, at(tmp_path, BENTOML_CONTAINERIZE_BACKEND=name))
-    engine, _ = choose("processes", at(tmp_path, BENTOML_CONTAINERIZE_BACKEND="buildx"))
-    assert engine
-    assert engine.kind == "docker"
-
-
-def test_a_program_that_hangs_fails_or_is_missing_gives_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"sleep 5 took over 0\.2 s"):
-        containerize.call(["sleep", "5"], 0.2)
-    with pytest.raises(EngineError, match="cannot be run"):
-        containerize.call([str(tmp_path / "none")], 1)
-    with pytest.raises(EngineError, match="^out\nwhy$"):
-        containerize.call(["sh", "-c", "echo out; echo why >&2; exit 3"], 5)
+@pytest.mark.parametrize("ending", ["", "\nSee 'docker run --help'.", "\n\nRun 'docker run --help' for more information\n"])
+def test_the_reason_of_an_engine_is_told_and_not_that_it_has_a_help(ending: str) -> None:
+    assert build._last(ValueError(f"Unable to find it\ndocker: No such image: x{ending}")) == "docker: No such image: x"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,46 +329,48 @@ def test_a_program_that_hangs_fails_or_is_missing_gives_a_reason(tmp_path: Path)
 # ---------------------------------------------------------------------------------------------------------------------
 
 GOOD: dict[str, Any] = {"uid": 1034, "training": [], "files": {"src/a.py": "1", "bentofile.yaml": "x", bentos.IDENTITY: "2"}}
-IMAGE = Image("sha256:1", "bentoml", {}, 1, [], [])
-BASE = build._Base("python:3.11-slim", f"python@sha256:{'b' * 64}", f"sha256:{'b' * 64}")
-FILES = {"src/a.py": "1", bentos.IDENTITY: "3"}  # the identity tells the commit, which an older build had another of
-
-
-def test_an_image_as_it_has_to_be_has_no_fault() -> None:
-    assert build._faults(FILES, GOOD, IMAGE) == []
+IMAGE = Image("sha256:1", "bentoml", {}, 1, [])
+FILES = {"src/a.py": "1", bentos.IDENTITY: "3"}
+OTHER = "files in it are missing or not those of the release"
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "user", "words"),
     [
-        ({"uid": 0}, "it runs as root"),
-        ({"training": ["torch"]}, "training code is in it: torch"),
-        ({"files": {**GOOD["files"], "data/1.png": "9"}}, "holds files that bentofile.yaml does not name: data/1.png"),
-        ({"files": {**GOOD["files"], "src/a.py": "other"}}, "not those of the release: src/a.py"),
-        ({"files": {}}, "missing or not those of the release: src/a.py"),
+        ({}, "b", ""),
+        ({"uid": 0}, "b", "it runs as root"),
+        ({}, "", "it runs as root"),
+        ({}, "root", "it runs as root"),
+        ({}, "0", "it runs as root"),
+        ({"training": ["torch"]}, "b", "training code is in it: torch"),
+        ({"uncompiled": ["numpy"]}, "b", "modules have no bytecode, so every start compiles them: numpy"),
+        (
+            {"files": {**GOOD["files"], "data/1.png": "9"}},
+            "b",
+            "it holds files that bentofile.yaml does not name: data/1.png",
+        ),
+        (
+            {"files": {**GOOD["files"], "src/a.py": "2"}},
+            "b",
+            "files in it are missing or not those of the release: src/a.py",
+        ),
+        ({"files": {}}, "b", f"{OTHER}: src/a.py"),
     ],
 )
-def test_each_fault_of_an_image_is_named(changes: dict[str, Any], words: str) -> None:
-    assert words in "; ".join(build._faults(FILES, GOOD | changes, IMAGE))
+def test_each_fault_of_an_image_is_named(changes: dict[str, Any], user: str, words: str) -> None:
+    assert build.faults(FILES, GOOD | changes, replace(IMAGE, user=user)) == ([words] if words else [])
 
 
-def test_a_user_that_is_root_by_name_is_a_fault() -> None:
-    for user in ("", "root", "0"):
-        assert build._faults(FILES, GOOD, replace(IMAGE, user=user)) == ["it runs as root"]
-
-
-def test_the_labels_say_where_the_image_comes_from(
-    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = build._Job(content, tmp_path, build.Options(), "k" * 64, BASE)
-    labels = build._labels(job)
+def test_the_labels_say_where_the_image_comes_from(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Base("python:3.11-slim", f"python@sha256:{'b' * 64}", f"sha256:{'b' * 64}")
+    labels = build.labels_of(content, base, "k" * 64)
     assert labels["org.opencontainers.image.revision"] == content.commit
     assert (labels["ml.model.version"], labels["ml.model.manifest"], labels["ml.build.key"]) == ("3", "a" * 64, "k" * 64)
     assert labels["ml.model.sha256"] == content.identity["model_sha256"]
-    assert labels["org.opencontainers.image.base.digest"] == BASE.digest
+    assert labels["org.opencontainers.image.base.digest"] == base.digest
     assert "org.opencontainers.image.source" not in labels
     monkeypatch.setenv("GITHUB_REPOSITORY", "team/models")
-    assert build._labels(job)["org.opencontainers.image.source"] == "https://github.com/team/models"
+    assert build.labels_of(content, base, "")["org.opencontainers.image.source"] == "https://github.com/team/models"
 
 
 def test_the_registry_is_githubs_there_and_none_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,101 +400,42 @@ def test_a_size_limit_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch
         build._limit()
 
 
-def test_layers_are_named_as_the_dockerfile_says_them() -> None:
-    made = "RUN |2 A=1 B=2 /bin/sh -c uv pip  install -r x # buildkit"
-    old = "/bin/sh -c #(nop) ADD file:abc in / "
-    assert containerize.biggest([(270_000_000, containerize._short(made)), (5, containerize._short(old))], 2) == (
-        "270 MB by `uv pip install -r x`; 0 MB by `ADD file:abc in /`"
-    )
-
-
-def test_what_is_inside_is_told_by_the_standard_library_alone(tmp_path: Path) -> None:
+def test_what_is_inside_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "src/__pycache__").mkdir(parents=True)
-    (tmp_path / "src/a.py").write_text("a")
-    (tmp_path / "src/__pycache__/a.pyc").write_text("a")
-    told = subprocess.run(
-        [sys.executable, "-I", "-"], input=Path(inside.__file__).read_text(), capture_output=True, text=True, check=True,
-        env={**os.environ, "BENTO_PATH": str(tmp_path)},
-    )  # fmt: skip
-    found = json.loads(told.stdout)
-    assert found["files"] == {"a.py": hashlib.sha256(b"a").hexdigest()}
-    assert found["uid"] == os.getuid()
-    assert "torch" in found["training"]  # this environment trains
-    assert {"name": "onnx", "version": onnx.__version__} in [
-        {k: p[k] for k in ("name", "version")} for p in found["packages"]
-    ]
-
-
-def test_debian_packages_are_read_from_dpkgs_list_where_they_are_installed(tmp_path: Path) -> None:
+    for name in ("src/a.py", "src/__pycache__/a.pyc", "bare_one.py", "compiled_one.py"):
+        (tmp_path / name).write_text("")
+    assert inside.files(tmp_path / "src") == {"a.py": hashlib.sha256(b"").hexdigest()}
+    assert {"name": "onnx", "version": onnx.__version__} in inside.python_packages()
+    monkeypatch.syspath_prepend(tmp_path)
+    cached = tmp_path / "__pycache__" / f"compiled_one.{sys.implementation.cache_tag}.pyc"
+    cached.parent.mkdir()
+    cached.touch()
+    assert inside.uncompiled(["compiled_one", "bare_one", "sys"]) == ["bare_one"]
     assert inside.debian_packages(tmp_path / "none") == []
     entry = "Package: {}\nStatus: {}\nArchitecture: amd64\nVersion: 1.2-3\nDescription: x\n two: lines\n"
-    status = tmp_path / "status"
-    status.write_text(
-        "\n".join([entry.format("tzdata", "install ok installed"), entry.format("gone", "deinstall ok config-files")])
-    )
-    assert inside.debian_packages(status) == [{"name": "tzdata", "version": "1.2-3", "architecture": "amd64"}]
+    entries = [entry.format("tzdata", "install ok installed"), entry.format("gone", "deinstall ok config-files")]
+    (tmp_path / "status").write_text("\n".join(entries))
+    assert inside.debian_packages(tmp_path / "status") == [{"name": "tzdata", "version": "1.2-3", "architecture": "amd64"}]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The bill of materials
-# ---------------------------------------------------------------------------------------------------------------------
-
-INSIDE = {
-    "system": {"name": "debian", "version": "12"},
-    "packages": [
-        {"name": "ruamel-yaml", "version": "1.0", "licence": "MIT"},
-        {"name": "odd", "version": "2+x", "licence": "Some (own) licence"},
-        {"name": "both", "version": "2", "licence": "MIT OR Apache-2.0"},
-    ],
-    "debian": [{"name": "libstdc++6", "version": "12.2.0-14+deb12u1", "architecture": "amd64"}],
-}
-IDENTITY = {"name": NAME, "version": "3", "model_sha256": "5" * 64, "metrics": {"accuracy": 0.9}, "manifest": "a" * 64}
-
-
-def bill() -> str:
-    return sbom.write(INSIDE, {("ruamel-yaml", "1.0"): ["1" * 64, "2" * 64]}, IDENTITY, "k")
-
-
-def test_the_bill_names_packages_with_their_hashes_and_the_model() -> None:
-    told = json.loads(bill())
+def test_the_bill_of_materials_names_packages_and_the_model() -> None:
+    found = {
+        "system": "debian",
+        "packages": [{"name": "ruamel-yaml", "version": "1.0"}],
+        "debian": [{"name": "libstdc++6", "version": "12.2.0-14+deb12u1", "architecture": "amd64"}],
+    }
+    identity = {"name": NAME, "version": "3", "model_sha256": "5" * 64, "manifest": "a" * 64, "commit": None, "data": "d"}
+    told, again = (json.loads(sbom.write(found, identity, "k")) for _ in range(2))
     parts = {part["name"]: part for part in told["components"]}
-    assert told["specVersion"] == "1.6"
-    assert set(parts) == {"ruamel-yaml", "odd", "both", "libstdc++6", f"{NAME}.onnx"}
-    assert [entry["content"] for entry in parts["ruamel-yaml"]["hashes"]] == ["1" * 64, "2" * 64]
-    assert parts["ruamel-yaml"]["licenses"] == [{"license": {"id": "MIT"}}]
-    assert parts["both"]["licenses"] == [{"expression": "MIT OR Apache-2.0"}]
+    assert (told["specVersion"], set(parts)) == ("1.6", {"ruamel-yaml", "libstdc++6", f"{NAME}.onnx"})
+    assert parts["ruamel-yaml"]["purl"] == "pkg:pypi/ruamel-yaml@1.0"
     assert parts["libstdc++6"]["purl"].startswith("pkg:deb/debian/libstdc%2B%2B6@12.2.0-14%2Bdeb12u1?arch=amd64")
     model = parts[f"{NAME}.onnx"]
-    assert model["type"] == "machine-learning-model"
-    assert model["hashes"] == [{"alg": "SHA-256", "content": "5" * 64}]
-    assert {"name": "metric:accuracy", "value": "0.9"} in model["properties"]
-
-
-def test_the_bill_is_the_same_but_for_its_time() -> None:
-    first, second = json.loads(bill()), json.loads(bill())
-    for told in (first, second):
-        told["metadata"].pop("timestamp")
-    assert first == second
-
-
-def test_the_bill_keeps_the_schema_of_cyclonedx() -> None:
-    pytest.importorskip("jsonschema", reason="jsonschema is not in the environment")
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator
-
-    validator = JsonStrictValidator(SchemaVersion.V1_6)
-    assert validator.validate_str(bill()) is None
-    assert validator.validate_str(bill().replace("machine-learning-model", "fortune-teller")) is not None
-
-
-def test_hashes_are_read_from_the_lock_by_normal_name(tmp_path: Path) -> None:
-    lock = tmp_path / "lock.txt"
-    one, two = "1" * 64, "2" * 64
-    lock.write_text(
-        f"Ruamel_YAML==1.0 \\\n    --hash=sha256:{one} \\\n    --hash=sha256:{two}\n    # via x\nb==2 ; x > 1 \\\n"
-    )
-    assert sbom.hashes(lock) == {("ruamel-yaml", "1.0"): [one, two], ("b", "2"): []}
-    assert all(sbom.hashes(ROOT / "requirements/serving.txt").values())
+    assert (model["type"], model["hashes"]) == ("machine-learning-model", [{"alg": "SHA-256", "content": "5" * 64}])
+    assert model["properties"] == [{"name": "data", "value": "d"}, {"name": "manifest", "value": "a" * 64}]
+    for each in (told, again):
+        each["metadata"].pop("timestamp")
+    assert told == again
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -510,43 +443,63 @@ def test_hashes_are_read_from_the_lock_by_normal_name(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_uv_is_pinned_by_its_hash_and_the_base_by_its_digest(checkout: Path, content: Content, tmp_path: Path) -> None:
+    """BentoML's own line installs uv only where there is none yet."""
+    assembled(checkout, content, tmp_path / "source")
+    pinned = f"python@sha256:{'b' * 64}"
+    bento = bentos.build(tmp_path / "source", tmp_path / "home", "1", pinned)
+    lines = (bento / "env/docker/Dockerfile").read_text().splitlines()
+    assert f"FROM {pinned} AS base-container" in lines
+    ours = next(i for i, line in enumerate(lines) if re.search(r"echo 'uv==\d.+' \| pip install .*--require-hashes", line))
+    theirs = next(i for i, line in enumerate(lines) if "command -v uv >/dev/null || pip install uv" in line)
+    assert ours < theirs
+    assert re.findall(r"--hash=[\w:]+", lines[ours]) == re.findall(r"--hash=[\w:]+", (ROOT / bentos.UV).read_text())
+    assert lines[ours].endswith("&& command -v uv")  # an empty list of packages installs nothing, and fails here
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @pytest.fixture(scope="module")
-def command(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of the one commit of a repository beside it, whose working tree was changed since and would not start."""
+    repository = copy_code(tmp_path_factory.mktemp("engine") / "repository")
+    git(repository.parent, "init", "--quiet", str(repository))
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message", "all")
+    (repository / "src/serving/service.py").write_text("raise SystemExit('not committed')\n")
+    (repository / "src/serving/new.py").write_text("")
+    return write_release(repository.parent / "release", git(repository, "rev-parse", "HEAD"))
+
+
+@pytest.fixture(scope="module")
+def command(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     """Build in a folder as a user does."""
     home = tmp_path_factory.mktemp("home")
 
     def go(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        told = {"PYTHONPATH": str(ROOT), "MODEL_NAME": NAME, "DEPLOY_HOME": str(home), "IMAGE_MAX_MB": "600", **variables}
-        line = [sys.executable, "-m", "src", "build", str(folder), "--tree", str(repository), *arguments]
-        done = subprocess.run(line, cwd=repository.parent, env={**os.environ, **told}, capture_output=True, text=True)
+        told = {"MODEL_NAME": NAME, "DEPLOY_HOME": str(home), "IMAGE_MAX_MB": "600", **variables}
+        line = [sys.executable, "-m", "src", "build", str(folder), *arguments]
+        done = subprocess.run(
+            line, cwd=release.parent / "repository", env={**os.environ, **told}, capture_output=True, text=True
+        )
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
     return go
 
 
-def test_only_the_newest_bentos_stay(tmp_path: Path) -> None:
-    assert bentos.prune(tmp_path / "none", []) == []
-    for number in range(8):
-        (tmp_path / str(number)).mkdir()
-        os.utime(tmp_path / str(number), (number, number))
-    assert sorted(bentos.prune(tmp_path, ["1"])) == ["0", "2"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "4", "5", "6", "7"]
-
-
 @pytest.fixture(scope="module")
-def image(folder: Path, command: Command) -> Iterator[dict[str, Any]]:
+def image(release: Path, command: Command) -> Iterator[dict[str, Any]]:
     """The image, built once for the tests here; its layers stay in the builder's cache."""
     remove_images(NAME)  # of a run that was killed, which would be taken for built already
-    done = command(folder)
+    done = command(release)
     assert done.returncode == 0, done.stderr
-    yield json.loads((folder / "image.json").read_text())
+    yield json.loads((release / "image.json").read_text())
     remove_images(NAME)
-
-
-@pytest.mark.parametrize("ending", ["", "\nSee 'docker run --help'.", "\n\nRun 'docker run --help' for more information\n"])
-def test_the_reason_of_an_engine_is_told_and_not_that_it_has_a_help(ending: str) -> None:
-    assert build._last(ValueError(f"Unable to find it\ndocker: No such image: x{ending}")) == "docker: No such image: x"
 
 
 @pytest.mark.slow
@@ -554,22 +507,19 @@ def test_the_reason_of_an_engine_is_told_and_not_that_it_has_a_help(ending: str)
 class TestEngine:
     """With a real Docker engine."""
 
-    def test_the_image_is_labelled_small_and_nobodys_root(self, image: dict[str, Any], folder: Path) -> None:
+    def test_the_image_is_labelled_small_and_answers_without_rights(self, image: dict[str, Any], release: Path) -> None:
+        """It is of the commit, not of the working tree, which would not start."""
         told = json.loads(docker("image", "inspect", image["image"]))[0]
-        release = reviewed.read(folder)
         labels = told["Config"]["Labels"]
-        assert labels["org.opencontainers.image.revision"] == image["commit"] == release.commit
-        assert labels["ml.model.manifest"] == image["manifest"] == release.manifest
-        assert labels["ml.build.key"] == image["key"]
-        assert labels["ml.model.version"] == image["version"] == "3"
+        assert labels["org.opencontainers.image.revision"] == image["commit"] == reviewed.read(release).commit
+        assert labels["ml.model.manifest"] == image["manifest"] == "a" * 64
+        assert (labels["ml.build.key"], labels["ml.model.version"]) == (image["key"], "3")
         assert told["Id"] == image["id"] == image["digest"]
         assert image["size"] < 550e6
         assert docker("run", "--rm", "--entrypoint", "id", image["image"], "-u") != "0"
-        parts = {part["name"] for part in json.loads((folder / "sbom.json").read_text())["components"]}
+        parts = {part["name"] for part in json.loads((release / "sbom.json").read_text())["components"]}
         assert {"onnxruntime", "bentoml", "tzdata", f"{NAME}.onnx"} <= parts
         assert not {"torch", "mlflow", "dvc"} & parts
-
-    def test_it_answers_on_a_read_only_root_without_rights(self, image: dict[str, Any]) -> None:
         port = free_port()
         hard = ["--read-only", "--tmpfs", "/tmp:rw,size=64m", "--cap-drop", "ALL", "--pids-limit", "256"]
         hard += ["--security-opt", "no-new-privileges"]
@@ -587,124 +537,82 @@ class TestEngine:
         assert (said["label"], said["model_version"], said["manifest"]) == ("blue", "3", "a" * 64)
 
     def test_the_same_content_is_not_built_again(
-        self, image: dict[str, Any], folder: Path, repository: Path, command: Command, tmp_path: Path
+        self, image: dict[str, Any], release: Path, command: Command, tmp_path: Path
     ) -> None:
-        copy = tmp_path / "release"
-        shutil.copytree(folder, copy)
+        copy, repository = tmp_path / "release", release.parent / "repository"
+        shutil.copytree(release, copy)
         git(repository, "commit", "--quiet", "--allow-empty", "--message", "nothing of the service")
-        release = replace(reviewed.load(copy), commit=git(repository, "rev-parse", "HEAD"))
-        reviewed.write(copy, release)
+        reviewed.write(copy, replace(reviewed.load(copy), commit=git(repository, "rev-parse", "HEAD")))
         done = command(copy)
         assert "already built" in done.stdout, done.stderr
         again = json.loads((copy / "image.json").read_text())
-        assert (again["id"], again["commit"]) == (image["id"], release.commit)
+        assert (again["id"], again["commit"]) == (image["id"], git(repository, "rev-parse", "HEAD"))
 
-    def test_an_image_over_the_limit_is_refused_by_its_layers(
-        self, image: dict[str, Any], folder: Path, command: Command
+    def test_an_image_over_the_limit_or_of_another_content_is_refused(
+        self, image: dict[str, Any], release: Path, command: Command
     ) -> None:
-        done = command(folder, IMAGE_MAX_MB="100")
-        assert done.returncode == 1
-        assert "over the limit of 100 MB" in done.stderr
-        assert "uv==" in done.stderr
-        told = json.loads((folder.parent / "release.outcome.json").read_text())
+        done = command(release, IMAGE_MAX_MB="100")
+        assert (done.returncode, "over the limit of 100 MB (docker history sha256:" in done.stderr) == (1, True), done.stderr
+        told = json.loads((release.parent / "release.outcome.json").read_text())
         assert (told["step"], told["ok"], told["kind"]) == ("build", False, "image")
-        assert command(folder).returncode == 0  # it is named again
-
-    def test_an_image_with_the_key_and_another_content_is_refused(
-        self, image: dict[str, Any], folder: Path, command: Command
-    ) -> None:
         more = 'RUN echo "0" > /home/bentoml/bento/src/data.csv'
         forged = docker("build", "--quiet", "-", text=f"FROM {image['image']}\n{more}\n")
         try:
-            done = command(folder)
+            done = command(release)
         finally:
             docker("image", "rm", "--force", forged)
         assert done.returncode == 1
         assert "holds files that bentofile.yaml does not name: data.csv" in done.stderr
-        assert command(folder).returncode == 0
-
-    def test_builds_at_once_do_not_meet_and_a_killed_one_leaves_nothing_in_the_way(
-        self, image: dict[str, Any], folder: Path, repository: Path, tmp_path: Path
-    ) -> None:
-        told = {"PYTHONPATH": str(ROOT), "DEPLOY_HOME": str(tmp_path / "home"), "IMAGE_MAX_MB": "600"}
-        started = []
-        for name in ("killed", "first", "second"):
-            shutil.copytree(folder, tmp_path / name)
-            line = [sys.executable, "-m", "src", "build", str(tmp_path / name), "--tree", str(repository), "--rebuild"]
-            started.append(
-                subprocess.Popen(line, env={**os.environ, **told}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            )
-        until(lambda: not (tmp_path / "killed/image.json").exists())  # it has begun: what it found is not what it built
-        time.sleep(1)
-        started[0].kill()
-        said = [process.communicate(timeout=PATIENCE)[1].decode() for process in started]
-        assert [process.returncode for process in started] == [-9, 0, 0], said
-        assert not (tmp_path / "killed/image.json").exists()
-        found = [json.loads((tmp_path / name / "image.json").read_text()) for name in ("first", "second")]
-        assert [entry["key"] for entry in found] == [image["key"]] * 2
-        for entry in found:
-            docker("image", "inspect", entry["id"])
+        assert command(release).returncode == 0  # it is named again
 
     @needs_registry
     def test_it_is_pushed_by_digest_and_found_in_the_registry(
-        self, image: dict[str, Any], folder: Path, command: Command, tmp_path: Path
+        self, image: dict[str, Any], release: Path, command: Command, tmp_path: Path
     ) -> None:
+        """Its base is the one that the registry gave."""
         copy, output = tmp_path / "release", tmp_path / "output"
-        shutil.copytree(folder, copy)
-        with registry(tmp_path) as address:
-            told = {"IMAGE_REGISTRY": f"{address}/team", "GITHUB_OUTPUT": str(output)}
-            done = command(copy, "--push", **told)
-            assert done.returncode == 0, done.stderr
-            pushed = json.loads((copy / "image.json").read_text())
-            assert pushed["image"] == f"{address}/team/{NAME}@{pushed['digest']}"
-            assert output.read_text() == f"image={pushed['image']}\ndigest={pushed['digest']}\n"
-            with urllib.request.urlopen(f"http://{address}/v2/team/{NAME}/tags/list") as answer:
-                tags = json.loads(answer.read())["tags"]
-            assert sorted(tags) == sorted([image["commit"][:12], f"key-{image['key'][:12]}"])
-            remove_images(NAME)
-            done = command(copy, "--push", **told)  # as on another machine
-            assert "already built" in done.stdout, done.stderr
-            assert json.loads((copy / "image.json").read_text())["digest"] == pushed["digest"]
-            docker("pull", "--quiet", pushed["image"])
-
-    @needs_registry
-    def test_the_base_is_the_one_that_its_registry_gave(self, folder: Path, command: Command, tmp_path: Path) -> None:
-        copy = tmp_path / "release"
-        shutil.copytree(folder, copy)
+        shutil.copytree(release, copy)
         with registry(tmp_path) as address:
             base = f"{address}/team/python:3.11-slim"
+            told = {"IMAGE_REGISTRY": f"{address}/team", "GITHUB_OUTPUT": str(output), "BASE_IMAGE": base}
             docker("tag", build.BASE_IMAGE, base)
             try:
                 docker("push", "--quiet", base)
-                done = command(copy, BASE_IMAGE=base)
+                done = command(copy, "--push", **told)
+                assert done.returncode == 0, done.stderr
+                pushed = json.loads((copy / "image.json").read_text())
+                assert re.fullmatch(rf"{address}/team/python@sha256:[0-9a-f]{{64}}", pushed["base"])
+                labels = json.loads(docker("image", "inspect", pushed["image"]))[0]["Config"]["Labels"]
+                assert labels["org.opencontainers.image.base.name"] == base
+                assert labels["org.opencontainers.image.base.digest"] == pushed["base"].partition("@")[2]
+                assert pushed["image"] == f"{address}/team/{NAME}@{pushed['digest']}"
+                assert output.read_text() == f"image={pushed['image']}\ndigest={pushed['digest']}\n"
+                with urllib.request.urlopen(f"http://{address}/v2/team/{NAME}/tags/list") as answer:
+                    tags = json.loads(answer.read())["tags"]
+                assert sorted(tags) == sorted([image["commit"][:12], f"key-{pushed['key'][:12]}"])
+                docker("image", "rm", "--force", pushed["id"])
+                done = command(copy, "--push", **told)  # as on another machine
             finally:
                 docker("image", "rm", base)
-        assert done.returncode == 0, done.stderr
-        told = json.loads((copy / "image.json").read_text())
-        assert re.fullmatch(rf"{address}/team/python@sha256:[0-9a-f]{{64}}", told["base"])
-        labels = json.loads(docker("image", "inspect", told["image"]))[0]["Config"]["Labels"]
-        assert labels["org.opencontainers.image.base.name"] == base
-        assert labels["org.opencontainers.image.base.digest"] == told["base"].partition("@")[2]
+            assert "already built" in done.stdout, done.stderr
+            assert json.loads((copy / "image.json").read_text())["digest"] == pushed["digest"]
 
-    def test_a_registry_that_is_down_is_one_sentence(self, image: dict[str, Any], folder: Path, command: Command) -> None:
+    def test_a_registry_that_is_down_is_one_sentence(self, image: dict[str, Any], release: Path, command: Command) -> None:
         address = f"127.0.0.1:{free_port()}"
-        done = command(folder, "--push", IMAGE_REGISTRY=f"{address}/x")
+        done = command(release, "--push", IMAGE_REGISTRY=f"{address}/x", REGISTRY_USER="u", REGISTRY_TOKEN="secret-word")
         assert done.returncode == 1
         assert f"the registry {address} does not answer as it should" in done.stderr
-        done = command(folder, "--push", IMAGE_REGISTRY=f"{address}/x", REGISTRY_USER="u", REGISTRY_TOKEN="secret-word")
-        assert done.returncode == 1
         assert "secret-word" not in done.stdout + done.stderr
 
     def test_old_images_go_and_used_ones_stay(self, image: dict[str, Any]) -> None:
-        engine, _ = choose("docker")
-        assert isinstance(engine, Engine)
+        engine = Engine("docker")
         made = []
         for number in range(3):
             label = ["--label", f"ml.model.name={NAME}-old", "--label", f"number={number}"]
             made.append(docker("build", "--quiet", *label, "-", text=f"FROM {image['image']}\n"))
         container = docker("create", made[0])
         try:
-            assert containerize.prune(engine, f"{NAME}-old", [made[1]], newest=0) == [made[2]]
+            assert engine.prune(f"{NAME}-old", [made[1]], newest=0) == [made[2]]
             assert set(engine.find("ml.model.name", f"{NAME}-old")) == set(made[:2])
         finally:
             docker("rm", container)

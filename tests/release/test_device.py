@@ -1,16 +1,13 @@
 """The image and the container for a GPU: python -m pytest tests/release/test_device.py"""
 
-import compileall
 import re
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
 from src.core.command import UserError
-from src.release import device, inside
+from src.release import device
 from src.release.containers import Containers
 from src.release.settings import read
 from src.release.workload import Workload
@@ -86,13 +83,3 @@ def test_another_device_is_refused_by_name() -> None:
     assert (device.read({}), device.read({"SERVE_DEVICE": "cuda"})) == ("cpu", "cuda")
     with pytest.raises(UserError, match="SERVE_DEVICE is 'tpu': use one of cpu, cuda"):
         device.read({"SERVE_DEVICE": "tpu"})
-
-
-def test_modules_without_bytecode_of_their_source_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("compiled_one", "edited_one", "bare_one"):
-        (tmp_path / f"{name}.py").write_text("x = 1\n")
-    assert compileall.compile_dir(tmp_path, quiet=1)
-    (tmp_path / "edited_one.py").write_text("x = 123\n")
-    (tmp_path / "__pycache__" / f"bare_one.{sys.implementation.cache_tag}.pyc").unlink()
-    assert inside.uncompiled(["compiled_one", "edited_one", "bare_one", "sys"]) == ["edited_one", "bare_one"]
