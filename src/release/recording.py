@@ -8,159 +8,107 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from src.core.files import read_json
 from src.release.reviewed import Release
-from src.system.mlflow_client import artifacts_of, database_of
+from src.system.mlflow_client import artifacts_of
 from src.system.params import load
 from src.system.registry import Registry
 
 _EXPERIMENT = "image-classifier"  # as src/system/tracking.py names it
-_FOLDERS = ("evaluation", "golden", "report")
-_FILES = (
-    "manifest.json", "metrics.json", "params.yaml", "release.json", "model/card.json", "model/history.csv",
-    "model/model.int8.onnx", "model/quantization.json", "model/weights.safetensors",
-)  # fmt: skip
+# what the registered model holds, what later steps write
+_NOT_LOGGED = ("model.onnx", "registered.json", "image.json", "sbom.json")
 _NOT_OF_THE_TEST = ("per_class", "slices", "folds", "repeats")  # parts of it, and images that are none of it
-_BATCH = 100  # parameters and tags a request; MLflow takes no more
+_BATCH = 100  # parameters a request; MLflow takes no more
 _METRICS = 1000  # likewise
 
 
 def record(registry: Registry, folder: Path, release: Release, run_id: str | None, note: str) -> str:
-    """Complete the run of this release and return its id; `run_id` is the one its registered version names, if any."""
+    """Complete the run of this release and return its id; `run_id` is the one its registered version names, if any.
+
+    Without a run that has the manifest's tag, the oldest that training logged live is taken, else one is made.
+    """
     client = registry.client
-    run = _known(client, run_id, release) or _adopted(registry, folder, release) or _made(registry, release)
+    known = _runs(client, f"tags.manifest = '{release.manifest}'")
+    run = next((run for run in known if run.info.run_id == run_id), known[0] if known else None)
+    run = run or _live_run(client, folder, release)
+    if run is None:
+        name = f"reviewed {release.manifest[:12]}"
+        tags = {"backfilled": "true", "manifest": release.manifest, "mlflow.runName": name}
+        run = client.create_run(_experiment(registry), tags=tags)
     if run.data.tags.get("recorded") != release.manifest:
         _log(client, run, folder, release, note)
     found: str = run.info.run_id
     return found
 
 
-def _known(client: Any, run_id: str | None, release: Release) -> Any:
-    """Return the run that the registered version names, else the oldest with the manifest's tag; deleted ones are gone."""
-    runs = _runs(client, f"tags.manifest = '{release.manifest}'")
-    return next((run for run in runs if run.info.run_id == run_id), runs[0] if runs else None)
-
-
 def _runs(client: Any, query: str) -> list[Any]:
-    """Return the runs of all experiments that a query finds, the oldest first."""
-    experiments = [found.experiment_id for found in _pages(client.search_experiments, max_results=1000)]
-    runs = _pages(client.search_runs, experiment_ids=experiments, filter_string=query, max_results=1000)
-    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    """Return the runs of all experiments that a query finds, the oldest first; deleted ones are gone."""
+    experiments = [found.experiment_id for found in client.search_experiments(max_results=1000)]
+    found = client.search_runs(experiments, query, max_results=1000)
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def _pages(search: Any, **arguments: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(page_token=token, **arguments)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _live_run(client: Any, folder: Path, release: Release) -> Any:
+    """Take the live run of this very training: of the same data, with equal parameters and numbers of each epoch.
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run that training logged
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _adopted(registry: Registry, folder: Path, release: Release) -> Any:
-    """Take the live run of this very training: of the same data, with equal parameters and equal numbers of each epoch.
-
-    Several runs can be of the same data. A run that belongs to another manifest is left to it, and so is one whose
-    artifacts lie in a folder of some clone that may be gone tomorrow.
+    Several runs can be of the same data. A run that belongs to another manifest is left to it.
     """
-    client = registry.client
-    data = read_json(folder / "model" / "card.json", made_by="train").get("manifest_sha256")
-    for run in _runs(client, f"tags.manifest_sha256 = '{data}'") if data else []:
-        unclaimed = run.data.tags.get("manifest", release.manifest) == release.manifest
-        finished = run.info.status == "FINISHED" and _lasts(registry, client.get_experiment(run.info.experiment_id))
-        if unclaimed and finished and _is_same_training(client, run, folder):
+    data, history = read_json(folder / "model" / "card.json", made_by="train").get("manifest_sha256"), _history(folder)
+    names = {name for _, row in history for name in row}
+    params = {key: str(value) for key, value in _flat(load(folder / "params.yaml").train.model_dump())}
+    for run in _runs(client, f"tags.manifest_sha256 = '{data}'") if data and names else []:
+        if run.info.status != "FINISHED" or run.data.tags.get("manifest", release.manifest) != release.manifest:
+            continue
+        if any(run.data.params.get(key) != value for key, value in params.items()):
+            continue
+        logged = {name: client.get_metric_history(run.info.run_id, name) for name in names}
+        if all(
+            {metric.step: round(metric.value, 6) for metric in logged[name]} == {epoch: row[name] for epoch, row in history}
+            for name in names
+        ):
             client.set_tag(run.info.run_id, "manifest", release.manifest)
             return run
     return None
 
 
-def _is_same_training(client: Any, run: Any, folder: Path) -> bool:
-    wanted = {key: str(value) for key, value in _train_params(folder)}
-    if any(run.data.params.get(key) != value for key, value in wanted.items()):
-        return False
-    history = _history(folder)
-    names = {name for _, row in history for name in row}
-    for name in names:
-        logged = {metric.step: round(metric.value, 6) for metric in client.get_metric_history(run.info.run_id, name)}
-        if logged != {epoch: row[name] for epoch, row in history}:
-            return False
-    return bool(names)
-
-
-def _lasts(registry: Registry, experiment: Any) -> bool:
-    """Say whether an experiment's artifacts are a server's business, or lie beside the database."""
-    database = database_of(registry.uri)
-    return database is None or database.parent in Path(experiment.artifact_location.removeprefix("file://")).parents
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A run made afterwards
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _made(registry: Registry, release: Release) -> Any:
-    """Make the run; where another process made one at the same moment, the older one stays."""
-    client = registry.client
-    tags = {
-        "backfilled": "true",
-        "manifest": release.manifest,
-        "mlflow.runName": f"reviewed {release.manifest[:12]}",
-    }
-    made = client.create_run(_experiment(registry), tags=tags)
-    first = _runs(client, f"tags.manifest = '{release.manifest}'")[0]
-    if first.info.run_id != made.info.run_id:
-        client.delete_run(made.info.run_id)
-    return first
-
-
 def _experiment(registry: Registry) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
-    for candidate in (name, f"{name}-reviewed"):
-        found = registry.client.get_experiment_by_name(candidate)
-        if found is None:
-            folder = artifacts_of(registry.uri)
-            place = str(folder / candidate) if folder else None
-            return str(registry.client.create_experiment(candidate, artifact_location=place))
-        if found.lifecycle_stage == "active" and _lasts(registry, found):
-            break
-    return str(found.experiment_id)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is logged
-# ---------------------------------------------------------------------------------------------------------------------
+    if found := registry.client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    folder = artifacts_of(registry.uri)
+    return str(registry.client.create_experiment(name, artifact_location=str(folder / name) if folder else None))
 
 
 def _log(client: Any, run: Any, folder: Path, release: Release, note: str) -> None:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     run_id, started = run.info.run_id, run.info.start_time  # one time for all: the same number logged twice is one
-    for batch in _batches(_params(folder), _BATCH):
-        client.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in batch])
-    logged = set() if run.data.tags.get("backfilled") else set(run.data.metrics)
-    metrics = [(key, value, epoch) for epoch, row in _history(folder) for key, value in row.items() if key not in logged]
-    last = max((epoch for epoch, _ in _history(folder)), default=0)
-    metrics += [(f"test_{key}", value, last) for key, value in _test_metrics(folder)]
-    for pieces in _batches(metrics, _METRICS):
-        client.log_batch(run_id, metrics=[Metric(key, value, started + step, step) for key, value, step in pieces])
-    _log_data(client, run_id, folder, release)
-    for name in _FOLDERS:
-        if (folder / name).is_dir():
-            client.log_artifacts(run_id, str(folder / name), name)
-    for name in _FILES:
-        if (folder / name).is_file():
-            parent = Path(name).parent
-            client.log_artifact(run_id, str(folder / name), None if parent == Path() else str(parent))
+    params = [Param(key, str(value)[:6000]) for key, value in _params(folder)]
+    for start in range(0, len(params), _BATCH):
+        client.log_batch(run_id, params=params[start : start + _BATCH])
+    logged, history = set() if run.data.tags.get("backfilled") else set(run.data.metrics), _history(folder)
+    metrics = [(key, value, epoch) for epoch, row in history for key, value in row.items() if key not in logged]
+    last, test = max((epoch for epoch, _ in history), default=0), read_json(folder / "metrics.json", made_by="evaluate")
+    for key, value in _flat({name: test[name] for name in test if name not in _NOT_OF_THE_TEST}):
+        if isinstance(value, int | float) and math.isfinite(value):
+            metrics.append((f"test_{key}", float(value), last))
+    points = [Metric(key, value, started + step, step) for key, value, step in metrics]
+    for start in range(0, len(points), _METRICS):
+        client.log_batch(run_id, metrics=points[start : start + _METRICS])
+    if release.data:
+        source = json.dumps({"tags": {"mlflow.source.git.commit": release.trained_commit, "path": "data.dvc"}})
+        profile = json.dumps({"test_images": test.get("images"), "classes": len(release.classes)})
+        data = Dataset("data", release.data[:36], "code", source, profile=profile)
+        client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+    with TemporaryDirectory() as temporary:
+        shutil.copytree(folder, f"{temporary}/run", ignore=shutil.ignore_patterns(*_NOT_LOGGED))
+        client.log_artifacts(run_id, f"{temporary}/run")
     tags = {**tags_of(release), "mlflow.note.content": note, "mlflow.source.git.commit": release.trained_commit}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     if run.info.status != "FINISHED":
@@ -168,27 +116,15 @@ def _log(client: Any, run: Any, folder: Path, release: Release, note: str) -> No
     client.set_tag(run_id, "recorded", release.manifest)
 
 
-def _log_data(client: Any, run_id: str, folder: Path, release: Release) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    if release.data:
-        source = json.dumps({"tags": {"mlflow.source.git.commit": release.trained_commit, "path": "data.dvc"}})
-        images = read_json(folder / "metrics.json", made_by="evaluate").get("images")
-        profile = json.dumps({"test_images": images, "classes": len(release.classes)})
-        data = Dataset("data", release.data[:36], "code", source, profile=profile)
-        client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
-
-
 def tags_of(release: Release) -> dict[str, str]:
     """Return what a run and a version are found by."""
-    override = release.override or {}
     tags = {
         "commit": release.commit,
         "data": release.data,
         "inputs": release.inputs,
         "manifest": release.manifest,
         "model_sha256": release.model_sha256,
-        "overridden_by": override.get("by"),
+        "overridden_by": (release.override or {}).get("by"),
         "pull_request": release.pull_request,
         "trained_commit": release.trained_commit,
         "verdict": release.verdict,
@@ -208,15 +144,11 @@ def precision_tags(release: Release) -> dict[str, Any]:
     }
 
 
-def _train_params(folder: Path) -> list[tuple[str, Any]]:
-    """Return the parameters of training under the names that training logs them by."""
-    return list(_flat(load(folder / "params.yaml").train.model_dump()))
-
-
 def _params(folder: Path) -> list[tuple[str, Any]]:
-    sections = load(folder / "params.yaml").model_dump(by_alias=True)
-    others = {name: values for name, values in sections.items() if name != "train"}
-    return [*_train_params(folder), *_flat(others)]
+    """Return all parameters; those of training under the names that training logs them by."""
+    params = load(folder / "params.yaml")
+    others = {name: values for name, values in params.model_dump(by_alias=True).items() if name != "train"}
+    return [*_flat(params.train.model_dump()), *_flat(others)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,15 +167,3 @@ def _history(folder: Path) -> list[tuple[int, dict[str, float]]]:
     with path.open(newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     return [(int(row.pop("epoch")), row) for row in rows]
-
-
-def _test_metrics(folder: Path) -> Iterator[tuple[str, float]]:
-    metrics = read_json(folder / "metrics.json", made_by="evaluate")
-    for key, value in _flat({name: metrics[name] for name in metrics if name not in _NOT_OF_THE_TEST}):
-        if isinstance(value, int | float) and math.isfinite(value):
-            yield key, float(value)
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    listed = list(items)
-    yield from (listed[start : start + size] for start in range(0, len(listed), size))

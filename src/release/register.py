@@ -8,15 +8,13 @@ often this runs and wherever it was cut off. What MLflow gives back must be the 
 
 import argparse
 import json
+import shutil
 import tempfile
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
@@ -27,7 +25,6 @@ from src.release.reviewed import Release
 from src.system.mlflow_client import RegistryError, answering
 from src.system.registry import Registry, Version
 
-_TRIES = 3
 _NEEDED = ("numpy", "onnx", "onnxruntime")  # to load the model from MLflow; MLflow adds itself
 
 
@@ -40,110 +37,51 @@ def register(folder: Path, registry: Registry) -> dict[str, Any]:
         RefusedError: MLflow holds other bytes than the reviewed ones.
     """
     release = reviewed.read(folder)
-    with registry.lock():
-        registered = _patiently(lambda: _register(folder, registry, release))
+    facts = (("model/card.json", "train"), ("metrics.json", "evaluate"), ("manifest.json", "evaluate"))
+    note = card.write(release, *(read_json(folder / name, made_by=stage) for name, stage in facts))
+    with registry.lock(), answering(registry.uri):
+        version = registry.version_of(release.manifest)
+        run_id = recording.record(registry, folder, release, version.run_id if version else None, note)
+        if version is None:
+            version, said = _publish(registry, folder, release, run_id, note), "is registered"
+        else:
+            _require_complete(registry, folder, release, version)
+            registry.tag(version.number, **recording.precision_tags(release))
+            said = "was registered before,"
+        print(f"version {version.number} of {registry.name} {said} in MLflow at {registry.shown}")
+        champion = registry.alias("champion")
+        if champion is None or champion.number != version.number:
+            registry.move("challenger", version.number, why=f"registered from commit {release.commit[:12]}")
+    registered = {"manifest": release.manifest, "name": registry.name, "run_id": run_id, "uri": registry.uri}
+    registered["version"] = version.number
     write_json(folder / "registered.json", registered)
     return registered
 
 
-def _patiently(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Try again where another process was in the way, which a server's database answers with an error.
-
-    Every attempt goes on from what is there already, so one more does no harm.
-    """
-    for _ in range(_TRIES - 1):
-        try:
-            return attempt()
-        except RegistryError as error:
-            if not error.passing:
-                raise
-        time.sleep(1)
-    return attempt()
-
-
-def _register(folder: Path, registry: Registry, release: Release) -> dict[str, Any]:
-    note = _card(folder, release)
-    with answering(registry.uri):
-        version = registry.version_of(release.manifest)
-        run_id = recording.record(registry, folder, release, version.run_id if version else None, note)
-        if version is None:
-            version = _publish(registry, folder, release, run_id, note)
-            print(f"version {version.number} of {registry.name} is registered in MLflow at {registry.shown}")
-        else:
-            _require_complete(registry, folder, release, version)
-            registry.tag(version.number, **recording.precision_tags(release))
-            print(f"version {version.number} of {registry.name} was registered before, in MLflow at {registry.shown}")
-        champion = registry.alias("champion")
-        if champion is None or champion.number != version.number:
-            registry.move("challenger", version.number, why=f"registered from commit {release.commit[:12]}")
-    return {
-        "manifest": release.manifest,
-        "name": registry.name,
-        "run_id": run_id,
-        "uri": registry.uri,
-        "version": version.number,
-    }
-
-
-def _card(folder: Path, release: Release) -> str:
-    return card.write(
-        release,
-        read_json(folder / "model" / "card.json", made_by="train"),
-        read_json(folder / "metrics.json", made_by="evaluate"),
-        read_json(folder / "manifest.json", made_by="evaluate"),
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The version
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _publish(registry: Registry, folder: Path, release: Release, run_id: str, note: str) -> Version:
-    """Store the model, see that it is stored rightly, and only then make a version of it."""
-    client = registry.client
-    logged = _logged_model(client, release, run_id)
-    _upload(client, folder, release, logged)
-    _require_reviewed(registry, release, logged.model_id, "the model that was just stored")
-    client.finalize_logged_model(logged.model_id, "READY")
-    _link(client, run_id, logged.model_id)
-    source = f"models:/{logged.model_id}"
-    made = registry.version_of(release.manifest) or registry.add(
-        source, run_id, logged.model_id, recording.tags_of(release), note
-    )
-    first = registry.versions_of(release.manifest)[0]
-    if first.number != made.number:  # another process was a moment earlier, at a server, where no lock is
-        registry.remove(made.number)
-    if first.source != source:
-        client.delete_logged_model(logged.model_id)
-    return first
+    """Store the model, see that it is stored rightly, and only then make a version of it.
 
-
-def _logged_model(client: Any, release: Release, run_id: str) -> Any:
-    """Go on with the model that an earlier process began to store, or begin one."""
-    experiment = client.get_run(run_id).info.experiment_id
-    begun = client.search_logged_models([experiment], filter_string=f"tags.manifest = '{release.manifest}'")
-    tags = {"manifest": release.manifest, "model_sha256": release.model_sha256}
-    return begun[0] if begun else client.create_logged_model(experiment, "model", run_id, tags=tags, model_type="onnx")
-
-
-def _link(client: Any, run_id: str, model_id: str) -> None:
+    A model that a killed process began to store is gone on with.
+    """
     from mlflow.entities import LoggedModelOutput
 
-    outputs = client.get_run(run_id).outputs
-    if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
-        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    client = registry.client
+    run = client.get_run(run_id)
+    experiment = run.info.experiment_id
+    begun = client.search_logged_models([experiment], filter_string=f"tags.manifest = '{release.manifest}'")
+    tags = {"manifest": release.manifest, "model_sha256": release.model_sha256}
+    model = begun[0] if begun else client.create_logged_model(experiment, "model", run_id, tags=tags, model_type="onnx")
+    _upload(client, folder, release, model)
+    _require_reviewed(registry, release, model.model_id, "the model that was just stored")
+    client.finalize_logged_model(model.model_id, "READY")
+    linked = run.outputs.model_outputs if run.outputs else []
+    if model.model_id not in {output.model_id for output in linked}:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return registry.add(f"models:/{model.model_id}", run_id, model.model_id, recording.tags_of(release), note)
 
 
 def _upload(client: Any, folder: Path, release: Release, logged: Any) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "model"
-        _save(folder, release, logged, path)
-        client.log_model_artifacts(logged.model_id, str(path))
-
-
-def _save(folder: Path, release: Release, logged: Any, path: Path) -> None:
-    """Write an MLflow model whose model.onnx is the reviewed file.
+    """Store an MLflow model whose model.onnx is the reviewed file.
 
     MLflow parses the file and writes it anew, which can change bytes (unknown fields, their order): the reviewed ones
     are put in their place.
@@ -153,44 +91,34 @@ def _save(folder: Path, release: Release, logged: Any, path: Path) -> None:
     from mlflow.models import Model as Description
     from mlflow.models import infer_signature
 
-    model = Model(folder / "model")
-    example = _example(folder, model)
-    network = onnx.load(folder / "model" / "model.onnx", load_external_data=False)
-    output = network.graph.output[0].name
-    description = Description(
-        artifact_path=logged.artifact_location,
-        run_id=logged.source_run_id,
-        model_uuid=logged.model_id,
-        model_id=logged.model_id,
-    )
-    mlflow.onnx.save_model(
-        network,
-        str(path),
-        mlflow_model=description,
-        signature=infer_signature(example, {output: model.probabilities(example)}),
-        input_example=example,
-        pip_requirements=[f"{name}=={metadata.version(name)}" for name in _NEEDED],
-        onnx_execution_providers=["CPUExecutionProvider"],  # as it was evaluated; CUDA would warn where there is none
-        metadata={
-            "classes": json.dumps(release.classes, ensure_ascii=False),
-            "manifest": release.manifest,
-            "model_sha256": release.model_sha256,
-        },
-        save_as_external_data=False,
-    )
-    (path / "model.onnx").write_bytes((folder / "model" / "model.onnx").read_bytes())
-
-
-def _example(folder: Path, model: Model) -> NDArray[np.uint8]:
-    """Return one example as the model takes it, of shape (1, height, width, channels): the first golden one."""
-    path, example = folder / "golden" / "inputs.npy", np.zeros((1, *model.size, model.channels), dtype=np.uint8)
+    model, path = Model(folder / "model"), folder / "golden" / "inputs.npy"
+    example = np.zeros((1, *model.size, model.channels), dtype=np.uint8)
     golden = np.load(path)[:1] if path.is_file() else example
-    return golden if golden.shape == example.shape else example
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What MLflow gives back
-# ---------------------------------------------------------------------------------------------------------------------
+    example = golden if golden.shape == example.shape else example
+    network = onnx.load(folder / "model" / "model.onnx", load_external_data=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        mlflow.onnx.save_model(
+            network,
+            f"{temporary}/model",
+            mlflow_model=Description(
+                artifact_path=logged.artifact_location,
+                run_id=logged.source_run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            ),
+            signature=infer_signature(example, {network.graph.output[0].name: model.probabilities(example)}),
+            input_example=example,
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in _NEEDED],
+            onnx_execution_providers=["CPUExecutionProvider"],  # as it was evaluated; CUDA would warn where there is none
+            metadata={
+                "classes": json.dumps(release.classes, ensure_ascii=False),
+                "manifest": release.manifest,
+                "model_sha256": release.model_sha256,
+            },
+            save_as_external_data=False,
+        )
+        shutil.copyfile(folder / "model" / "model.onnx", f"{temporary}/model/model.onnx")
+        client.log_model_artifacts(logged.model_id, f"{temporary}/model")
 
 
 def _require_complete(registry: Registry, folder: Path, release: Release, version: Version) -> None:
