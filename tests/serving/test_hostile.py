@@ -1,0 +1,56 @@
+"""Hostile files, each answered with the status that names its folder, and a good image answered right after it.
+
+hostile/STATUS/*.http are whole requests, sent byte for byte. All other files are images, whole or not: sent as a raw body,
+and in a batch between two good ones. A new fault is a new file here. python -m pytest tests/serving/test_hostile.py
+"""
+
+import socket
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from pathlib import Path
+
+import httpx
+import pytest
+from test_serving import PNG, is_problem, make_engine, picture, serving, write_model
+
+FOLDER = Path(__file__).parent / "hostile"
+REQUESTS = sorted(FOLDER.glob("*/*.http"))
+IMAGES = sorted(set(FOLDER.glob("*/*")) - set(REQUESTS))
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    engine = make_engine(write_model(tmp_path_factory.mktemp("hostile") / "model"))
+    with serving(engine) as url, httpx.Client(base_url=url, timeout=20) as opened:
+        yield opened
+
+
+def good(client: httpx.Client) -> bool:
+    return client.post("/predict", files={"image": ("a.png", picture())}).json()["label"] == "red"
+
+
+def send(place: httpx.URL, content: bytes) -> httpx.Response:
+    """Send bytes that no HTTP client would send; return the first answer."""
+    with socket.create_connection((place.host, place.port or 80), timeout=20) as connection:
+        connection.sendall(content)
+        answer = HTTPResponse(connection)
+        answer.begin()
+        return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+
+
+@pytest.mark.parametrize("path", REQUESTS, ids=lambda path: path.stem)
+def test_a_hostile_request_gets_its_status_and_the_next_good_one_its_label(client: httpx.Client, path: Path) -> None:
+    answer = send(client.base_url, path.read_bytes())
+    assert answer.status_code == int(path.parent.name), answer.text
+    assert answer.status_code == 200 or is_problem(answer)
+    assert good(client)
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
+def test_a_hostile_image_gets_its_status_alone_and_in_a_batch(client: httpx.Client, path: Path) -> None:
+    content, expected = path.read_bytes(), int(path.parent.name)
+    alone = client.post("/predict", content=content, headers=PNG)
+    batch = client.post("/predict_batch", files=[("images", ("x", one)) for one in (picture(), content, picture())])
+    assert (alone.status_code, batch.status_code) == (expected, 200 if expected == 200 else 400), alone.text
+    assert expected == 200 or (is_problem(alone) and is_problem(batch) and batch.json()["indices"] == [1])
+    assert good(client)
