@@ -1,13 +1,13 @@
 # The words that people and CI both type. `make help` lists them.
 
 # A recipe takes a variable from its environment, in quotes: "$$BASE". Out of $(BASE) a shell runs what a branch's name says.
-# ARGS and SOAK are words: `set -f` keeps them as they are, and nothing in them is run.
+# ARGS is words: `set -f` keeps them as they are, and nothing in them is run.
 export PYTHON ?= python3
 export RUN := .venv/bin/python
 export RETRAIN ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks reproduce params report update upgrade lineage quantize serve image deploy rollback status doctor settings runner-doctor test lint test-yours test-slow test-all workflows reference data-cifar10 suggest sweep staleness ablation check-model find-lr profile bench-data bench-train bench-gpu bench-serve soak bench-deploy starter record lock clean
+.PHONY: help setup setup-checks reproduce params report update upgrade lineage quantize serve image deploy rollback status doctor settings runner-doctor test lint test-yours test-slow test-all workflows reference data-cifar10 suggest sweep check-model find-lr profile bench-train bench-gpu bench-serve starter record lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,29 +119,15 @@ find-lr: setup ## suggest a learning rate from a range test; changes nothing (AR
 profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--steps 100")
 	@set -f; KINETO_LOG_LEVEL=99 "$$RUN" -m src profile out/arrays out/training-profile $$ARGS
 
-staleness: setup ## tell what a month of data buys, and more of them (ARGS="--epochs 10 --seeds 3")
-	@set -f; "$$RUN" -m src staleness out/arrays out/manifest.parquet out/staleness $$ARGS
-
-ablation: setup ## tell which augmentation earns its cost (ARGS="--only flip erase=0.5")
-	@set -f; "$$RUN" -m src ablation out/arrays out/ablation $$ARGS
-
-bench-data: setup ## measure the data path against a plain DataLoader
-	@"$$RUN" -m src bench-data
-
-bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays", ARGS="--large 6")
+bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays")
 	@set -f; "$$RUN" -m src bench-train $$ARGS
 
-bench-gpu: setup ## measure on a GPU what training on CIFAR-10 costs and reaches, FLOP/s, and ResNet-18 beside the plain recipe
-	@set -f; "$$RUN" -m src bench-gpu $$ARGS
+bench-gpu: setup ## the same on CIFAR-10 in out/arrays, with a ResNet-18 on a GPU, then time and accuracy of its recipe
+	@set -f; "$$RUN" -m src bench-train --arrays out/arrays --device cuda --network resnet18 --width 64 --batch 512 --images 49152 --least 5 $$ARGS
+	@set -f; "$$RUN" -m src bench-train --arrays out/arrays --device cuda --recipe params/cifar10_gpu.yaml $$ARGS
 
-bench-serve: setup ## measure the service beside the textbook's, BentoML's default and the model alone (ARGS="--network resnet18 --input 224 --format jpeg")
+bench-serve: setup ## measure the service beside the textbook's, BentoML's own endpoint and the model alone (ARGS="--network resnet18 --input 224 --format jpeg")
 	@set -f; "$$RUN" -m src bench-serve $$ARGS
-
-soak: setup ## ask the service 200,000 times beside 10,000 hostile requests, and see whether it stays as it was (SOAK="--requests 20000")
-	@set -f; "$$RUN" -m src soak --hostile 10000 $$SOAK
-
-bench-deploy: setup ## put constant load on what is deployed, and count what fails (URL=... IMAGE=a file)
-	@"$$RUN" -m src bench-deploy "$${URL:-http://127.0.0.1:8080/predict}" $${IMAGE:+"$$IMAGE"}
 
 starter: reproduce report ## put data, outputs, lineage and the project's own files into starter/ (for the template itself, not for forks)
 	@rm -rf starter/files && "$$RUN" -P -m dvc push --quiet

@@ -66,18 +66,11 @@ VERBS = (
     ("find-lr", "lab.experiments.find_lr", "suggest a learning rate (make find-lr)"),
     ("sweep", "lab.experiments.sweep", "search better params (make sweep)"),
     ("profile", "lab.experiments.training_profile", "say what the bottleneck of training is (make profile)"),
-    ("staleness", "lab.experiments.staleness", "tell what a month of data buys (make staleness)"),
-    ("ablation", "lab.experiments.ablation", "tell which augmentation earns its cost (make ablation)"),
     ("data-cifar10", "lab.datasets.cifar10", "replace data/ by CIFAR-10 (make data-cifar10)"),
     ("data-digits", "lab.datasets.digits", "write the starter data"),
-    ("bench-data", "lab.benchmarks.data_path", "measure the data path (make bench-data)"),
     ("bench-train", "lab.benchmarks.train_speed", "measure a training step (make bench-train)"),
-    ("bench-gpu", "lab.benchmarks.cifar10_gpu", "measure training on a GPU (make bench-gpu)"),
     ("bench-serve", "lab.benchmarks.serve", "measure the service (make bench-serve)"),
     ("bench-client", "lab.benchmarks.client", "started by bench-serve: a client under load"),
-    ("bench-raw", "lab.benchmarks.raw", "started by bench-serve: the model alone"),
-    ("bench-deploy", "lab.benchmarks.deploy_load", "put constant load on what is deployed (make bench-deploy)"),
-    ("soak", "lab.benchmarks.soak", "ask the service for hours beside hostile clients (make soak)"),
 )
 
 

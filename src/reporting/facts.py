@@ -51,7 +51,6 @@ class Paths:
     lineage: Path
     params: Path
     history: Path
-    serving: Path = Path("out/bench/serve.json")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ class Facts:
     validation: Json
     lineage: Json
     test: Split | None  # the pixels of the test images
-    serving: Json  # how fast the service is, of src.lab.benchmarks.serve
     training: Json  # of this very model: `here` or not, seconds, hardware, throughput, commit or end; empty: not known
     at: Circumstances
 
@@ -177,7 +175,6 @@ def read(paths: Paths) -> Facts:
         validation=_json(paths.validation) if made["validate"] else {},
         lineage=lineage,
         test=_test(paths.arrays) if made["evaluate"] else None,
-        serving=_serving(paths.serving, this.card),
         training=_training(run, lineage, _json(paths.history / "throughput.json"), this.card) if made["train"] else {},
         at=_circumstances(lineage),
     )
@@ -242,14 +239,6 @@ def _training(run: Json, lineage: Json, measured: Json, card: Json) -> Json:
         told = {name: lineage.get(name) for name in ("commit", "hardware", "throughput")}
         return {"here": False, "seconds": seconds, **told}
     return {"here": False, "throughput": measured, **measured} if measured else {}
-
-
-def _serving(path: Path, card: Json) -> Json:
-    """How the service was measured with the model at hand; an earlier run may have left what it measured with another."""
-    found = _json(path)
-    model = found.get("model")
-    digest = model.get("sha256") if isinstance(model, dict) else None
-    return found if digest is not None and digest == card.get("model_sha256") else {}
 
 
 def _main(folder: Path, budget: Json | None, timings: Json, labels_added: list[str]) -> Side:

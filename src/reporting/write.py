@@ -3,7 +3,7 @@
     python -m src report --metrics metrics.json --evaluation out/evaluation --model out/model \
         --manifest out/manifest.parquet --arrays out/arrays --validation out/validation.json --profile out/profile \
         --run out/run.json --main out/main --verdict out/report/verdict.json --lineage manifest.json \
-        --params params.yaml --history out/history --serving out/bench/serve.json --out out/report
+        --params params.yaml --history out/history --out out/report
 
 Only --run and --verdict must exist: a run that stopped early is reported with what there is. Where GITHUB_STEP_SUMMARY
 names a file, the report is added to it without its pictures.
@@ -15,7 +15,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from src.core.files import replacing, write_bytes, write_json
-from src.reporting import costs, drawing, inputs, markdown, moved, numbers, opening, page, repeated, results, serving
+from src.reporting import costs, drawing, inputs, markdown, moved, numbers, opening, page, repeated, results
 from src.reporting.document import Document, Section
 from src.reporting.drawing import Drawn
 from src.reporting.facts import Facts, Paths, read
@@ -35,7 +35,6 @@ _WHAT = {
     "lineage": "manifest.json, the lineage",
     "params": "params.yaml",
     "history": "folder that train wrote speed, memory and energy into",
-    "serving": "serve.json that src.lab.benchmarks.serve wrote",
 }
 
 
@@ -67,7 +66,6 @@ def compose(facts: Facts, drawn: Drawn) -> Document:
         *inputs.sections(facts),
         *moved.sections(facts, drawn),
         *results.later_sections(facts, drawn),
-        *serving.sections(facts),
         *costs.sections(facts),
     ]
     return Document(str(facts.verdict["verdict"]), opening.headline(facts), opening.head(facts), tuple(sections))

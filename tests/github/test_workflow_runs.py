@@ -133,7 +133,7 @@ class World:
             "MPLCONFIGDIR": str(self.folder / "matplotlib"),  # its list of fonts takes seconds to make
             **options.pop("environment", {}),
         }
-        variables = {"REPORT_BENCH": "off", **options.pop("variables", GPU)}  # it takes most of a minute: once is enough
+        variables = options.pop("variables", GPU)
         options = {"variables": variables, "folder": self.folder, "environment": environment, **options}
         return run_workflow(self.github, workflow, event, payload, **options)
 
@@ -251,7 +251,7 @@ def better_model(world: World) -> dict[str, Seen]:
     for i in range(40):
         github.add_comment(number, f"remark {i}", login="reviewer")
     github.add_check(github.head(number), "all-green", "success")
-    seen = {"opened": world.report(number, "opened", variables={**GPU, "REPORT_BENCH": ""})}
+    seen = {"opened": world.report(number, "opened", variables=GPU)}
     world.branch("better", REMARK, start="better")
     github.add_comment(number, f"{MARKER}\nnot ours", login="stranger")
     seen["pushed"] = world.report(number)
@@ -317,7 +317,7 @@ def object_store(world: World) -> dict[str, Seen]:
         own = World(github, folder)
         begin(own)
         options = {
-            "variables": {"DVC_REMOTE_URL": f"s3://{BUCKET}/dvc", "REPORT_BENCH": "off"},
+            "variables": {"DVC_REMOTE_URL": f"s3://{BUCKET}/dvc"},
             "secrets": {"DVC_REMOTE_CONFIG": s3.config},
             "environment": {"LOCAL_DVC_REMOTE": "", **downloads()},
         }

@@ -415,7 +415,6 @@ OWN_MACHINES = {
     "deploy.yml": {"verify", "register", "staging", "deploy"},
     "rollback.yml": {"rollback"},
     "keep.yml": {"keep"},
-    "studies.yml": {"study"},
     "sweep.yml": {"search"},
 }
 

@@ -17,17 +17,14 @@ TAKERS = {
     "TO": ("upgrade",),
     "VERSION": ("rollback",),
     "REASON": ("rollback",),
-    "URL": ("bench-deploy",),
-    "IMAGE": ("bench-deploy",),
-    "SOAK": ("soak",),
     "ARGS": (
-        *("serve", "settings", "sweep", "check-model", "find-lr", "profile", "staleness", "ablation"),
+        *("serve", "settings", "sweep", "check-model", "find-lr", "profile"),
         *("bench-train", "bench-gpu", "bench-serve"),
     ),
 }
 FLAGS = {"RETRAIN": ("report", "--retrain"), "AGAIN": ("deploy", "--again"), "GO_ON": ("upgrade", "--go-on")}
 PROGRAMS = {"RUN": "status", "PYTHON": "doctor"}
-LISTS = ("ARGS", "SOAK")
+LISTS = ("ARGS",)
 HOSTILE = ("x;touch y", "$(touch y)", "`touch y`", "$(shell touch y)", "a b", "*", "a'b\"c", "x&&touch y", "x|touch y", "$y")
 
 
@@ -80,7 +77,6 @@ def test_what_is_not_given_has_its_default(folder: Path) -> None:
     assert "--retrain" in make(folder, "report")[0]
     assert "--retrain" not in make(folder, "report", "RETRAIN=")[-3]
     assert make(folder, "lineage")[-1][2:] == ["lineage", "out/model/model.onnx"]
-    assert make(folder, "bench-deploy")[-1][2:] == ["bench-deploy", "http://127.0.0.1:8080/predict"]
     assert make(folder, "reproduce")[-1][2:] == ["reproduce"]
 
 

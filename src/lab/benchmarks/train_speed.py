@@ -1,7 +1,7 @@
 """Measure a training step against the plain recipe's: `make bench-train`.
 
     python -m src bench-train                      (synthetic images of 32x32, or --arrays out/arrays)
-    python -m src bench-train --large 6 --window 0.25 (GB: an array larger than its window, against memory)
+    python -m src bench-train --arrays out/arrays --recipe params/cifar10_gpu.yaml   (time and accuracy of a recipe)
 
 Plain: per-sample transforms in a `DataLoader` of two workers, float32, contiguous. Ours: `train_epoch` with the learner
 that the train stage has. Network, optimiser, learning rate, batch size and images are the same. Each has a
@@ -10,38 +10,30 @@ machine is quiet, and read the ratios.
 """
 
 import argparse
-import json
 import multiprocessing
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError, cores, table
-from src.core.files import replacing
 from src.images.augment_params import Augment
-from src.lab.benchmarks.per_sample import PerSample
 from src.system.params import load
 from src.training import loop, optimizer, start
-from src.training.batches import Batches
 from src.training.loop import Learner
-from src.training.memory import Room
 from src.training.meter import Meter
 from src.training.task import Task, of
 from src.training.train_params import Train
@@ -49,7 +41,7 @@ from src.training.world import World
 
 _CLASSES, _SIDE = 10, 32
 _AUGMENT = Augment(crop=4, flip=True, rotate=0, scale=0, brightness=0, contrast=0, cutout=0, erase=0, mixup=0, cutmix=0)
-_PIECE = 10_000
+_TEST_BATCH = 500
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -81,7 +73,7 @@ class Plain:
         """Build a fresh network and a loader whose workers stay."""
         torch.manual_seed(params.seed)
         self._learner = _plain_learner(task, params)
-        images = PerSample(np.array(task.training.images[:]), task.training.labels, params.augment.crop, False)
+        images = PerSample(np.array(task.training.images[:]), task.training.labels, params.augment.crop)
         self._loader: Iterable[Any] = DataLoader(
             images, params.batch_size, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True
         )
@@ -194,102 +186,58 @@ def _holds(true: bool) -> str:
     return "holds" if true else "does not hold"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# An array larger than its window
-# ---------------------------------------------------------------------------------------------------------------------
+def run_recipe(folder: Path, params: Train) -> str:
+    """Train a recipe after a warm-up from fresh weights, and judge it on the test images; return time and accuracy.
 
-
-def large(folder: Path, gigabytes: float, window: float, images: int, params: Train) -> str:
-    """Train on so many images out of a large array, through a window and from memory, each in a process of its own.
-
-    Args:
-        folder: where the array is, or is to be made.
-        gigabytes: its size, in 10^9 bytes.
-        window: the same of the memory that the first process may reckon with.
-        images: how many images each trains on.
-        params: the section `train`.
+    The seconds are those of its epochs, without validation and without reading the images.
     """
-    path = folder / "large.npy"
-    if not path.is_file():
-        _write(path, int(gigabytes * 1e9 / (_SIDE * _SIDE * 3)))
-    command = [sys.executable, "-m", "src", "bench-train", "--part", str(path), "--images", str(images)]
-    command += [f"--{name}={value}" for name, value in _settings(params).items()]
-    streamed, resident = (_told([*command, f"--window={limit}"]) for limit in (window, 0))
-    ratio = streamed["images_per_second"] / resident["images_per_second"]
-    rows = [
-        [name, f"{part['images_per_second']:,.0f}", f"{part['wait']:.2%}", f"{part['peak'] / 2**20:,.0f}", part["where"]]
-        for name, part in (("whole array", streamed), ("its first part", resident))
-    ]
-    size = path.stat().st_size / 1e9
-    header = [f"array of {size:.1f} GB", "images/s", "waiting", "peak memory over the start, MiB", "images"]
-    return f"{table(header, rows)}\nat least half the speed in memory ({ratio:.2f}): {_holds(ratio >= 0.5)}"
+    data = arrays.load(folder)
+    task, test = of(data), data.split("test")
+    if not len(test.labels):
+        raise UserError(f"{folder} holds no test image to judge the recipe on: raise prepare.test_share")
+    trained = Ours(task, params)
+    fresh = {name: value.clone() for name, value in trained.learner.classifier.state_dict().items()}
+    trained.epoch()
+    trained.learner.classifier.load_state_dict(fresh)
+    trained.learner.optimizer = optimizer.build(trained.learner.classifier, params)
+    seconds = sum(len(task.training.labels) / trained.epoch()[0] for _ in range(params.epochs))
+    accuracy = _accuracy(trained.learner, test)
+    return (
+        f"{params.network} {params.width}, {params.epochs} epochs, seed {params.seed}, {trained.learner.device}: "
+        f"{seconds:.2f} s of training, {accuracy:.2%} of {len(test.labels):,} test images"
+    )
 
 
-def _settings(params: Train) -> dict[str, Any]:
-    return {"network": params.network, "width": params.width, "batch": params.batch_size, "device": params.device}
+def _accuracy(learner: Learner, test: Split) -> float:
+    """Return the share of test images that the classifier, with its test-time augmentation, names rightly."""
+    learner.classifier.eval()
+    right = 0
+    with torch.inference_mode(), learner.autocast():
+        for first in range(0, len(test.labels), _TEST_BATCH):
+            images = torch.from_numpy(np.array(test.images[first : first + _TEST_BATCH])).permute(0, 3, 1, 2)
+            answers = learner.classifier(images.to(learner.device)).argmax(dim=1).cpu().numpy()
+            right += int((answers == test.labels[first : first + _TEST_BATCH]).sum())
+    return right / len(test.labels)
 
 
-def _write(path: Path, count: int) -> None:
-    print(f"writing {count:,} images to {path}")
-    random = np.random.default_rng(1)
-    with replacing(path) as fresh:
-        images = np.lib.format.open_memmap(fresh, "w+", np.uint8, (count, _SIDE, _SIDE, 3))
-        for first in range(0, count, _PIECE):
-            images[first : first + _PIECE] = random.integers(0, 256, images[first : first + _PIECE].shape, np.uint8)
-        images.flush()  # pages that wait to be written cannot be dropped from the cache
+class PerSample(Dataset[tuple[Tensor, int]]):
+    """The textbook's data set: uint8 images (n, height, width, 3), each cropped, flipped and sent as float32 (3, h, w)."""
 
-
-def _told(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the process that trains on the large array failed: {done.stderr.strip()[-500:]}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-def train_part(path: Path, window: float, images: int, params: Train) -> dict[str, Any]:
-    """Train on part of an epoch of a large array through a window, or, with none, on its first images from memory."""
-    before = psutil.Process().memory_info().rss
-    mapped = np.load(path, mmap_mode="r")
-    whole = Split(mapped, np.arange(len(mapped)) * _CLASSES // len(mapped))  # sorted by class
-    part = whole.subset(np.arange(min(images, len(mapped))))
-    ours = Ours(_task(whole.subset(np.arange(4 * params.batch_size)) if window else part), params)
-    ours.epoch()
-    if window:
-        start.channel_statistics(mapped)  # what the train stage reads first
-        batches = Batches(whole, ours.learner.device, params.augment, _CLASSES, room=Room(0, int(4e9 * window)))
-        ours.batches = _First(batches, images)  # type: ignore[assignment]
-    speed, wait = ours.epoch()
-    return {"images_per_second": speed, "wait": wait, "peak": max(0, _peak() - before), "where": ours.batches.where}
-
-
-class _First:
-    """The first batches of an epoch, as `train_epoch` asks for them."""
-
-    def __init__(self, batches: Batches, images: int) -> None:
-        self._batches, self._images, self.where = batches, images, batches.where
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], margin: int) -> None:
+        """Take the images and the pixels they are moved by."""
+        self._images, self._labels, self._margin = images, labels, margin
 
     def __len__(self) -> int:
-        return self._images
+        return len(self._labels)
 
-    def steps(self, size: int) -> int:
-        return self._images // size
-
-    def epoch(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(self._batches.epoch(size, seed), self.steps(size))
-
-
-def _task(split: Split) -> Task:
-    none = split.subset(np.arange(0))
-    return Task(split, none, [str(label) for label in range(_CLASSES)], (_SIDE, _SIDE), 3, "crop", "")
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        height, width = self._images.shape[1:3]
+        image = ImageOps.expand(Image.fromarray(self._images[row]), border=self._margin)
+        left, top = (int(torch.randint(2 * self._margin + 1, ())) for _ in range(2))
+        image = image.crop((left, top, left + width, top + height))
+        if torch.rand(()) < 0.5:
+            image = ImageOps.mirror(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float(), int(self._labels[row])
 
 
 def _given(args: argparse.Namespace) -> Task:
@@ -301,7 +249,9 @@ def _given(args: argparse.Namespace) -> Task:
         return replace(task, training=task.training.subset(np.arange(min(args.images, len(task.training.labels)))))
     random = np.random.default_rng(1)
     pixels = random.integers(0, 256, (args.images, _SIDE, _SIDE, 3), np.uint8)
-    return _task(Split(pixels, random.integers(0, _CLASSES, args.images)))
+    split = Split(pixels, random.integers(0, _CLASSES, args.images))
+    none = split.subset(np.arange(0))
+    return Task(split, none, [str(label) for label in range(_CLASSES)], (_SIDE, _SIDE), 3, "crop", "")
 
 
 def _params(args: argparse.Namespace) -> Train:
@@ -321,16 +271,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--least", type=float, default=3, help="the ratio that is to hold")
-    parser.add_argument("--large", type=float, help="train from an array of so many GB instead, against memory")
-    parser.add_argument("--window", type=float, default=0.25, help="GB of it that may be in memory at a time")
-    parser.add_argument("--keep", type=Path, help="folder to keep the large array in for the next time")
-    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)  # what the processes of --large are told
+    recipe = "time this recipe on --arrays, and its test accuracy, in place of the comparison (params/cifar10_gpu.yaml)"
+    parser.add_argument("--recipe", type=Path, help=recipe)
     args = parser.parse_args()
-    params = _params(args)
-    if args.part:
-        print(json.dumps(train_part(args.part, args.window, args.images, params)))
-    elif args.large:
-        with tempfile.TemporaryDirectory() as name:
-            print(large(args.keep or Path(name), args.large, args.window, args.images, params))
+    if args.recipe:
+        params = load(args.recipe).train.model_copy(update={"device": args.device})
+        print(run_recipe(args.arrays or Path("out/arrays"), params))
     else:
         print(compare(args))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.core.files import write_bytes
-from src.lab.experiments.crossed import Effect
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,18 +26,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
-
-
-def points(found: Effect) -> str:
-    """Say a difference of accuracy in points of a hundred, with its interval."""
-    return f"{100 * found.mean:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
-
-
-def signed(found: Effect) -> str:
-    """Say a difference with its interval."""
-    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names as a sentence does."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
