@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Self
 
@@ -34,10 +33,8 @@ from test_serving import (
 )
 
 from src.core.files import read_json, sha256, write_json
-from src.lab.benchmarks.soak_client import Connection, labels, request
-from src.lab.benchmarks.soak_watch import processes
 
-GOOD = request(b"/predict", b"image/png", picture())
+GOOD = picture()
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +42,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("faults") / "model")
 
 
-def place_of(url: str) -> tuple[str, int]:
-    return "127.0.0.1", int(url.rsplit(":", 1)[1])
-
-
 def workers(url: str) -> list[psutil.Process]:
     """Return the processes that answer: all that listen but the one that started the others."""
-    listening = processes(place_of(url)[1])
+    port = int(url.rsplit(":", 1)[1])
+    listening = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in process.net_connections("tcp")):
+                listening.append(process)
     pids = {process.pid for process in listening}
     return [process for process in listening if process.ppid() in pids]
 
@@ -60,7 +58,7 @@ class Asking:
     """Clients that ask over connections of their own from `with` to its end; `seen` counts what came back."""
 
     def __init__(self, url: str, clients: int = 4) -> None:
-        self.place, self.over = place_of(url), threading.Event()
+        self.url, self.over = url, threading.Event()
         self.seen: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
@@ -76,17 +74,16 @@ class Asking:
             thread.join(30)
 
     def _ask(self) -> None:
-        with closing(Connection(self.place)) as connection:
+        with httpx.Client(base_url=self.url, timeout=30, headers={"Content-Type": "image/png"}) as client:
             while not self.over.is_set():
                 try:
-                    status, body = connection.ask(GOOD)
-                    told = str(status) if status != 200 else " ".join(labels(body))
-                except ConnectionRefusedError:
+                    answer = client.post("/predict", content=GOOD)
+                    told = answer.json()["label"] if answer.status_code == 200 else str(answer.status_code)
+                except httpx.ConnectError:
                     told = "refused"
-                except OSError:  # the connection was there, and the answer was not
+                except httpx.TransportError:  # the connection was there, and the answer was not
                     told = "broken"
                 if told in ("refused", "broken"):
-                    connection.close()
                     time.sleep(0.01)
                 with self.lock:
                     self.seen[told] += 1
