@@ -12,8 +12,7 @@ from conftest import write_params
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.lab.experiments import find_lr
-from src.lab.experiments.find_lr import find, sentence
-from src.lab.experiments.rates import Round, answer, smoothed
+from src.lab.experiments.find_lr import Round, answer, find, sentence, smoothed
 from src.system.params import Params
 from src.training.task import Task
 
@@ -32,9 +31,8 @@ def test_the_steepest_fall_is_found_where_it_is(fall_at: float, rise_at: float) 
     found = answer([curve(fall_at, rise_at, noise=0.02, seed=seed) for seed in range(5)])
     assert np.median(found.steepest) == pytest.approx(fall_at, rel=0.4)
     assert fall_at < np.median(found.lowest) < np.median(found.broken) < 2 * rise_at
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.high < rise_at
+    assert found.suggested is not None
+    assert found.suggested[0] < found.suggested[1] < rise_at
 
 
 def test_smoothing_takes_noise_and_moves_nothing() -> None:
@@ -47,13 +45,15 @@ def test_smoothing_takes_noise_and_moves_nothing() -> None:
 def test_a_loss_that_never_falls_suggests_nothing(params: Callable[..., Params]) -> None:
     flat = Round(RATES, np.full(100, 2.3) + np.random.default_rng(1).normal(0, 0.01, 100))
     found = answer([flat, Round(RATES[:1], np.array([2.3]))])
-    assert found.low is None
+    assert found.suggested is None
     assert "nothing is suggested: raise --high or --steps, or run make check-model" in sentence(found, params().train)
 
 
 def test_the_sentence_says_whether_the_rate_that_is_set_fits(params: Callable[..., Params]) -> None:
     found = answer([curve(0.01, 1.0)])
-    assert "which lies in what the range test suggests" in sentence(found, params(train__learning_rate=found.high).train)
+    assert found.suggested is not None
+    fits = params(train__learning_rate=found.suggested[1]).train
+    assert "which lies in what the range test suggests" in sentence(found, fits)
     said = sentence(found, params(train__learning_rate=3.0).train)
     assert re.search(r"is 3; the range test suggests between 0.00\d+ and 0.0\d+: set train.learning_rate in params", said)
 

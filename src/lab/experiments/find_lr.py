@@ -8,21 +8,22 @@ learning rate range test.
 """
 
 import argparse
+import csv
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from src.core import arrays
+from src.core import arrays, pictures
 from src.core.command import UserError, progress
 from src.core.files import check_outputs, replacing
-from src.lab.experiments import page
 from src.lab.experiments.mlflow_callbacks import CALLBACKS
-from src.lab.experiments.rates import Answer, Round, answer, picture, smoothed
 from src.system.params import load
 from src.training import loop, optimizer, start
 from src.training.batches import Batches
@@ -33,9 +34,43 @@ from src.training.world import World
 
 _MEMORY = 0.9  # of the running mean that decides when to stop
 _BROKEN = 2.0  # times the first loss: nothing is to be learnt from higher rates
+_WIDTH = 1 / 8  # of the smoothing, in decades of the rate
+_FALL = 0.02  # share of the first loss that it must fall by to have fallen at all
 _HOW_TO_READ = """The rate rises from step to step; the curves are the training loss, smoothed over an eighth of a decade.
 A good peak for a schedule that warms up and comes down lies between a tenth of the rate with the lowest loss and the rate at
 which it falls fastest. The test is short: where two rates are close, only training tells."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One test: rising rates, evenly spaced in their logarithm, and the loss of a step at each; both float64 (n,)."""
+
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """For each round in which the loss fell: the rates at which it fell fastest, was lowest, and had lost half its gain.
+
+    The last is missing where the test ended before.
+    """
+
+    rounds: int
+    steepest: list[float]
+    lowest: list[float]
+    broken: list[float]
+
+    @property
+    def suggested(self) -> tuple[float, float] | None:
+        """The ends of what is suggested, as medians of the rounds; None where the loss never fell.
+
+        One is a tenth of the rate with the lowest loss, the other the rate of its steepest fall.
+        """
+        if not self.steepest:
+            return None
+        low, high = sorted([float(np.median(self.lowest)) / 10, float(np.median(self.steepest))])
+        return low, high
 
 
 def find(task: Task, params: Train, rates: NDArray[np.float64], rounds: int) -> list[Round]:
@@ -50,10 +85,11 @@ def find(task: Task, params: Train, rates: NDArray[np.float64], rounds: int) -> 
     Raises:
         UserError: params ask for what is not there, or the loss is not finite from the first step on.
     """
+    params = params.model_copy(update={"compile": "off", "ema": 0.0})  # so few steps win no compiling back
     found: list[Round] = []
     with progress(rounds * len(rates), "step", "find-lr") as bar:
         for seed in range(params.seed, params.seed + rounds):
-            learner, training = _begun(task, params.model_copy(update={"seed": seed % 2**32}), again=bool(found))
+            learner, training = prepare(task, params.model_copy(update={"seed": seed % 2**32}), quiet=bool(found))
             losses = []
             for loss in _losses(learner, training, rates):
                 losses.append(loss)
@@ -64,13 +100,12 @@ def find(task: Task, params: Train, rates: NDArray[np.float64], rounds: int) -> 
     return found
 
 
-def _begun(task: Task, params: Train, *, again: bool) -> tuple[Learner, Batches]:
-    """Build what a run of training builds; what it says is said once."""
-    params = params.model_copy(update={"compile": "off", "ema": 0.0})  # so few steps win no compiling back
-    say = (lambda _: None) if again else print
+def prepare(task: Task, params: Train, quiet: bool = False) -> tuple[Learner, Batches]:
+    """Build what a run of training builds, in training mode; `quiet` leaves out what it says, and the choice of threads."""
+    say = (lambda _: None) if quiet else print
     torch.manual_seed(params.seed)
     classifier, frozen = start.start(task, params, say, CALLBACKS)
-    threads = torch.get_num_threads() if again else None
+    threads = torch.get_num_threads() if quiet else None
     learner, training, _ = loop.prepare(classifier, frozen, task, params, World(), say, threads)
     learner.classifier.train()
     for module in frozen:
@@ -78,10 +113,18 @@ def _begun(task: Task, params: Train, *, again: bool) -> tuple[Learner, Batches]
     return learner, training
 
 
+def endless(training: Batches, params: Train) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches as training sees them, one epoch after the other."""
+    epoch = 1
+    while True:
+        yield from training.epoch(params.batch_size, loop.epoch_seed(params.seed, epoch))
+        epoch += 1
+
+
 def _losses(learner: Learner, training: Batches, rates: NDArray[np.float64]) -> Iterator[float]:
     """Yield the loss of each step, measured before the step is taken, until it is broken or the rates end."""
     mean, weight, first = 0.0, 0.0, math.inf
-    for rate, (images, targets) in zip(rates, _endless(training, learner.params), strict=False):
+    for rate, (images, targets) in zip(rates, endless(training, learner.params), strict=False):
         optimizer.set_rate(learner.optimizer, float(rate))
         loss = loop.step(learner, images, targets).item()
         if not math.isfinite(loss):
@@ -93,12 +136,33 @@ def _losses(learner: Learner, training: Batches, rates: NDArray[np.float64]) -> 
             return
 
 
-def _endless(training: Batches, params: Train) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches as training sees them, one epoch after the other."""
-    epoch = 1
-    while True:
-        yield from training.epoch(params.batch_size, loop.epoch_seed(params.seed, epoch))
-        epoch += 1
+def smoothed(one: Round) -> NDArray[np.float64]:
+    """Return the losses under a Gaussian in the logarithm of the rate.
+
+    It looks both ways: a running mean, as fastai's, lags behind, and would show each fall at a rate that is too high.
+    """
+    if len(one.rates) < 2:
+        return one.losses
+    steps_a_decade = 1 / np.log10(one.rates[1] / one.rates[0])
+    return np.asarray(gaussian_filter1d(one.losses, _WIDTH * steps_a_decade, mode="nearest"))
+
+
+def answer(rounds: Sequence[Round]) -> Answer:
+    """Read each round's curve."""
+    found = Answer(len(rounds), [], [], [])
+    for one in rounds:
+        curve = smoothed(one)
+        lowest = int(curve.argmin())
+        fall = curve[0] - curve[lowest]
+        if lowest < 2 or fall < _FALL * curve[0]:
+            continue
+        slopes = np.gradient(curve[: lowest + 1])  # the rates are evenly spaced in their logarithm
+        found.steepest.append(float(one.rates[slopes.argmin()]))
+        found.lowest.append(float(one.rates[lowest]))
+        lost = np.flatnonzero(curve[lowest:] > curve[lowest] + fall / 2)
+        if len(lost):
+            found.broken.append(float(one.rates[lowest + lost[0]]))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,50 +172,75 @@ def _endless(training: Batches, params: Train) -> Iterator[tuple[Tensor, Tensor]
 
 def write(out: Path, rounds: Sequence[Round], found: Answer, params: Train) -> None:
     """Write table, picture and page into a folder."""
-    rows = [
-        {"round": i, "learning_rate": f"{rate:.6g}", "loss": f"{loss:.6f}", "smoothed": f"{smooth:.6f}"}
-        for i, one in enumerate(rounds, start=1)
-        for rate, loss, smooth in zip(one.rates, one.losses, smoothed(one), strict=True)
-    ]
     with replacing(out) as fresh:
         fresh.mkdir()
-        page.write_csv(fresh / "rates.csv", rows)
-        picture(fresh / "rates.png", rounds, found, params.learning_rate)
-        page.write(fresh / "find-lr.md", _blocks(found, params))
+        with (fresh / "rates.csv").open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["round", "learning_rate", "loss", "smoothed"])
+            for i, one in enumerate(rounds, start=1):
+                for rate, loss, smooth in zip(one.rates, one.losses, smoothed(one), strict=True):
+                    rows.writerow([i, f"{rate:.6g}", f"{loss:.6f}", f"{smooth:.6f}"])
+        _draw(fresh / "rates.png", rounds, found, params.learning_rate)
+        (fresh / "find-lr.md").write_text(_page(found, params))
 
 
-def _blocks(found: Answer, params: Train) -> list[str]:
-    table = page.table(
-        ("what", "median", "lowest", "highest"),
-        [
-            (name, *(f"{value:.2g}" for value in (np.median(values), min(values), max(values))))
-            for name, values in (
-                ("the loss falls fastest at", found.steepest),
-                ("the loss is lowest at", found.lowest),
-                ("the loss has lost half of its gain at", found.broken),
-            )
-            if values
-        ],
+def _page(found: Answer, params: Train) -> str:
+    curves = (
+        ("the loss falls fastest at", found.steepest),
+        ("the loss is lowest at", found.lowest),
+        ("the loss has lost half of its gain at", found.broken),
     )
-    return [
+    rows = [
+        (name, *(f"{value:.2g}" for value in (np.median(values), min(values), max(values))))
+        for name, values in curves
+        if values
+    ]
+    blocks = [
         "# Learning rate",
         sentence(found, params),
-        table if found.steepest else "",
+        *([markdown_table(("what", "median", "lowest", "highest"), rows)] if rows else []),
         f"Optimiser {params.optimizer}, batches of {params.batch_size}, {found.rounds} rounds with a seed each.",
         "![loss over learning rate](rates.png)",
         _HOW_TO_READ,
     ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of our own words and numbers; all columns but the first are set to the right."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def sentence(found: Answer, params: Train) -> str:
     """Say what is suggested beside what is set, and how to set it."""
     now = f"train.learning_rate is {params.learning_rate:g}"
-    if found.low is None or found.high is None:
+    if found.suggested is None:
         return f"{now}; the loss fell at no rate, so nothing is suggested: raise --high or --steps, or run make check-model"
-    within = f"between {found.low:.2g} and {found.high:.2g}"
-    if found.low <= params.learning_rate <= found.high:
+    (low, high), within = found.suggested, "between {:.2g} and {:.2g}".format(*found.suggested)
+    if low <= params.learning_rate <= high:
         return f"{now}, which lies in what the range test suggests: {within}"
     return f"{now}; the range test suggests {within}: set train.learning_rate in params.yaml, train, and compare"
+
+
+def _draw(path: Path, rounds: Sequence[Round], found: Answer, now: float) -> None:
+    """Draw every round's losses and their smoothed curve over the rate, what is suggested, and the rate that is set."""
+    made = pictures.figure(7.5, 4.2)
+    axes = made.subplots()
+    for one in rounds:
+        axes.plot(one.rates, one.losses, color=pictures.GREY, linewidth=0.6, alpha=0.7)
+    for i, one in enumerate(rounds):
+        axes.plot(one.rates, smoothed(one), color=pictures.BLUE, label="" if i else "training loss, smoothed, each round")
+    if found.suggested:
+        label = "suggested: {:.2g} to {:.2g}".format(*found.suggested)
+        axes.axvspan(*found.suggested, color=pictures.ORANGE, alpha=0.25, linewidth=0, label=label)
+    axes.axvline(now, color=pictures.RED, linestyle="--", label=f"params.yaml: {now:g}")
+    lowest = min(smoothed(one).min() for one in rounds)
+    top = 2 * max(one.losses[0] for one in rounds)  # what is higher is broken, and would press the rest flat
+    axes.set(xscale="log", ylim=(max(0.0, lowest * 0.8), top), xlabel="learning rate", ylabel="training loss")
+    axes.set_title("Learning rate range test")
+    axes.legend(fontsize=8, loc="lower left")
+    pictures.save(made, path)
 
 
 def main() -> None:
