@@ -15,22 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
-from torch import Tensor
 
 from src.core import arrays, pictures
 from src.core.command import UserError, progress
 from src.core.files import check_outputs, replacing
-from src.lab.experiments.mlflow_callbacks import CALLBACKS
+from src.lab.experiments.steps import endless, markdown_table, prepare
 from src.system.params import load
-from src.training import loop, optimizer, start
+from src.training import loop, optimizer
 from src.training.batches import Batches
 from src.training.loop import Learner
 from src.training.task import Task, of
 from src.training.train_params import Train
-from src.training.world import World
 
 _MEMORY = 0.9  # of the running mean that decides when to stop
 _BROKEN = 2.0  # times the first loss: nothing is to be learnt from higher rates
@@ -98,27 +95,6 @@ def find(task: Task, params: Train, rates: NDArray[np.float64], rounds: int) -> 
                 raise UserError(f"the loss is not finite at rate {rates[0]:g}: try a lower --low, or make check-model")
             found.append(Round(rates[: len(losses)], np.array(losses)))
     return found
-
-
-def prepare(task: Task, params: Train, quiet: bool = False) -> tuple[Learner, Batches]:
-    """Build what a run of training builds, in training mode; `quiet` leaves out what it says, and the choice of threads."""
-    say = (lambda _: None) if quiet else print
-    torch.manual_seed(params.seed)
-    classifier, frozen = start.start(task, params, say, CALLBACKS)
-    threads = torch.get_num_threads() if quiet else None
-    learner, training, _ = loop.prepare(classifier, frozen, task, params, World(), say, threads)
-    learner.classifier.train()
-    for module in frozen:
-        module.eval()
-    return learner, training
-
-
-def endless(training: Batches, params: Train) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches as training sees them, one epoch after the other."""
-    epoch = 1
-    while True:
-        yield from training.epoch(params.batch_size, loop.epoch_seed(params.seed, epoch))
-        epoch += 1
 
 
 def _losses(learner: Learner, training: Batches, rates: NDArray[np.float64]) -> Iterator[float]:
@@ -204,12 +180,6 @@ def _page(found: Answer, params: Train) -> str:
         _HOW_TO_READ,
     ]
     return "\n\n".join(blocks) + "\n"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of our own words and numbers; all columns but the first are set to the right."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
 def sentence(found: Answer, params: Train) -> str:

@@ -22,7 +22,7 @@ from torch.profiler import profile as record
 from src.core import arrays
 from src.core.command import UserError
 from src.core.files import check_outputs, replacing
-from src.lab.experiments.find_lr import endless, markdown_table, prepare
+from src.lab.experiments.steps import endless, markdown_table, prepare
 from src.system.params import load
 from src.training import loop, optimizer
 from src.training.loop import Learner
