@@ -2,7 +2,8 @@
 
     python -m src sweep out/arrays out/validation.json out/sweep --trials 20 --workers 2
 
-Tries the params as they are, then some at random, then what TPE proposes; the median of the others ends a trial early.
+Tries the params as they are, then some at random, then what TPE proposes, or every combination of lists of choices where
+they are no more than the trials; the median of the others ends a trial early.
 Reads `sweep` and `train` of params.yaml; keeps its trials in sweep.db (or in PostgreSQL, for several machines: run the same
 command on each); writes out/sweep (sweep.md, trials.csv, best.json, pictures) and a branch with the best params.
 """
@@ -19,11 +20,13 @@ import optuna
 from src.core import arrays
 from src.core.command import UserError
 from src.core.files import check_outputs
-from src.lab.experiments import sweep_branch, sweep_results, sweep_space, sweep_tracking
+from src.github.git import git, with_files
+from src.lab.experiments import sweep_results, sweep_space
 from src.lab.experiments.sweep_results import Results
-from src.lab.experiments.sweep_study import Book, open_book, storage_told
-from src.lab.experiments.sweep_worker import Job, work, work_together
+from src.lab.experiments.sweep_worker import FINISHED, Job, finish_lost, open_study, storage_errors, work, work_together
+from src.system import tracking
 from src.system.params import Params, load
+from src.system.params_text import put
 from src.training import checkpoint, loop
 from src.training.task import of, require_passed
 
@@ -46,23 +49,28 @@ def sweep(args: argparse.Namespace, params: Params) -> None:
         raise UserError("there is no validation image to choose by: raise prepare.validation_share, then run `dvc repro`")
     space = sweep_space.of(params)
     name = study_name(data.manifest_sha256, params)
-    book = open_book(args.storage, name, space, params.sweep)
-    with storage_told(args.storage):
-        _say_where(book, params.sweep.trials)
-        tracked = book.note("mlflow", lambda known: sweep_tracking.parent(name, space.present, known))
+    study = open_study(args.storage, name, space, params)
+    with storage_errors(args.storage):
+        _print_start(study, space.grid_size(params.sweep.trials) or params.sweep.trials)
+        present = {f"present.{key}": value for key, value in space.present.items()}
+        tags = {"mlflow.runName": name, "sweep.study": name}
+        run = tracking.start(present, tags, study.user_attrs.get("mlflow"))
+        if run:
+            study.set_user_attr("mlflow", run.id)
     until = time.time() + 60 * args.minutes if args.minutes else None
-    job = Job(args.arrays, args.checkpoints, args.storage, name, params, tracked, until)
+    job = Job(args.arrays, args.checkpoints, args.storage, name, params, run.id if run else None, until)
     work(job) if args.workers == 1 else work_together(job, args.workers)
-    with storage_told(args.storage):
-        trials, wanted = book.finished(), params.sweep.trials
-        results = sweep_results.collect(book.study, trials, params.sweep.objective, wanted, images)
-    if tracked:
-        numbers = {"accuracy": results.best.accuracy or 0.0, "log_loss": results.best.log_loss or 0.0}
-        sweep_tracking.tell_end(tracked, results.best.values, numbers)
-    sweep_results.write(args.out, results, sweep_branch.changed(args.params.read_text(), results.best.values))
-    if len(trials) >= wanted:
+    finish_lost(job)
+    with storage_errors(args.storage):
+        results = sweep_results.collect(study, space.present, params.sweep.objective, job.wanted, images)
+    if run:
+        run.log(0, {"accuracy": results.best.accuracy or 0.0, "log_loss": results.best.log_loss or 0.0})
+        run.finish("FINISHED")
+    best = {("train", *key.split(".")): value for key, value in results.best.values.items()}
+    sweep_results.write(args.out, results, put(args.params.read_text(), best), study)
+    if len(results.tried) >= results.wanted:
         shutil.rmtree(args.checkpoints / name, ignore_errors=True)
-    _say_end(results, args)
+    _print_end(results, args)
 
 
 def study_name(manifest_sha256: str, params: Params) -> str:
@@ -75,17 +83,16 @@ def study_name(manifest_sha256: str, params: Params) -> str:
     return "sweep-" + checkpoint.key([manifest_sha256, fixed, searched], *loop.CODE)[:12]
 
 
-def _say_where(book: Book, wanted: int) -> None:
-    done = len(book.finished())
-    if done or book.unfinished():
-        print(f"{book.study.study_name}: goes on, {done} of {wanted} trials are done", flush=True)
-        return
-    names = [name for name in optuna.get_all_study_names(book.study._storage) if name != book.study.study_name]  # noqa: SLF001
-    others = f" ({', '.join(names)} of this storage asked for other data, params or code)" if names else ""
-    print(f"{book.study.study_name}: {wanted} trials, the first one with the params as they are{others}", flush=True)
+def _print_start(study: optuna.Study, wanted: int) -> None:
+    trials, name = study.get_trials(deepcopy=False), study.study_name
+    if len(trials) > 1 or trials[0].datetime_start:
+        done = sum(trial.state in FINISHED for trial in trials)
+        print(f"{name}: goes on, {done} of {wanted} trials are done", flush=True)
+    else:
+        print(f"{name}: {wanted} trials, the first one with the params as they are", flush=True)
 
 
-def _say_end(results: Results, args: argparse.Namespace) -> None:
+def _print_end(results: Results, args: argparse.Namespace) -> None:
     print(f"\n{sweep_results.document(results).partition('## Importance')[0].strip()}\n")
     print(f"results: {args.out} (sweep.md, trials.csv, history.png, importance.png; params.yaml with the best params)")
     if len(results.tried) < results.wanted:
@@ -94,7 +101,50 @@ def _say_end(results: Results, args: argparse.Namespace) -> None:
         print("the present params are the best, so there is no branch to make")
     elif args.branch != "none":
         name = args.branch or f"sweep/{results.study.removeprefix('sweep-')}-{len(results.tried)}"
-        print(sweep_branch.make(name, args.params, results))
+        print(make_branch(name, args.params, args.out / "params.yaml", results))
+
+
+def make_branch(name: str, params: Path, best: Path, results: Results) -> str:
+    """Commit the best params onto HEAD as a new branch, without touching the working tree; return what to type next.
+
+    Where Git cannot do it, nothing is done and that is said: the params are in sweep.md all the same.
+    """
+    try:
+        top = Path(git(Path(), "rev-parse", "--show-toplevel"))
+        if not params.resolve().is_relative_to(top):
+            raise UserError(f"{params} lies outside of this repository")
+        path = params.resolve().relative_to(top).as_posix()
+        git(top, "check-ref-format", "--branch", name)
+        head = git(top, "rev-parse", "--verify", "HEAD^{commit}")
+        tree = with_files(top, head, {path: best})
+        if there := git(top, "for-each-ref", "--format=%(objectname)", f"refs/heads/{name}"):
+            same = git(top, "rev-parse", f"{there}^{{tree}}") == tree
+            return f"the branch {name} is there already" + ("" if same else f", with other content: git diff HEAD {name}")
+        author: dict[str, str] = {}
+        for key, default in (("name", "sweep"), ("email", "sweep@localhost")):
+            value = git(top, "config", "--default", default, f"user.{key}")
+            author |= {f"GIT_{role}_{key.upper()}": value for role in ("AUTHOR", "COMMITTER")}
+        commit = git(top, "commit-tree", tree, "-p", head, text=_message(results), environment=author)
+        git(top, "update-ref", f"refs/heads/{name}", commit, "0" * 40)
+        status = git(top, "status", "--porcelain", "--untracked-files=no").splitlines()
+        others = [line for line in status if not line.endswith(path)]
+    except (UserError, FileNotFoundError) as error:
+        reason = "Git is not installed" if isinstance(error, FileNotFoundError) else error
+        values = ", ".join(f"{key}: {value}" for key, value in results.best.values.items())
+        return f"no branch was made ({reason}); put the best params into {params} yourself, section train: {values}"
+    remark = f". Note that {len(others)} files have changes that are not committed and not on the branch" if others else ""
+    return f"branch {name}: git diff HEAD {name}, then git push origin {name}, and open a pull request{remark}"
+
+
+def _message(results: Results) -> str:
+    best, present = results.best, results.present
+    values = "\n".join(f"  {key}: {value} (was {present.values[key]})" for key, value in best.values.items())
+    numbers = f"accuracy {best.accuracy:.2%}, log loss {best.log_loss:.4f}"
+    return (
+        f"Params of {results.study}, trial {best.question} of {len(results.tried)}\n\n{values}\n\n"
+        f"On {results.images} validation images: {numbers}; {results.gain}.\n"
+        "Chosen for that number, so it flatters; the test images of the pull request are the judge.\n"
+    )
 
 
 def main() -> None:

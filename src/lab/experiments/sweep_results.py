@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import matplotlib as mpl
 import optuna
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+from optuna.visualization import matplotlib as plots
 
 from src.core import pictures
 from src.core.command import UserError
@@ -74,37 +73,32 @@ class Results:
         return f"{more:+d} of {self.images:,} validation images against the present params"
 
 
-def collect(study: optuna.Study, trials: Sequence[FrozenTrial], objective: str, wanted: int, images: int) -> Results:
-    """Read the answered trials.
+def collect(study: optuna.Study, present: Values, objective: str, wanted: int, images: int) -> Results:
+    """Read the finished trials.
 
     Raises:
         UserError: none was trained to its end.
     """
-    tried = sorted((_tried(trial) for trial in trials), key=lambda one: one.rank)
+    tried = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        facts = trial.user_attrs
+        value = trial.value if trial.state == TrialState.COMPLETE else None
+        known = {name: facts.get(name) for name in ("accuracy", "log_loss", "epoch", "seconds")}
+        tried.append(Tried(facts["question"], facts["values"], value, reason=facts.get("reason", ""), **known))
+    tried.sort(key=lambda one: one.rank)
     if not tried or tried[0].value is None:
         raise UserError(
             f"not one of {len(tried)} trials was trained to its end: run the same command again, or give it longer"
         )
-    return Results(study.study_name, objective, wanted, images, tried, _importance(study, tried))
-
-
-def _tried(trial: FrozenTrial) -> Tried:
-    told = trial.user_attrs
-    value = trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None
-    facts = {name: told.get(name) for name in ("accuracy", "log_loss", "epoch", "seconds")}
-    return Tried(question=told["question"], values=told["values"], value=value, reason=told.get("reason", ""), **facts)
-
-
-def _importance(study: optuna.Study, tried: Sequence[Tried]) -> dict[str, float]:
-    """Return each key's share of what varies in the results; empty where there are too few.
-
-    Source: Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance" (2014), fANOVA.
-    """
-    if sum(one.value is not None for one in tried) < _ENOUGH:
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # all values alike: the shares are then zero
-        return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    if not any(one.question == 0 for one in tried):
+        tried.append(Tried(0, present, None, None, None, None, None, "its workers were killed"))
+    importance = {}
+    if sum(one.value is not None for one in tried) >= _ENOUGH:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # all values alike: the shares are then zero
+            # Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance" (2014)
+            importance = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return Results(study.study_name, objective, wanted, images, tried, importance)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,20 +106,26 @@ def _importance(study: optuna.Study, tried: Sequence[Tried]) -> dict[str, float]
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, results: Results, params: str) -> None:
+def write(folder: Path, results: Results, params: str, study: optuna.Study) -> None:
     """Write the folder anew; `params` is the text of params.yaml with the best params.
 
     In a workflow sweep.md is shown on the run's page too.
     """
-    with replacing(folder) as fresh:
+    measure = "log loss" if results.objective == "log_loss" else "share of wrong validation images"
+    mpl.use("agg")  # draws without a screen
+    with replacing(folder) as fresh, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna's pictures count as experimental
         fresh.mkdir()
         _write_csv(fresh / "trials.csv", results)
         (fresh / "sweep.md").write_text(document(results))
         (fresh / "params.yaml").write_text(params)
         write_json(fresh / "best.json", facts(results))
-        _draw_history(fresh / "history.png", results)
+        axes = [("history", plots.plot_optimization_history(study, target_name=measure))]
         if results.importance:
-            _draw_importance(fresh / "importance.png", results)
+            evaluator = FanovaImportanceEvaluator(seed=0)
+            axes.append(("importance", plots.plot_param_importances(study, evaluator, target_name=measure)))
+        for name, one in axes:
+            pictures.save(one.figure, fresh / f"{name}.png")  # type: ignore[arg-type]
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as page:
             page.write(re.sub(r"!\[\w+\]\(\w+\.png\)", "", document(results)))
@@ -158,7 +158,19 @@ def _write_csv(path: Path, results: Results) -> None:
 def document(results: Results) -> str:
     """Return sweep.md."""
     best, present = results.best, results.present
+    measure = "log loss" if results.objective == "log_loss" else "accuracy, equal ones by log loss"
+    verdict = f"**Trial {best.question} is the best** by {measure}, on the validation split: {results.gain}."
+    if best is present:
+        verdict = f"**No trial beat the present params** (by {measure}, on the validation split)."
     rows = [("present params", present)] if best is present else [("best", best), ("present params", present)]
+    header = ["trial", "accuracy", "log loss", "epoch", "ended", *best.values]
+    importance = f"Fewer than {_ENOUGH} trials were trained to the end: which key matters would be chance."
+    if results.importance:
+        shares = _table(["key", "share"], [[key, f"{share:.0%}"] for key, share in results.importance.items()])
+        importance = (
+            "Share of the difference between complete trials that a key accounts for (fANOVA). Of under 30 trials it is a "
+            f"hint.\n\n{shares}\n\n![Importance](importance.png)"
+        )
     curse = (
         f"The best of {len(results.tried)} on one validation split looks better than it is: it was chosen for that number "
         f"(the winner's curse). One image is {1 / results.images:.2%} of accuracy here. The pull request's test images, "
@@ -166,25 +178,15 @@ def document(results: Results) -> str:
     )
     parts = [
         f"# {results.study}: {len(results.tried)} of {results.wanted} trials",
-        _verdict(results),
-        _table(["", *_HEADER, *best.values], [[name, *_cells(one)] for name, one in rows]),
+        verdict,
+        _table(["", *header], [[name, *_cells(one)] for name, one in rows]),
         curse,
-        f"## Importance\n\n{_importance_words(results)}",
+        f"## Importance\n\n{importance}",
         f"## The best {min(_TOP, len(results.tried))} trials",
-        _table([*_HEADER, *best.values], [_cells(one) for one in results.tried[:_TOP]]),
+        _table(header, [_cells(one) for one in results.tried[:_TOP]]),
         "All trials are in trials.csv. Trial 0 is the params as they were. ![History](history.png)",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-_HEADER = ["trial", "accuracy", "log loss", "epoch", "ended"]
-
-
-def _verdict(results: Results) -> str:
-    measure = "log loss" if results.objective == "log_loss" else "accuracy, equal ones by log loss"
-    if results.best is results.present:
-        return f"**No trial beat the present params** (by {measure}, on the validation split)."
-    return f"**Trial {results.best.question} is the best** by {measure}, on the validation split: {results.gain}."
 
 
 def _cells(one: Tried) -> list[str]:
@@ -197,69 +199,3 @@ def _cells(one: Tried) -> list[str]:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)
-
-
-def _importance_words(results: Results) -> str:
-    if not results.importance:
-        return f"Fewer than {_ENOUGH} trials were trained to the end: which key matters would be chance."
-    rows = [[key, f"{share:.0%}"] for key, share in results.importance.items()]
-    told = (
-        "Share of the difference between complete trials that a key accounts for (fANOVA). Of under 30 trials it is a hint."
-    )
-    return f"{told}\n\n{_table(['key', 'share'], rows)}\n\n![Importance](importance.png)"
-
-
-def _draw_history(path: Path, results: Results) -> None:
-    """Draw each trial's number, in order, with the best so far; what is far below the complete ones stands at the edge."""
-    in_order = sorted(results.tried, key=lambda one: one.question)
-    measure = "log_loss" if results.objective == "log_loss" else "accuracy"
-    shown = [(one, getattr(one, measure)) for one in in_order if getattr(one, measure) is not None]
-    complete = [(one.question, number) for one, number in shown if one.value is not None]
-    pruned = [(one.question, number) for one, number in shown if one.value is None]
-    numbers = np.array([number for _, number in complete])
-    best_so_far = np.minimum.accumulate(numbers) if measure == "log_loss" else np.maximum.accumulate(numbers)
-    low, high = _limits(numbers, getattr(results.present, measure), measure)
-    made = pictures.figure(8, 3.8)
-    axes = made.subplots()
-    for points, colour, marker, name in (
-        (complete, pictures.BLUE, "o", "complete"),
-        (pruned, pictures.GREY, "x", "pruned (at its last epoch)"),
-    ):
-        if points:
-            places, values = np.array(points).T
-            axes.scatter(
-                places, np.clip(values, low, high), c=colour, marker=marker, s=30, label=name, clip_on=False, zorder=3
-            )
-    best_so_far, last = np.append(best_so_far, best_so_far[-1]), in_order[-1].question
-    axes.step(
-        [*(place for place, _ in complete), last], best_so_far, where="post", color=pictures.ORANGE, label="best so far"
-    )
-    if complete and complete[0][0] == 0:
-        axes.axhline(complete[0][1], color=pictures.RED, linestyle="--", linewidth=1, label="present params")
-    title = f"{len(results.tried)} trials on {results.images:,} validation images"
-    axes.set(title=title, xlabel="trial", ylabel=measure.replace("_", " "), ylim=(low, high))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    made.text(0.01, 0.01, "worse ones at the edge", fontsize=7, color=pictures.GREY)
-    pictures.save(made, path)
-
-
-def _limits(numbers: NDArray[np.float64], present: float | None, measure: str) -> tuple[float, float]:
-    """Return ends of an axis that show the better half of the complete trials well, and the present params."""
-    best = numbers.min() if measure == "log_loss" else numbers.max()
-    room = max(float(4 * abs(np.median(numbers) - best)), 1.1 * abs((best if present is None else present) - best), 0.01)
-    if measure == "log_loss":
-        return max(0.0, best - 0.1 * room), float(best + room)
-    return max(0.0, float(best - room)), min(1.0, float(best + 0.1 * room))
-
-
-def _draw_importance(path: Path, results: Results) -> None:
-    keys = list(results.importance)[::-1]
-    made = pictures.figure(6, 1.2 + 0.35 * len(keys))
-    axes = made.subplots()
-    shares = [results.importance[key] for key in keys]
-    axes.barh(keys, shares, color=pictures.BLUE)
-    for place, share in enumerate(shares):
-        axes.text(share + 0.01, place, f"{share:.0%}", va="center", fontsize=9)
-    axes.set(title="Importance (fANOVA)", xlabel="share of the difference between complete trials", xlim=(0, 1.1))
-    pictures.save(made, path)

@@ -1,8 +1,9 @@
-"""What a worker of a sweep does: it takes a trial, trains it, answers, until all are answered.
+"""A worker of a sweep: Optuna's study in its storage, and the objective that trains one trial.
 
-How good a trial is (to be minimised): for `accuracy` the number of wrong validation images, plus a part of one that grows
-with the log loss, so that equal accuracies are decided by it; for `log_loss` that alone. The log loss is not the loss that
-training minimises, which label smoothing changes, but that of the probabilities that would be served.
+A worker that is killed stops its heartbeat; after the grace period Optuna marks its trial as failed and queues the same
+values again (RetryHeartbeatStaleTrialCallback). The objective is minimised: for `accuracy` the share of wrong validation
+images, equal ones decided by log loss; for `log_loss` that alone, of the probabilities as served. Source: Bergstra et al.,
+"Algorithms for Hyper-Parameter Optimization" (2011), the tree-structured Parzen estimator.
 """
 
 import os
@@ -10,20 +11,32 @@ import shutil
 import signal
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.pruners import MedianPruner, NopPruner
+from optuna.samplers import BruteForceSampler, TPESampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.study import MaxTrialsCallback
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from src.core import arrays, metrics
-from src.core.command import Stopped, UserError
-from src.lab.experiments import sweep_space, sweep_tracking
+from src.core.command import UserError
+from src.lab.experiments import sweep_space
 from src.lab.experiments.mlflow_callbacks import CALLBACKS
-from src.lab.experiments.sweep_study import Book, Claimed, open_book, storage_told
+from src.lab.experiments.sweep_space import Space
 from src.system.command_line import run
 from src.system.params import Params
 from src.training import machine
@@ -33,13 +46,21 @@ from src.training.task import Task, of
 from src.training.train_params import Train
 from src.training.world import World
 
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+HEARTBEAT = 20  # seconds between a worker's signs of life; after three times as many without one it counts as gone
+_RETRIES = 5  # of a trial whose workers are killed, as those are that need more memory than there is
+_ENOUGH = 5  # complete trials that have a median worth trusting
+_BUSY = 120  # seconds to wait for another process that writes to the SQLite file
 _BATCH = 512
-_PAUSE = 1.0  # seconds between looks at what other workers still train
+
+
+class _LeftError(BaseException):
+    """The worker leaves its trial unfinished, to be retried: Optuna would record an Exception as the end of the trial."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a sweep is told; `until` is the time (time.time) after which none goes on training."""
+    """What every worker of a sweep gets; `until` is the time (time.time) after which none goes on training."""
 
     arrays: Path
     checkpoints: Path
@@ -55,32 +76,48 @@ class Job:
         above = parent_process()
         return (self.until is not None and time.time() > self.until) or (above is not None and not above.is_alive())
 
+    @property
+    def wanted(self) -> int:
+        """The number of trials: `sweep.trials`, or all combinations where they are fewer."""
+        return sweep_space.of(self.params).grid_size(self.params.sweep.trials) or self.params.sweep.trials
 
-class _LeftError(Halt):
-    """The worker stops in the middle of a trial, which another one goes on with."""
 
-
-def work(job: Job) -> None:
-    """Train trials until every question is answered, or the time is up.
+def work(job: Job, place: int = 0) -> None:
+    """Train trials until enough are finished, or the time is up.
 
     Raises:
         UserError: the storage cannot be used, or a trial cannot be trained for a reason that is none of its values.
     """
-    task = of(arrays.load(job.arrays))
-    book = open_book(job.storage, job.study, sweep_space.of(job.params), job.params.sweep)
-    waits = False
-    with storage_told(job.storage):
-        while not job.is_over:
-            claimed = book.claim()
-            if claimed:
-                _try(claimed, book, task, job)
-            elif not (left := book.unfinished()):
+    objective = Objective(of(arrays.load(job.arrays)), job)
+    with storage_errors(job.storage):
+        study = open_study(job.storage, job.study, objective.space, job.params, place)
+        enough = MaxTrialsCallback(job.wanted, FINISHED)
+        while not job.is_over and len(study.get_trials(deepcopy=False, states=FINISHED)) < job.wanted:
+            _optimize(study, objective, None, enough)
+
+
+def finish_lost(job: Job) -> None:
+    """Train the trials that workers that are gone left unfinished; wait for a heartbeat at most the grace period."""
+    patience = time.time() + 4 * HEARTBEAT
+    with storage_errors(job.storage):
+        study = open_study(job.storage, job.study, sweep_space.of(job.params), job.params)
+        while not job.is_over and time.time() < patience:
+            states = {trial.state for trial in study.get_trials(deepcopy=False)}
+            if TrialState.WAITING in states:
+                _optimize(study, Objective(of(arrays.load(job.arrays)), job), 1)
+            elif TrialState.RUNNING not in states:
                 return
             else:
-                if not waits:
-                    print(f"waiting for {left} trials that other workers train", flush=True)
-                waits = True
-                time.sleep(_PAUSE)
+                time.sleep(0.5)
+                fail_stale_trials(study)
+
+
+def _optimize(study: optuna.Study, objective: "Objective", trials: int | None, *callbacks: MaxTrialsCallback) -> None:
+    try:
+        study.optimize(objective, n_trials=trials, callbacks=callbacks)
+    except _LeftError as left:
+        if left.__cause__:
+            raise left.__cause__ from None
 
 
 def work_together(job: Job, workers: int) -> None:
@@ -107,24 +144,17 @@ def work_together(job: Job, workers: int) -> None:
 
 def _work_apart(job: Job, place: int, workers: int) -> None:
     def main() -> None:
-        _take_share(place, workers)
-        try:
-            work(job)
-        except Stopped:  # the process above has said why
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            sys.exit(128 + signal.SIGTERM)
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, cores[place::workers] or [cores[place % len(cores)]])
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        if len(gpus) > 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the process above has said why
+        work(job, place)
 
     run("sweep", main)
-
-
-def _take_share(place: int, workers: int) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[place::workers] or [cores[place % len(cores)]])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    if len(gpus) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,78 +162,97 @@ def _take_share(place: int, workers: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _try(claimed: Claimed, book: Book, task: Task, job: Job) -> None:
-    """Train a trial and answer its question."""
-    started = time.monotonic()
-    checkpoints = job.checkpoints / job.study / str(claimed.question)
-    twin = book.twin(claimed)
-    value, told = _repeated(twin) if twin else _trained(claimed, task, checkpoints, job)
-    if told is None:
-        return
-    told["seconds"] = round(time.monotonic() - started, 1)
-    if not book.answer(claimed, value, told):
-        print(f"trial {claimed.question} was given to another worker: what this one found is dropped", flush=True)
-        return
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    if job.tracked and not twin:
-        numbers = {key: float(number) for key, number in told.items() if key in ("accuracy", "log_loss")}
-        sweep_tracking.tell_trial(job.study, claimed.question, "pruned" if value is None else "complete", numbers)
-    print(_line(claimed, told, job.params.sweep.trials), flush=True)
+class Objective:
+    """Trains one trial and returns what Optuna minimises."""
 
+    def __init__(self, task: Task, job: Job) -> None:
+        self.space, self._task, self._job = sweep_space.of(job.params), task, job
 
-def _repeated(twin: FrozenTrial) -> tuple[float | None, dict[str, Any]]:
-    """Answer as a trial of equal values did: training it again would give the same."""
-    told = {key: fact for key, fact in twin.user_attrs.items() if key in ("accuracy", "log_loss", "epoch")}
-    value = twin.value if twin.state == TrialState.COMPLETE else None
-    return value, {**told, "reason": f"the values of trial {twin.user_attrs['question']}"}
+    def __call__(self, trial: Trial) -> float:
+        """Train a trial, or repeat the result of an equal one.
 
-
-def _trained(claimed: Claimed, task: Task, checkpoints: Path, job: Job) -> tuple[float | None, dict[str, Any] | None]:
-    """Return a trial's value (None: pruned) and what there is to tell; (None, None) when this worker is to stop."""
-    params = sweep_space.of(job.params).train(claimed.values)
-    rows: dict[int, Row] = {}
-
-    def on_epoch(row: Row) -> None:
-        epoch = int(row["epoch"])
-        rows[epoch] = row
+        Raises:
+            TrialPruned: it is under the median of others, or cannot be trained.
+        """
+        started, study = time.monotonic(), self._job.study
+        question = trial.user_attrs.get("question", trial.number)  # retries keep that of the trial that was lost
+        checkpoints = self._job.checkpoints / study / str(question)
         try:
-            claimed.trial.report(1 - row["validation_accuracy"], epoch)
-        except UpdateFinishedTrialError:  # this worker counted as gone, and another one has the question
+            values = self.space.suggest(trial)
+            finished = trial.study.get_trials(deepcopy=False, states=FINISHED)
+            twin = next((one for one in finished if one.user_attrs.get("values") == values), None)
+            trial.set_user_attr("question", question)
+            trial.set_user_attr("values", values)
+            value, facts = _repeat(twin) if twin else self._train(trial, question, values, checkpoints)
+            seconds = time.monotonic() - started
+            for name, fact in (facts | {"seconds": round(seconds, 1)}).items():
+                trial.set_user_attr(name, fact)
+        except UpdateFinishedTrialError:  # this worker counted as gone, and another one has the trial
             raise _LeftError from None
-        if job.is_over:
-            raise _LeftError
-        if claimed.question and epoch < params.epochs and claimed.trial.should_prune():  # the first is what others must beat
-            raise Halt
+        except (Exception, KeyboardInterrupt) as error:
+            raise _LeftError from error
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        result = f"accuracy {facts['accuracy']:.2%}" if "accuracy" in facts else "no accuracy"
+        result += f", log loss {facts['log_loss']:.4f}" if "log_loss" in facts else f"; {facts['reason']}"
+        pairs = ", ".join(f"{key} {value}" for key, value in values.items())
+        print(f"trial {question} of {self._job.wanted}: {result} ({seconds:.0f} s; {pairs})", flush=True)
+        if value is None:
+            raise optuna.TrialPruned
+        return value
 
-    try:
-        tags = sweep_tracking.tags(job.study, claimed.question, job.tracked)
-        fitted = fit(
-            task, params, checkpoints, tags=tags, callbacks=CALLBACKS, on_epoch=on_epoch, exportable=False, quiet=True
-        )
-    except _LeftError:
-        return None, None
-    except Halt:
-        epoch = max(rows)
-        told = {"accuracy": rows[epoch]["validation_accuracy"], "epoch": epoch}
-        return None, {**told, "reason": f"under the median after epoch {epoch}"}
-    except DivergedError:
-        return None, {"reason": "diverged: the loss was no longer finite"}
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None, {"reason": "out of memory"}
-    for row in fitted.history:  # epochs that an earlier worker trained
-        if row["epoch"] not in rows:
-            claimed.trial.report(1 - row["validation_accuracy"], int(row["epoch"]))
-    return _judged(fitted, task, params, job.params.sweep.objective)
+    def _train(
+        self, trial: Trial, question: int, values: sweep_space.Values, checkpoints: Path
+    ) -> tuple[float | None, dict[str, Any]]:
+        """Return a trial's value (None: pruned) and further facts; it goes on from the last checkpoint of a lost worker."""
+        job, params = self._job, self.space.train(values)
+        reached: dict[str, Any] = {}
+
+        def on_epoch(row: Row) -> None:
+            reached.update(accuracy=row["validation_accuracy"], epoch=int(row["epoch"]))
+            trial.report(1 - row["validation_accuracy"], reached["epoch"])
+            if job.is_over:
+                raise _LeftError
+            if question and reached["epoch"] < params.epochs and trial.should_prune():  # the first is what others must beat
+                raise Halt
+
+        tags = {"mlflow.runName": f"{job.study} trial {question}", "sweep.study": job.study, "sweep.trial": str(question)}
+        tags |= {"mlflow.parentRunId": job.tracked} if job.tracked else {}
+        try:
+            fitted = fit(
+                self._task,
+                params,
+                checkpoints,
+                tags=tags,
+                callbacks=CALLBACKS,
+                on_epoch=on_epoch,
+                exportable=False,
+                quiet=True,
+            )
+        except Halt:
+            return None, {**reached, "reason": f"under the median after epoch {reached['epoch']}"}
+        except DivergedError:
+            return None, {"reason": "diverged: the loss was no longer finite"}
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return None, {"reason": "out of memory"}
+        log_loss = _log_loss(fitted, self._task, params)
+        facts = {"accuracy": fitted.best["validation_accuracy"], "log_loss": log_loss, "epoch": fitted.best["epoch"]}
+        images = len(self._task.validation.labels)
+        return to_minimise(job.params.sweep.objective, facts["accuracy"], log_loss, images), facts
 
 
-def _judged(fitted: Fitted, task: Task, params: Train, objective: str) -> tuple[float, dict[str, Any]]:
-    """Return the number to be minimised, and accuracy, log loss and best epoch."""
-    accuracy, images = fitted.best["validation_accuracy"], len(task.validation.labels)
-    log_loss = _log_loss(fitted, task, params)
-    wrong = round((1 - accuracy) * images)
-    value = log_loss if objective == "log_loss" else (wrong + log_loss / (1 + log_loss)) / images
-    return value, {"accuracy": accuracy, "log_loss": log_loss, "epoch": fitted.best["epoch"]}
+def _repeat(twin: FrozenTrial) -> tuple[float | None, dict[str, Any]]:
+    """Return the result of a trial of equal values: training it again would give the same."""
+    facts: dict[str, Any] = {
+        name: twin.user_attrs[name] for name in ("accuracy", "log_loss", "epoch") if name in twin.user_attrs
+    }
+    value = twin.value if twin.state == TrialState.COMPLETE else None
+    return value, {**facts, "reason": f"the values of trial {twin.user_attrs['question']}"}
+
+
+def to_minimise(objective: str, accuracy: float, log_loss: float, images: int) -> float:
+    """Return the log loss, or the share of wrong images with a part of one image that grows with the log loss."""
+    return log_loss if objective == "log_loss" else (round((1 - accuracy) * images) + log_loss / (1 + log_loss)) / images
 
 
 @torch.inference_mode()
@@ -216,9 +265,70 @@ def _log_loss(fitted: Fitted, task: Task, params: Train) -> float:
     return float(metrics.log_losses(task.validation.labels, torch.cat(parts).numpy()).mean())
 
 
-def _line(claimed: Claimed, told: dict[str, Any], trials: int) -> str:
-    """Say in one line how a trial ended."""
-    found = f"accuracy {told['accuracy']:.2%}" if "accuracy" in told else "no accuracy"
-    found += f", log loss {told['log_loss']:.4f}" if "log_loss" in told else f"; {told['reason']}"
-    values = ", ".join(f"{key} {value}" for key, value in claimed.values.items())
-    return f"trial {claimed.question} of {trials}: {found} ({told['seconds']:.0f} s; {values})"
+# ---------------------------------------------------------------------------------------------------------------------
+# The study
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def open_study(address: str, name: str, space: Space, params: Params, place: int = 0) -> optuna.Study:
+    """Open a study, or create it with the params as they are as its first trial.
+
+    Raises:
+        UserError: the storage is neither SQLite nor PostgreSQL, is not there, or is damaged.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # the heartbeat and the grid, at a pinned version
+    warnings.filterwarnings("ignore", "The reported value is ignored")  # an epoch that a lost worker reported already
+    url, sweep = _url(address), params.sweep
+    options: dict[str, Any] = (
+        {"connect_args": {"timeout": _BUSY}} if url.get_backend_name() == "sqlite" else {"poolclass": NullPool}
+    )
+    with storage_errors(address, (ImportError, RuntimeError)):  # no driver; made by another version of Optuna
+        storage = RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs=options,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=3 * HEARTBEAT,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(_RETRIES, inherit_intermediate_values=True),
+        )
+        study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+        trials = len(study.get_trials(deepcopy=False))
+        if not trials:
+            study.enqueue_trial(space.present, {"question": 0})
+    # a restart must not draw the same values again
+    seed = int(np.random.SeedSequence((params.train.seed, trials, place)).generate_state(1)[0])
+    grid = space.grid_size(sweep.trials)
+    study.sampler = BruteForceSampler(seed) if grid else TPESampler(seed=seed, n_startup_trials=sweep.random + 1)
+    warmup = max(1, round(sweep.prune_after * params.train.epochs))
+    study.pruner = NopPruner() if sweep.prune_after == 1 else MedianPruner(_ENOUGH, n_warmup_steps=warmup)
+    return study
+
+
+@contextmanager
+def storage_errors(address: str, further: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn an error of a database that cannot be used into one sentence, without the password."""
+    expected: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, *further)
+    try:
+        yield
+    except expected as error:
+        reason = str(error.__cause__ or error).splitlines()[0][:200]
+        raise UserError(
+            f"the sweep's storage {_url(address).render_as_string(hide_password=True)} cannot be used ({reason}): mend it "
+            "or name another (--storage, SWEEP_STORAGE), then run the same command again; what is finished there stays"
+        ) from None
+
+
+def _url(address: str) -> URL:
+    try:
+        url = make_url(address)
+    except ArgumentError:
+        url = URL.create("none")
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    in_file = url.drivername == "sqlite" and url.database not in (None, ":memory:")
+    if url.drivername != "postgresql+psycopg" and not in_file:
+        raise UserError(
+            "a sweep is stored in sqlite:///FILE, or for several machines in postgresql://USER:PASSWORD@HOST/DATABASE: "
+            "name one of them (--storage, SWEEP_STORAGE)"
+        )
+    return url
