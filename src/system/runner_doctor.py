@@ -1,7 +1,7 @@
-"""Look at a GPU machine that is to train pull requests, and say what is missing: `make runner-doctor`, on that machine.
+"""Check a GPU machine that is to train pull requests, and say what is missing: `make runner-doctor`, on that machine.
 
-Reads what runner/install.sh put in place (/opt/ml-runner, /etc/ml-runner, /etc/systemd/system, /srv/ml-runner) and asks
-nvidia-smi, docker, nvidia-ctk, systemctl, iptables and timedatectl. Changes nothing. Standard library only.
+Reads what runner/install.sh put in place (/opt/ml-runner, /etc/ml-runner, /etc/systemd/system, /srv/ml-runner) and calls
+nvidia-smi, docker, systemctl, iptables and timedatectl. Changes nothing. Standard library only.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from src.core.command import UserError, table
 
 REPOSITORY = Path(__file__).parents[2]
 LEVELS = ("pull-request", "deploy")
-# Each torch's wheels are built for one CUDA, and each CUDA needs a driver: (CUDA, lowest driver). The first from the
-# wheel's metadata (Requires-Dist: cuda-toolkit), the second from docs.nvidia.com/deploy/cuda-compatibility.
+# PyTorch's wheels are built for one CUDA, and it needs a driver: (CUDA, lowest driver), from the wheel's metadata
+# (Requires-Dist: cuda-toolkit) and docs.nvidia.com/deploy/cuda-compatibility.
 DRIVER_FOR_TORCH = {"2.13": ("13.0", 580)}
 OLDEST_RUNNER = (2, 329, 0)  # GitHub registers no older one
 RUNNER_DAYS = 30  # and gives no jobs to one whose successor has been out for longer than this
@@ -35,25 +35,18 @@ HARDENING = (
     "--pids-limit=",
     "--memory=",
     "--tmpfs=/runner:",
+    "--env=ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/ml-runner/hooks/job-started.sh",
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One finding: what was looked at, ok, warn or fail, what was seen, and what to do next."""
+    """One finding: the check's name, ok, warn or fail, what was seen, and what to do next."""
 
     name: str
     level: str
     seen: str
     todo: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command said; `code` is None where there is no such command or it does not end."""
-
-    code: int | None
-    text: str
 
 
 def main() -> None:
@@ -64,7 +57,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", type=Path, default=Path("/"), help="look below this folder instead of /")
-    lines = list(examine(parser.parse_args().root))
+    lines = list(examine(parser.parse_args().root, datetime.now(UTC)))
     print(table(["", "check", "seen"], [[line.level, line.name, line.seen] for line in lines]))
     print("".join(f"\n{line.level} {line.name}: {line.todo}" for line in lines if line.todo))
     failed = [line.name for line in lines if line.level == "fail"]
@@ -72,141 +65,109 @@ def main() -> None:
         raise UserError(f"{len(failed)} of {len(lines)} checks fail ({', '.join(failed)}); mend them in this order")
 
 
-def examine(root: Path) -> Iterator[Line]:
+def examine(root: Path, now: datetime) -> Iterator[Line]:
     """Yield every finding, from the hardware up to the settings."""
     yield driver()
-    yield toolkit()
-    yield from image()
-    yield clock()
-    yield from files(root)
-    yield no_other_runner(root)
-    yield from key(root)
+    yield from docker(now)
+    code, text = call("timedatectl", "show", "--property=NTPSynchronized", "--value")
+    todo = "switch it on (timedatectl set-ntp true); a clock that is off makes GitHub refuse the App's key"
+    yield Line("clock", "ok", "synchronised") if text == "yes" else Line("clock", "warn", "not synchronised", todo)
+    yield from installed(root)
+    yield key(root)
     yield from trust_level(root, "pull-request")
     if (root / "etc/systemd/system/multi-user.target.wants/ml-runner@deploy.service").is_symlink():
         yield from trust_level(root, "deploy")
-    else:
-        yield Line("deploy", "ok", "not enabled on this machine")
     yield labels_apart(root)
-    yield network()
+    code, text = call("iptables", "--wait", "--list-rules", "ML-RUNNER")
+    if code == 0 and "169.254.0.0/16" in text:
+        yield Line("network", "ok", "cloud metadata is out of reach")
+    else:
+        todo = "run this with sudo, then: systemctl enable --now ml-runner-network"
+        yield Line("network", "fail", "jobs can reach the cloud's metadata, or the firewall was not read", todo)
 
 
-def ask(*command: str) -> Answer:
-    """Run a command that only looks; a missing one is an answer too."""
+def call(*command: str) -> tuple[int | None, str]:
+    """Run a command that only looks; return exit code (None: there is no such command, or it does not end) and output."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, errors="replace")
     except (OSError, subprocess.TimeoutExpired):
-        return Answer(None, "")
-    return Answer(done.returncode, (done.stdout or done.stderr).strip())
+        return None, ""
+    return done.returncode, (done.stdout or done.stderr).strip()
 
 
 def driver() -> Line:
     """Compare the NVIDIA driver with what the pinned PyTorch needs."""
     pin = re.search(r"^torch==(\d+\.\d+)", (REPOSITORY / "requirements/torch.txt").read_text(), re.MULTILINE)
-    version = pin[1] if pin else "?"
-    answer = ask("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-    if answer.code is None:
+    cuda, lowest = DRIVER_FOR_TORCH[pin[1] if pin else ""]
+    _, text = call("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    found = re.match(r"(.+), (\d+)\.[\d.]+$", text, re.MULTILINE)
+    if not found:
         todo = (
-            "install the driver (docs/runner.md, step 1). Without a GPU, leave TRAIN_RUNNER unset: GitHub's CPUs then train"
+            "install the driver (docs/runner.md, step 1), and reboot after an update. Without a GPU, leave TRAIN_RUNNER "
+            "unset: GitHub's CPUs then train"
         )
-        return Line("GPU", "fail", "no nvidia-smi: this machine has no NVIDIA driver, and perhaps no GPU", todo)
-    found = re.fullmatch(r"(.+), (\d+)\.[\d.]+", answer.text.splitlines()[0]) if answer.code == 0 and answer.text else None
-    if found is None:
-        said = (answer.text.splitlines() or ["nothing"])[0][:120]
-        return Line(
-            "GPU", "fail", f"nvidia-smi says: {said}", "no GPU answers: reboot after a driver update, else reinstall it"
-        )
-    cards = f"{len(answer.text.splitlines())} x {found[1]}, driver {found[0].rsplit(', ', 1)[1]}"
-    if version not in DRIVER_FOR_TORCH:
-        return Line(
-            "GPU",
-            "warn",
-            cards,
-            f"src/system/runner_doctor.py does not know which driver torch {version} needs: add it there",
-        )
-    cuda, lowest = DRIVER_FOR_TORCH[version]
+        return Line("GPU", "fail", f"nvidia-smi says: {(text.splitlines() or ['nothing: no NVIDIA driver'])[0][:120]}", todo)
     if int(found[2]) < lowest:
-        return Line(
-            "GPU",
-            "fail",
-            cards,
-            f"torch {version} is built for CUDA {cuda}, which needs driver {lowest} or newer: update it",
-        )
-    return Line("GPU", "ok", cards)
+        return Line("GPU", "fail", found[0], f"PyTorch is built for CUDA {cuda}, which needs driver {lowest} or newer")
+    return Line("GPU", "ok", found[0])
 
 
-def toolkit() -> Line:
-    """Check that Docker answers and can give a GPU to a container."""
-    answer = ask("docker", "info", "--format", "{{json .Runtimes}} {{json .CDISpecDirs}}")
-    if answer.code is None:
-        return Line("containers", "fail", "docker is not installed", "install Docker's engine (docs/runner.md, step 2)")
-    if answer.code:
-        return Line(
-            "containers", "fail", "docker does not answer", "start it, or run this with sudo: systemctl start docker"
-        )
-    version = ask("nvidia-ctk", "--version")
-    if version.code != 0 or not version.text or "nvidia" not in answer.text:
-        todo = "install it and run: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker"
-        return Line("containers", "fail", "Docker does not know the NVIDIA container toolkit", todo)
-    return Line("containers", "ok", version.text.splitlines()[0])
-
-
-def image() -> Iterator[Line]:
-    """Check that the runner in the image is one that GitHub still gives jobs to."""
+def docker(now: datetime) -> Iterator[Line]:
+    """Check Docker, the age of the runner in the image, and that a container as the unit starts it sees the GPU."""
+    code, text = call("docker", "info", "--format", "{{json .Runtimes}} {{json .CDISpecDirs}}")
+    if code != 0 or "nvidia" not in text:
+        seen = "Docker does not know the NVIDIA container toolkit" if code == 0 else "docker is not installed or not running"
+        todo = "docs/runner.md, step 2: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker"
+        yield Line("containers", "fail", seen, todo)
+        return
+    yield Line("containers", "ok", "Docker with the NVIDIA container toolkit")
     wanted = '{{.Created}} {{index .Config.Labels "ml-runner.version"}}'
-    answer = ask("docker", "image", "inspect", "--format", wanted, "ml-runner:current")
-    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\S* (\d+)\.(\d+)\.(\d+)", answer.text)
-    if answer.code != 0 or found is None:
-        yield Line(
-            "image", "fail", "there is no image ml-runner:current", "build it: runner/build.sh (docs/runner.md, step 3)"
-        )
+    code, text = call("docker", "image", "inspect", "--format", wanted, "ml-runner:current")
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\S* (\d+)\.(\d+)\.(\d+)", text)
+    if code != 0 or found is None:
+        todo = "build it: runner/build.sh (docs/runner.md, step 3)"
+        yield Line("image", "fail", "there is no image ml-runner:current", todo)
         return
     version = (int(found[2]), int(found[3]), int(found[4]))
-    days = (datetime.now(UTC) - datetime.fromisoformat(found[1] + "+00:00")).days
-    seen = f"runner {found[2]}.{found[3]}.{found[4]}, built {days} days ago"
-    renew = "put the current release into runner/pins.env and run runner/build.sh; GitHub gives an old runner no jobs"
+    days = (now - datetime.fromisoformat(found[1] + "+00:00")).days
     level = "fail" if version < OLDEST_RUNNER or days >= RUNNER_DAYS else "warn" if days >= RUNNER_DAYS - 7 else "ok"
-    yield Line("image", level, seen, "" if level == "ok" else renew)
-    yield gpu_inside()
-
-
-def gpu_inside() -> Line:
-    """Start a container as the unit does, without network, and look for the GPU from inside."""
+    renew = "put the current release into runner/pins.env and run runner/build.sh; GitHub gives an old runner no jobs"
+    yield Line("image", level, f"runner {'.'.join(map(str, version))}, {days} days old", "" if level == "ok" else renew)
     fenced = ("--rm", "--gpus=all", "--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
-    answer = ask("docker", "run", *fenced, "--entrypoint=nvidia-smi", "ml-runner:current", "--list-gpus")
-    if answer.code == 0 and answer.text.startswith("GPU 0"):
-        return Line("GPU in a job", "ok", f"{len(answer.text.splitlines())} reached")
-    said = (answer.text.splitlines() or ["nothing"])[-1][:120]
-    todo = "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker; after a driver update, reboot"
-    return Line("GPU in a job", "fail", f"a container sees none: {said}", todo)
+    code, text = call("docker", "run", *fenced, "--entrypoint=nvidia-smi", "ml-runner:current", "--list-gpus")
+    if code == 0 and text.startswith("GPU 0"):
+        yield Line("GPU in a job", "ok", f"{len(text.splitlines())} reached")
+    else:
+        todo = "nvidia-ctk runtime configure --runtime=docker && systemctl restart docker; after a driver update, reboot"
+        yield Line("GPU in a job", "fail", f"a container sees none: {(text.splitlines() or ['nothing'])[-1][:120]}", todo)
 
 
-def clock() -> Line:
-    """Check that the clock is set by the network: GitHub refuses a signature that is minutes off."""
-    answer = ask("timedatectl", "show", "--property=NTPSynchronized", "--value")
-    if answer.text == "yes":
-        return Line("clock", "ok", "synchronised")
-    seen = "not synchronised" if answer.code == 0 else "timedatectl does not say"
-    return Line(
-        "clock",
-        "warn",
-        seen,
-        "switch it on (timedatectl set-ntp true); a clock that is off makes GitHub refuse the App's key",
-    )
-
-
-def files(root: Path) -> Iterator[Line]:
-    """Check that what root runs and what decides about jobs is root's, and is what this clone holds."""
+def installed(root: Path) -> Iterator[Line]:
+    """Check that what root runs and what decides about jobs is root's and this clone's, and keeps jobs in a container."""
     hooks = [root / "opt/ml-runner/hooks" / name for name in ("job-started.sh", "job_started.py", "job-completed.sh")]
     scripts = [root / "opt/ml-runner" / name for name in ("jit_config.py", "network.sh")]
     units = [root / "etc/systemd/system" / name for name in ("ml-runner@.service", "ml-runner-network.service")]
     for name, paths in (("hooks", hooks), ("scripts", scripts), ("units", units)):
         yield guarded(root, name, paths)
-    if units[0].is_file():
-        yield fence(units[0])
+    text = units[0].read_text() if units[0].is_file() else ""
+    missing = [flag for flag in HARDENING if flag not in text]
+    if re.search(r"docker\.sock|--privileged|--pid=host|--network=host", text):
+        todo = "remove it: whoever reaches Docker's socket, or the host's name spaces, is root on this machine"
+        yield Line("fence", "fail", f"{units[0]} opens the host to jobs", todo)
+    elif missing:
+        yield Line("fence", "fail", f"{units[0]} lacks {missing[0]}", "install this clone's unit: sudo runner/install.sh")
+    else:
+        yield Line("fence", "ok", "no socket, no capabilities, read-only, hook set by the unit")
+    others = sorted((root / "etc/systemd/system").glob("actions.runner.*.service"))
+    for home in ("home/*/actions-runner", "opt/actions-runner", "root/actions-runner"):
+        others += sorted((*root.glob(f"{home}/.runner"), *root.glob(f"{home}/.env")))
+    if others:
+        todo = "remove it (./svc.sh uninstall, ./config.sh remove): it takes the same jobs, without container or hook"
+        yield Line("other runners", "fail", f"{others[0]} belongs to a runner outside a container", todo)
 
 
 def guarded(root: Path, name: str, paths: list[Path]) -> Line:
-    """Look at files and at the folders above them: who can write a folder can replace what is in it."""
+    """Check files and the folders above them: who can write a folder can replace what is in it."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         return Line(name, "fail", f"{missing[0]} is missing", "install it: sudo runner/install.sh")
@@ -214,118 +175,53 @@ def guarded(root: Path, name: str, paths: list[Path]) -> Line:
     if weak := sorted(path for path in chain if not is_safe(path, root)):
         todo = f"a job could decide what runs as root, or that it is allowed: chown root: {weak[0]} && chmod go-w {weak[0]}"
         return Line(name, "fail", f"{weak[0]} can be changed by other users than root", todo)
-    other = [path for path in paths if path.read_bytes() != source(path).read_bytes()]
-    if other:
-        return Line(
-            name, "warn", f"{other[0]} is not the one in this clone", "after git pull, run sudo runner/install.sh again"
-        )
+    for path in paths:
+        source = REPOSITORY / "runner" / ("hooks" if path.parent.name == "hooks" else "") / path.name
+        if path.read_bytes() != source.read_bytes():
+            todo = "after git pull, run sudo runner/install.sh again"
+            return Line(name, "warn", f"{path} is not the one in this clone", todo)
     return Line(name, "ok", f"{len(paths)} files, root's alone")
 
 
-def is_safe(path: Path, root: Path) -> bool:
-    """Say whether only the owner of the root folder, on a real machine root, can change a path."""
+def is_safe(path: Path, root: Path, mask: int = 0o022) -> bool:
+    """Return True where only the owner of the root folder, on a real machine root, can change a path."""
     state = path.lstat()
-    return not path.is_symlink() and state.st_uid == root.stat().st_uid and not state.st_mode & 0o022
+    return not path.is_symlink() and state.st_uid == root.stat().st_uid and not state.st_mode & mask
 
 
-def source(path: Path) -> Path:
-    """Return where an installed file comes from in this clone."""
-    folder = REPOSITORY / "runner"
-    return folder / "hooks" / path.name if path.parent.name == "hooks" else folder / path.name
-
-
-def fence(path: Path) -> Line:
-    """Check what keeps a job inside its container, whoever may have edited the unit since."""
-    text = path.read_text()
-    if re.search(r"docker\.sock|--privileged|--pid=host|--network=host", text):
-        todo = "remove it: whoever reaches Docker's socket, or the host's name spaces, is root on this machine"
-        return Line("fence", "fail", f"{path} opens the host to jobs", todo)
-    missing = [flag for flag in HARDENING if flag not in text]
-    if "ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/ml-runner/hooks/job-started.sh" not in text:
-        missing.append("the pre-job hook (--env=ACTIONS_RUNNER_HOOK_JOB_STARTED=...)")
-    if missing:
-        return Line("fence", "fail", f"{path} lacks {missing[0]}", "install the unit of this clone: sudo runner/install.sh")
-    return Line("fence", "ok", "no socket, no capabilities, read-only, hook set by the unit")
-
-
-def no_other_runner(root: Path) -> Line:
-    """Look for a runner that was set up beside ours: it would take the same jobs, without container or hook."""
-    services = sorted((root / "etc/systemd/system").glob("actions.runner.*.service"))
-    homes = ("home/*/actions-runner", "opt/actions-runner", "root/actions-runner")
-    places = [path for home in homes for name in (".runner", ".env") for path in sorted(root.glob(f"{home}/{name}"))]
-    if not services + places:
-        return Line("other runners", "ok", "none")
-    todo = "remove it (./svc.sh uninstall, ./config.sh remove): what a job leaves there, its .env too, meets the next job"
-    return Line("other runners", "fail", f"{(services + places)[0]} belongs to a runner outside a container", todo)
-
-
-def key(root: Path) -> Iterator[Line]:
+def key(root: Path) -> Line:
     """Check that what may register runners is filled in and root's secret."""
     path = root / "etc/ml-runner/github.json"
-    if not path.is_file():
-        yield Line("key", "fail", f"{path} is missing", "install it: sudo runner/install.sh, then docs/runner.md, step 5")
-        return
-    secrets = [path]
     try:
         config = json.loads(path.read_text())
-        secrets += [root / str(config[name]).lstrip("/") for name in ("private_key", "token_file") if config.get(name)]
-    except PermissionError:
-        yield Line(
-            "key", "warn", f"{path} is root's secret and was not looked into", "run this with sudo to have it checked"
-        )
-        return
-    except (ValueError, AttributeError):
-        yield Line("key", "fail", f"{path} is not valid JSON", "start again from runner/etc/github.json")
-        return
-    open_files = [
-        entry for entry in secrets if entry.is_file() and not (is_safe(entry, root) and not entry.stat().st_mode & 0o077)
-    ]
-    if config.get("repository") == "owner/name" or not all(entry.is_file() for entry in secrets):
-        yield Line("key", "fail", f"{path} is not filled in, or its key file is missing", "docs/runner.md, step 5")
-    elif open_files:
-        todo = f"it leads to the repository's settings: chown root: {open_files[0]} && chmod 600 {open_files[0]}"
-        yield Line("key", "fail", f"{open_files[0]} can be read by others than root", todo)
-    else:
-        yield Line("key", "ok", "root's alone")
-
-
-def trust_level(root: Path, level: str) -> Iterator[Line]:
-    """Check one trust level: its settings, who may use it, its cache, its service."""
-    path = root / f"etc/ml-runner/{level}.env"
-    settings = read_settings(path)
-    wanted = ("LABELS", "GPUS", "MEMORY", "WORK_SIZE", "TEMP_SIZE", "SHARED_MEMORY", "REMOTE_MODE")
-    missing = [name for name in wanted if not settings.get(name)]
-    if missing:
-        yield Line(
-            f"{level}: settings", "fail", f"{path} lacks {', '.join(missing)}", f"copy the line from runner/etc/{level}.env"
-        )
-    elif "self-hosted" not in settings["LABELS"].split(","):
-        yield Line(
-            f"{level}: settings",
-            "fail",
-            f"LABELS={settings['LABELS']}",
-            "begin with self-hosted: a just-in-time runner has no label of itself",
-        )
-    elif level == "deploy" and settings["REMOTE_MODE"] != "ro":
-        yield Line(
-            f"{level}: settings",
-            "fail",
-            "REMOTE_MODE is not ro",
-            "a deploy job reads what was reviewed; REMOTE_MODE=ro keeps it from changing it",
-        )
-    else:
-        yield Line(f"{level}: settings", "ok", f"labels {settings['LABELS']}")
-    yield allowed(root, level)
-    yield cache(root, level)
-    active = (ask("systemctl", "is-active", f"ml-runner@{level}.service").text.splitlines() or ["unknown"])[0]
-    todo = f"start it: systemctl enable --now ml-runner@{level}; why it stopped: journalctl --unit ml-runner@{level}"
-    yield Line(f"{level}: service", *(("ok", active) if active == "active" else ("fail", active, todo)))
+        names = [config[name] for name in ("private_key", "token_file") if config.get(name)]
+    except (OSError, ValueError, AttributeError):
+        return Line("key", "fail", f"{path} cannot be read, or is not JSON", "run this with sudo; docs/runner.md, step 5")
+    secrets = [path, *(root / str(name).lstrip("/") for name in names)]
+    if config.get("repository") == "owner/name" or not all(secret.is_file() for secret in secrets):
+        return Line("key", "fail", f"{path} is not filled in, or its key file is missing", "docs/runner.md, step 5")
+    if loose := [secret for secret in secrets if not is_safe(secret, root, 0o077)]:
+        todo = f"it leads to the repository's settings: chown root: {loose[0]} && chmod 600 {loose[0]}"
+        return Line("key", "fail", f"{loose[0]} can be read by others than root", todo)
+    return Line("key", "ok", "root's alone")
 
 
 def read_settings(path: Path) -> dict[str, str]:
     """Read NAME=value lines as systemd does."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return dict(re.findall(r"^([A-Z_]+)=(\S*)$", "\n".join(lines), re.MULTILINE))
+    lines = path.read_text() if path.is_file() else ""
+    return dict(re.findall(r"^([A-Z_]+)=(\S*)$", lines, re.MULTILINE))
+
+
+def trust_level(root: Path, level: str) -> Iterator[Line]:
+    """Check one trust level: who may use it, what it may write, its cache, its service."""
+    yield allowed(root, level)
+    if level == "deploy" and read_settings(root / "etc/ml-runner/deploy.env").get("REMOTE_MODE") != "ro":
+        todo = "set REMOTE_MODE=ro: a deploy job reads what was reviewed, and must not change it"
+        yield Line("deploy: settings", "fail", "REMOTE_MODE is not ro", todo)
+    yield cache(root, level)
+    active = (call("systemctl", "is-active", f"ml-runner@{level}.service")[1].splitlines() or ["unknown"])[0]
+    todo = f"start it: systemctl enable --now ml-runner@{level}; why it stopped: journalctl --unit ml-runner@{level}"
+    yield Line(f"{level}: service", *(("ok", active) if active == "active" else ("fail", active, todo)))
 
 
 def allowed(root: Path, level: str) -> Line:
@@ -333,23 +229,16 @@ def allowed(root: Path, level: str) -> Line:
     name, path = f"{level}: allowed", root / f"etc/ml-runner/{level}.allowed.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text())
-        numbers = dict(config["repositories"])
-        events = set(config["events"])
+        numbers, events = dict(config["repositories"]), set(config["events"])
     except (OSError, ValueError, KeyError, TypeError):
-        return Line(
-            name, "fail", f"{path} is missing or not of its form", f"start again from runner/etc/{level}.allowed.json"
-        )
+        todo = f"start again from runner/etc/{level}.allowed.json"
+        return Line(name, "fail", f"{path} is missing or not of its form", todo)
     if not numbers or not all(isinstance(number, int) and number > 0 for number in numbers.values()):
-        return Line(
-            name, "fail", f"{path} is not filled in", "name the repository with its number: gh api repos/OWNER/NAME --jq .id"
-        )
+        todo = "name the repository with its number: gh api repos/OWNER/NAME --jq .id"
+        return Line(name, "fail", f"{path} is not filled in", todo)
     if not is_safe(path, root):
-        return Line(
-            name,
-            "fail",
-            f"{path} is not root's alone",
-            f"the hook refuses every job: chown root: {path} && chmod 644 {path}",
-        )
+        todo = f"the hook refuses every job: chown root: {path} && chmod 644 {path}"
+        return Line(name, "fail", f"{path} is not root's alone", todo)
     if level == "deploy" and (not config.get("refs") or "pull_request" in events):
         todo = "list refs (refs/heads/main) and no pull_request: labels are in the workflow, which a pull request can edit"
         return Line(name, "fail", f"{path} lets pull requests into the deploy level", todo)
@@ -357,47 +246,28 @@ def allowed(root: Path, level: str) -> Line:
 
 
 def cache(root: Path, level: str) -> Line:
-    """Check that a level's DVC cache is its own, and that there is room."""
+    """Check that a level's DVC cache is its own, and that the disk has room."""
     name, path = f"{level}: cache", root / f"srv/ml-runner/{level}/dvc-cache"
-    if not path.is_dir():
-        return Line(name, "fail", f"{path} is missing", "make it: sudo runner/install.sh")
-    if path.is_symlink() or path.resolve() != root.resolve() / path.relative_to(root):
-        return Line(
-            name,
-            "fail",
-            f"{path} leads elsewhere",
-            "give each level a folder of its own: who writes a cache chooses the model",
-        )
+    if not path.is_dir() or path.is_symlink() or path.resolve() != root.resolve() / path.relative_to(root):
+        todo = "give each level a folder of its own (sudo runner/install.sh): who writes a cache chooses the model"
+        return Line(name, "fail", f"{path} is missing or leads elsewhere", todo)
     if path.stat().st_mode & 0o077:
         return Line(name, "fail", f"{path} is open to other users", f"chmod 700 {path}")
     free = shutil.disk_usage(path).free / 2**30
-    level = "ok" if free >= CACHE_GIB else "warn" if free >= CACHE_GIB / 4 else "fail"
-    todo = "" if level == "ok" else f"make room or mount a disk at {path.parent.parent}; unused objects go with dvc gc"
-    return Line(name, level, f"{free:,.0f} GiB free", todo)
+    if free < CACHE_GIB:
+        todo = f"make room or mount a disk at {path.parent.parent}; unused objects go with dvc gc"
+        return Line(name, "warn" if free >= CACHE_GIB / 4 else "fail", f"{free:,.0f} GiB free", todo)
+    return Line(name, "ok", f"{free:,.0f} GiB free")
 
 
 def labels_apart(root: Path) -> Line:
     """Check that a job of a pull request cannot land on the deploy level by its labels."""
     sets = [set(read_settings(root / f"etc/ml-runner/{level}.env").get("LABELS", "").split(",")) for level in LEVELS]
-    own = sets[0] - {"self-hosted", "linux", "x64", "arm64"}
-    if not own or "" in own:
-        return Line("labels", "fail", "pull-request.env names no label of its own", "LABELS=self-hosted,linux,x64,gpu")
-    if own & sets[1]:
-        shared = ", ".join(sorted(own & sets[1]))
-        return Line(
-            "labels",
-            "fail",
-            f"both levels have {shared}",
-            "take it from LABELS in deploy.env: GitHub gives a job to any runner that has its labels",
-        )
+    own = sets[0] - {"self-hosted", "linux", "x64", "arm64", ""}
+    if not own or "self-hosted" not in sets[0]:
+        todo = "LABELS=self-hosted,linux,x64,gpu: a just-in-time runner has no label of itself"
+        return Line("labels", "fail", "pull-request.env does not name self-hosted and a label of its own", todo)
+    if shared := ", ".join(sorted(own & sets[1])):
+        todo = "take it from LABELS in deploy.env: GitHub gives a job to any runner that has its labels"
+        return Line("labels", "fail", f"both levels have {shared}", todo)
     return Line("labels", "ok", f"TRAIN_RUNNER is to be {json.dumps(['self-hosted', *sorted(own)], separators=(',', ':'))}")
-
-
-def network() -> Line:
-    """Check that jobs cannot ask the cloud for this machine's credentials."""
-    answer = ask("iptables", "--wait", "--list-rules", "ML-RUNNER")
-    if answer.code == 0 and "169.254.0.0/16" in answer.text:
-        return Line("network", "ok", "cloud metadata is out of reach")
-    if answer.code is None or "ermission" in answer.text:
-        return Line("network", "warn", "the firewall was not looked into", "run this with sudo")
-    return Line("network", "fail", "jobs can reach the cloud's metadata", "systemctl enable --now ml-runner-network")

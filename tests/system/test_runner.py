@@ -4,6 +4,8 @@ python -m pytest tests/system/test_runner.py
 """
 
 import base64
+import importlib.util
+import io
 import json
 import os
 import re
@@ -12,16 +14,17 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+import urllib.error
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import PATIENCE, ROOT
 
+from src.core.command import UserError
 from src.system import runner_doctor
 
 RUNNER = ROOT / "runner"
@@ -29,6 +32,8 @@ HOOKS = RUNNER / "hooks"
 OURS = {"id": 101, "full_name": "alice/cats"}
 FORK = {"id": 202, "full_name": "mallory/cats"}
 ALL_EVENTS = ["merge_group", "pull_request", "push", "schedule", "workflow_dispatch"]
+
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
 linux = pytest.mark.skipif(
     not all(Path(path).exists() for path in ("/usr/bin/timeout", "/usr/bin/python3", "/proc/self/comm")),
@@ -95,39 +100,48 @@ def environment(folder: Path, event: str, payload: Any, **changes: str | None) -
     return {**os.environ, **{name: value for name, value in values.items() if value is not None}}
 
 
-def start(
-    folder: Path, config: Path, variables: dict[str, str], owner: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run the hook as the runner does: `bash -e`, in the workspace."""
+def module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+HOOK = module(HOOKS / "job_started.py")
+
+
+def decide(config: Path, variables: dict[str, str], owner: int | None = None) -> str:
+    """Return what the pre-job hook's check says of a job: an `allowed: ` line, or the reason of its exit code 1."""
     uid = os.getuid() if owner is None else owner
-    command = ["bash", "-e", str(HOOKS / "job-started.sh"), str(config), "--owner", str(uid)]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["job_started.py", str(config), "--owner", str(uid)])
+        patch.setattr(os, "environ", variables)
+        output = io.StringIO()
+        patch.setattr(sys, "stdout", output)
+        try:
+            HOOK.main()
+        except SystemExit as refusal:
+            output.write(str(refusal.code))
+    said = output.getvalue().strip()
+    assert said.startswith(("allowed: ", "refused: "))
+    assert "\n" not in said
+    return said
 
 
-def require_refusal(done: subprocess.CompletedProcess[str], words: str) -> None:
-    assert done.returncode == 1
-    assert done.stdout.startswith("::error title=Refused by the runner::refused: ")
-    assert words in done.stdout
-    assert done.stdout.count("\n") == 1
-    assert "Traceback" not in done.stdout
-
-
-@linux
 @pytest.mark.parametrize("case", ALLOWED)
 def test_own_jobs_run(tmp_path: Path, case: str) -> None:
     event, payload = ALLOWED[case]
-    done = start(tmp_path, configure(tmp_path), environment(tmp_path, event, payload))
-    assert (done.returncode, done.stdout) == (0, f"allowed: {event} of alice/cats\n")
+    assert decide(configure(tmp_path), environment(tmp_path, event, payload)) == f"allowed: {event} of alice/cats"
 
 
-@linux
 @pytest.mark.parametrize("case", REFUSED)
 def test_jobs_of_others_do_not_run(tmp_path: Path, case: str) -> None:
     event, payload, words = REFUSED[case]
-    require_refusal(start(tmp_path, configure(tmp_path), environment(tmp_path, event, payload)), words)
+    assert words in decide(configure(tmp_path), environment(tmp_path, event, payload))
 
 
-@linux
 @pytest.mark.parametrize("name", ["GITHUB_EVENT_NAME", "GITHUB_EVENT_PATH", "GITHUB_REPOSITORY"])
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_missing_variable_is_a_refusal(tmp_path: Path, name: str, value: str | None) -> None:
@@ -135,38 +149,30 @@ def test_a_missing_variable_is_a_refusal(tmp_path: Path, name: str, value: str |
     variables.pop(name)
     if value is not None:
         variables[name] = value
-    require_refusal(start(tmp_path, configure(tmp_path), variables), f"{name} is not set")
+    assert f"{name} is not set" in decide(configure(tmp_path), variables)
 
 
-@linux
 def test_a_foreign_repository_is_refused_before_its_payload_is_read(tmp_path: Path) -> None:
     variables = environment(tmp_path, "push", "{", GITHUB_REPOSITORY="mallory/cats")
-    require_refusal(start(tmp_path, configure(tmp_path), variables), "does not work for mallory/cats")
+    assert "does not work for mallory/cats" in decide(configure(tmp_path), variables)
 
 
-@linux
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
-        ("", "is not valid JSON"),
         ("{", "is not valid JSON"),
-        ("\x00\x01", "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
         ("[]", "is not a JSON object"),
-        ('"push"', "is not a JSON object"),
         ('{"after": 1, "x": "' + "y" * 25 * 2**20 + '"}', "is larger than 25 MiB"),
     ],
-    ids=["empty", "half", "binary", "deep", "list", "text", "huge"],
+    ids=["half", "deep", "list", "huge"],
 )
 def test_a_payload_that_cannot_be_understood_is_a_refusal(tmp_path: Path, payload: str, words: str) -> None:
-    require_refusal(start(tmp_path, configure(tmp_path), environment(tmp_path, "push", payload)), words)
+    assert words in decide(configure(tmp_path), environment(tmp_path, "push", payload))
 
 
-@linux
-@pytest.mark.parametrize("kind", ["missing", "folder", "link", "pipe", "unreadable"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "link", "pipe"])
 def test_a_payload_that_is_no_plain_file_is_a_refusal(tmp_path: Path, kind: str) -> None:
-    if kind == "unreadable" and os.getuid() == 0:
-        pytest.skip("root reads everything")
     variables = environment(tmp_path, "push", PUSH)
     path = Path(variables["GITHUB_EVENT_PATH"])
     content = path.rename(tmp_path / "real.json")
@@ -176,75 +182,57 @@ def test_a_payload_that_is_no_plain_file_is_a_refusal(tmp_path: Path, kind: str)
         path.symlink_to(content)
     elif kind == "pipe":
         os.mkfifo(path)
-    elif kind == "unreadable":
-        content.rename(path).chmod(0)
     words = "is not a plain file" if kind == "pipe" else "cannot be read"
-    require_refusal(start(tmp_path, configure(tmp_path), variables), words)
+    assert words in decide(configure(tmp_path), variables)
 
 
-@linux
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"repositories": {}}, "does not work for alice/cats"),
         ({"repositories": {"owner/name": 0}}, "lacks a repository's number"),
         ({"repositories": {"alice/cats": "101"}}, "lacks a repository's number"),
-        ({"repositories": ["alice/cats"]}, "is not of the form"),
         ({"events": ["push", 1]}, "is not of the form"),
-        ({"events": None}, "is not of the form"),
         ({"refs": "refs/heads/main"}, "is not of the form"),
         ({"event": ["push"]}, "is not of the form"),
         ({"events": ["pull_request_target"]}, "the event push do not run"),
     ],
 )
 def test_a_list_that_is_not_filled_in_lets_nobody_in(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    require_refusal(start(tmp_path, configure(tmp_path, **changes), environment(tmp_path, "push", PUSH)), words)
+    assert words in decide(configure(tmp_path, **changes), environment(tmp_path, "push", PUSH))
 
 
-@linux
 def test_an_event_that_is_never_safe_cannot_be_listed(tmp_path: Path) -> None:
     config = configure(tmp_path, events=["pull_request_target", "workflow_run", "issue_comment"])
     for event, payload in (("pull_request_target", pull_request(OURS)), ("workflow_run", RUN), ("issue_comment", COMMENT)):
-        require_refusal(start(tmp_path, config, environment(tmp_path, event, payload)), "do not run on this machine")
+        assert "do not run on this machine" in decide(config, environment(tmp_path, event, payload))
 
 
-@linux
-@pytest.mark.parametrize("mode", [0o664, 0o646])
-def test_a_list_that_others_can_write_lets_nobody_in(tmp_path: Path, mode: int) -> None:
-    config = configure(tmp_path)
-    config.chmod(mode)
-    require_refusal(start(tmp_path, config, environment(tmp_path, "push", PUSH)), "does not belong to root alone")
+def test_a_list_that_others_can_write_or_own_or_that_is_gone_lets_nobody_in(tmp_path: Path) -> None:
+    config, variables = configure(tmp_path), environment(tmp_path, "push", PUSH)
+    assert "does not belong to root alone" in decide(config, variables, owner=os.getuid() + 1)
+    for mode in (0o664, 0o646):
+        config.chmod(mode)
+        assert "does not belong to root alone" in decide(config, variables)
+    assert "cannot be read" in decide(tmp_path / "none.json", variables)
 
 
-@linux
-def test_a_list_of_another_owner_lets_nobody_in(tmp_path: Path) -> None:
-    done = start(tmp_path, configure(tmp_path), environment(tmp_path, "push", PUSH), owner=os.getuid() + 1)
-    require_refusal(done, "does not belong to root alone")
-
-
-@linux
-def test_without_a_list_nobody_gets_in(tmp_path: Path) -> None:
-    require_refusal(start(tmp_path, tmp_path / "none.json", environment(tmp_path, "push", PUSH)), "cannot be read")
-
-
-@linux
 @pytest.mark.parametrize("case", ALLOWED)
 @pytest.mark.parametrize("ref", ["refs/heads/main", "refs/heads/mine"])
 def test_the_deploy_level_takes_the_default_branch_only(tmp_path: Path, case: str, ref: str) -> None:
-    config = configure(
-        tmp_path, **{**json.loads((RUNNER / "etc/deploy.allowed.json").read_text()), "repositories": {"alice/cats": 101}}
-    )
+    shipped = json.loads((RUNNER / "etc/deploy.allowed.json").read_text())
+    config = configure(tmp_path, **{**shipped, "repositories": {"alice/cats": 101}})
     event, payload = ALLOWED[case]
     payload = {**payload, "ref": ref} if "ref" in payload else payload
-    done = start(tmp_path, config, environment(tmp_path, event, payload))
+    said = decide(config, environment(tmp_path, event, payload))
     if case == "schedule" or (case in ("push", "dispatch") and ref == "refs/heads/main"):
-        assert done.returncode == 0
+        assert said.startswith("allowed: ")
     else:
-        words = "works for refs/heads/main only" if case in ("push", "dispatch") else "do not run on this machine"
-        require_refusal(done, words)
+        assert ("works for refs/heads/main only" if case in ("push", "dispatch") else "do not run on this machine") in said
 
 
 @linux
+@pytest.mark.slow
 def test_what_lies_in_the_workspace_or_the_environment_decides_nothing(tmp_path: Path) -> None:
     for name in ("json.py", "argparse.py", "sitecustomize.py"):
         (tmp_path / name).write_text("raise SystemExit(0)\n")
@@ -259,7 +247,11 @@ def test_what_lies_in_the_workspace_or_the_environment_decides_nothing(tmp_path:
         "PATH": f"{fake}:{os.environ['PATH']}",
     }
     variables = environment(tmp_path, "pull_request", pull_request(FORK), **changes)
-    require_refusal(start(tmp_path, configure(tmp_path), variables), "forks do not run")
+    # as GitHub's runner does: `bash -e`, in the workspace
+    command = ["bash", "-e", str(HOOKS / "job-started.sh"), str(configure(tmp_path)), "--owner", str(os.getuid())]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert re.fullmatch(r"::error title=Refused by the runner::refused: .*forks do not run.*\n", done.stdout)
 
 
 # A worker as GitHub's: it runs the hook, and then every step that says `if: always()`, whatever the hook's exit code was
@@ -284,6 +276,7 @@ def run_job(folder: Path, hooks: Path, config: Path, variables: dict[str, str]) 
 
 
 @linux
+@pytest.mark.slow
 def test_an_allowed_job_runs_its_steps(tmp_path: Path) -> None:
     done = run_job(tmp_path, HOOKS, configure(tmp_path), environment(tmp_path, "push", PUSH))
     assert done.returncode == 0
@@ -291,6 +284,7 @@ def test_an_allowed_job_runs_its_steps(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.slow
 def test_a_refused_job_cannot_run_a_step_by_saying_always(tmp_path: Path) -> None:
     done = run_job(tmp_path, HOOKS, configure(tmp_path), environment(tmp_path, "pull_request", pull_request(FORK)))
     assert done.returncode == -signal.SIGKILL
@@ -299,6 +293,7 @@ def test_a_refused_job_cannot_run_a_step_by_saying_always(tmp_path: Path) -> Non
 
 
 @linux
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cancelled", "check"),
     [(True, "import time; time.sleep(1.8); raise SystemExit('refused: late')"), (False, "import time; time.sleep(9)")],
@@ -320,6 +315,7 @@ def test_neither_cancelling_nor_waiting_gets_a_job_past_the_hook(tmp_path: Path,
 
 
 @linux
+@pytest.mark.slow
 def test_a_check_that_is_gone_lets_nobody_in(tmp_path: Path) -> None:
     hooks = tmp_path / "hooks"
     shutil.copytree(HOOKS, hooks)
@@ -330,6 +326,7 @@ def test_a_check_that_is_gone_lets_nobody_in(tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.slow
 def test_after_a_job_nothing_of_it_is_left(tmp_path: Path) -> None:
     kept = ("runner/_work/_temp/_runner_file_commands/set_env_1", "runner/_work/_temp/_github_workflow/event.json")
     kept += ("runner/_work/_actions/actions/checkout/index.js", "tmp/dotnet-diagnostic-1-1-socket")
@@ -354,6 +351,7 @@ def test_after_a_job_nothing_of_it_is_left(tmp_path: Path) -> None:
     assert list((tmp_path / "home/runner").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_started_can_be_started_and_nobody_but_its_owner_can_change_it(tmp_path: Path) -> None:
     command = ["bash", "-c", 'umask 000; exec bash "$0" "$1"', RUNNER / "install.sh", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
@@ -365,54 +363,43 @@ def test_what_is_started_can_be_started_and_nobody_but_its_owner_can_change_it(t
             assert bool(path.stat().st_mode & 0o111) == (path.suffix == ".sh"), path
 
 
-# The configuration of one runner, asked for from a server that answers as GitHub's
+# The configuration of one runner
 
 
-class GitHub(HTTPServer):
-    """Answers the two requests, and keeps them."""
-
-    answers: dict[str, tuple[int, Any]]
-    requests: list[tuple[str, str, dict[str, Any]]]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: GitHub
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, self.headers["Authorization"], body))
-        code, answer = self.server.answers.get(self.path, (404, {}))
-        self.send_response(code)
-        if code == 302:
-            self.send_header("Location", answer)
-        self.end_headers()
-        self.wfile.write(answer.encode() if isinstance(answer, str) else json.dumps(answer).encode())
-
-    def do_GET(self) -> None:
-        """Be where a redirect leads."""
-        self.server.requests.append((self.path, self.headers["Authorization"], {}))
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b'{"encoded_jit_config": "x"}')
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
+JIT = module(RUNNER / "jit_config.py")
 APP = "/app/installations/12/access_tokens"
-JIT = "/repos/alice/cats/actions/runners/generate-jitconfig"
+REGISTER = "/repos/alice/cats/actions/runners/generate-jitconfig"
+
+
+class GitHub:
+    """Answers requests in place of urllib's opener, and keeps them."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any]] = {
+            APP: (201, {"token": "ghs_hour"}),
+            REGISTER: (201, {"encoded_jit_config": "c2VjcmV0"}),
+        }
+        self.requests: list[tuple[str, str, dict[str, Any]]] = []
+
+    def open(self, request: Any, timeout: int) -> Any:
+        path = request.full_url.removeprefix("https://api.example")
+        self.requests.append((path, request.headers["Authorization"], json.loads(request.data)))
+        code, answer = self.answers[path]
+        if code != 201:
+            raise urllib.error.HTTPError(request.full_url, code, "", SimpleNamespace(), None)  # type: ignore[arg-type]
+        return io.BytesIO(answer.encode() if isinstance(answer, str) else json.dumps(answer).encode())
 
 
 @pytest.fixture
-def github() -> Iterator[GitHub]:
-    with GitHub(("127.0.0.1", 0), Handler) as server:
-        server.answers = {APP: (201, {"token": "ghs_hour"}), JIT: (201, {"encoded_jit_config": "c2VjcmV0"})}
-        server.requests = []
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def github(monkeypatch: pytest.MonkeyPatch) -> GitHub:
+    made = GitHub()
+
+    def opener(handler: Any) -> GitHub:
+        assert handler().redirect_request() is None, "a redirect would carry the token to another host"
+        return made
+
+    monkeypatch.setattr(JIT.urllib.request, "build_opener", opener)
+    return made
 
 
 def secret(path: Path, content: str) -> Path:
@@ -421,49 +408,53 @@ def secret(path: Path, content: str) -> Path:
     return path
 
 
-def jit(folder: Path, github: GitHub, **changes: Any) -> subprocess.CompletedProcess[str]:
+def jit(folder: Path, **changes: Any) -> str:
+    """Register a runner; return the sentence that it fails with, or an empty one."""
     token = secret(folder / "token", "github_pat_x\n")
-    config = {
-        "api": f"http://127.0.0.1:{github.server_port}",
-        "repository": "alice/cats",
-        "token_file": str(token),
-        **changes,
-    }
+    config = {"api": "https://api.example", "repository": "alice/cats", "token_file": str(token), **changes}
     path = secret(folder / "github.json", json.dumps({name: value for name, value in config.items() if value is not None}))
-    command = [sys.executable, "-I", RUNNER / "jit_config.py", "--config", path, "--level", "pull-request"]
-    command += ["--labels", "self-hosted,gpu", "--out", folder / "run/jitconfig", "--uid", str(os.getuid())]
+    command = ["jit_config.py", "--config", str(path), "--level", "pull-request", "--labels", "self-hosted,gpu"]
     (folder / "run").mkdir(exist_ok=True)
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*command, "--out", str(folder / "run/jitconfig"), "--uid", str(os.getuid())])
+        try:
+            JIT.main()
+        except SystemExit as fault:
+            return str(fault.code)
+    return ""
 
 
-def test_a_runner_for_one_job_is_registered_with_the_labels(tmp_path: Path, github: GitHub) -> None:
-    done = jit(tmp_path, github)
-    assert done.returncode == 0, done.stderr
+def test_a_runner_for_one_job_is_registered_with_the_labels(
+    tmp_path: Path, github: GitHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    victim = secret(tmp_path / "victim", "root's")
+    (tmp_path / "run/jitconfig").symlink_to(victim)  # that a job left: it is replaced, not followed
+    assert not jit(tmp_path)
     [(path, bearer, body)] = github.requests
-    assert (path, bearer) == (JIT, "Bearer github_pat_x")
+    assert (path, bearer) == (REGISTER, "Bearer github_pat_x")
     assert body["labels"] == ["self-hosted", "gpu"]
     assert body["runner_group_id"] == 1
     assert re.fullmatch(r"[\w.-]{1,30}-pull-request-[0-9a-f]{8}", body["name"])
     out = tmp_path / "run/jitconfig"
-    assert out.read_text() == "c2VjcmV0"
+    assert (out.read_text(), victim.read_text()) == ("c2VjcmV0", "root's")
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert "c2VjcmV0" not in done.stdout + done.stderr
+    assert "c2VjcmV0" not in "".join(capsys.readouterr())
 
 
 def test_an_organisation_registers_in_its_runner_group(tmp_path: Path, github: GitHub) -> None:
     github.answers["/orgs/cats/actions/runners/generate-jitconfig"] = (201, {"encoded_jit_config": "x"})
-    done = jit(tmp_path, github, repository=None, organization="cats", runner_group_id=5)
-    assert done.returncode == 0, done.stderr
+    assert not jit(tmp_path, repository=None, organization="cats", runner_group_id=5)
     assert github.requests[0][2]["runner_group_id"] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_the_app_signs_its_claim_and_asks_for_the_least(tmp_path: Path, github: GitHub) -> None:
     key, public = secret(tmp_path / "app.pem", ""), tmp_path / "public.pem"
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
     subprocess.run(["openssl", "rsa", "-in", key, "-pubout", "-out", public], check=True, capture_output=True)
-    done = jit(tmp_path, github, token_file=None, app_id=3, installation_id=12, private_key=str(key))
-    assert done.returncode == 0, done.stderr
+    assert not jit(tmp_path, token_file=None, app_id=3, installation_id=12, private_key=str(key))
     (path, bearer, body), (_, second, _) = github.requests
     assert (path, second) == (APP, "Bearer ghs_hour")
     assert body == {"repositories": ["cats"], "permissions": {"administration": "write"}}
@@ -486,20 +477,18 @@ def test_the_app_signs_its_claim_and_asks_for_the_least(tmp_path: Path, github: 
         ((404, {}), "does not know this name"),
         ((422, {}), "does not take the labels"),
         ((500, {}), "answered with 500: the next try"),
-        ((302, "/elsewhere"), "answered with 302"),
-        ((201, "<html>"), "got no usable answer"),
+        ((302, ""), "answered with 302"),
         ((201, {"other": 1}), "got no usable answer"),
     ],
 )
 def test_what_github_refuses_is_one_sentence_with_the_next_step(
     tmp_path: Path, github: GitHub, answer: tuple[int, Any], words: str
 ) -> None:
-    github.answers[JIT] = answer
-    done = jit(tmp_path, github)
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "github_pat" not in done.stderr
+    github.answers[REGISTER] = answer
+    sentence = jit(tmp_path)
+    assert words in sentence
+    assert "\n" not in sentence
+    assert "github_pat" not in sentence
     assert not (tmp_path / "run/jitconfig").exists()
 
 
@@ -518,10 +507,7 @@ def test_what_github_refuses_is_one_sentence_with_the_next_step(
 def test_settings_that_cannot_work_are_named_before_anything_is_sent(
     tmp_path: Path, github: GitHub, changes: dict[str, Any], words: str
 ) -> None:
-    done = jit(tmp_path, github, **changes)
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert words in jit(tmp_path, **changes)
     assert github.requests == []
 
 
@@ -529,20 +515,8 @@ def test_a_token_that_others_can_read_is_not_used(tmp_path: Path, github: GitHub
     loose = tmp_path / "loose"
     loose.write_text("github_pat_x")
     loose.chmod(0o644)
-    done = jit(tmp_path, github, token_file=str(loose))
-    assert done.returncode == 1
-    assert f"chmod 600 {loose}" in done.stderr
+    assert f"chmod 600 {loose}" in jit(tmp_path, token_file=str(loose))
     assert github.requests == []
-
-
-def test_a_link_that_a_job_left_is_replaced_not_followed(tmp_path: Path, github: GitHub) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("root's")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/jitconfig").symlink_to(victim)
-    assert jit(tmp_path, github).returncode == 0
-    assert victim.read_text() == "root's"
-    assert (tmp_path / "run/jitconfig").read_text() == "c2VjcmV0"
 
 
 # The container's first process
@@ -573,6 +547,7 @@ def enter(tmp_path: Path, program: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_configuration_reaches_the_runner_and_no_file_or_argument(tmp_path: Path, program: Path) -> None:
     secret(tmp_path / "jitconfig", "c2VjcmV0")
     done = enter(tmp_path, program)
@@ -583,6 +558,7 @@ def test_the_configuration_reaches_the_runner_and_no_file_or_argument(tmp_path: 
     assert not any("c2VjcmV0" in path.read_text() for path in (tmp_path / "work").rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_container_does_not_start_without_a_configuration_nor_in_a_used_folder(tmp_path: Path, program: Path) -> None:
     assert "jitconfig is missing or empty" in enter(tmp_path, program).stderr
     secret(tmp_path / "jitconfig", "c2VjcmV0")
@@ -601,6 +577,7 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pins", "words"),
     [
@@ -622,6 +599,7 @@ def test_an_image_is_not_built_from_what_is_not_pinned(tmp_path: Path, pins: str
     assert "docs/runner.md" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_image_is_built_from_the_pins_without_the_data(tmp_path: Path) -> None:
     for name in ("runner", "requirements"):
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -683,6 +661,7 @@ def test_every_variable_of_the_unit_has_a_value_on_both_levels() -> None:
         assert all(settings.values())
 
 
+@pytest.mark.slow
 def test_dvc_in_the_image_takes_the_cache_of_the_volume_and_a_private_site_cache(tmp_path: Path) -> None:
     shutil.copy(RUNNER / "etc/dvc-config", tmp_path / "config")
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
@@ -716,6 +695,7 @@ esac
 """
 
 
+@pytest.mark.slow
 def test_the_network_shuts_out_metadata_and_the_host_however_often_it_is_set_up(tmp_path: Path) -> None:
     executable(tmp_path / "bin/iptables", IPTABLES.format(folder=tmp_path))
     executable(tmp_path / "bin/docker", f'[ "$2" = create ] && echo "$*" >>{tmp_path}/networks; test -e {tmp_path}/networks')
@@ -734,106 +714,90 @@ def test_the_network_shuts_out_metadata_and_the_host_however_often_it_is_set_up(
     assert "enable_icc=false" in network
 
 
-# The doctor, on a folder that install.sh filled and with commands that answer as a good machine's
+# The doctor, on a folder as install.sh fills it and with a good machine's answers
 
 
 class Machine:
-    """A root folder and a PATH of its own; what is good can be made bad."""
+    """A root folder, and the answers of commands; what is good can be made bad."""
 
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "root"
-        self.bin = folder / "bin"
-        subprocess.run(["bash", RUNNER / "install.sh", self.root], check=True, capture_output=True)
-        self.settle(
-            "etc/ml-runner/github.json",
-            json.dumps({"repository": "alice/cats", "token_file": "/etc/ml-runner/token"}),
-            0o600,
-        )
-        self.settle("etc/ml-runner/token", "github_pat_x", 0o600)
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        installed = {"hooks": "opt/ml-runner/hooks", "etc": "etc/ml-runner"}
+        for source, folder in installed.items():
+            shutil.copytree(RUNNER / source, root / folder)
+        for name in ("jit_config.py", "network.sh"):
+            shutil.copy(RUNNER / name, root / "opt/ml-runner")
+        (root / "etc/systemd/system/multi-user.target.wants").mkdir(parents=True)
+        for name in ("ml-runner@.service", "ml-runner-network.service"):
+            shutil.copy(RUNNER / name, root / "etc/systemd/system")
+        for path in [root, *root.rglob("*")]:
+            path.chmod(0o755)
+        for level in runner_doctor.LEVELS:
+            (root / f"srv/ml-runner/{level}/dvc-cache").mkdir(mode=0o700, parents=True)
+        self.fill_in()
+        wants = root / "etc/systemd/system/multi-user.target.wants/ml-runner@deploy.service"
+        wants.symlink_to("/etc/systemd/system/ml-runner@.service")
+        self.answers: dict[str, tuple[int | None, str]] = {
+            "nvidia-smi": (0, "NVIDIA H100 80GB HBM3, 580.95.05"),
+            "systemctl": (0, "active"),
+            "timedatectl": (0, "yes"),
+            "iptables": (0, "-N ML-RUNNER\n-A ML-RUNNER -d 169.254.0.0/16 -j REJECT"),
+            "docker info": (0, '{"nvidia":{}}'),
+            "docker run": (0, "GPU 0: NVIDIA H100"),
+        }
+        self.runner("2.336.0", 3)
+
+        def call(*command: str) -> tuple[int | None, str]:
+            return self.answers.get(" ".join(command[:2]), self.answers.get(command[0], (None, "")))
+
+        monkeypatch.setattr(runner_doctor, "call", call)
+
+    def fill_in(self) -> None:
+        settings = {"repository": "alice/cats", "token_file": "/etc/ml-runner/token"}
+        secret(self.root / "etc/ml-runner/github.json", json.dumps(settings))
+        secret(self.root / "etc/ml-runner/token", "github_pat_x")
         for level in runner_doctor.LEVELS:
             shipped = json.loads((RUNNER / f"etc/{level}.allowed.json").read_text())
-            self.settle(f"etc/ml-runner/{level}.allowed.json", json.dumps({**shipped, "repositories": {"alice/cats": 101}}))
-        (self.root / "etc/systemd/system/multi-user.target.wants").mkdir()
-        self.enable_deploy()
-        self.say("nvidia-smi", "NVIDIA H100 80GB HBM3, 580.95.05")
-        self.say("nvidia-ctk", "NVIDIA Container Toolkit CLI version 1.18.0")
-        self.say("systemctl", "active")
-        self.say("timedatectl", "yes")
-        self.say("iptables", "-N ML-RUNNER\n-A ML-RUNNER -d 169.254.0.0/16 -j REJECT")
-        self.docker()
+            path = self.root / f"etc/ml-runner/{level}.allowed.json"
+            path.write_text(json.dumps({**shipped, "repositories": {"alice/cats": 101}}))
 
-    def settle(self, name: str, text: str, mode: int = 0o644) -> Path:
+    def runner(self, version: str, days: int) -> None:
+        created = NOW - timedelta(days=days, minutes=1)
+        self.answers["docker image"] = (0, f"{created:%Y-%m-%dT%H:%M:%S}.123456789Z {version}")
+
+    def edit(self, name: str, old: str, new: str) -> None:
         path = self.root / name
-        path.write_text(text)
-        path.chmod(mode)
-        return path
+        path.write_text(path.read_text().replace(old, new))
 
-    def enable_deploy(self) -> None:
-        wants = self.root / "etc/systemd/system/multi-user.target.wants/ml-runner@deploy.service"
-        wants.symlink_to("/etc/systemd/system/ml-runner@.service")
+    def foreign_runner(self) -> Path:
+        return self.root / "etc/systemd/system/actions.runner.alice-cats.gpu.service"
 
-    def say(self, command: str, text: str, code: int = 0) -> None:
-        executable(self.bin / command, f"/bin/cat <<'END'\n{text}\nEND\nexit {code}")
-
-    def docker(
-        self, version: str = "2.336.0", days: int = 3, gpu: str = "GPU 0: NVIDIA H100", runtimes: str = "nvidia"
-    ) -> None:
-        made = (datetime.now(UTC) - timedelta(days=days, minutes=1)).strftime("%Y-%m-%dT%H:%M:%S.123456789Z")
-        cases = {"info": f'{{"{runtimes}":{{}}}}', "image": f"{made} {version}", "run": gpu}
-        branches = " ".join(f"{name}) echo '{said}' ;;" for name, said in cases.items())
-        executable(self.bin / "docker", f"case $1 in {branches} esac")
-
-    def examine(self) -> tuple[int, dict[str, str], str]:
-        """Return the exit code, the level of each check, and all that was printed."""
-        command = [sys.executable, "-m", "src", "runner-doctor", "--root", self.root]
-        environment = {"PATH": str(self.bin)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-        assert "Traceback" not in done.stderr, done.stderr
-        found = re.findall(r"^(ok|warn|fail) +(\S.*?)  +\S", done.stdout, re.MULTILINE)
-        levels = {name: level for level, name in found}
-        return done.returncode, levels, done.stdout + done.stderr
+    def examine(self) -> dict[str, runner_doctor.Line]:
+        return {line.name: line for line in runner_doctor.examine(self.root, NOW)}
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
-
-
-def require_level(machine: Machine, check: str, level: str, words: str) -> None:
-    code, levels, said = machine.examine()
-    assert levels[check] == level, said
-    assert {name for name, found in levels.items() if found != "ok"} == {check}, said
-    assert code == (1 if level == "fail" else 0)
-    assert words in said
-    assert f"{level} {check}: " in said  # what to do next
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path / "root", monkeypatch)
 
 
 def test_the_doctor_finds_nothing_on_a_machine_that_was_set_up(machine: Machine) -> None:
-    code, levels, said = machine.examine()
-    assert code == 0, said
-    assert set(levels.values()) == {"ok"}
-    assert 'TRAIN_RUNNER is to be ["self-hosted","gpu"]' in said
+    lines = machine.examine()
+    assert {line.level for line in lines.values()} == {"ok"}, lines
+    assert lines["labels"].seen == 'TRAIN_RUNNER is to be ["self-hosted","gpu"]'
 
 
-def test_on_a_machine_without_anything_the_doctor_says_so_in_sentences(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "src", "runner-doctor", "--root", tmp_path],
-        cwd=ROOT,
-        env={"PATH": str(tmp_path / "bin")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "this machine has no NVIDIA driver, and perhaps no GPU" in done.stdout
-    assert "docker is not installed" in done.stdout
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_the_driver_is_compared_with_what_the_pinned_torch_needs(machine: Machine) -> None:
-    machine.say("nvidia-smi", "NVIDIA A100, 550.54.15\nNVIDIA A100, 550.54.15")
-    require_level(machine, "GPU", "fail", "needs driver 580 or newer")
+def test_on_a_machine_without_anything_the_doctor_says_so_in_one_sentence(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.answers.clear()
+    (tmp_path / "bare").mkdir()
+    monkeypatch.setattr(sys, "argv", ["runner-doctor", "--root", str(tmp_path / "bare")])
+    with pytest.raises(UserError, match="checks fail"):
+        runner_doctor.main()
+    printed = capsys.readouterr().out
+    assert "no NVIDIA driver" in printed
+    assert "docker is not installed" in printed
 
 
 def test_the_doctor_knows_the_pinned_torch() -> None:
@@ -842,60 +806,72 @@ def test_the_doctor_knows_the_pinned_torch() -> None:
     assert pin[1] in runner_doctor.DRIVER_FOR_TORCH, "add its CUDA and lowest driver to src/system/runner_doctor.py"
 
 
-def test_a_gpu_that_does_not_answer(machine: Machine) -> None:
-    machine.say("nvidia-smi", "Failed to initialize NVML: Driver/library version mismatch", 18)
-    require_level(machine, "GPU", "fail", "Driver/library version mismatch")
+Break = Callable[[Machine], object]
 
 
-def test_a_container_that_gets_no_gpu(machine: Machine) -> None:
-    machine.docker(gpu="could not select device driver")
-    require_level(machine, "GPU in a job", "fail", "could not select device driver")
+def say(command: str, code: int, text: str) -> Break:
+    return lambda machine: machine.answers.update({command: (code, text)})
 
 
-def test_docker_without_the_toolkit(machine: Machine) -> None:
-    machine.docker(runtimes="runc")
-    require_level(machine, "containers", "fail", "nvidia-ctk runtime configure")
+def mode(name: str, bits: int) -> Break:
+    return lambda machine: (machine.root / name).chmod(bits)
 
 
-@pytest.mark.parametrize(
-    ("version", "days", "level"),
-    [("2.336.0", 24, "warn"), ("2.336.0", 31, "fail"), ("2.328.9", 1, "fail"), ("2.99.0", 1, "fail")],
-)
-def test_a_runner_that_github_gives_no_jobs_to(machine: Machine, version: str, days: int, level: str) -> None:
-    machine.docker(version, days)
-    require_level(machine, "image", level, "GitHub gives an old runner no jobs")
+def edit(name: str, old: str, new: str) -> Break:
+    return lambda machine: machine.edit(name, old, new)
 
 
-def test_a_clock_that_nobody_sets(machine: Machine) -> None:
-    machine.say("timedatectl", "no")
-    require_level(machine, "clock", "warn", "timedatectl set-ntp true")
+def remove(name: str) -> Break:
+    return lambda machine: (machine.root / name).unlink()
 
 
-@pytest.mark.parametrize("name", ["job-started.sh", "job_started.py"])
-def test_a_hook_that_a_job_could_change(machine: Machine, name: str) -> None:
-    (machine.root / "opt/ml-runner/hooks" / name).chmod(0o777)
-    require_level(machine, "hooks", "fail", "can be changed by other users than root")
+ETC, HOOK_FOLDER = "etc/ml-runner", "opt/ml-runner/hooks"
+FAULTS: dict[str, tuple[str, str, str, Break]] = {
+    "old driver": ("GPU", "fail", "driver 580 or newer", say("nvidia-smi", 0, "A100, 550.54.15")),
+    "no GPU": ("GPU", "fail", "version mismatch", say("nvidia-smi", 18, "version mismatch")),
+    "no toolkit": ("containers", "fail", "nvidia-ctk runtime configure", say("docker info", 0, '{"runc":{}}')),
+    "no GPU in a job": ("GPU in a job", "fail", "no driver", say("docker run", 1, "no driver")),
+    "no image": ("image", "fail", "runner/build.sh", say("docker image", 1, "")),
+    "runner of 24 days": ("image", "warn", "an old runner no jobs", lambda machine: machine.runner("2.336.0", 24)),
+    "runner of 31 days": ("image", "fail", "an old runner no jobs", lambda machine: machine.runner("2.336.0", 31)),
+    "too old a runner": ("image", "fail", "an old runner no jobs", lambda machine: machine.runner("2.99.0", 1)),
+    "clock": ("clock", "warn", "set-ntp true", say("timedatectl", 0, "no")),
+    "open hook": ("hooks", "fail", "other users than root", mode(f"{HOOK_FOLDER}/job_started.py", 0o777)),
+    "open folder": ("hooks", "fail", "hooks can be changed", mode(HOOK_FOLDER, 0o777)),
+    "hook gone": ("hooks", "fail", "is missing", remove(f"{HOOK_FOLDER}/job-completed.sh")),
+    "other hook": ("hooks", "warn", "not the one in this clone", edit(f"{HOOK_FOLDER}/job_started.py", "import", "#")),
+    "service beside": ("other runners", "fail", "outside a container", lambda machine: machine.foreign_runner().touch()),
+    "open settings": ("key", "fail", "read by others", mode(f"{ETC}/github.json", 0o644)),
+    "open token": ("key", "fail", "read by others", mode(f"{ETC}/token", 0o644)),
+    "example settings": ("key", "fail", "not filled in", edit(f"{ETC}/github.json", "alice/cats", "owner/name")),
+    "broken settings": ("key", "fail", "is not JSON", edit(f"{ETC}/github.json", "{", "")),
+    "no list": ("pull-request: allowed", "fail", "of its form", remove(f"{ETC}/pull-request.allowed.json")),
+    "example list": ("pull-request: allowed", "fail", "--jq .id", edit(f"{ETC}/pull-request.allowed.json", "101", "0")),
+    "open list": ("pull-request: allowed", "fail", "not root's", mode(f"{ETC}/pull-request.allowed.json", 0o666)),
+    "pull requests": ("deploy: allowed", "fail", "lets pull", edit(f"{ETC}/deploy.allowed.json", "push", "pull_request")),
+    "writes the remote": ("deploy: settings", "fail", "REMOTE_MODE", edit(f"{ETC}/deploy.env", "=ro", "=rw")),
+    "shared label": ("labels", "fail", "both levels have gpu", edit(f"{ETC}/deploy.env", ",deploy", ",gpu,deploy")),
+    "open cache": ("deploy: cache", "fail", "to other users", mode("srv/ml-runner/deploy/dvc-cache", 0o777)),
+    "stopped": ("pull-request: service", "fail", "journalctl", say("systemctl is-active", 3, "failed")),
+    "metadata": ("network", "fail", "enable --now ml-runner-network", say("iptables", 1, "")),
+}
 
 
-def test_a_hook_in_a_folder_that_a_job_could_change(machine: Machine) -> None:
-    (machine.root / "opt/ml-runner/hooks").chmod(0o777)
-    require_level(machine, "hooks", "fail", "opt/ml-runner/hooks can be changed")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_doctor_names_what_is_wrong_and_what_to_do_next(machine: Machine, fault: str) -> None:
+    check, level, words, break_it = FAULTS[fault]
+    break_it(machine)
+    line = machine.examine()[check]
+    assert line.level == level
+    assert words in f"{line.seen} {line.todo}"
+    assert line.todo
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
-def test_a_hook_of_another_owner(machine: Machine) -> None:
-    os.chown(machine.root / "opt/ml-runner/hooks/job-started.sh", 1001, 1001)
-    require_level(machine, "hooks", "fail", "chown root:")
-
-
-def test_a_hook_that_is_not_there(machine: Machine) -> None:
-    (machine.root / "opt/ml-runner/hooks/job-completed.sh").unlink()
-    require_level(machine, "hooks", "fail", "job-completed.sh is missing")
-
-
-def test_a_hook_older_than_the_clone(machine: Machine) -> None:
-    machine.settle("opt/ml-runner/hooks/job_started.py", "raise SystemExit(0)\n")
-    require_level(machine, "hooks", "warn", "is not the one in this clone")
+def test_a_cache_that_two_levels_share_is_named(machine: Machine) -> None:
+    cache = machine.root / "srv/ml-runner/deploy/dvc-cache"
+    cache.rmdir()
+    cache.symlink_to(machine.root / "srv/ml-runner/pull-request/dvc-cache")
+    assert "leads elsewhere" in machine.examine()["deploy: cache"].seen
 
 
 @pytest.mark.parametrize(
@@ -903,97 +879,29 @@ def test_a_hook_older_than_the_clone(machine: Machine) -> None:
     [
         ("--init", "--volume=/var/run/docker.sock:/var/run/docker.sock", "opens the host to jobs"),
         ("--init", "--privileged", "opens the host to jobs"),
-        ("--cap-drop=ALL", "", "lacks --cap-drop=ALL"),
-        ("--env=ACTIONS_RUNNER_HOOK_JOB_STARTED=/opt/ml-runner/hooks/job-started.sh", "", "lacks the pre-job hook"),
+        *((flag, "", f"lacks {flag}") for flag in runner_doctor.HARDENING if flag != "--rm"),
     ],
 )
 def test_a_unit_that_somebody_opened(machine: Machine, old: str, new: str, words: str) -> None:
-    unit = machine.root / "etc/systemd/system/ml-runner@.service"
-    unit.write_text(unit.read_text().replace(old, new))
-    code, levels, said = machine.examine()
-    assert (code, levels["fence"], levels["units"]) == (1, "fail", "warn")
-    assert words in said
-
-
-@pytest.mark.parametrize(
-    "place", ["home/bob/actions-runner/.env", "etc/systemd/system/actions.runner.alice-cats.gpu.service"]
-)
-def test_a_lasting_runner_beside_ours(machine: Machine, place: str) -> None:
-    (machine.root / place).parent.mkdir(parents=True, exist_ok=True)
-    (machine.root / place).write_text("ACTIONS_RUNNER_HOOK_JOB_STARTED=/x\n")
-    require_level(machine, "other runners", "fail", "belongs to a runner outside a container")
-
-
-@pytest.mark.parametrize("name", ["github.json", "token"])
-def test_a_secret_that_others_can_read(machine: Machine, name: str) -> None:
-    (machine.root / "etc/ml-runner" / name).chmod(0o644)
-    require_level(machine, "key", "fail", "can be read by others than root")
-
-
-def test_settings_that_are_still_the_example(machine: Machine) -> None:
-    shutil.copy(RUNNER / "etc/github.json", machine.root / "etc/ml-runner/github.json")
-    (machine.root / "etc/ml-runner/github.json").chmod(0o600)
-    require_level(machine, "key", "fail", "is not filled in")
-    machine.settle("etc/ml-runner/github.json", "{", 0o600)
-    require_level(machine, "key", "fail", "is not valid JSON")
-
-
-def test_an_allow_list_that_is_still_the_example(machine: Machine) -> None:
-    shutil.copy(RUNNER / "etc/pull-request.allowed.json", machine.root / "etc/ml-runner")
-    require_level(machine, "pull-request: allowed", "fail", "gh api repos/OWNER/NAME --jq .id")
-
-
-def test_a_deploy_level_that_takes_pull_requests(machine: Machine) -> None:
-    shutil.copy(machine.root / "etc/ml-runner/pull-request.allowed.json", machine.root / "etc/ml-runner/deploy.allowed.json")
-    require_level(machine, "deploy: allowed", "fail", "lets pull requests into the deploy level")
-
-
-def test_a_deploy_level_that_could_change_the_remote(machine: Machine) -> None:
-    path = machine.root / "etc/ml-runner/deploy.env"
-    path.write_text(path.read_text().replace("REMOTE_MODE=ro", "REMOTE_MODE=rw"))
-    require_level(machine, "deploy: settings", "fail", "REMOTE_MODE is not ro")
-
-
-def test_labels_by_which_a_pull_request_reaches_the_deploy_level(machine: Machine) -> None:
-    path = machine.root / "etc/ml-runner/deploy.env"
-    path.write_text(path.read_text().replace("x64,deploy", "x64,gpu,deploy"))
-    require_level(machine, "labels", "fail", "both levels have gpu")
+    machine.edit("etc/systemd/system/ml-runner@.service", old, new)
+    lines = machine.examine()
+    assert (lines["fence"].level, lines["units"].level) == ("fail", "warn")
+    assert words in lines["fence"].seen
 
 
 def test_a_deploy_level_that_is_not_enabled_is_not_asked_for(machine: Machine) -> None:
     (machine.root / "etc/systemd/system/multi-user.target.wants/ml-runner@deploy.service").unlink()
     shutil.copy(RUNNER / "etc/deploy.allowed.json", machine.root / "etc/ml-runner")
-    code, levels, said = machine.examine()
-    assert code == 0, said
-    assert levels["deploy"] == "ok"
+    lines = machine.examine()
+    assert {line.level for line in lines.values()} == {"ok"}
+    assert "deploy: allowed" not in lines
 
 
-@pytest.mark.parametrize(
-    ("change", "words"), [("open", "is open to other users"), ("shared", "leads elsewhere"), ("gone", "is missing")]
-)
-def test_a_cache_that_is_not_its_levels_own(machine: Machine, change: str, words: str) -> None:
-    cache = machine.root / "srv/ml-runner/deploy/dvc-cache"
-    if change == "open":
-        cache.chmod(0o777)
-    else:
-        cache.rmdir()
-    if change == "shared":
-        cache.symlink_to(machine.root / "srv/ml-runner/pull-request/dvc-cache")
-    require_level(machine, "deploy: cache", "fail", words)
-
-
-def test_a_service_that_does_not_run(machine: Machine) -> None:
-    executable(machine.bin / "systemctl", "case $2 in *pull*) echo failed; exit 3 ;; esac; echo active")
-    require_level(machine, "pull-request: service", "fail", "journalctl --unit ml-runner@pull-request")
-
-
-def test_a_network_that_lets_jobs_ask_the_cloud(machine: Machine) -> None:
-    machine.say("iptables", "iptables: No chain/target/match by that name.", 1)
-    require_level(machine, "network", "fail", "systemctl enable --now ml-runner-network")
-
-
-def test_installing_again_keeps_the_settings(machine: Machine) -> None:
-    before = (machine.root / "etc/ml-runner/pull-request.allowed.json").read_text()
-    subprocess.run(["bash", RUNNER / "install.sh", machine.root], check=True, capture_output=True)
-    assert (machine.root / "etc/ml-runner/pull-request.allowed.json").read_text() == before
-    assert machine.examine()[0] == 0
+@pytest.mark.slow
+def test_what_install_sh_puts_in_place_passes_and_a_second_run_keeps_the_settings(machine: Machine, tmp_path: Path) -> None:
+    machine.root = tmp_path / "installed"
+    for _ in range(2):
+        subprocess.run(["bash", RUNNER / "install.sh", machine.root], check=True, capture_output=True)
+        if not (machine.root / "etc/ml-runner/token").exists():
+            machine.fill_in()
+    assert {line.level for line in machine.examine().values()} == {"ok"}
