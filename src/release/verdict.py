@@ -88,7 +88,13 @@ def _ask(
     code: str | None, tree: Path, commit: str, manifest: Mapping[str, Any], deployed: Deployed, out: Path
 ) -> dict[str, Any]:
     """Run the judge of a commit, None for the tree's own, in the tree; return its verdict."""
-    write_json(out / "run.json", _run_facts(manifest))
+    hosted = os.environ.get("RUNNER_ENVIRONMENT") == "github-hosted"
+    facts = {
+        "budget": None, "failed": None, "said": "", "hardware": manifest.get("hardware"),
+        "lane": {"comparable": not hosted, "name": "hosted CPU" if hosted else "deploy"},
+        "seconds": {"train": manifest.get("training_seconds")},
+    }  # fmt: skip
+    write_json(out / "run.json", facts)
     request = {
         "format": _FORMAT,
         **{name: f"out/{name}" for name in ("arrays", "model")},
@@ -108,18 +114,6 @@ def _ask(
     if not (found.get("format") == _FORMAT and found.get("verdict") in _VERDICTS and isinstance(found.get("reasons"), list)):
         raise CannotJudgeError("its verdict has another format")
     return dict(found)
-
-
-def _run_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    hosted = os.environ.get("RUNNER_ENVIRONMENT") == "github-hosted"
-    return {
-        "budget": None,
-        "failed": None,
-        "hardware": manifest.get("hardware"),
-        "lane": {"comparable": not hosted, "name": "hosted CPU" if hosted else "deploy"},
-        "said": "",
-        "seconds": {"train": manifest.get("training_seconds")},
-    }
 
 
 def report(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> None:

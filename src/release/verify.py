@@ -9,12 +9,11 @@ the engine of what is deployed; --again, or a workflow started by hand, goes on 
 """
 
 import argparse
-import filecmp
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +29,7 @@ from src.release.reviewed import RELEASE, Release
 from src.release.verdict import CannotJudgeError, Judgement
 from src.system import dvc_lock
 from src.system.params import load
-from src.system.worktree import bring, cache, checked_out, git, share_dvc
+from src.system.worktree import bring, checked_out, git, share_dvc
 
 _PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")
 _TRACKED = ("manifest.json", "dvc.lock", "dvc.yaml", "params.yaml", "metrics.json")
@@ -50,12 +49,18 @@ def verify(folder: Path, commit_name: str, *, again: bool) -> None:
         RefusedError: the commit's model is not the reviewed one (moved, tampered, missing), or does not pass (gates).
     """
     _remove(folder)
-    commit = _commit(commit_name)
-    _tell_uncommitted()
+    commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit_name}^{{commit}}")
+    if not commit:
+        raise UserError(f"there is no commit {commit_name} here: name another with --commit, or run from a Git repository")
+    print(f"commit {commit[:12]}: {git('show', '--no-patch', '--format=%s', commit)}")
+    if changed := [line.split(maxsplit=1)[1] for line in git("status", "--porcelain").splitlines()]:
+        print(f"uncommitted changes are not deployed: {_listed(changed)}")
     deployed = production.find()
     if not again and production.is_unchanged(deployed, commit):
         print(f"unchanged: neither model nor engine has changed since the deployed commit {str(deployed.commit)[:12]}")
-        _tell_workflow()
+        if target := os.environ.get("GITHUB_OUTPUT"):
+            with Path(target).open("a") as file:
+                file.write("unchanged=true\n")
         return
     overriding.require_read(deployed.commit, commit)
     with checked_out(commit) as tree, _without_its_path(tree), TemporaryDirectory(prefix="judged-") as judged:
@@ -63,7 +68,7 @@ def verify(folder: Path, commit_name: str, *, again: bool) -> None:
         share_dvc(tree)
         _pull(tree)
         _reviewed_bytes(tree, manifest)
-        _own_outputs(tree)
+        _tell_other_outputs(tree)
         _golden_answers(tree)
         table = _judge_again(tree, commit, deployed, manifest, Path(judged))
         _write(folder, tree, commit, manifest, Path(judged), table)
@@ -78,25 +83,9 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _commit(name: str) -> str:
-    found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    if not found:
-        raise UserError(f"there is no commit {name} here: name another with --commit, or run from a Git repository")
-    print(f"commit {found[:12]}: {git('show', '--no-patch', '--format=%s', found)}")
-    return found
-
-
-def _tell_workflow() -> None:
-    if target := os.environ.get("GITHUB_OUTPUT"):
-        with Path(target).open("a") as file:
-            file.write("unchanged=true\n")
-
-
-def _tell_uncommitted() -> None:
-    changed = [line.split(maxsplit=1)[1] for line in git("status", "--porcelain").splitlines()]
-    if changed:
-        rest = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        print(f"uncommitted changes are not deployed: {', '.join(changed[:5])}{rest}")
+def _listed(names: list[str]) -> str:
+    """Name the first five, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextmanager
@@ -140,11 +129,9 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
         ) from None
     differs = sorted({*differs, *dvc_lock.stale(tree)})
     if differs:
-        rest = f" and {len(differs) - 5} more" if len(differs) > 5 else ""
         raise RefusedError(
             "moved",
-            "main has moved: it asks for another model than the one that was reviewed "
-            f"({', '.join(differs[:5])}{rest} changed since)",
+            f"main has moved: it asks for another model than the one that was reviewed ({_listed(differs)} changed since)",
             f"let it be trained and reviewed: {_RETRAIN}",
         )
     if verdict != "pass" and (lacking or not by):
@@ -225,49 +212,16 @@ def _golden_answers(tree: Path) -> None:
     print(f"the golden examples are answered as reviewed, within {difference:.1g}")
 
 
-def _own_outputs(tree: Path) -> None:
-    """Look at this working tree's own outputs: a changed file is a warning sign, another run is one that nobody reviewed."""
-    if not Path("dvc.lock").is_file():
-        return
-    try:
-        here, there = dvc_lock.recorded(Path()), dvc_lock.recorded(tree)
-    except (UserError, KeyError, TypeError):
-        return  # it is not what is deployed
-    if any(here.get(name) != there[name] for name in _PULLED):
+def _tell_other_outputs(tree: Path) -> None:
+    """Say which outputs of the working tree are not the commit's: edited ones, or those of a run that nobody reviewed."""
+    recorded = dvc_lock.recorded(tree)
+    others = [name for name in _PULLED if Path(name).exists() and dvc_lock.md5(Path(name)) != recorded[name]]
+    if others:
         print(
-            "dvc.lock here is of another run than this commit's: the commit's own model is deployed. To have the new one "
-            "reviewed: make report, commit dvc.lock, metrics.json and manifest.json, and open a pull request"
+            f"{', '.join(others)} here differ from this commit's, and the commit's own are deployed. To have new ones "
+            "reviewed: make report, commit dvc.lock, metrics.json and manifest.json, and open a pull request; to bring the "
+            "commit's: .venv/bin/dvc checkout --force"
         )
-        return
-    changed = [name for name in _PULLED if Path(name).exists() and not dvc_lock.is_as_recorded(Path(), name)]
-    for name in changed:
-        if _is_another_run(Path(name)):  # as after git pull without dvc checkout
-            print(f"{name} here is of another run: the commit's own is deployed")
-        else:
-            raise RefusedError(
-                "tampered",
-                f"{_first_difference(Path(name), tree / name)} was changed after it was recorded in dvc.lock",
-                f"bring back the recorded one with .venv/bin/dvc checkout --force {name}, then make deploy",
-            )
-
-
-def _is_another_run(output: Path) -> bool:
-    """True when DVC once recorded just these bytes."""
-    digest = dvc_lock.md5(output)
-    return (cache() / "files/md5" / digest[:2] / digest[2:]).is_file()
-
-
-def _first_difference(mine: Path, theirs: Path) -> Path:
-    """Return the file that differs, of two files or two folders that do."""
-    if mine.is_file() or theirs.is_file():
-        return mine
-    names = sorted({path.relative_to(root) for root in (mine, theirs) for path in root.rglob("*") if path.is_file()})
-    for name in names:
-        with suppress(OSError):
-            if filecmp.cmp(mine / name, theirs / name, shallow=False):
-                continue
-        return mine / name
-    return mine
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -297,7 +251,11 @@ def _judge_again(
         found[key] = person
         print(f"accepted by {person['by']} ({LABELS[key]}, {person.get('at', 'when is not known')})")
     print(said)
-    _report(tree, commit, manifest, found, out)
+    write_json(out / "report" / "verdict.json", found)
+    try:
+        verdict.report(tree, commit, manifest, out)
+    except CannotJudgeError as error:  # no reason to keep the model away
+        print(f"the report is without its pages, which cannot be written ({error})")
     return _int8(found, out)
 
 
@@ -310,15 +268,6 @@ def _needed(manifest: Mapping[str, Any], deployed: Deployed, judgement: Judgemen
     if judgement.moved:
         needed = needed | {"engine_reviewed"}
     return sorted(needed)
-
-
-def _report(tree: Path, commit: str, manifest: Mapping[str, Any], found: Mapping[str, Any], out: Path) -> None:
-    """Write verdict and report; a report that cannot be written is no reason to keep the model away."""
-    write_json(out / "report" / "verdict.json", found)
-    try:
-        verdict.report(tree, commit, manifest, out)
-    except CannotJudgeError as error:
-        print(f"the report is without its pages, which cannot be written ({error})")
 
 
 def _int8(found: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
