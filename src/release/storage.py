@@ -31,7 +31,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -85,8 +84,9 @@ def connect(*, main: bool = False, deployed: bool = False) -> None:
     if installed.returncode:
         sys.exit(installed.returncode)
     _forget_configuration()
-    url = None if _is_forks_code() else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
-    others = remotes(Path())
+    # a fork's commit, started by a maintainer, is kept away from the store that main's models come from
+    url = None if _plan().get("fork") else os.environ.get("DVC_REMOTE_URL") or os.environ.get("LOCAL_DVC_REMOTE")
+    judges, others = _judged_against(deployed), remotes(Path())
     for name in others:  # as the commit names them; a scheme without this option verifies by itself
         dvc("remote", "modify", "--local", "--quiet", name, "verify", "true", capture=True)
     own = "" if main else _own_place()
@@ -96,7 +96,10 @@ def connect(*, main: bool = False, deployed: bool = False) -> None:
         _add(remote, _below(url, own))
         _configure(remote)
         _require_answer(remote)
-        for place in sorted(_places_to_read(deployed) - {own}):  # "", main's own, is the first
+        # main's place, the first, has not what is merged and not yet deployed: that is with its pull request
+        numbers = [_manifest_of(commit).get("pull_request") for commit in ("", *judges)]
+        places = {"", *(_place_of(number) for number in numbers if isinstance(number, int))}
+        for place in sorted(places - {own}):
             others.append(f"{remote}-{len(others)}")
             _add(others[-1], _below(url, place))
             _configure(others[-1])
@@ -104,12 +107,14 @@ def connect(*, main: bool = False, deployed: bool = False) -> None:
         print("data and models are kept as artifacts of the workflow runs: set DVC_REMOTE_URL for a lasting store")
         _STORE.mkdir(parents=True, exist_ok=True)
         _add(remote, str(_STORE.resolve()))
-    others += _earlier_artifacts(deployed, remote)  # beside any store: it may be younger than main's model
+    others += _earlier_artifacts(judges, remote)  # beside any store: it may be younger than main's model
     _remote("made the default", "default", "--local", "--quiet", remote)
     for name in others:
         # what is only there, as the starter data, is found in the cache from now on; what is missing is no fault yet
         dvc("fetch", "--quiet", "--remote", name, capture=True)
-    _compare_objects(deployed)
+    for commit in ("", *judges):
+        if removed := remove_changed(commit, cache()):
+            print(f"removed from the cache, since they are not what dvc.lock names: {', '.join(removed[:5])}")
 
 
 def push(*, main: bool = False) -> None:
@@ -144,7 +149,10 @@ def push(*, main: bool = False) -> None:
             share_dvc(tree)
             dvc("push", "--quiet", "--remote", remote, "out/model", "out/manifest.parquet", folder=tree, capture=True)
     if _STORE.is_dir() and any(_STORE.iterdir()) and Path("dvc.lock").is_file():
-        _name_artifact(artifact_name(dvc_lock.inputs(Path())["digest"]))
+        name = artifact_name(dvc_lock.inputs(Path())["digest"])
+        if target := os.environ.get("GITHUB_ENV"):
+            with Path(target).open("a") as file:
+                file.write(f"STORE_NAME={name}\n")
     print("data and model are stored in main's place" if main else "data, model and run cache are stored")
 
 
@@ -153,35 +161,23 @@ def artifact_name(input_digest: str) -> str:
     return f"dvc-store-{input_digest[:24]}"
 
 
-def _is_forks_code() -> bool:
-    """A fork's commit, started by a maintainer, is kept away from the store that main's models come from."""
-    return bool(json.loads(os.environ.get("PLAN") or "{}").get("fork"))
+def _plan() -> dict[str, Any]:
+    """Return what the job `plan` found of the commit: branch, number of the pull request, whether it is a fork's."""
+    plan: dict[str, Any] = json.loads(os.environ.get("PLAN") or "{}")
+    return plan
 
 
 def _branch() -> str:
-    """Return the branch whose commit this run is about."""
-    return json.loads(os.environ.get("PLAN") or "{}").get("branch") or os.environ.get("GITHUB_REF_NAME") or "unknown"
+    return _plan().get("branch") or os.environ.get("GITHUB_REF_NAME") or "unknown"
 
 
 def _own_place() -> str:
-    number = json.loads(os.environ.get("PLAN") or "{}").get("number")
+    number = _plan().get("number")
     return _place_of(number) if number else f"branches/{re.sub(r'[^A-Za-z0-9_-]', '-', _branch())}"
 
 
 def _place_of(number: object) -> str:
     return f"pull-requests/{int(str(number))}"
-
-
-def _places_to_read(deployed: bool) -> set[str]:
-    """Return main's place, and those of the pull requests of this commit and of those that it is judged against.
-
-    Main's has not what is merged and not yet deployed.
-    """
-    numbers = [
-        _manifest_of("").get("pull_request"),
-        *(_manifest_of(each).get("pull_request") for each in _judged_against(deployed)),
-    ]
-    return {"", *(_place_of(number) for number in numbers if isinstance(number, int))}
 
 
 def _manifest_of(commit: str) -> dict[str, Any]:
@@ -206,20 +202,6 @@ def _forget_configuration() -> None:
     folder = next(filter(None, asked), str(Path(".dvc/cache").absolute()))
     dvc("config", "--local", "--quiet", "cache.dir", folder, capture=True)
     shutil.rmtree(Path(folder, "runs"), ignore_errors=True)
-
-
-def _compare_objects(deployed: bool) -> None:
-    """Remove from the cache what is not what this commit, or one that it is judged against, records."""
-    for commit in ("", *_judged_against(deployed)):
-        if removed := remove_changed(commit, cache()):
-            print(f"removed from the cache, since they are not what dvc.lock names: {', '.join(removed[:5])}")
-
-
-def _name_artifact(name: str) -> None:
-    target = os.environ.get("GITHUB_ENV")
-    if target:
-        with Path(target).open("a") as file:
-            file.write(f"STORE_NAME={name}\n")
 
 
 def _add(name: str, url: str) -> None:
@@ -283,13 +265,13 @@ def _require_answer(remote: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _earlier_artifacts(deployed: bool, prefix: str) -> list[str]:
+def _earlier_artifacts(judges: list[str], prefix: str) -> list[str]:
     """Bring the stores of this commit and of main, where earlier runs left them; return the names of remotes for them."""
     if not os.environ.get("GITHUB_TOKEN"):
         return []
     found, lost = [], []
     wanted: dict[str, set[str]] = {}
-    for digest, reviewed in _known_digests(deployed):
+    for digest, reviewed in _known_digests(judges):
         wanted.setdefault(digest, set()).add(reviewed)
     for number, (digest, reviewed_commits) in enumerate(sorted(wanted.items())):
         folder, name = _EARLIER / str(number), artifact_name(digest)
@@ -304,14 +286,14 @@ def _earlier_artifacts(deployed: bool, prefix: str) -> list[str]:
     return found
 
 
-def _known_digests(deployed: bool) -> Iterable[tuple[str, str]]:
+def _known_digests(judges: list[str]) -> Iterable[tuple[str, str]]:
     """Yield the input digests under which runs may have stored the models of this commit, of the base and of its anchor.
 
     Beside each is the commit at which the review trained it.
     """
     reviewed = str(_manifest_of("").get("commit"))
     yield from ((digest, reviewed) for digest in _digests_of(Path()))
-    for commit in _judged_against(deployed):
+    for commit in judges:
         reviewed = str(lineage.manifest_at(commit).get("commit"))
         with checked_out(commit) as tree:
             yield from ((digest, reviewed) for digest in _digests_of(tree))
@@ -346,8 +328,8 @@ def _download(name: str, reviewed: set[str], folder: Path) -> str:
     try:
         github = GitHub.from_environment()
         repository = github.get("")
-        ranks = partial(_rank, github, repository, reviewed)
-        artifacts = [(rank, one) for one in github.pages("actions/artifacts", name=name) if (rank := ranks(one)) is not None]
+        left = github.pages("actions/artifacts", name=name)
+        artifacts = [(rank, one) for one in left if (rank := _rank(github, repository, reviewed, one)) is not None]
         if not artifacts:
             return "no run has left it"
         kept = [(rank, artifact) for rank, artifact in artifacts if not artifact.get("expired")]

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from s3 import BUCKET, S3, make_project
 from standin import GitHub
 
+from src.core.command import UserError
 from src.release import storage
 from src.release.storage import artifact_name
 from src.system.objects import remove_changed
@@ -62,16 +63,10 @@ def command(github: GitHub, tmp_path: Path) -> Command:
     return go
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with S3(tmp_path_factory.mktemp("s3") / "server") as s3:
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3]:
+    with S3(tmp_path / "server") as s3:
         yield s3
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment of its own, in which a plug-in may be installed."""
-    return make_project(tmp_path_factory.mktemp("python") / "project")
 
 
 @pytest.fixture
@@ -107,21 +102,7 @@ def train_and_store(folder: Path, command: Command, **variables: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("variable", ["DVC_REMOTE_URL", "LOCAL_DVC_REMOTE"])
-def test_what_one_run_pushes_the_next_does_not_make_again(
-    repository: Path, tmp_path: Path, command: Command, variable: str
-) -> None:
-    store = {variable: str(tmp_path / "remote")}
-    train_and_store(repository, command, **store)
-    assert (tmp_path / "remote/branches/main/runs").is_dir()  # the run cache too
-    next_run = fresh(repository, tmp_path)
-    assert command(next_run, "src", "storage", "connect", **store).returncode == 0
-    done = command(next_run, "dvc", "repro", "--pull", **store)
-    assert "Running stage" not in done.stdout
-    assert (next_run / "model").read_text() == (repository / "model").read_text()
-
-
-def test_the_plug_in_for_s3_is_installed_and_one_run_brings_what_another_pushed(
+def test_an_s3_store_gets_its_plug_in_serves_the_next_run_and_names_a_wrong_key(
     repository: Path, tmp_path: Path, command: Command, s3: S3
 ) -> None:
     """The second run has its key in a file, as a key of Google Cloud Storage or of SSH is one; its machine is another."""
@@ -149,36 +130,10 @@ def test_the_plug_in_for_s3_is_installed_and_one_run_brings_what_another_pushed(
     status = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=next_run, capture_output=True, text=True)
     assert "tmp" not in status.stdout
     assert "config.local" not in status.stdout
-
-
-@pytest.mark.parametrize(
-    ("bucket", "change", "words"),
-    [
-        (BUCKET, ("= hunter2", "= wrong"), "(Forbidden)"),
-        ("nobody", ("", ""), "(The specified bucket does not exist)"),
-        (BUCKET, ("127.0.0.1", "127.0.0.2"), "(Could not connect to the endpoint URL"),
-    ],
-)
-def test_an_s3_store_that_takes_nothing_is_one_sentence_before_training(
-    repository: Path, command: Command, s3: S3, python: Path, bucket: str, change: tuple[str, str], words: str
-) -> None:
-    """A wrong key, no such bucket, a server that is down."""
-    told = s3.config.replace(*change)
-    url = f"s3://{bucket}/dvc"
-    done = command(repository, "src", "storage", "connect", python=python, DVC_REMOTE_URL=url, DVC_REMOTE_CONFIG=told)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"storage: the DVC remote of this run takes no data {words}"), done.stderr
-    assert done.stderr.count("\n") == 1
-    assert s3.secret not in done.stdout + done.stderr
-
-
-def test_a_plug_in_that_cannot_be_had_is_one_sentence(repository: Path, tmp_path: Path, command: Command) -> None:
-    python = make_project(tmp_path / "project")
-    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
-    done = command(repository, "src", "storage", "connect", python=python, DVC_REMOTE_URL="s3://models/dvc", **offline)
-    assert done.returncode == 1
-    assert done.stderr.startswith("setup: the locked packages could not be installed ("), done.stderr
-    assert done.stderr.count("\n") == 1
+    wrong = {"DVC_REMOTE_URL": url, "DVC_REMOTE_CONFIG": s3.config.replace("= hunter2", "= wrong")}
+    refused = command(next_run, "src", "storage", "connect", python=python, **wrong)  # before anything is trained
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith("storage: the DVC remote of this run takes no data (Forbidden)"), refused.stderr
 
 
 def test_the_installer_of_a_plug_in_is_told_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +151,6 @@ def test_the_installer_of_a_plug_in_is_told_no_secret(monkeypatch: pytest.Monkey
     assert [{"DVC_REMOTE_URL", "DVC_REMOTE_CONFIG", "GITHUB_TOKEN"} & set(each) for each in given] == [{"DVC_REMOTE_URL"}]
 
 
-def test_a_damaged_artifact_is_a_lost_one(repository: Path, command: Command, github: GitHub) -> None:
-    manifest = {"inputs": {"digest": "a" * 64}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
-    (repository / "manifest.json").write_text(json.dumps(manifest))
-    github.add_run(5)
-    github.upload_artifact(5, artifact_name("a" * 64), b"half a zip")
-    assert command(repository, "src", "storage", "connect").returncode == 0
-    assert "it is damaged (File is not a zip file)\n" in (repository / "out/earlier/lost.txt").read_text()
-
-
 def test_without_any_store_the_artifacts_of_runs_are_one(
     repository: Path, tmp_path: Path, command: Command, github: GitHub
 ) -> None:
@@ -214,6 +160,7 @@ def test_without_any_store_the_artifacts_of_runs_are_one(
     name = (repository / "github-env").read_text().strip().removeprefix("STORE_NAME=")
     digest = "a" * 64
     assert name.startswith("dvc-store-")
+    assert f"artifact {name}: no run has left it\n" in (repository / "out/earlier/lost.txt").read_text()
     manifest = {"inputs": {"digest": digest}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
     (repository / "manifest.json").write_text(json.dumps(manifest))
     github.add_run(5)
@@ -223,22 +170,6 @@ def test_without_any_store_the_artifacts_of_runs_are_one(
     done = command(next_run, "dvc", "repro", "--pull")
     assert "Running stage" not in done.stdout, done.stdout
     assert (next_run / "model").read_text() == (repository / "model").read_text()
-
-
-def test_an_artifact_that_a_forks_run_left_is_not_taken(
-    repository: Path, tmp_path: Path, command: Command, github: GitHub
-) -> None:
-    digest = "a" * 64
-    manifest = {"inputs": {"digest": digest}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
-    (repository / "manifest.json").write_text(json.dumps(manifest))
-    github.fork("stranger/models")
-    github.add_run(6, head_repository="stranger/models")
-    github.upload_artifact(6, artifact_name(digest), repository)
-    next_run = fresh(repository, tmp_path)
-    assert command(next_run, "src", "storage", "connect").returncode == 0
-    assert not (next_run / "out/earlier/0").exists()
-    said = (next_run / "out/earlier/lost.txt").read_text()
-    assert f"artifact {artifact_name(digest)}: no run has left it\n" in said
 
 
 def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Path, command: Command) -> None:
@@ -254,52 +185,43 @@ def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Pa
     assert (repository / "out/store/files").is_dir()
 
 
+def failing(*_: str, **__: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], 1, "", "ERROR: unexpected error - it is down\nadvice\n")
+
+
 @pytest.mark.parametrize(
-    ("variables", "words"),
+    ("config", "words"),
     [
-        ({"DVC_REMOTE_URL": "/x", "DVC_REMOTE_CONFIG": "nonsense"}, "a line that is not `name = value`"),
-        (
-            {"DVC_REMOTE_URL": "/x", "DVC_REMOTE_CONFIG": "no_such_option = 1"},
-            "could not be given the option no_such_option",
-        ),
-        ({"DVC_REMOTE_URL": "gopher://x"}, "could not be"),
-        ({"DVC_REMOTE_URL": "/x", "DVC_REMOTE_CONFIG": "keyfile = base64:!"}, "keyfile = base64: is no base64"),
+        ("nonsense", "DVC_REMOTE_CONFIG has a line that is not `name = value`"),
+        ("no_such_option = 1", r"could not be given the option no_such_option: it is down. Check DVC_REMOTE_URL"),
+        ("keyfile = base64:!", "what follows keyfile = base64: is no base64: encode the file"),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(repository: Path, command: Command, variables: dict[str, str], words: str) -> None:
-    done = command(repository, "src", "storage", "connect", **variables)
+def test_a_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, config: str, words: str) -> None:
+    monkeypatch.setattr(storage, "dvc", failing)
+    monkeypatch.setenv("DVC_REMOTE_CONFIG", config)
+    with pytest.raises(UserError, match=words):
+        storage._configure("ci")
+    with pytest.raises(UserError, match=r"could not be taken \(gopher://x\): it is down"):
+        storage._add("ci", "gopher://x")
+
+
+def test_a_store_that_cannot_be_reached_is_noticed_before_training(repository: Path, command: Command) -> None:
+    url = "https://me:secret@127.0.0.1:9/dvc"
+    done = command(repository, "src", "storage", "connect", DVC_REMOTE_URL=url)
     assert done.returncode == 1
-    assert words in done.stderr
-    assert done.stderr.count("storage: ") == 1
-
-
-def test_a_remote_whose_plug_in_is_not_locked_says_which_to_add(repository: Path, command: Command) -> None:
-    done = command(repository, "src", "storage", "connect", DVC_REMOTE_URL="webdavs://host/path")
-    assert done.returncode == 1
-    assert done.stderr.startswith("setup: a DVC remote begins with webdavs:// and needs the package dvc-webdav: write")
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("url", ["file/remote", "https://me:secret@127.0.0.1:9/dvc"])
-def test_a_store_that_cannot_be_reached_is_noticed_before_training(
-    repository: Path, command: Command, tmp_path: Path, url: str
-) -> None:
-    (tmp_path / "file").write_text("no folder")
-    done = command(repository, "src", "storage", "connect", DVC_REMOTE_URL=url if "//" in url else str(tmp_path / url))
-    assert done.returncode == 1
-    assert "the DVC remote of this run takes no data" in done.stderr
-    assert "Not a directory" in done.stderr or "Cannot connect to host 127.0.0.1:9" in done.stderr
+    assert "the DVC remote of this run takes no data (Cannot connect to host 127.0.0.1:9" in done.stderr
     assert "secret" not in done.stdout + done.stderr
     assert done.stderr.count("storage: ") == 1
 
 
-def test_a_store_that_is_lost_meanwhile_fails_with_its_reason(repository: Path, command: Command, tmp_path: Path) -> None:
-    assert command(repository, "src", "storage", "connect", DVC_REMOTE_URL=str(tmp_path / "remote")).returncode == 0
-    shutil.rmtree(tmp_path / "remote")
-    (tmp_path / "remote").write_text("no folder")
-    done = command(repository, "src", "storage", "push")
-    assert done.returncode == 1
-    assert "could not be pushed" in done.stderr
+def test_a_store_that_is_lost_meanwhile_fails_with_its_reason_after_three_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(storage, "dvc", failing)
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    with pytest.raises(UserError, match=r"could not be pushed \(it is down\): check DVC_REMOTE_URL"):
+        storage.push()
+    assert pauses == [5, 10, 0]
 
 
 def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
@@ -343,7 +265,7 @@ def manifest_of(number: int, commit: str = "") -> str:
 def test_a_pull_request_writes_to_a_place_of_its_own_and_the_merge_fills_mains(
     repository: Path, tmp_path: Path, command: Command
 ) -> None:
-    """Main's place never has a run cache, and what another pull request left is not in it."""
+    """Its next run trains nothing again. Main's place never has a run cache, nor what another pull request left."""
     store = tmp_path / "remote"
     told = {"LOCAL_DVC_REMOTE": str(store), "PLAN": '{"number": 7, "branch": "better"}', "GITHUB_TOKEN": ""}
     train_and_store(repository, command, **told)
@@ -351,6 +273,10 @@ def test_a_pull_request_writes_to_a_place_of_its_own_and_the_merge_fills_mains(
     assert {path.name for path in (store / "pull-requests/7").iterdir()} == {"files", "runs"}
     (repository / "manifest.json").write_text(manifest_of(7))
     merged = fresh(repository, tmp_path)
+    shutil.copytree(merged, tmp_path / "next")
+    assert command(tmp_path / "next", "src", "storage", "connect", **told).returncode == 0
+    assert "Running stage" not in command(tmp_path / "next", "dvc", "repro", "--pull").stdout
+    assert (tmp_path / "next/model").read_text() == (repository / "model").read_text()
     main = {"LOCAL_DVC_REMOTE": str(store), "GITHUB_TOKEN": ""}
     for action in ("connect", "push"):
         done = command(merged, "src", "storage", action, "--main", **main)
@@ -442,8 +368,10 @@ def test_artifacts_of_mains_own_runs_come_first_and_those_of_another_branch_neve
         "the pull request's own": {"head_branch": "mine"},
         "a reviewed commit's": {"head_branch": "merged", "head_sha": "c" * 40},
         "another branch's": {"head_branch": "other"},
+        "a fork's own": {"head_repository": "stranger/models", "head_branch": "main"},
         "another branch's, of a copied workflow": {"head_branch": "other", "path": ".github/workflows/keep.yml"},
     }
+    in_job.fork("stranger/models")
     numbers = dict(enumerate(runs, start=20))
     for number, name in numbers.items():
         in_job.add_run(number, **runs[name])
@@ -483,6 +411,7 @@ def test_an_artifact_is_unpacked_within_its_bounds_and_only_into_objects(
     written = [path for path in tmp_path.rglob("*") if not path.is_dir()]
     assert {str(path.relative_to(tmp_path / "store")) for path in written} == {name, link.filename}
     assert not any(path.is_symlink() for path in written)
+    assert storage._unpack(b"half a zip", tmp_path / "half") == "it is damaged (File is not a zip file)"
     monkeypatch.setattr(storage, "_UNPACKED", 2**20)
     bomb = zipped(name, size=2**21)
     assert len(bomb) < 2**14
