@@ -9,6 +9,7 @@ import fcntl
 import io
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ _SCAN = b"\xff\xda"
 # pixels; a transparent one was measured to take 33 bytes while it is laid on white
 _SMALL_TOGETHER = 2_000_000  # of all threads at once: 66 MB
 _SMALL = 500_000  # so large each may be in any case: larger ones would wait for each other where there are many processors
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG's segment; restarts have no length
 _SCANS = 20  # of a progressive JPEG, which has about ten; each goes over the whole picture anew
 _COMPRESSION, _JPEG = 259, 7  # a tag of TIFF, and its value for JPEG inside
 _POLL = 0.01  # seconds
@@ -66,7 +68,7 @@ def look(content: bytes, limits: tuple[int, int], size: tuple[int, int], channel
     """
     if not content:
         raise UndecodableError("empty file: 0 bytes")
-    if content.count(_SCAN) > _SCANS and (content.startswith(b"\xff\xd8") or _is_progressive_tiff(content)):
+    if content.count(_SCAN) > _SCANS and (_count_scans(content) > _SCANS or _is_progressive_tiff(content)):
         raise UndecodableError(f"a JPEG of more than {_SCANS} scans: save it again, as any program does")
     try:
         return images.load(content, limits[0], size, channels, fit)
@@ -168,6 +170,18 @@ class Decoder:
         check_time(deadline)
         with _alone(self._lock, deadline):
             return self._each([content], self._max_pixels)[0]
+
+
+def _count_scans(content: bytes) -> int:
+    """Count the scans of a JPEG up to its end: their bytes can stand in a profile too, or in the video of a motion photo."""
+    scans, place = 0, 2
+    while content.startswith(b"\xff\xd8") and scans <= _SCANS and (marker := _MARKER.search(content, place)):
+        place = marker.end()
+        if marker[1] == b"\xd9":
+            break
+        scans += marker[1] == b"\xda"
+        place += int.from_bytes(content[place : place + 2])  # the length of the segment, which counts its own two bytes
+    return scans
 
 
 def _is_progressive_tiff(content: bytes) -> bool:

@@ -13,6 +13,9 @@ import httpx
 import pytest
 from test_serving import PNG, is_problem, make_engine, picture, serving, write_model
 
+from src.images import images
+from src.images.images import UndecodableError
+
 FOLDER = Path(__file__).parent / "hostile"
 REQUESTS = sorted(FOLDER.glob("*/*.http"))
 IMAGES = sorted(set(FOLDER.glob("*/*")) - set(REQUESTS))
@@ -54,3 +57,15 @@ def test_a_hostile_image_gets_its_status_alone_and_in_a_batch(client: httpx.Clie
     assert (alone.status_code, batch.status_code) == (expected, 200 if expected == 200 else 400), alone.text
     assert expected == 200 or (is_problem(alone) and is_problem(batch) and batch.json()["indices"] == [1])
     assert good(client)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in IMAGES if path.stem != "jpeg_of_thousands_of_passes"], ids=lambda p: p.name
+)
+def test_training_takes_the_images_that_the_service_takes(path: Path) -> None:
+    try:
+        images.decode(path.read_bytes(), 4_000_000)
+        taken = True
+    except UndecodableError:
+        taken = False
+    assert taken == (path.parent.name == "200" or path.name == TAKEN_BY_TRAINING_ALONE)
