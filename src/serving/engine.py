@@ -73,7 +73,7 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.keys = Keys.read(settings.keys)
+        self.keys = Keys(settings.keys)
         self.identity: Identity | None = None
         self.metrics: Metrics | None = None
         self.served: dict[str, str] = {}  # which file, and by which arithmetic

@@ -12,7 +12,6 @@ import re
 import stat
 import time
 from pathlib import Path
-from typing import Self
 
 from src.core.command import UserError
 
@@ -21,11 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,32}", re.ASCII)
 _MOST = 16  # keys: each costs every request a comparison
 _LARGEST = 65_536  # bytes of the file
 _EVERY = 1.0  # seconds between two looks at the file
-_VARIABLE = "SERVE_API_KEYS_FILE"
 _ADVICE = "write one key a line, which `openssl rand -hex 32` makes"
-
-_Digests = dict[bytes, str]  # SHA-256 of a key to its name
-_State = tuple[int, int, int, int]  # changes with the file, also where a link is moved to another one
 
 log = logging.getLogger("bentoml.image_classifier")
 
@@ -33,26 +28,21 @@ log = logging.getLogger("bentoml.image_classifier")
 class Keys:
     """The keys that are valid now; without any, whoever reaches the service may ask."""
 
-    def __init__(self, path: Path | None, digests: _Digests, state: _State | None) -> None:
-        self._path = path
-        self._digests = digests
-        self._state = state
-        self._next_look = time.monotonic() + _EVERY
-
-    @classmethod
-    def read(cls, path: Path | None) -> Self:
+    def __init__(self, path: Path | None) -> None:
         """Read the keys of a file; None: there are no keys.
 
         Raises:
             UserError: the file is missing, unreadable, open to others, or holds no key or something else.
         """
-        if path is None:
-            return cls(None, {}, None)
-        state = _state(path)
-        try:
-            return cls(path, _read(path), state)
-        except UserError as error:
-            raise UserError(f"{_VARIABLE} ({path}) {error}") from None
+        self._path = path
+        self._digests: dict[bytes, str] = {}  # SHA-256 of a key to its name
+        self._next_look = time.monotonic() + _EVERY
+        if path:
+            self._state = _state(path)
+            try:
+                self._digests = _read(path)
+            except UserError as error:
+                raise UserError(f"SERVE_API_KEYS_FILE ({path}) {error}") from None
 
     @property
     def required(self) -> bool:
@@ -68,33 +58,29 @@ class Keys:
             authorization: the header `Authorization`; it counts if it says `Bearer`.
             x_api_key: the header `X-API-Key`, which counts otherwise.
         """
-        if self._path is not None and time.monotonic() >= self._next_look:
-            self._look()
+        if self._path and time.monotonic() >= self._next_look:
+            self._look(self._path)
         is_bearer = authorization[:7].lower() == b"bearer "
         given = hashlib.sha256(authorization[7:].strip() if is_bearer else x_api_key).digest()
-        found = None
-        for digest, name in self._digests.items():
-            if hmac.compare_digest(digest, given):
-                found = name
-        return found
+        found = [name for digest, name in self._digests.items() if hmac.compare_digest(digest, given)]
+        return found[0] if found else None
 
-    def _look(self) -> None:
+    def _look(self, path: Path) -> None:
         """Read the file anew if it has changed; one that is damaged or gone leaves the keys as they are."""
-        assert self._path
         self._next_look = time.monotonic() + _EVERY
-        state = _state(self._path)
-        if state == self._state:
+        before, self._state = self._state, _state(path)
+        if self._state == before:
             return
-        self._state = state
         try:
-            self._digests = _read(self._path)
+            self._digests = _read(path)
         except UserError as error:
-            log.warning("%s %s. The keys that were valid stay valid", _VARIABLE, error)
+            log.warning("SERVE_API_KEYS_FILE %s. The keys that were valid stay valid", error)
         else:
-            log.info("%s was read anew, valid are: %s", _VARIABLE, ", ".join(self._digests.values()))
+            log.info("SERVE_API_KEYS_FILE was read anew, valid are: %s", ", ".join(self._digests.values()))
 
 
-def _state(path: Path) -> _State | None:
+def _state(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what changes with the file, also where a link is moved to another one; None: there is none."""
     try:
         found = path.stat()
     except OSError:
@@ -102,59 +88,42 @@ def _state(path: Path) -> _State | None:
     return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
 
 
-def _read(path: Path) -> _Digests:
-    """Return the digests of the keys in a file.
+def _read(path: Path) -> dict[bytes, str]:
+    """Return the digests of the keys in a file with their names.
+
+    A file that others may write is refused, and one of our own that they may read. A secret that Docker or Kubernetes mounts
+    may belong to root and be readable by all in the container, which has but one user:
+    https://kubernetes.io/docs/concepts/configuration/secret/#secret-files-permissions
 
     Raises:
-        UserError: as `Keys.read`, without the name of the file.
+        UserError: what is wrong with the file, without its name and what is in it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe does not keep requests waiting
-        try:
-            _check(os.fstat(descriptor))
-            content = os.read(descriptor, _LARGEST + 1)
-        finally:
-            os.close(descriptor)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"is no file: {_ADVICE}")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror}): make it, or let this user read it") from None
-    return _parse(content)
-
-
-def _check(found: os.stat_result) -> None:
-    """Refuse a file that others may write, or one of our own that they may read.
-
-    A secret that Docker or Kubernetes mounts may belong to root and be readable by all in the container, which has but one
-    user: https://kubernetes.io/docs/concepts/configuration/secret/#secret-files-permissions
-    """
-    if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"is no file: {_ADVICE}")
     readable = found.st_mode & 0o044 and found.st_uid == os.geteuid()
     if found.st_mode & 0o022 or readable:
-        told = f"has mode {found.st_mode & 0o777:o}, so that others can {'read' if readable else 'write'} it"
-        raise UserError(f"{told}: chmod 600 (for a secret of Kubernetes defaultMode: 0400)")
-
-
-def _parse(content: bytes) -> _Digests:
+        fault = f"has mode {found.st_mode & 0o777:o}, so that others can {'read' if readable else 'write'} it"
+        raise UserError(f"{fault}: chmod 600 (for a secret of Kubernetes defaultMode: 0400)")
     if len(content) > _LARGEST:
         raise UserError(f"is larger than {_LARGEST} bytes: {_ADVICE}")
-    digests: _Digests = {}
-    for number, line in enumerate(content.decode("latin-1").splitlines(), 1):
-        text = line.partition("#")[0].strip()
-        if text:
-            name, key = _split(text, number)
+    digests = {}
+    lines = [line.partition("#")[0].strip() for line in content.decode("latin-1").splitlines()]
+    for number, line in enumerate(lines, 1):
+        name, colon, rest = line.rpartition(":")
+        name, key = (name.strip() if colon else f"key-{number}"), rest.strip()
+        if line and not _NAME.fullmatch(name):
+            raise UserError(f"has a bad name in line {number}: use up to 32 letters, digits, . _ - before the colon")
+        if line and not _KEY.fullmatch(key):
+            fault = "of under 16 characters" if len(key) < 16 else "with other letters than A-Z a-z 0-9 . _ ~ + / -"
+            raise UserError(f"has a key {fault} in line {number}: {_ADVICE}")
+        if line:
             digests[hashlib.sha256(key.encode()).digest()] = name
     if not 1 <= len(digests) <= _MOST:
         raise UserError(f"holds {len(digests)} keys, and 1 to {_MOST} can be: {_ADVICE}")
     return digests
-
-
-def _split(text: str, number: int) -> tuple[str, str]:
-    """Return name and key of a line; what is wrong with it is said without showing it."""
-    name, colon, rest = text.rpartition(":")
-    name, key = (name.strip() if colon else f"key-{number}"), rest.strip()
-    if not _NAME.fullmatch(name):
-        raise UserError(f"has a bad name in line {number}: use up to 32 letters, digits, . _ - before the colon")
-    if not _KEY.fullmatch(key):
-        fault = "a key of under 16 characters" if len(key) < 16 else "a key with other letters than A-Z a-z 0-9 . _ ~ + / -"
-        raise UserError(f"has {fault} in line {number}: {_ADVICE}")
-    return name, key
