@@ -602,7 +602,7 @@ def test_the_service_imports_what_the_image_holds_and_nothing_that_trains() -> N
     assert files <= held
     folders = {str(Path(path).parent) for path in files} - {"src"}
     assert {pattern for pattern in include if pattern.startswith("src/")} == {
-        *("src/__init__.py", "src/serving/demo.html"),
+        *("src/__init__.py", "src/serving/demo.html", "src/serving/openapi.json"),
         *(f"{folder}/*.py" for folder in folders),
     }
     assert f"src/{load(ROOT / 'params.yaml').kind}/*.py" in include  # BentoML fills nothing in
