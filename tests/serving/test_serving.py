@@ -46,7 +46,7 @@ from src.system.params import load
 CLASSES = ["red", "grün/green", "blue"]
 
 
-def write_model(folder: Path, size: int = 8) -> Path:
+def write_model(folder: Path, size: int = 8, classes: list[str] = CLASSES) -> Path:
     """Write a model that tells red, green and blue pictures apart by their mean colour, with its card."""
     graph = helper.make_graph(
         [
@@ -64,10 +64,10 @@ def write_model(folder: Path, size: int = 8) -> Path:
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, {"classes": json.dumps(CLASSES)})
+    helper.set_model_props(model, {"classes": json.dumps(classes)})
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
-    card = {"classes": CLASSES, "size": [size, size], "channels": 3, "fit": "crop", "network": "colours", "width": 1}
+    card = {"classes": classes, "size": [size, size], "channels": 3, "fit": "crop", "network": "colours", "width": 1}
     write_json(folder / "card.json", {**card, "model_sha256": sha256(folder / "model.onnx")})
     return folder
 
