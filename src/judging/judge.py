@@ -28,7 +28,7 @@ from src.system.params import Params, load
 _ENGINE = ("judging",)  # gates that the label `engine: reviewed` covers; `model-gate: override` covers every other
 _STOPPING = ("fail", "investigate")
 _NO_LABELS: dict[str, Any] = {"override": None, "engine_reviewed": None, "accepted": False, "lacking": []}
-_THROUGHPUT = ("threads", "images_per_second", "data_wait_share", "flop_utilisation", "memory_gib", "energy_kwh")
+_THROUGHPUT = ("threads", "images_per_second", "data_wait_share", "memory_gib", "energy_kwh")
 
 
 @dataclass(frozen=True)

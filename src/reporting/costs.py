@@ -109,7 +109,6 @@ def _speed(main: Json, this: Json, price: str | None) -> list[tuple[Line, ...]]:
         ("threads of the CPU", "threads", _whole),
         ("training images a second", "images_per_second", _whole),
         ("time waiting for data", "data_wait_share", words.percent),
-        ("share of the device's FLOP/s", "flop_utilisation", words.percent),
         ("memory at most", "memory_gib", _gibibytes),
         ("energy", "energy_kwh", _kilowatt_hours),
     ]

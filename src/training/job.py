@@ -1,6 +1,6 @@
 """One training beside the one that ships: a fold or a further seed. Its result is kept until the whole series is done.
 
-A job is small and can be sent to another process; what it came to lies in its own folder under the checkpoints, under a
+What a job came to lies in its own folder under the checkpoints, under a
 key of everything that shaped it, so that a series that was killed does not train it again.
 """
 
@@ -51,7 +51,6 @@ class Setting:
     data: Arrays
     params: Train
     checkpoints: Path
-    threads: int
     tags: dict[str, str] | None
     callbacks: Callbacks = NO_CALLBACKS
 
@@ -79,7 +78,6 @@ def train(setting: Setting, job: Job, world: World | None = None) -> Row:
         callbacks=setting.callbacks,
         exportable=False,
         quiet=True,
-        threads=setting.threads,
     )
     facts = {"epoch": fitted.best["epoch"], "seed": job.seed, "training_images": len(training.labels)}
     if not world.writes:
@@ -110,7 +108,7 @@ def _key(setting: Setting, job: Job) -> str:
         setting.data.manifest_sha256,
         setting.data.size,
         setting.data.channels,
-        setting.threads,
+        torch.get_num_threads(),
         job.seed,
         rows,
         params,

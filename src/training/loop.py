@@ -106,7 +106,6 @@ def fit(
     on_epoch: Callable[[Row], None] | None = None,
     exportable: bool = True,
     quiet: bool = False,
-    threads: int | None = None,
     keep: bool = False,
 ) -> Fitted:
     """Train on a task, from the last checkpoint where there is one.
@@ -121,7 +120,6 @@ def fit(
         on_epoch: called on rank 0 with the row of each epoch that has ended; may raise Halt.
         exportable: where the training is long, try first whether the network can be exported to ONNX.
         quiet: print nothing and draw no progress bar.
-        threads: of the CPU; None leaves the number to the rule of src/training/machine.py.
         keep: leave the last checkpoint where it is: the caller has more to do before all is safe.
 
     Raises:
@@ -136,14 +134,14 @@ def fit(
     flops = export.training_flops(classifier, task.size, task.channels)
     if exportable and flops * len(task.training.labels) * params.epochs > _WORTH_A_LOOK:
         export.to_onnx(classifier, task.size, task.channels, task.classes)
-    learner, training, held_out = prepare(classifier, frozen, task, params, world, say, threads)
+    learner, training, held_out = prepare(classifier, frozen, task, params, world, say)
     saved = _checkpoint(checkpoints, task, learner)
     state = world.share(saved.load() if saved and world.writes else None) or _fresh_state()
     if state["epoch"]:
         _restore(state, learner)
         say(f"going on after epoch {state['epoch']} of an earlier run that was stopped")
     tracked = _tracked(task, params, tags, state, callbacks) if world.writes and tags is not None else None
-    meter = Meter(learner.device, flops, learner.bf16, world)
+    meter = Meter(learner.device, world)
     with _reporting(tracked), progress(params.epochs, "epoch", "train", quiet) as bar:
         bar.update(state["epoch"])
         while state["epoch"] < params.epochs and not _stalled(state, params):
@@ -182,7 +180,6 @@ def prepare(
     params: Train,
     world: World,
     say: Callable[[str], None],
-    threads: int | None,
 ) -> tuple[Learner, Batches, Batches]:
     """Build everything that a run moves, and say on what it runs."""
     machine.keep_memory()
@@ -198,7 +195,7 @@ def prepare(
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else "CPU, " + machine.threads(flops * len(images), world, threads)
+        else "CPU, " + machine.threads(flops * len(images), world)
     )
     say(_headline(classifier, task, params, where, bf16))
     if world.size > 1:

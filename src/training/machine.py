@@ -57,17 +57,13 @@ def keep_memory() -> None:
         mallopt(option, value)
 
 
-def threads(step_flops: float, world: World, given: int | None = None) -> str:
+def threads(step_flops: float, world: World) -> str:
     """Set PyTorch's number of threads by a rule, and say how many and why.
 
     Args:
         step_flops: floating-point operations of a training step of this process, forwards and backwards.
         world: the processes that share this machine's cores.
-        given: so many: who runs several trainings at once has shared out the cores.
     """
-    if given:
-        torch.set_num_threads(given)
-        return f"{given} threads"
     if wanted := _wanted():
         torch.set_num_threads(wanted)
         return f"{wanted} threads, as OMP_NUM_THREADS says"

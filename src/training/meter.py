@@ -1,23 +1,21 @@
-"""How fast a run trains and what holds it up: images/s, time waiting for data, FLOP/s utilisation, memory, energy."""
+"""How fast a run trains and what holds it up: images/s, time waiting for data, memory, energy of the GPU."""
 
 import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 
 from src.core.files import rounded
-from src.training import peaks
-from src.training.energy import JOULES_PER_KWH, Energy
 from src.training.world import World
 
 T = TypeVar("T")
 
-_LOOK_EVERY = 60.0  # seconds between looks at counters of energy, the fastest of which wraps around in some minutes
 _PAIRS = 512  # of events that may be open
+_JOULES_PER_KWH = 3.6e6
 
 Row = dict[str, Any]
 
@@ -26,35 +24,29 @@ class Meter:
     """Listens to the epochs of one run. Nothing in it makes the device wait.
 
     `rows` has an entry an epoch: `seconds` of its training steps, `images_per_second` of all processes together,
-    `data_wait_share` of those seconds, `flop_utilisation` (the operations of the model, forwards and backwards, over
-    those the devices could have done), `memory_gib` (the peak so far: of the GPU, else of the process) and, where the
-    hardware counts it, `energy_wh` of this process's devices.
+    `data_wait_share` of those seconds and `memory_gib` (the peak so far: of the GPU, else of the process).
     """
 
-    def __init__(self, device: torch.device, training_flops: int, bf16: bool, world: World) -> None:
+    def __init__(self, device: torch.device, world: World) -> None:
         """Start measuring.
 
         Args:
             device: where the run computes.
-            training_flops: floating-point operations of one image, forwards and backwards.
-            bf16: the precision of the run.
-            world: the processes that train together; images and operations are those of all of them.
+            world: the processes that train together; images are those of all of them.
         """
-        self._device, self._flops, self._world = device, training_flops, world
-        self._peak = peaks.of(device, bf16)
+        self._device, self._world = device, world
         self._wait = _DeviceWait(device) if device.type == "cuda" else _HostWait()
-        self._started = self._looked = time.perf_counter()
+        self._started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        self._energy = Energy(device, world)
-        self._joules = 0.0
+        self._joules = _energy_counter(device)
+        self._joules_before = self._joules() if self._joules else 0.0
         self.rows: list[Row] = []
 
     def begin(self) -> None:
-        """An epoch's training steps begin."""
-        self._joules = self._energy.joules() or 0.0
+        """Begin an epoch's training steps."""
         self._wait.seconds = 0.0
-        self._started = self._looked = time.perf_counter()
+        self._started = time.perf_counter()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass batches on, and count how long each was waited for."""
@@ -67,25 +59,23 @@ class Meter:
                 return
             finally:
                 self._wait.given()
-            if time.perf_counter() - self._looked > _LOOK_EVERY:
-                self._energy.joules()
-                self._looked = time.perf_counter()
             yield batch
 
     def end(self, epoch: int, images: int) -> Row:
-        """The epoch's steps have ended on the device too: return and keep its row. `images` are those of all processes."""
+        """End an epoch whose steps have ended on the device too; keep and return its row.
+
+        Args:
+            epoch: counted from 1.
+            images: of all processes.
+        """
         seconds = time.perf_counter() - self._started
         row = {
             "epoch": epoch,
             "seconds": rounded(seconds, 4),
             "images_per_second": rounded(images / seconds, 1),
             "data_wait_share": rounded(self._wait.close() / seconds, 5),
-            "flop_utilisation": rounded(self._utilisation(images / seconds), 5),
             "memory_gib": rounded(_memory(self._device) / 2**30, 3),
         }
-        joules = self._energy.joules()
-        if joules is not None:
-            row["energy_wh"] = rounded((joules - self._joules) / 3600)
         self.rows.append(row)
         return row
 
@@ -94,56 +84,58 @@ class Meter:
 
         The first epoch warms caches and compilers up: rates leave it out where there are more.
         """
-        joules = self._energy.joules()
-        mute = joules is None and (self._device.type == "cuda" or self._world.local_rank == 0)
-        told = torch.tensor([joules or 0.0, float(mute)], dtype=torch.float64, device=self._device)
-        total, mute_ones = self._world.sum(told).tolist()
+        joules = self._joules() - self._joules_before if self._joules else 0.0
+        told = torch.tensor([joules, float(self._joules is None)], dtype=torch.float64, device=self._device)
+        total, unknown = self._world.sum(told).tolist()
         whole: Row = {
-            "energy_kwh": None if mute_ones else rounded(total / JOULES_PER_KWH, 9),
-            "energy_of": self._energy.of or None,
+            "energy_kwh": None if unknown else rounded(total / _JOULES_PER_KWH, 9),
             "epochs_measured": len(self.rows),
             "memory_of": "GPU" if self._device.type == "cuda" else "process",
-            "peak_flops": rounded(self._peak.flops, 0),
-            "peak_source": self._peak.source,
             "processes": self._world.size,
         }
-        return whole | (_rates(self.rows) if self.rows else {})
-
-    def _utilisation(self, images_per_second: float) -> float:
-        return images_per_second * self._flops / (self._peak.flops * self._world.size)
+        if not self.rows:
+            return whole
+        counted = self.rows[1:] or self.rows
+        seconds = sum(row["seconds"] for row in counted)
+        names = ("images_per_second", "data_wait_share")
+        means = {name: rounded(sum(row[name] * row["seconds"] for row in counted) / seconds, 5) for name in names}
+        return {
+            **whole,
+            **means,
+            "first_epoch": self.rows[0]["epoch"],
+            "last_epoch": self.rows[-1]["epoch"],
+            "memory_gib": self.rows[-1]["memory_gib"],
+            "training_seconds": rounded(sum(row["seconds"] for row in self.rows), 4),
+        }
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
     """Say a summary in one line, as for the end of a run."""
     if not summary["epochs_measured"]:
         return "speed: not measured, since an earlier process trained all epochs"
-    peak = f"{summary['peak_flops'] / 1e12:,.3g} TFLOP/s ({summary['peak_source']})"
-    joined = f" each of {summary['processes']} processes" if summary["processes"] > 1 else ""
-    energy = summary["energy_kwh"]
-    told = f"{energy:.4g} kWh ({summary['energy_of']})" if energy is not None else "energy not told by this machine"
-    first, last = summary["first_epoch"], summary["last_epoch"]
+    energy, first, last = summary["energy_kwh"], summary["first_epoch"], summary["last_epoch"]
+    told = f", {energy:.4g} kWh of the GPU" if energy is not None else ""
     resumed = f"; of epochs {first} to {last}, since an earlier process trained those before" if first > 1 else ""
     return (
         f"{summary['images_per_second']:,.0f} images/s, {summary['data_wait_share']:.1%} of the time waiting for data, "
-        f"{summary['flop_utilisation']:.0%} of {peak}{joined}, "
-        f"{summary['memory_gib']:.1f} GiB of {summary['memory_of']} memory, {told}{resumed}"
+        f"{summary['memory_gib']:.1f} GiB of {summary['memory_of']} memory{told}{resumed}"
     )
 
 
-def _rates(rows: list[Row]) -> Row:
-    """The means over the seconds of all epochs but the first, where there are more; memory is the peak of all."""
-    counted = rows[1:] or rows
-    seconds = sum(row["seconds"] for row in counted)
-    names = ("images_per_second", "data_wait_share", "flop_utilisation")
-    means = {name: rounded(sum(row[name] * row["seconds"] for row in counted) / seconds, 5) for name in names}
-    return {
-        **means,
-        "first_epoch": rows[0]["epoch"],
-        "first_epoch_seconds": rows[0]["seconds"],
-        "last_epoch": rows[-1]["epoch"],
-        "memory_gib": rows[-1]["memory_gib"],
-        "training_seconds": rounded(sum(row["seconds"] for row in rows), 4),
-    }
+def _energy_counter(device: torch.device) -> Callable[[], float] | None:
+    """Return what reads a GPU's total energy in joules since its driver was loaded (NVML, from Volta on), or None."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml  # type: ignore[import-untyped]
+
+        pynvml.nvmlInit()
+        # by its UUID, since NVML does not heed CUDA_VISIBLE_DEVICES
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # no library, no driver, an older card, a slice of a card: then it does not tell
+        return None
+    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
 
 
 def _memory(device: torch.device) -> int:

@@ -1,38 +1,29 @@
 """How much is chance: the same recipe trained on the folds of the training split, and with further seeds.
 
 made = plan(data, params, manifest)                                      # before hours of training: what does not go
-written = run(made, data, params, checkpoints, fitted, seconds, world)   # {"folds": {...}, "repeats": {...}}
+written = run(made, data, params, checkpoints, fitted, world)   # {"folds": {...}, "repeats": {...}}
 
 The model that ships is trained before and is no part of it, but for being the first of the seeds.
 """
 
-import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from src.core.arrays import Arrays
-from src.core.command import UserError, cores, table
-from src.training import folds, job, machine, memory, side_by_side
+from src.core.command import UserError, table
+from src.training import folds, job, machine
 from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.job import METRICS, Job, Row, Setting
 from src.training.loop import Fitted
 from src.training.task import of
 from src.training.train_params import Train
 from src.training.world import World
-
-_WORTH = 10.0  # seconds that a training must take before a process of its own, which takes some to start, can pay
-_PROCESS = 2**30  # bytes that a process takes beside the images: PyTorch, the network, a batch
-_COPIES = (
-    4  # of the training images: src/training/batches.py keeps them in memory, padded, where half of what is free holds them
-)
 
 
 @dataclass(frozen=True)
@@ -92,11 +83,10 @@ def run(
     params: Train,
     checkpoints: Path,
     fitted: Fitted,
-    seconds: float | None,
     world: World | None = None,
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> dict[str, Any]:
-    """Train what was planned, side by side where there is room; what an earlier run finished is not trained again.
+    """Train what was planned, one after another; what an earlier run finished is not trained again.
 
     Args:
         made: of `plan`.
@@ -104,43 +94,24 @@ def run(
         params: the section `train`.
         checkpoints: the folder of the main run's state; each training gets a folder in it.
         fitted: the model that ships, trained just now in this process.
-        seconds: that its training takes as a whole; None where it is not known.
-        world: the processes that train together: more than one do all trainings one after another.
+        world: the processes that train together.
         callbacks: what tracks them, and fetches the champion to start from.
 
     Returns:
         For each kind its runs with METRICS, and what they were scored on; rank 0 has it, the others {}.
     """
     world = world or World()
-    threads = _threads(len(made.jobs), world)
     tags = {"mlflow.parentRunId": fitted.run_id} if fitted.run_id else None
-    setting = Setting(data, params, checkpoints, threads, tags, callbacks)
+    setting = Setting(data, params, checkpoints, tags, callbacks)
     done: dict[str, Row] = world.share({one.folder: row for one in made.jobs if (row := job.kept(setting, one))})
     todo = [one for one in made.jobs if one.folder not in done]
-    each = None if seconds is None else seconds * max(1.0, torch.get_num_threads() / threads)
-    at_once = room(setting, len(todo), each, world)
     if world.writes:
-        print(_announced(params, len(todo), len(done), at_once, each))
-    for one, row in _rows(setting, todo, at_once, world):
-        done[one.folder] = row
+        print(f"{len(todo)} further trainings for folds and seeds" + (f", {len(done)} were done before" if done else ""))
+    for one in todo:
+        row = done[one.folder] = job.train(setting, one, world)
         if world.writes:
             print(f"{one.name}: accuracy {row['accuracy']:.2%} of {row['images']:,} images, best epoch {row['epoch']}")
     return _told(made, done, fitted, params, data, world) if world.writes else {}
-
-
-def room(setting: Setting, count: int, seconds: float | None, world: World) -> int:
-    """Return how many of so many trainings, each of so many seconds, go at once.
-
-    One a GPU; on a CPU as many as have their threads and memory. Their results do not depend on it.
-    """
-    if world.size > 1 or count < 2 or (seconds is not None and seconds < _WORTH):
-        return 1
-    device = machine.device(setting.params, world)
-    if device.type == "cuda":
-        return min(count, torch.cuda.device_count())
-    images = setting.data.split("train").images.nbytes
-    fit_in = memory.available() // (_PROCESS + _COPIES * images)
-    return max(1, min(count, cores() // setting.threads, fit_in))
 
 
 def remove(checkpoints: Path) -> None:
@@ -162,39 +133,6 @@ def summary(written: dict[str, Any]) -> str:
         for name, line in (("mean", values.mean(axis=0)), ("deviation", values.std(axis=0, ddof=1))):
             rows.append([f"{kind}: {name}", "", *map("{:.4f}".format, line)])
     return table(["training", "images", *METRICS], rows)
-
-
-def _threads(count: int, world: World) -> int:
-    """Return the threads of each training: one where the main run gained nothing by more, else a fair share of the cores.
-
-    It depends on nothing that changes while a series runs: sums in another order would give other weights.
-    """
-    chosen = torch.get_num_threads()
-    return chosen if chosen == 1 or world.size > 1 else max(1, cores() // count)
-
-
-def _announced(params: Train, left: int, done: int, at_once: int, seconds: float | None) -> str:
-    each = f" for each of {params.repeats} seeds" if params.repeats > 1 else ""
-    asked = [f"{params.folds} folds{each}"] if params.folds else []
-    asked += [f"{params.repeats - 1} more seed{'s' if params.repeats > 2 else ''}"] if params.repeats > 1 else []
-    kept = f", {done} of them done before" if done else ""
-    together = f", {at_once} at a time" if at_once > 1 else ""
-    about = "" if seconds is None else f": about {_duration(math.ceil(left / at_once) * seconds)}"
-    return f"{' and '.join(asked)}{kept}{together}{about}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _rows(setting: Setting, todo: Sequence[Job], at_once: int, world: World) -> Iterator[tuple[Job, Row]]:
-    if at_once > 1:
-        yield from side_by_side.run(setting, todo, at_once)
-        return
-    for one in todo:
-        yield one, job.train(setting, one, world)
 
 
 def _told(made: Plan, done: dict[str, Row], fitted: Fitted, params: Train, data: Arrays, world: World) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from src.core.arrays import Arrays
 from src.core.files import check_outputs, replacing, rounded, sha256, write_json
 from src.core.params import section
 from src.images.prepare_params import Prepare
-from src.training import export, launch, loop, meter, series
+from src.training import export, loop, meter, series
 from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.checkpoint import held
 from src.training.classifier import save
 from src.training.loop import Fitted, fit
 from src.training.task import of, require_passed
 from src.training.train_params import Train
-from src.training.world import World, joined
+from src.training.world import World, become_torchrun, joined, several
 
 
 def train(
@@ -47,7 +47,7 @@ def train(
     world: World | None = None,
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> None:
-    """Train on the arrays in `folder`; write the model into `out` and speed, memory and energy into `history`.
+    """Train on the arrays in `folder`; write the model into `out` and speed and memory into `history`.
 
     Folds and further seeds, where params ask for them, are trained after the model; `out` gets folds.json and repeats.json.
     The models of further seeds answer the test split, as evidence for the gates: nothing is selected by it.
@@ -74,17 +74,13 @@ def train(
     fitted = fit(of(data), params, checkpoints, world=world, tags={}, callbacks=callbacks, keep=True)
     seconds, best = time.monotonic() - started, fitted.best
     said = f"trained in {seconds:.1f} s; best epoch {best['epoch']} of {params.epochs}: {loop.result(best)}"
-    several = {}
-    if further.jobs:
-        here = len(fitted.throughput)  # epochs: of a run that went on, those since then
-        whole = seconds * params.epochs / here if here else None
-        several = series.run(further, data, params, checkpoints, fitted, whole, world, callbacks)
+    evidence = series.run(further, data, params, checkpoints, fitted, world, callbacks) if further.jobs else {}
     if not world.writes:
         return
-    _write(fitted, data, out, history, params, several, seconds, callbacks.hardware())
+    _write(fitted, data, out, history, params, evidence, seconds, callbacks.hardware())
     series.remove(checkpoints)  # not before what was trained is written: until then a kill costs nothing
-    if several:
-        print(series.summary(several))
+    if evidence:
+        print(series.summary(evidence))
     print(f"{said}\n{meter.sentence(fitted.summary)}")
     if warning := metrics.one_class_warning(fitted.predicted, data.classes, "validation images"):
         print(warning)
@@ -96,7 +92,7 @@ def _write(
     out: Path,
     history: Path,
     params: Train,
-    several: dict[str, Any],
+    evidence: dict[str, Any],
     seconds: float,
     hardware: dict[str, Any],
 ) -> None:
@@ -107,7 +103,7 @@ def _write(
         save(classifier, fresh / "weights.safetensors")
         _write_csv(fresh / "history.csv", fitted.history)
         write_json(fresh / "card.json", _card(fitted, data, fresh, params))
-        for name, runs in several.items():
+        for name, runs in evidence.items():
             write_json(fresh / f"{name}.json", runs)
         speeds.mkdir()
         _write_csv(speeds / "throughput.csv", fitted.throughput)
@@ -162,17 +158,16 @@ def main(callbacks: Callbacks = NO_CALLBACKS) -> None:
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
     parser.add_argument("validation", type=Path, help="validation.json that validate wrote")
     parser.add_argument("out", type=Path, help="folder to write the model into")
-    parser.add_argument("history", type=Path, help="folder to write speed, memory and energy of each epoch into")
+    parser.add_argument("history", type=Path, help="folder to write speed and memory of each epoch into")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for the state of a run that is stopped")
     parser.add_argument("--manifest", type=Path, help="manifest that prepare wrote; folds and further seeds need it")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     args = parser.parse_args()
+    params = section(args.params, "train", Train)
+    if params.processes > 1 and not several():
+        become_torchrun(params.processes, ["train", *sys.argv[1:]])
     with joined() as world:
-        params = section(args.params, "train", Train)
         arrays.load(args.arrays, section(args.params, "prepare", Prepare))
-        if params.processes > 1 and not launch.launched():
-            launch.launch("src", ["train", *sys.argv[1:]], params.processes)
-            return
         given = [args.manifest] if args.manifest else []
         check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])
         with held(args.checkpoints) if world.writes else nullcontext():

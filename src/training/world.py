@@ -4,13 +4,12 @@ with joined() as world:
     fit(task, params, checkpoints, world=world)
 """
 
-import atexit
+import ctypes
 import io
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,16 +19,11 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from src.core.command import Stopped, UserError
+from src.core.command import UserError
 
-LIFELINE = "TRAIN_LIFELINE"  # set by launch.py, whose end closes the standard input of the processes that it started
-LOST = os.EX_TEMPFAIL  # exit status of a process that could not go on without another one
-TOLD = "told"  # key of the store: how many processes had something to say about the end
-_SENTENCES = (UserError, OSError, Stopped, KeyboardInterrupt)  # what src/system/command_line.py ends a command with
-_STATUS: dict[type[BaseException], int] = {KeyboardInterrupt: 128 + signal.SIGINT, Stopped: 128 + signal.SIGTERM}
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _TIMEOUT = timedelta(minutes=10)  # what one process may do alone, such as saving, while the others wait for it
 _FEW = 32  # images a process normalises over; with fewer, batch norm errs more. Source: Wu and He, "Group Normalization"
 
@@ -104,95 +98,55 @@ class World:
             buffer.copy_(part.view_as(buffer))
 
 
+def several() -> bool:
+    """Return whether torchrun has started this process."""
+    return "RANK" in os.environ
+
+
+def become_torchrun(processes: int, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by torchrun with so many processes of this machine, each `python -m src arguments`."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "src", *arguments]
+    os.execv(sys.executable, [sys.executable, *command])  # noqa: S606 - no shell is wanted
+
+
 @contextmanager
 def joined() -> Iterator[World]:
-    """Enter the world that torchrun's variables (or launch.py's) describe, and leave it; without them, a world of one.
+    """Enter the world that torchrun's variables describe, and leave it; without them, a world of one.
 
-    However it ends, one process says so, the first that has something to say; the others exit in silence.
+    Rank 0 alone prints. A fault that all ranks meet is told by rank 0; the others end without a word.
 
     Raises:
         UserError: another process was lost, and the run with it.
     """
-    rank, size, local_rank, local_size = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
-    if size == 1:
+    if not several():
         yield World()
         return
-    if LIFELINE in os.environ:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+    _end_with_torchrun()
+    rank, size, local_rank, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local_rank < gpus:
         torch.cuda.set_device(local_rank)
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if rank == 0 else nowhere):
-        store = _store()
-        with _one_voice(store, local_rank):
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpus else "gloo",
-                store=PrefixStore("group", store),
-                rank=rank,
-                world_size=size,
-                timeout=_TIMEOUT,
-            )
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_TIMEOUT)
+        try:
             yield World(rank, size, local_rank, local_size)
-            dist.destroy_process_group()  # after a failure it could wait for who is lost
-
-
-def _store() -> Store:
-    """Connect to where the processes find each other: launch.py holds it, or torchrun."""
-    if LIFELINE in os.environ:
-        return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    store: Store
-    store, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
-    return store
-
-
-@contextmanager
-def _one_voice(store: Store, local_rank: int) -> Iterator[None]:
-    """Let the first process that fails say why, and the others exit without a word; a bug keeps its traceback."""
-    try:
-        yield
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is written: no traceback out of the last moments
-    except BaseException as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends those that are left must not cut the sentence short
-        lost, status = _lost(error), _STATUS.get(type(error), 1)
-        if lost and LIFELINE in os.environ:  # launch.py knows better who was lost
-            _leave(LOST)
-        if (lost or isinstance(error, _SENTENCES)) and not _first(store, local_rank):
-            _leave(status)
-        atexit.register(_leave, status)
-        if not lost:
+        except UserError:
+            if rank:
+                sys.exit(1)
             raise
-        raise UserError(
-            f"another process of this training was lost ({lost}), and the run with it; its last checkpoint is kept. "
-            "Run the same command again, and training goes on from there"
-        ) from None
+        except (dist.DistError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "/gloo/" not in str(error) and not isinstance(error, dist.DistError):
+                raise
+            raise UserError(
+                "another process of this training was lost, and the run with it; its last checkpoint is kept. Run the same "
+                "command again, and training goes on from there"
+            ) from None
+        dist.destroy_process_group()  # after a failure it could wait for who is lost
 
 
-def _lost(error: BaseException) -> str:
-    """Return how the connection to another process was lost, where that is what an error says; else nothing."""
-    says_so = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
-    return str(error).split("] ", 1)[-1].split(". ")[0].splitlines()[0] if says_so else ""
-
-
-def _leave(status: int) -> NoReturn:
-    """End without the interpreter's last steps, which would wait for the connections to who was lost, or die of them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _first(store: Store, local_rank: int) -> bool:
-    """Tell whether no other process has spoken; where the store is lost too, one process of each machine speaks."""
-    try:
-        return bool(store.add(TOLD, 1) == 1)
-    except RuntimeError:
-        return local_rank == 0
-
-
-def _end_with_parent() -> None:
-    """End this process, whatever it is at, when the one that started it is gone: an orphan would train on in secret."""
-    while os.read(0, 1):
-        pass
-    os._exit(LOST)
+def _end_with_torchrun() -> None:
+    """Have Linux end this process when torchrun is killed: an orphan would train on in secret. Source: prctl(2)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,9 +8,7 @@ The processes are real and talk over gloo, as they do on machines without a GPU.
 import json
 import os
 import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,7 +26,6 @@ from src.lab.datasets import digits
 from src.system.mlflow_client import connect
 from src.training import checkpoint
 from src.training.checkpoint import held
-from src.training.launch import launch
 from src.training.world import World
 
 RECIPE = {
@@ -92,48 +89,38 @@ run("probe", main)
 
 
 @pytest.fixture
-def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def probe(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProcess[str]"]:
     """Return a function that runs one function of PROBE in two processes."""
     (tmp_path / "probe.py").write_text(PROBE)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    return lambda what: launch("probe", [what, str(tmp_path)], 2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options: Any = {"env": os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, "timeout": PATIENCE}
+    return lambda what: subprocess.run(
+        [*torchrun, str(tmp_path / "probe.py"), what, str(tmp_path)], capture_output=True, text=True, **options
+    )
 
 
-def test_two_processes_add_share_level_and_average(
-    probe: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    probe("fine")
+@pytest.mark.slow
+def test_two_processes_add_share_level_and_average(probe: Callable[[str], Any], tmp_path: Path) -> None:
+    done = probe("fine")
+    assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.glob("fine-*")) == ["fine-0-of-2", "fine-1-of-2"]
-    said, warned = capfd.readouterr()
-    assert said.splitlines() == ["said once"]
-    assert warned == ""
-
-
-def test_a_lost_process_ends_the_run_with_one_sentence(
-    probe: Callable[[str], None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(UserError, match=r"process 1 of 2 \(counted from 0\) was killed \(SIGKILL;.*Run the same command"):
-        probe("lost")
-    assert capfd.readouterr() == ("", "")
+    assert done.stdout.splitlines() == ["said once"]
 
 
 @pytest.mark.slow
-def test_a_mistake_that_all_processes_make_is_told_once(
-    probe: Callable[[str], None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="1"):
-        probe("mistake")
-    assert capfd.readouterr().err.splitlines() == ["probe: the learning rate is too high"]
-
-
-@pytest.mark.slow
-def test_a_bug_of_one_process_keeps_its_traceback_and_is_not_blamed_on_another(
-    probe: Callable[[str], None], capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(UserError, match=r"process 1 of 2 .* failed with exit status 1 \(its own message stands above\)"):
-        probe("bug")
-    said = capfd.readouterr().err
-    assert said.count("Traceback") == said.count("ZeroDivisionError: a bug of rank 1") == 1
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("mistake", "probe: the learning rate is too high"),
+        ("lost", "probe: another process of this training was lost, and the run with it; its last checkpoint is kept."),
+        ("bug", "ZeroDivisionError: a bug of rank 1"),
+    ],
+)
+def test_a_fault_is_told_once(probe: Callable[[str], Any], what: str, said: str) -> None:
+    """Torchrun may end rank 0 before it has noticed that the other one is gone; then torchrun's words are all there is."""
+    done = probe(what)
+    assert done.returncode
+    assert done.stderr.count(said) == 1 or (what == "lost" and "SIGKILL" in done.stderr), done.stderr
 
 
 def test_a_world_of_one_changes_nothing() -> None:
@@ -302,69 +289,43 @@ def test_the_command_tracks_one_run_of_several_processes(
 
 
 @pytest.mark.slow
-def test_killed_at_random_it_ends_as_an_unbroken_run_and_as_a_single_process(prepared: Path, tmp_path: Path) -> None:
-    """Rank 0, rank 1 and the process that started them are killed in turn, each some random time after a checkpoint."""
+def test_killed_it_goes_on_and_ends_as_an_unbroken_run(prepared: Path, tmp_path: Path) -> None:
+    """Rank 1 and torchrun itself are killed in turn, each some random time after a checkpoint."""
     chance = random.Random(os.environ.get("CHANCE", "1"))
-    single = Stage(prepared, tmp_path / "single")
-    single.run()
     unbroken = Stage(prepared, tmp_path / "unbroken", train__processes=2)
     assert "2 processes, 32 images of each batch in each" in unbroken.run()
     broken = Stage(prepared, tmp_path / "broken", train__processes=2)
-    for victim in (0, 1, None):
+    for victim in (1, None):
         before, process = broken.saved(), broken.start()
         wait_for(lambda before=before: broken.saved() - before, process)
         workers = ranks(process.pid)
         time.sleep(chance.uniform(0, 0.5))
         (process if victim is None else workers[victim]).kill()
-        said = process.communicate()[0]
+        process.communicate()
         assert process.returncode  # the tests' epochs are so many that it was not done
         assert ended(workers.values()), "an orphan trains on"
-        if victim is not None:
-            sentences = re.findall(r"train: [a-z].*", said)
-            assert [sentence.split(" (")[0] for sentence in sentences] == [f"train: process {victim} of 2"]
-            assert "Traceback" not in said
     assert "going on after epoch" in broken.run()
     for name in ("model.onnx", "weights.safetensors", "history.csv", "card.json"):
         assert (broken.folder / "model" / name).read_bytes() == (unbroken.folder / "model" / name).read_bytes(), name
     assert [row[0] for row in broken.history] == list(range(1, RECIPE["train__epochs"] + 1))
     assert broken.writers == {"0"}
-    # of some 270 validation images; two seeds of one process differ by as much
-    assert abs(single.best["accuracy"] - broken.best["accuracy"]) < 0.06
-    assert abs(single.best["loss"] - broken.best["loss"]) < 0.1
 
 
 @pytest.mark.slow
-def test_under_torchrun_a_lost_process_is_told_once_and_a_second_run_waits_then_goes_on(
-    prepared: Path, tmp_path: Path
-) -> None:
-    stage = Stage(prepared, tmp_path / "run", train__epochs=400)
-    first = stage.start("-m", "torch.distributed.run", "--nproc-per-node", "2")
+def test_a_second_run_waits_for_the_first_and_then_goes_on(prepared: Path, tmp_path: Path) -> None:
+    stage = Stage(prepared, tmp_path / "run", train__epochs=400, train__processes=2)
+    first = stage.start()
     workers = wait_for(lambda: len(ranks(first.pid)) == 2 and ranks(first.pid), first)
     wait_for(stage.saved, first)
     second = stage.start()
     assert second.stdout
-    waits = second.stdout.readline()
+    waits = next(line for line in second.stdout if "goes on with" in line)
     assert f"another training goes on with {stage.folder / 'ck'}: process {workers[0].pid} on" in waits
-    workers[1].kill()
-    said = first.communicate()[0]
+    first.terminate()
+    first.communicate()
     assert first.returncode
-    (sentence,) = re.findall(r"train: [a-z].*", said)  # torchrun may be faster in ending those that are left
-    assert sentence.startswith(("train: another process of this training was lost (", "train: stopped by SIGTERM"))
+    assert ended(workers.values())
+    assert not (stage.folder / "model").exists()
     assert any("going on after epoch" in line for line in second.stdout)
     second.terminate()
     second.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_launcher_ends_all_and_says_so_once(how: signal.Signals, prepared: Path, tmp_path: Path) -> None:
-    stage = Stage(prepared, tmp_path / "run", train__epochs=400, train__processes=2)
-    process = stage.start()
-    wait_for(stage.saved, process)
-    workers = ranks(process.pid)
-    process.send_signal(how)
-    said = process.communicate()[0]
-    assert process.returncode == 128 + how
-    assert len(re.findall(r"train: [a-z].*", said)) == 1, said
-    assert ended(workers.values())
-    assert not (stage.folder / "model").exists()

@@ -4,14 +4,7 @@ python -m pytest tests/training/test_folds.py
 """
 
 import json
-import multiprocessing
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PATIENCE, ROOT, draw_colours, until, write_params
+from conftest import draw_colours, write_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -34,7 +27,7 @@ from src.core.files import sha256, write_json
 from src.core.inference import Model
 from src.core.manifest import read_manifest
 from src.images.prepare import prepare
-from src.training import folds, job, series, side_by_side
+from src.training import folds, job, series
 from src.training.job import Job, Setting
 from src.training.train import train
 from src.training.world import World
@@ -149,7 +142,7 @@ def test_the_model_that_ships_is_the_same_with_folds_and_seeds_or_without(
         assert path.read_bytes() == (beside / path.name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "ck").glob("*") if path.name != "lock") == []
     said = capsys.readouterr().out
-    assert re.search(r"3 folds for each of 2 seeds and 1 more seed(, 2 at a time)?: about", said)
+    assert "7 further trainings for folds and seeds" in said
     assert "folds: deviation" in said
     made = json.loads((beside / "folds.json").read_text())
     of_first = ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3"]
@@ -199,13 +192,12 @@ def test_a_killed_series_does_not_train_again_what_was_finished(
         return real(setting, one, world)
 
     monkeypatch.setattr(job, "train", killed)
-    monkeypatch.setattr(series, "room", lambda *_: 1)  # a process of its own would train with the real one
     with pytest.raises(KeyboardInterrupt):
         run("broken", **BOTH)
     capsys.readouterr()
     broken = run("broken", **BOTH)
     said = capsys.readouterr().out
-    assert "2 of them done before" in said
+    assert "2 were done before" in said
     assert "going on after epoch 1" in said  # the model itself, too
     of_second = [f"fold {number} of 3, seed 2" for number in (1, 2, 3)]
     assert begun == ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3", "fold 3 of 3", *of_second, "seed 2"]
@@ -229,7 +221,7 @@ def planned(prepared: Path, folder: Path, **changes: Any) -> tuple[Setting, list
     params = write_params(folder / "params.yaml", **(QUICK | changes)).train
     data = arrays.load(prepared / "arrays")
     made = series.plan(data, params, prepared / "m.parquet")
-    return Setting(data, params, folder / "ck", 1, None), made.jobs
+    return Setting(data, params, folder / "ck", None), made.jobs
 
 
 def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) -> None:
@@ -253,18 +245,6 @@ def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) ->
         assert not set(named[one.training]) & set(named[one.held])
 
 
-def test_as_many_go_at_once_as_have_room(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting, _ = planned(prepared, tmp_path, train__device="cpu")
-    monkeypatch.setattr(series, "cores", lambda: 8)
-    assert series.room(setting, 5, 60, World()) == 5
-    assert series.room(setting, 20, 60, World()) == 8
-    assert series.room(setting, 20, 1, World()) == 1  # over before a process has started
-    assert series.room(setting, 20, 60, World(0, 2)) == 1
-    assert series.room(setting, 20, None, World()) == 8
-    monkeypatch.setattr(series.memory, "available", lambda: int(3.5 * 2**30))
-    assert series.room(setting, 20, 60, World()) == 3
-
-
 def test_only_what_is_ours_is_removed(tmp_path: Path) -> None:
     for name in (
         "fold-1/result.json",
@@ -279,95 +259,6 @@ def test_only_what_is_ours_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     series.remove(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fold-x", "lock", "mine.pt"]
-
-
-@pytest.mark.slow
-def test_side_by_side_gives_what_one_after_another_does(prepared: Path, tmp_path: Path) -> None:
-    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__epochs=1)
-    together = {one.name: row for one, row in side_by_side.run(setting, jobs, 2)}
-    series.remove(tmp_path / "ck")
-    assert together == {one.name: job.train(setting, one) for one in jobs}
-
-
-@pytest.mark.slow
-def test_a_process_that_fails_or_dies_ends_all_with_one_sentence(
-    prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__device="cuda")
-    with pytest.raises(UserError, match=r"^fold . of 2: train.device is 'cuda', but PyTorch sees no GPU here"):
-        list(side_by_side.run(setting, jobs, 2))
-    assert "Traceback" not in capfd.readouterr().err
-    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__epochs=5000)
-    threading.Thread(target=kill_a_child, daemon=True).start()
-    with pytest.raises(UserError, match=r"fold . of 2 was ended by SIGKILL \(the system does that when memory runs out\)"):
-        list(side_by_side.run(setting, jobs, 2))
-    assert multiprocessing.active_children() == []
-
-
-def kill_a_child() -> None:
-    while len(children := multiprocessing.active_children()) < 2:
-        time.sleep(0.05)
-    children[0].kill()
-
-
-_SERIES = """
-import sys, multiprocessing, threading
-from pathlib import Path
-tests = Path(sys.argv[1]) / "tests"
-sys.path[:0] = map(str, [tests, *tests.glob("*/")])
-from src.system.command_line import run
-from src.training import side_by_side
-
-def tell():
-    while len(multiprocessing.active_children()) < 2:
-        pass
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-
-def main():
-    from test_folds import planned
-    setting, jobs = planned(Path(sys.argv[2]), Path(sys.argv[3]), train__folds=2, train__epochs=100000, train__device="cpu")
-    threading.Thread(target=tell, daemon=True).start()
-    list(side_by_side.run(setting, jobs, 2))
-
-if __name__ == "__main__":
-    run("train", main)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_however_it_ends_no_process_is_left(prepared: Path, tmp_path: Path, end: signal.Signals) -> None:
-    (tmp_path / "series.py").write_text(_SERIES)
-    command = [sys.executable, str(tmp_path / "series.py"), str(ROOT), str(prepared), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    assert running.stdout
-    children = [int(pid) for pid in running.stdout.readline().split()]
-    assert len(children) == 2
-    time.sleep(1)  # they are importing, or further
-    if end == signal.SIGINT:
-        os.killpg(running.pid, end)  # as a terminal does
-    else:
-        running.send_signal(end)
-    _, said = running.communicate(timeout=PATIENCE)
-    until(lambda: not any(map(is_alive, children)))
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == (end != signal.SIGKILL)
-
-
-def is_alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Judging and telling
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_intervals_are_those_of_the_textbook() -> None:

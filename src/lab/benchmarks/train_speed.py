@@ -52,8 +52,8 @@ class Ours:
         """Build what a run has."""
         torch.manual_seed(params.seed)
         classifier, frozen = start.start(task, params)
-        self.learner, self.batches, _ = loop.prepare(classifier, frozen, task, params, World(), print, None)
-        self._meter = Meter(self.learner.device, 1, self.learner.bf16, World())
+        self.learner, self.batches, _ = loop.prepare(classifier, frozen, task, params, World(), print)
+        self._meter = Meter(self.learner.device, World())
         self._threads, self._epoch = torch.get_num_threads(), 0
 
     def epoch(self) -> tuple[float, float]:

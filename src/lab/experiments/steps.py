@@ -15,12 +15,11 @@ from src.training.world import World
 
 
 def prepare(task: Task, params: Train, quiet: bool = False) -> tuple[Learner, Batches]:
-    """Build what a run of training builds, in training mode; `quiet` leaves out what it says, and the choice of threads."""
+    """Build what a run of training builds, in training mode; `quiet` leaves out what it says."""
     say = (lambda _: None) if quiet else print
     torch.manual_seed(params.seed)
     classifier, frozen = start.start(task, params, say, CALLBACKS)
-    threads = torch.get_num_threads() if quiet else None
-    learner, training, _ = loop.prepare(classifier, frozen, task, params, World(), say, threads)
+    learner, training, _ = loop.prepare(classifier, frozen, task, params, World(), say)
     learner.classifier.train()
     for module in frozen:
         module.eval()
