@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ import torch
 from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError, table
-from src.lab.experiments import wiring_answers, wiring_learning
-from src.lab.experiments.wiring import EARLY, ENOUGH, Finding, Lesson, Subject, first_line, learn
+from src.lab.experiments import wiring
+from src.lab.experiments.wiring import EARLY, ENOUGH, Found, Lesson, Result, Subject, first_line
 from src.system.params import Params, load
 from src.training import export, machine, onednn, start
 from src.training.classifier import Classifier
@@ -30,6 +30,24 @@ _IMAGES = 32
 _FEWEST_IMAGES = 8  # of a large network
 _STEPS = 300
 _CPU_OPERATIONS = 2e12  # floating-point operations of learning by heart: some 20 seconds of two cores
+_OF_A_LESSON = {
+    "first loss": wiring.first_loss,
+    "gradients": wiring.gradients,
+    "updates": wiring.updates,
+    "learns by heart": wiring.overfits,
+    "dead layers": wiring.dead,
+    "evaluation mode": wiring.modes,
+    "repeatable": wiring.repeats,
+}
+
+
+class Finding(NamedTuple):
+    """What one check found; `advice` is for what is not ok. "not shown": too few steps to tell."""
+
+    check: str
+    result: Result
+    told: str
+    advice: str
 
 
 def check(task: Task, params: Params, steps: int | None = None) -> list[Finding]:
@@ -59,52 +77,41 @@ def check(task: Task, params: Params, steps: int | None = None) -> list[Finding]
 
 
 def _findings(subject: Subject, tolerance: float, steps: int | None) -> Iterator[Finding]:
+    def ask(name: str, question: Callable[..., Found], *about: Any) -> Finding:
+        try:
+            return Finding(name, *question(subject, *about))
+        except Exception as error:  # whatever the network of a stranger raises is the finding
+            return Finding(name, "FAIL", f"raises {first_line(error)}", "mend forward(); see src/model.py")
+
     try:
         classifier = subject.build()
     except UserError:
         raise
-    except Exception as error:  # whatever the network of a stranger raises is the finding
+    except Exception as error:  # likewise
         yield Finding("builds", "FAIL", first_line(error), "mend __init__; it is called with (shape, width)")
         return
-    yield Finding("builds", "ok", f"{sum(value.numel() for value in classifier.parameters()):,} parameters")
-    shapes = _guarded("shapes", lambda: wiring_answers.shapes(subject))
-    yield shapes
+    yield Finding("builds", "ok", f"{sum(value.numel() for value in classifier.parameters()):,} parameters", "")
+    yield (shapes := ask("shapes", wiring.shapes))
     if shapes.result == "FAIL":
         return
     if steps is None:
         subject, steps = _affordable(subject, classifier)
-    yield _guarded("logits", lambda: wiring_answers.logits(subject))
-    yield _guarded("one image alone", lambda: wiring_answers.independence(subject))
-    yield _guarded("extreme images", lambda: wiring_answers.extremes(subject))
+    yield ask("logits", wiring.logits)
+    yield ask("one image alone", wiring.independence)
+    yield ask("extreme images", wiring.extremes)
     lesson = Lesson(subject.build())
     try:
         onednn.require_sound(lesson.classifier.network, subject.device)
-        lesson = learn(subject, steps)
+        lesson = wiring.learn(subject, steps)
     except UserError as error:
         told, _, advice = str(error).rpartition(": ")
         yield Finding("gradients", "FAIL", told, advice)
     except Exception as error:  # likewise
         yield Finding("learns", "FAIL", first_line(error), "a step must run forwards and backwards in training mode")
     else:
-        yield from _learnt(lesson, subject)
-    yield _guarded("ONNX", lambda: wiring_answers.parity(lesson, subject, tolerance))
-
-
-def _learnt(lesson: Lesson, subject: Subject) -> Iterator[Finding]:
-    yield _guarded("first loss", lambda: wiring_learning.first_loss(lesson, subject))
-    yield _guarded("gradients", lambda: wiring_learning.gradients(lesson))
-    yield _guarded("updates", lambda: wiring_learning.updates(lesson))
-    yield _guarded("learns by heart", lambda: wiring_learning.overfits(lesson, subject))
-    yield _guarded("dead layers", lambda: wiring_learning.dead(lesson, subject))
-    yield _guarded("evaluation mode", lambda: wiring_learning.modes(lesson, subject))
-    yield _guarded("repeatable", lambda: wiring_learning.repeats(lesson, subject))
-
-
-def _guarded(name: str, ask: Callable[[], Finding]) -> Finding:
-    try:
-        return ask()
-    except Exception as error:  # likewise
-        return Finding(name, "FAIL", f"raises {first_line(error)}", "mend forward(); see src/model.py")
+        for name, question in _OF_A_LESSON.items():
+            yield ask(name, question, lesson)
+    yield ask("ONNX", wiring.parity, lesson, tolerance)
 
 
 def _affordable(subject: Subject, classifier: Classifier) -> tuple[Subject, int]:
