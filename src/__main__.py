@@ -40,7 +40,7 @@ VERBS = (
     ("cancelled", "github.cancelled", "report.yml: tell that a run was cancelled"),
     ("recheck", "github.recheck", "report-comment.yml: take back a green that no label explains"),
     ("fork-report", "github.fork_report", "report-comment.yml: write the comment on a fork, of its numbers"),
-    ("all-green", "github.all_green", "ci.yml: fail unless every needed job is green"),
+    ("ci", "github.ci", "ci.yml: choose the jobs that a commit needs, and fail unless each is green"),
     ("attested", "github.attested", "deploy.yml: check the attestation of an image"),
     ("deployed", "github.deployed", "deploy.yml, rollback.yml: tell GitHub what was deployed"),
     ("watchdog", "github.watchdog", "watchdog.yml: tell of jobs that wait for a runner of your own"),

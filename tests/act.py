@@ -236,9 +236,10 @@ def arguments(copy: Path, content: Mapping[str, Any], labels: tuple[str, ...], a
     words += [word for label in labels for word in ("--platform", f"{label}=-self-hosted")]
     used = {step["uses"] for job in content["jobs"].values() for step in job["steps"] if "uses" in step}
     for action in sorted(used):
-        stand_in = ACTIONS / action.split("@")[0].split("/")[1]
-        assert stand_in.is_dir(), f"{action} has no stand-in: write one in {ACTIONS}"
-        words += ["--local-repository", f"{action}={stand_in}"]
+        path, version = action.split("@")
+        owner, name, *_ = path.split("/")
+        assert (ACTIONS / name).is_dir(), f"{action} has no stand-in: write one in {ACTIONS}"
+        words += ["--local-repository", f"{owner}/{name}@{version}={ACTIONS / name}"]
     return words
 
 

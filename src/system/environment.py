@@ -3,7 +3,8 @@
 Runs before anything is installed and perhaps on an old Python, so: standard library only, and no new syntax.
 DVC's plug-ins for the DVC remotes in use belong to it: .dvc/config, .dvc/config.local and DVC_REMOTE_URL name these.
 --checks also installs what tests and lint need; --plugins installs the plug-ins alone, for CI, whose remote is told later.
---lock installs nothing, and resolves each requirements/*.in into its lock (`make lock`).
+--lock installs nothing, and resolves each requirements/*.in into its lock (`make lock`). --cache-key prints `key=...`, the
+name under which CI may keep this machine's .venv.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -57,9 +59,13 @@ def main():
     parser.add_argument("--checks", action="store_true", help="also what tests and lint need")
     parser.add_argument("--plugins", action="store_true", help="DVC's plug-ins for the DVC remotes in use, and nothing else")
     parser.add_argument("--lock", action="store_true", help="resolve each requirements/*.in into its lock instead")
+    parser.add_argument("--cache-key", action="store_true", help="print the name that .venv has in a cache of CI instead")
     options = parser.parse_args()
     try:
         use_supported_python()
+        if options.cache_key:
+            print("key=" + cache_key())
+            return
         require_git_clone()
         if options.lock:
             resolve()
@@ -156,6 +162,15 @@ def fingerprint(name, index=None):
         content = file.read()
     digest = hashlib.sha256(("%d.%d %s " % ((*sys.version_info[:2], VENV))).encode() + content).hexdigest()
     return digest if index is None else digest + "@" + hashlib.sha256(index.encode()).hexdigest()
+
+
+def cache_key():
+    # type: () -> str
+    """Return a name made of the system, of Python's version, and of a digest of all locks and the place of .venv."""
+    locks = sorted(glob.glob(os.path.join(REQUIREMENTS, "*.txt")))
+    prints = " ".join(fingerprint(os.path.basename(path)) for path in locks)
+    digest = hashlib.sha256((prints + torch_index()).encode()).hexdigest()
+    return "environment-%s-%s-%s-%s" % (platform.system(), platform.machine(), platform.python_version(), digest[:32])
 
 
 def read_stamp():

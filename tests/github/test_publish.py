@@ -19,12 +19,7 @@ from src.github.cancelled import tell
 from src.github.status import set_status
 
 REVIEWED = {"dvc.lock": "stages: {}\n", "metrics.json": '{"accuracy": 1}\n', "manifest.json": '{"model": 1}\n'}
-PERMISSIONS = {
-    "contents": "write",
-    "statuses": "write",
-    "checks": "read",
-    "actions": "write",
-}
+PERMISSIONS = {"contents": "write", "statuses": "write", "actions": "write"}
 
 
 @dataclass
@@ -307,21 +302,11 @@ def test_the_branch_of_pictures_keeps_the_last_reports_and_no_history(world: Wor
     assert world.github.repository.git("rev-list", "--count", "reports") == "1"
 
 
-def test_the_check_of_the_reviewed_commit_counts_for_the_pushed_one(world: World) -> None:
-    world.github.add_check(world.sha, "all-green", "success")
-    world.report()
-    world.publish(world.plan())
-    assert world.status(world.github.head(world.number), "all-green") == "success"
-    assert world.github.dispatches == []
-
-
-@pytest.mark.parametrize("conclusion", ["failure", None])
-def test_without_a_green_check_ci_is_started_on_the_pushed_commit(world: World, conclusion: str | None) -> None:
-    world.github.add_check(world.sha, "all-green", conclusion)
+def test_ci_is_started_on_the_pushed_commit(world: World) -> None:
     world.report()
     world.publish(world.plan())
     assert world.status(world.github.head(world.number), "all-green") is None
-    assert [entry["ref"] for entry in world.github.dispatches] == ["wider"]
+    assert [(entry["workflow"], entry["ref"]) for entry in world.github.dispatches] == [("ci.yml", "wider")]
 
 
 def test_a_status_that_is_refused_is_an_error_of_one_sentence(world: World) -> None:

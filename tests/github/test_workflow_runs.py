@@ -250,7 +250,6 @@ def better_model(world: World) -> dict[str, Seen]:
     number = world.propose("better", set_params(train__epochs=20))
     for i in range(40):
         github.add_comment(number, f"remark {i}", login="reviewer")
-    github.add_check(github.head(number), "all-green", "success")
     seen = {"opened": world.report(number, "opened", variables=GPU)}
     world.branch("better", REMARK, start="better")
     github.add_comment(number, f"{MARKER}\nnot ours", login="stranger")
@@ -415,15 +414,30 @@ def stranger(world: World) -> dict[str, Seen]:
 
 
 def integration(world: World) -> dict[str, Seen]:
-    """ci.yml, with the work of its jobs replaced: they would run these very tests."""
+    """ci.yml, with the work of its jobs replaced, since they would run these very tests; the engine is as it is recorded."""
+    targets = ("lint", "test-yours", "test", "test-slow", "workflows")
+
+    def record(folder: Path) -> None:
+        (folder / "Makefile").write_text("".join(f"{target}:\n\ttrue\n" for target in targets))
+        for command in (["git", "add", "--all"], [sys.executable, "-m", "src", "record"]):
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+    world.branch("recorded", record)
+    edits = {
+        "documents": REMARK,
+        "yours": set_params(train__epochs=3),
+        "engine": append("Makefile", "# more\n"),
+        "broken": lambda folder: (folder / "Makefile").write_text("test:\n\tfalse\ntest-slow workflows:\n\ttrue\n"),
+    }
     seen = {}
-    for broken in ("none", "test", "test-slow", "bench-serve"):
-        made = {"bench-serve": "mkdir -p out/bench && echo {} > out/bench/serve.json"}
-        targets = {**dict.fromkeys(("test", "test-slow", "workflows"), "true"), **made, broken: "false"}
-        makefile = "".join(f"{target}:\n\t{command}\n" for target, command in targets.items())
-        number = world.propose(f"ci-{broken}", lambda folder, text=makefile: (folder / "Makefile").write_text(text))
+    for name, edit in edits.items():
+        number = world.propose(f"ci-{name}", edit, start="recorded", base="recorded")
         event = world.github.payload("pull_request", number=number, action="opened")
-        seen[broken] = world.see(number, "ci.yml", "pull_request", event)
+        seen[name] = world.see(number, "ci.yml", "pull_request", event)
+    for name, change in {"results": append("metrics.json", "\n"), "more than results": append("data.dvc", "\n")}.items():
+        world.branch("ci-yours", change, start="ci-yours")
+        event = world.github.payload("workflow_dispatch", branch="ci-yours", sender=BOT)
+        seen[name] = world.see(seen["yours"].number, "ci.yml", "workflow_dispatch", event)
     return seen
 
 
@@ -552,7 +566,6 @@ def test_without_a_model_on_main_only_the_floors_count_and_the_report_says_so(wo
     assert world.gate(seen.head)[0] == "success"
     assert world.changed_by(seen.head) == set(REVIEWED)
     assert world.github.repository.git("log", "-1", "--format=%an", seen.head) == BOT
-    assert {"workflow": "ci.yml", "ref": "first", "inputs": {}} in world.github.dispatches  # all-green was not known yet
 
 
 @about(first_model, "first")
@@ -591,8 +604,8 @@ def test_a_better_model_passes_and_the_pushed_commit_is_mergeable(world: World, 
     compared = next(gate for gate in seen.verdict["gates"] if gate["name"] == "no_worse_than_main")
     assert (compared["outcome"], compared["difference"] > 0.03, compared["low"] > 0) == ("pass", True, True)
     assert world.changed_by(seen.head) == set(REVIEWED)
-    combined = {status["context"]: status["state"] for status in reversed(world.github.statuses(seen.head))}
-    assert combined == {GATE: "success", "all-green": "success"}
+    assert world.gate(seen.head)[0] == "success"
+    assert {"workflow": "ci.yml", "ref": "better", "inputs": {}} in world.github.dispatches
     assert world.github.repository.sha(f"{seen.head}^") == seen.sha
     assert world.gate(seen.sha)[0] == "success"
 
@@ -905,13 +918,26 @@ def test_a_commit_that_is_not_the_head_is_not_trained(seen: Seen) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+CI = {
+    "documents": ("success", set()),
+    "yours": ("success", {"yours"}),
+    "results": ("success", set()),
+    "more than results": ("success", {"test", "workflows", "pipeline"}),  # beside main, this branch changes the Makefile
+    "engine": ("success", {"test", "workflows", "pipeline"}),
+    "broken": ("failure", {"test", "workflows", "pipeline"}),
+}
+
+
 @about(integration)
-@pytest.mark.parametrize("broken", ["none", "test", "test-slow", "bench-serve"])
-def test_all_green_is_red_as_soon_as_one_job_is(world: World, moments: dict[str, Seen], broken: str) -> None:
-    wanted = "success" if broken == "none" else "failure"
-    assert moments[broken].result.jobs["all-green"] == wanted, moments[broken].result.log[-8000:]
-    checks = {check["name"]: check["conclusion"] for check in world.github.checks(moments[broken].sha)}
-    assert checks["all-green"] == wanted
+@pytest.mark.parametrize("moment", CI)
+def test_ci_runs_what_a_commit_needs_and_once_and_all_green_is_red_as_soon_as_one_job_is(
+    world: World, moments: dict[str, Seen], moment: str
+) -> None:
+    seen, (wanted, needed) = moments[moment], CI[moment]
+    jobs = {"plan": "success", "all-green": wanted, **dict.fromkeys(("yours", "test", "workflows", "pipeline"), "skipped")}
+    jobs |= dict.fromkeys(needed, "success") | ({"test": "failure"} if moment == "broken" else {})
+    assert seen.result.jobs == jobs, seen.result.log[-8000:]
+    assert {check["name"]: check["conclusion"] for check in world.github.checks(seen.sha)}["all-green"] == wanted
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 They are run for real by tests/github/test_workflow_runs.py and tests/release/test_deploy_runs.py.
 """
 
+import platform
 import re
 import shutil
 import subprocess
@@ -16,10 +17,19 @@ from act import strings
 from conftest import ROOT
 from ruamel.yaml import YAML
 
+from src.system import environment
+
 FOLDER = ROOT / ".github" / "workflows"
 FILES = sorted(FOLDER.glob("*.y*ml"))
 HOSTED = re.compile(r"(ubuntu|windows|macos)-[\w.]+")
-ACTIONS = {"actions/attest", "actions/checkout", "actions/upload-artifact", "actions/download-artifact"}
+ACTIONS = {
+    "actions/attest",
+    "actions/cache",
+    "actions/cache/restore",
+    "actions/checkout",
+    "actions/upload-artifact",
+    "actions/download-artifact",
+}
 TRIGGERS = {"pull_request", "merge_group", "push", "schedule", "workflow_dispatch", "workflow_run"}
 IGNORES = {("report-comment.yml", "dangerous-triggers")}
 WRITES = {
@@ -64,7 +74,7 @@ def steps(content: Any) -> Iterator[tuple[str, Any]]:
 def unpinned(text: str) -> Iterator[str]:
     """Every action is an allowed one, at a full commit, with its version beside it."""
     for use in re.findall(r"^\s*(?:-\s+)?uses:\s*(.+)$", text, re.MULTILINE):
-        found = re.fullmatch(r"([\w-]+/[\w-]+)@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)
+        found = re.fullmatch(r"([\w/-]+)@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)
         if not found or found[1] not in ACTIONS:
             yield use
 
@@ -165,6 +175,24 @@ def shared_dvc(text: str) -> Iterator[str]:
             where = str(job.get("env", {}).get("DVC_SITE_CACHE_DIR", ""))
             if not where.startswith(("${{ github.workspace }}/", "${{ runner.temp }}/")):
                 yield name
+
+
+def poisonable_caches(text: str) -> Iterator[str]:
+    """What a job keeps in a cache, others of its scope run: one that holds a secret or a token that writes keeps nothing.
+
+    Nor does one whose run a person may start for a fork's commit, since that is in the scope of main, which all restore.
+    """
+    content = read(text)
+    for name, step in steps(content):
+        job, action = content["jobs"][name], step.get("uses", "").partition("@")[0]
+        risky = "write" in job["permissions"].values() or re.search(r"\bsecrets\.", "\n".join(strings(job)))
+        chosen = (content["on"] if isinstance(content["on"], dict) else {}).get("workflow_dispatch") or {}
+        if action == "actions/cache" and (risky or "environment" in job or chosen.get("inputs") or may_be_self_hosted(job)):
+            yield f"{name} keeps"
+        if action == "actions/cache/restore" and "write" in job["permissions"].values():
+            yield f"{name} restores"
+        if action.startswith("actions/cache") and step["with"]["key"] != "${{ steps.environment.outputs.key }}":
+            yield f"key of {name}"
 
 
 def forgotten_jobs(text: str) -> Iterator[str]:
@@ -326,9 +354,10 @@ jobs:
     timeout-minutes: 5
     permissions: {}
     steps:
-      - run: python3 -m src all-green
+      - run: python3 -m src ci all-green
 """
 PIN = "3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1"
+CACHE = f"uses: actions/cache@{PIN}\n        with: {{path: .venv, key: '${{{{ steps.environment.outputs.key }}}}'}}"
 BAD = [
     (unpinned, PIN, "v7"),
     (unpinned, PIN, "3d3c42e5aac5ba805825da76410c181273ba90b1"),
@@ -381,6 +410,11 @@ BAD = [
         "dvc repro",
         "python -m src verify out/release",
     ),
+    (poisonable_caches, "contents: read", "contents: write", "run: dvc repro", CACHE),
+    (poisonable_caches, "contents: read", "contents: write", "run: dvc repro", CACHE.replace("cache@", "cache/restore@")),
+    (poisonable_caches, "run: dvc repro", CACHE, "    timeout-minutes: 5\n", "    environment: training\n"),
+    (poisonable_caches, "run: dvc repro", CACHE, "pull_request:", "workflow_dispatch: {inputs: {sha: {type: string}}}"),
+    (poisonable_caches, "run: dvc repro", CACHE.replace("steps.environment.outputs.key", "github.head_ref")),
     (forgotten_jobs, "if: always()", "if: success()"),
     (forgotten_jobs, "needs: [one]", "needs: []"),
     (unexplained_ignores, "pull_request:", "pull_request: # zizmor: ignore[dangerous-triggers]"),
@@ -490,6 +524,20 @@ def test_what_changes_production_waits_for_its_turn_and_is_never_cancelled(name:
     assert triggers(content) <= {"push", "workflow_dispatch"}
     first = next(iter(content["jobs"].values()))
     assert "github.ref == format('refs/heads/{0}', github.event.repository.default_branch)" in first["if"]
+
+
+def test_a_cached_environment_is_named_by_system_python_and_every_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "REQUIREMENTS", str(tmp_path))
+    keys = set()
+    for text in ("one==1", "one==2"):
+        (tmp_path / "run.txt").write_text(text)
+        keys |= {environment.cache_key()}
+        monkeypatch.setattr(platform, "python_version", lambda: "3.12.9")
+        keys |= {environment.cache_key()}
+    assert len(keys) == 3
+    assert f"-{platform.machine()}-3.12.9-" in environment.cache_key()
 
 
 @pytest.mark.parametrize("name", RELEASES)
