@@ -171,10 +171,10 @@ def test_what_is_wired_wrongly_is_named(
 
 def test_a_dead_layer_is_named_by_all_that_it_touches(found: Callable[..., dict[str, Finding]]) -> None:
     results = found(Dead)
-    for check, words in (("gradients", "always zero in first.weight"), ("dead layers", "before last"),
+    for name, words in (("gradients", "always zero in first.weight"), ("dead layers", "before last"),
                          ("learns by heart", "32 images: loss")):  # fmt: skip
-        assert check in failed(results), results
-        assert words in results[check].told
+        assert name in failed(results), results
+        assert words in results[name].told
 
 
 @pytest.mark.parametrize(("network", "check"), [(Loud, "first loss"), (Twofold, "evaluation mode")])
