@@ -15,19 +15,15 @@ def sections(facts: Facts) -> list[Section]:
     return [*_serving(facts), *_training(facts), *_lineage(facts)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Latency, size
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _serving(facts: Facts) -> list[Section]:
     if not facts.this.metrics:
         return []
     main, this = facts.main, facts.this
     rows = [_latency(main.latency, this.latency, name) for name in ("p50", "p95", "p99") if name in this.latency]
-    sizes = (_mebibytes(main.metrics.get("model_bytes")), _mebibytes(this.metrics.get("model_bytes")))
-    rows.append((*_row("size of model.onnx", sizes, words.mebibytes), ""))
-    rows.append((*_row("weights in the network", (main.card.get("parameters"), this.card.get("parameters")), _whole), ""))
+    sizes = (main.metrics.get("model_bytes"), this.metrics.get("model_bytes"))
+    rows.append((*_row("size of model.onnx", sizes, lambda size: words.mebibytes(size / 2**20)), ""))
+    weights = (main.card.get("parameters"), this.card.get("parameters"))
+    rows.append((*_row("weights in the network", weights, words.whole), ""))
     blocks: list[Block] = [table(("", "main", "this pull request", "difference", "reading"), rows, "lrrrl", 6)]
     if facts.this.latency:
         said = f"Latency of both through ONNX Runtime, in turns on one machine: {hardware(facts.timed_on)}."
@@ -40,16 +36,16 @@ def _serving(facts: Facts) -> list[Section]:
 def _latency(main: Json, this: Json, name: str) -> tuple[Line, ...]:
     """Return the row of one percentile; only a difference that is felt and that the rounds agree on is told as a share."""
     row = _row(f"latency {name}, one image", (main.get(name), this[name]), words.milliseconds)
+
+    def is_felt(name: str) -> bool:
+        return name not in main or name not in this or abs(this[name] - main[name]) >= _FELT_MS
+
     reading, told = _rounds(main.get("blocks"), this.get("blocks"))
-    if not _is_felt(main, this, "p95"):  # then p99 is that of a few requests
+    if not is_felt("p95"):  # then p99 is that of a few requests
         reading, told = "noise, p95 differs by less than a millisecond", False
-    if not _is_felt(main, this, name):
+    if not is_felt(name):
         reading, told = "less than a millisecond", False
     return (*row, reading) if told else (*row[:3], str(row[3]).split(" (")[0], reading)
-
-
-def _is_felt(main: Json, this: Json, name: str) -> bool:
-    return name not in main or name not in this or abs(this[name] - main[name]) >= _FELT_MS
 
 
 def _rounds(main: list[float] | None, this: list[float] | None) -> tuple[str, bool]:
@@ -62,14 +58,6 @@ def _rounds(main: list[float] | None, this: list[float] | None) -> tuple[str, bo
     return (said, True) if low > 1 or high < 1 else (f"noise, the rounds disagree: {said}", False)
 
 
-def _mebibytes(size: float | None) -> float | None:
-    return None if size is None else size / 2**20
-
-
-def _whole(number: float) -> str:
-    return f"{number:,.0f}"
-
-
 def _row(name: str, sides: tuple[float | None, float | None], write: words.Writer) -> tuple[Line, ...]:
     main, this = sides
     difference = words.NONE
@@ -80,68 +68,39 @@ def _row(name: str, sides: tuple[float | None, float | None], write: words.Write
     return (name, words.side(main, write), words.side(this, write), difference)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Time and money
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _training(facts: Facts) -> list[Section]:
     spent = {stage: facts.run["seconds"][stage] for stage in STAGES if stage in (facts.run.get("seconds") or {})}
     main = facts.base.get("main_run") or {}
     this = facts.training.get("seconds")
     if not spent and this is None:
         return []
-    rows: list[tuple[Line, ...]] = [("training", _time(main.get("training_seconds")), _time(this))]
-    rows += [(stage, words.NONE, _time(seconds)) for stage, seconds in spent.items() if stage != "train"]
-    rows += _speed(
-        main.get("throughput") or {}, facts.training.get("throughput") or {}, facts.this.params.get("energy.price")
-    )
+    times = [words.side(seconds, words.duration) for seconds in (main.get("training_seconds"), this)]
+    rows: list[tuple[Line, ...]] = [("training", *times)]
+    rows += [(stage, words.NONE, words.duration(seconds)) for stage, seconds in spent.items() if stage != "train"]
+    speeds = [side.get("throughput") or {} for side in (main, facts.training)]
+    rows += _speed(speeds, facts.this.params.get("energy.price"))
     machines = [hardware(side["hardware"]) if side.get("hardware") else words.NONE for side in (main, facts.training)]
     rows.append(("trained on", *machines))
-    return [
-        Section("Training time and cost", (table(("", "main", "this pull request"), rows, "lrr", 12), _cost(facts, this)))
-    ]
+    shown = table(("", "main", "this pull request"), rows, "lrr", 12)
+    return [Section("Training time and cost", (shown, _cost(facts, this)))]
 
 
-def _speed(main: Json, this: Json, price: str | None) -> list[tuple[Line, ...]]:
+def _speed(sides: list[Json], price: str | None) -> list[tuple[Line, ...]]:
     """Throughput, memory and energy, where either side has them; energy only where the machine counts it."""
     written: list[tuple[str, str, words.Writer]] = [
-        ("threads of the CPU", "threads", _whole),
-        ("training images a second", "images_per_second", _whole),
+        ("threads of the CPU", "threads", words.whole),
+        ("training images a second", "images_per_second", words.whole),
         ("time waiting for data", "data_wait_share", words.percent),
-        ("memory at most", "memory_gib", _gibibytes),
-        ("energy", "energy_kwh", _kilowatt_hours),
+        ("memory at most", "memory_gib", lambda size: f"{size:,.2f} GiB"),
+        ("energy", "energy_kwh", lambda energy: f"{words.general(energy)} kWh"),
     ]
-    rows: list[tuple[Line, ...]] = [
-        (name, words.side(main.get(key), write), words.side(this.get(key), write))
-        for name, key, write in written
-        if any(words.side(side.get(key), write) != words.NONE for side in (main, this))
-    ]
-    each = _number(price)
-    if each is not None and rows and rows[-1][0] == "energy":
-        spent = [words.side(side.get("energy_kwh"), lambda energy: words.general(energy * each)) for side in (main, this)]
-        rows.append((f"cost of energy, at {price} a kWh", *spent))
-    return rows
-
-
-def _number(text: str | None) -> float | None:
-    """The price as params.yaml has it; null, and what is no number, is none."""
     try:
-        return float(text or "")
+        each = float(price or "")
+        written.append((f"cost of energy, at {price} a kWh", "energy_kwh", lambda energy: words.general(energy * each)))
     except ValueError:
-        return None
-
-
-def _gibibytes(size: float) -> str:
-    return f"{size:,.2f} GiB"
-
-
-def _kilowatt_hours(energy: float) -> str:
-    return f"{words.general(energy)} kWh"
-
-
-def _time(seconds: float | None) -> str:
-    return words.side(seconds, words.duration)
+        pass  # the price is null, or no number
+    rows = [(name, *(words.side(side.get(key), write) for side in sides)) for name, key, write in written]
+    return [row for row in rows if set(row[1:]) != {words.NONE}]
 
 
 def _cost(facts: Facts, seconds: float | None) -> Paragraph:
@@ -160,28 +119,25 @@ def _cost(facts: Facts, seconds: float | None) -> Paragraph:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Lineage
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _lineage(facts: Facts) -> list[Section]:
     main, this = _digests(facts.base.get("main_run") or {}), _digests(facts.lineage)
     this = {**this, "model": this.get("model") or facts.this.card.get("model_sha256")}
     named = [name for name in {**this, **main} if this.get(name)]
     blocks: list[Block] = []
     if named:
-        short: list[tuple[Line, ...]] = [(name, _short(main.get(name)), _short(this.get(name))) for name in named]
+        short = [(name, *(_digest(side.get(name), 12) for side in (main, this))) for name in named]
         blocks.append(table(("digest of", "main", "this pull request"), short, "lll", 12))
-        full: list[tuple[Line, ...]] = [(name, (Code(str(this[name])),)) for name in named]
-        blocks.append(Fold("Digests in full", (table(("digest of", "this pull request"), full, "ll", 12),)))
+        full = table(("digest of", "this pull request"), [(name, _digest(this[name])) for name in named], "ll", 12)
+        blocks.append(Fold("Digests in full", (full,)))
     if facts.lineage:
         blocks.append(Paragraph((Code("manifest.json"), " lists the digest of every file that went in.")))
     if changed := facts.at.uncommitted:
         said = words.listed(list(changed))
         blocks.append(Paragraph(f"No commit has what this model was made of: commit {said}, then run make report again."))
     else:
-        blocks += [Paragraph("To make this model again and see this report:"), Listing(_commands(facts), "sh")]
+        branch = f" pull/{facts.at.pull_request}/head" if facts.at.pull_request else ""
+        commands = f"git fetch origin{branch}\ngit checkout {facts.at.commit}\nmake reproduce\nmake report"
+        blocks += [Paragraph("To make this model again and see this report:"), Listing(commands, "sh")]
     if facts.at.run_url:
         blocks.append(Paragraph((Link("The run that made it", facts.at.run_url), " has report.html and all files.")))
     return [Section("Where it comes from", tuple(blocks))]
@@ -200,10 +156,5 @@ def _digests(lineage: Json) -> dict[str, str | None]:
     }
 
 
-def _short(digest: str | None) -> Line:
-    return (Code(str(digest)[:12]),) if digest else words.NONE
-
-
-def _commands(facts: Facts) -> str:
-    fetch = f"git fetch origin pull/{facts.at.pull_request}/head" if facts.at.pull_request else "git fetch origin"
-    return f"{fetch}\ngit checkout {facts.at.commit}\nmake reproduce\nmake report"
+def _digest(digest: str | None, digits: int | None = None) -> Line:
+    return (Code(str(digest)[:digits]),) if digest else words.NONE

@@ -131,10 +131,21 @@ class Document:
     sections: tuple[Section, ...]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Line]], align: str, largest: int, more: str = "") -> Table:
-    """Return a table of at most `largest` rows; `more` may say where the rest is to be found."""
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[Line]], align: str, largest: int, more: str = "", total: int = 0
+) -> Table:
+    """Return a table of at most `largest` rows.
+
+    Args:
+        header: one name a column.
+        rows: all of them, or the first of `total`.
+        align: one letter a column, l or r.
+        largest: how many rows are shown.
+        more: where the rest is to be found.
+        total: how many rows there are, where not all are given.
+    """
     cells = [tuple(row) for row in rows]
-    left = len(cells) - largest
+    left = max(total, len(cells)) - min(largest, len(cells))
     note = f"and {left:,} more{f': {more}' if more else ''}" if left > 0 else ""
     return Table(tuple(header), tuple(cells[:largest]), align, note)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from src.core import reference
 from src.reporting import changes, words
@@ -28,28 +29,23 @@ def _params(facts: Facts) -> list[Section]:
     changed = changes.values(facts.main.params, facts.this.params)
     if not changed:
         return [Section("Parameters", (Paragraph(("No value of ", Code("params.yaml"), " differs from main.")),))]
-    rows: list[tuple[Line, ...]] = [((Code(key),), _value(old), _value(new)) for key, old, new in changed]
+
+    def value(text: str | None) -> Line:
+        return "not there" if text is None else (Code(text if len(text) <= 100 else f"{text[:99]}…"),)
+
+    rows: list[tuple[Line, ...]] = [((Code(key),), value(old), value(new)) for key, old, new in changed]
     header = ("key", "main", "this pull request")
-    blocks: list[Block] = [Table(header, tuple(rows[:_FIRST]), "lll")]
+    blocks: list[Block] = [table(header, rows[:_FIRST], "lll", _FIRST)]
     if len(rows) > _FIRST:
         rest = table(header, rows[_FIRST:], "lll", _FOLDED, "params.yaml")
         blocks.append(Fold(f"{words.count(len(rows) - _FIRST, 'more value')} that differ", (rest,)))
     return [Section("Parameters", tuple(blocks))]
 
 
-def _value(text: str | None) -> Line:
-    return "not there" if text is None else (Code(text if len(text) <= 100 else f"{text[:99]}…"),)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _data(facts: Facts) -> list[Section]:
     blocks: list[Block] = []
     if facts.main.rows is not None and facts.this.rows is not None:
-        blocks += _compared(facts)
+        blocks += _compared(facts.main.rows, facts.this.rows)
     warned = findings(facts)
     if warned and facts.validation.get("passed"):
         blocks += [Paragraph("The checks of the data passed with warnings:"), findings_table(warned)]
@@ -61,10 +57,10 @@ def _data(facts: Facts) -> list[Section]:
     return [Section("Data", tuple(blocks))] if blocks else []
 
 
-def _compared(facts: Facts) -> list[Block]:
-    main, this = facts.main.rows, facts.this.rows
+def _compared(main: pa.Table, this: pa.Table) -> list[Block]:
     rows = changes.rows(main, this)
-    drift = _drift(main, this)
+    in_splits = all(side.column("split").null_count < len(side) for side in (main, this))
+    drift = reference.drift(this, reference.summarize(main)) if in_splits else {}
     balance = changes.balance(main, this)
     moved = [row for row in balance if row.main != row.this]
     if not any(map(len, rows[2:])) and not moved and rows.main == rows.this:
@@ -91,35 +87,27 @@ def _samples(rows: Rows) -> list[Block]:
     made: list[Block] = []
     if len(rows.relabelled):
         header = ("image", "label, main", "label, this")
-        lines = [(_place(row), str(row.label_main), str(row.label)) for row in _first(rows.relabelled)]
-        made += [Paragraph("Relabelled:"), table(header, lines, "lll", _FIRST), *_more(rows.relabelled)]
+        made += [Paragraph("Relabelled:"), _sample(rows.relabelled, header, ("label_main", "label"))]
     if len(rows.moved):
         header = ("image", "split, main", "split, this")
-        lines = [(_place(row), _split(row.split_main), _split(row.split)) for row in _first(rows.moved)]
-        made.append(Fold("Moved to another split", (table(header, lines, "lll", _FIRST), *_more(rows.moved))))
+        made.append(Fold("Moved to another split", (_sample(rows.moved, header, ("split_main", "split")),)))
     for name, frame in (("Added", rows.added), ("Removed", rows.removed)):
         if len(frame):
-            lines = [(_place(row), str(row.label), _split(row.split)) for row in _first(frame)]
-            sample = table(("image", "label", "split"), lines, "lll", _FIRST)
-            made.append(Fold(f"{name}: {words.count(len(frame), 'image')}", (sample, *_more(frame))))
+            shown = _sample(frame, ("image", "label", "split"), ("label", "split"))
+            made.append(Fold(f"{name}: {words.count(len(frame), 'image')}", (shown,)))
     return made
 
 
-def _first(frame: pd.DataFrame) -> list[Any]:
-    return list(frame.head(_FIRST).itertuples())
+def _sample(frame: pd.DataFrame, header: tuple[str, ...], columns: tuple[str, ...]) -> Table:
+    """Return the first images, each with what stands in these columns of it."""
 
+    def shown(row: Any) -> tuple[Line, ...]:
+        values = [getattr(row, column) for column in columns]
+        cells = [value if isinstance(value, str) else "none (left out)" for value in values]
+        return ((Code(words.place(str(row.path), int(row.row))),), *cells)
 
-def _more(frame: pd.DataFrame) -> list[Block]:
-    left = len(frame) - _FIRST
-    return [Paragraph(f"and {left:,} more")] if left > 0 else []
-
-
-def _place(row: Any) -> Line:
-    return (Code(words.place(str(row.path), int(row.row))),)
-
-
-def _split(split: Any) -> str:
-    return str(split) if isinstance(split, str) else "none (left out)"
+    lines = [shown(row) for row in frame.head(_FIRST).itertuples()]
+    return table(header, lines, "lll", _FIRST, total=len(frame))
 
 
 def _balance(balance: list[changes.Change]) -> Table:
@@ -130,12 +118,6 @@ def _balance(balance: list[changes.Change]) -> Table:
         for row in balance
     ]  # fmt: skip
     return table(("class", "main", "this", "images", "share"), rows, "lrrrr", _FOLDED)
-
-
-def _drift(main: Any, this: Any) -> dict[str, float]:
-    if any(table.column("split").null_count == len(table) for table in (main, this)):
-        return {}
-    return reference.drift(this, reference.summarize(main))
 
 
 def _drifted(drift: dict[str, float]) -> list[Block]:

@@ -12,6 +12,7 @@ from src.reporting.facts import Facts
 
 _FIRST = 10  # rows shown at once
 _FOLDED = 40
+_KINDS = (("Classes", "class", "per_class", "recall"), ("Slices", "slice", "slices", "accuracy"))
 
 
 def sections(facts: Facts, drawn: Drawn) -> list[Section]:
@@ -19,7 +20,7 @@ def sections(facts: Facts, drawn: Drawn) -> list[Section]:
     if not facts.this.metrics:
         return []
     if not facts.has_answers:
-        return [*_weak(facts, drawn)]
+        return _weak(facts, drawn)
     return [*_images(facts, drawn), *_parts(facts), *_confusion(facts, drawn)]
 
 
@@ -47,20 +48,12 @@ def _image_table(facts: Facts, rows: list[int]) -> Table:
     for mine, theirs in ((facts.this.predictions.iloc[row], facts.main.predictions.iloc[row]) for row in rows[:_FIRST]):
         said = [f"{one['prediction']} ({one['confidence']:.0%})" for one in (theirs, mine)]
         lines.append(((Code(words.place(mine["path"], int(mine["row"]))),), str(mine["label"]), *said))
-    shown = table(("image", "actual", "main says", "this pull request says"), lines, "llll", _FIRST)
-    left = len(rows) - len(lines)
-    return Table(shown.header, shown.rows, shown.align, f"and {left:,} more" if left else "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Classes and slices
-# ---------------------------------------------------------------------------------------------------------------------
+    return table(("image", "actual", "main says", "this pull request says"), lines, "llll", _FIRST, total=len(rows))
 
 
 def _parts(facts: Facts) -> list[Section]:
-    kinds = (("Classes", "class", "per_class", "recall"), ("Slices", "slice", "slices", "accuracy"))
     made = []
-    for title, kind, key, number in kinds:
+    for title, kind, key, number in _KINDS:
         sides = [side.metrics.get(key) or {} for side in (facts.main, facts.this)]
         if found := changes.shares(sides[0], sides[1], number):
             made.append(Section(title, tuple(_shares(found, kind, number))))
@@ -78,23 +71,16 @@ def _shares(found: Sequence[Share], kind: str, number: str) -> list[Block]:
     if not both:
         said = f"No {kind} can be compared with main's."
     blocks: list[Block] = [Paragraph(said)]
-    if moved:
-        first = _ends(moved)
-        blocks.append(_share_table(first, kind, number, len(moved) - len(first)))
+    if moved:  # the largest falls, then the largest rises
+        ends = [*moved[:fell][:_FIRST], *moved[fell:][:_FIRST]]
+        blocks.append(_share_table(ends, kind, number, len(moved)))
     if stayed:
-        inside = _share_table(stayed[:_FOLDED], kind, number, len(stayed) - _FOLDED)
+        inside = _share_table(stayed, kind, number, len(stayed))
         blocks.append(Fold(f"{words.count(len(stayed), kind, plural)} did not change", (inside,)))
     return blocks
 
 
-def _ends(moved: list[Share]) -> list[Share]:
-    """The largest falls, then the largest rises."""
-    falls = [share for share in moved if share.difference < 0]
-    rises = [share for share in moved if share.difference >= 0]
-    return [*falls[:_FIRST], *rises[:_FIRST]]
-
-
-def _share_table(shares: Sequence[Share], kind: str, number: str, left: int) -> Table:
+def _share_table(shares: Sequence[Share], kind: str, number: str, total: int) -> Table:
     rows = [
         (
             share.name,
@@ -105,14 +91,8 @@ def _share_table(shares: Sequence[Share], kind: str, number: str, left: int) -> 
         )
         for share in shares
     ]
-    more = f"and {left:,} more; metrics.json has them all" if left > 0 else ""
     header = (kind, f"{number}, main", f"{number}, this", "difference", "test images")
-    return Table(header, tuple(rows), "lrrrr", more)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Confusion
-# ---------------------------------------------------------------------------------------------------------------------
+    return table(header, rows, "lrrrr", _FOLDED, "metrics.json has them all", total)
 
 
 def _confusion(facts: Facts, drawn: Drawn) -> list[Section]:
@@ -133,14 +113,9 @@ def _confusion(facts: Facts, drawn: Drawn) -> list[Section]:
     return [Section("Confusion", (pairs, *([drawn["confusion"]] if "confusion" in drawn else [])))]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Without main
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _weak(facts: Facts, drawn: Drawn) -> list[Section]:
     made = []
-    for title, kind, key, number in (("Classes", "class", "per_class", "recall"), ("Slices", "slice", "slices", "accuracy")):
+    for title, kind, key, number in _KINDS:
         found = sorted(
             changes.shares({}, facts.this.metrics.get(key) or {}, number),
             key=lambda share: (share.this is None, share.this or 0.0),
@@ -150,7 +125,6 @@ def _weak(facts: Facts, drawn: Drawn) -> list[Section]:
             more = "metrics.json has them all"
             made.append(Section(title, (table((f"{kind}, worst first", number, "test images"), rows, "lrr", _FIRST, more),)))
     shown = [drawn[name] for name in ("confusion", "errors", "activation") if name in drawn]
-    return [
-        *made,
-        *([Section("Errors", (Paragraph("Where this model errs, on the test images."), *shown))] if shown else []),
-    ]
+    if shown:
+        made.append(Section("Errors", (Paragraph("Where this model errs, on the test images."), *shown)))
+    return made

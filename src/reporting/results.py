@@ -7,7 +7,7 @@ from typing import NamedTuple
 from src.reporting import words
 from src.reporting.document import Block, Bold, Chart, Code, Fold, Line, Mark, Paragraph, Section, Table, table
 from src.reporting.drawing import Drawn
-from src.reporting.facts import Facts, Json, Side
+from src.reporting.facts import Facts, Json
 from src.reporting.opening import confidence, gate_of, level, pooled, value_and_limit
 
 _FEW_EPOCHS = 60  # more points than that no chart made of text can show
@@ -45,11 +45,6 @@ def later_sections(facts: Facts, drawn: Drawn) -> list[Section]:
     return [*_calibration(facts, drawn), *_curves(facts, drawn)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _metrics(facts: Facts) -> Section:
     images = words.count(int(facts.this.metrics.get("images") or 0), "test image")
     if not facts.has_main:
@@ -64,12 +59,12 @@ def _metrics(facts: Facts) -> Section:
 
 
 def _compared(facts: Facts) -> Table:
-    rows = []
-    for metric in _METRICS:
-        if metric.key in facts.this.metrics:
-            rows += _rows(facts, metric)
+    rows = [row for metric in _METRICS if metric.key in facts.this.metrics for row in _rows(facts, metric)]
     rows += [row for part in _PARTS if (row := _worst_row(facts, *part))]
-    rows += _baseline_row(facts)
+    if baseline := facts.this.metrics.get("baseline"):
+        simple = math.nan if facts.labels_added else facts.main.metrics.get("accuracy", math.nan) - baseline["accuracy"]
+        margins = [words.side(value, words.points) for value in (simple, baseline["margin"])]
+        rows.append(("accuracy over logistic regression", margins[0], (Bold(margins[1]),), words.NONE, words.NONE, ""))
     return table(("", "main", "this pull request", "difference", "interval", "reading"), rows, "lrrrrl", 20)
 
 
@@ -92,15 +87,11 @@ def _row(facts: Facts, metric: _Metric) -> tuple[Line, ...]:
     if low is not None and high is not None:
         bounds = [metric.differ(bound).removesuffix(" points") for bound in (low, high)]
         interval = " to ".join(bounds) + (f" ({level(gate).strip()})" if level(gate) else "")
-        reading = _reading(low, high, metric.rises)
+        reading = "within noise" if low or high else "same"
+        if low > 0 or high < 0:
+            reading = "better" if (low > 0) == metric.rises else "worse"
     cells = [words.side(main, metric.write), words.side(this, metric.write), words.side(difference, metric.differ)]
     return (metric.name, cells[0], (Bold(cells[1]),), cells[2], interval, reading)
-
-
-def _reading(low: float, high: float, rises: bool) -> str:
-    if low > 0 or high < 0:
-        return "better" if (low > 0) == rises else "worse"
-    return "within noise" if low or high else "same"
 
 
 def _worst_row(facts: Facts, part: str, number: str, name: str) -> tuple[Line, ...] | None:
@@ -117,15 +108,6 @@ def _worst_row(facts: Facts, part: str, number: str, name: str) -> tuple[Line, .
 def _worst(parts: Json, number: str) -> tuple[str, float | None]:
     found = [(name, scores[number]) for name, scores in parts.items() if scores.get("images", 1) and number in scores]
     return min(found, key=lambda pair: pair[1]) if found else ("", None)
-
-
-def _baseline_row(facts: Facts) -> list[tuple[Line, ...]]:
-    baseline = facts.this.metrics.get("baseline")
-    if not baseline:
-        return []
-    simple = math.nan if facts.labels_added else facts.main.metrics.get("accuracy", math.nan) - baseline["accuracy"]
-    margins = [words.side(value, words.points) for value in (simple, baseline["margin"])]
-    return [("accuracy over logistic regression", margins[0], (Bold(margins[1]),), words.NONE, words.NONE, "")]
 
 
 def _alone(facts: Facts) -> Table:
@@ -150,17 +132,11 @@ def _disagreement(facts: Facts) -> list[Block]:
     paired, churn = facts.verdict.get("mcnemar"), facts.verdict.get("churn")
     if not paired:
         return []
-    if not paired["only_main_right"] and not paired["only_candidate_right"]:
-        said = "Both models are right on the same images."
-        return [Paragraph(f"{said} {words.percent(churn)} of the predictions changed." if churn else said)]
-    lost, won = (words.count(int(paired[key]), "image") for key in ("only_main_right", "only_candidate_right"))
-    said = f"{won} only this pull request has right, {lost} only main (exact McNemar test: {words.chance(paired['p'])})."
-    return [Paragraph(f"{said} {words.percent(churn)} of the predictions changed." if churn is not None else said)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Gates
-# ---------------------------------------------------------------------------------------------------------------------
+    said = "Both models are right on the same images."
+    if paired["only_main_right"] or paired["only_candidate_right"]:
+        lost, won = (words.count(int(paired[key]), "image") for key in ("only_main_right", "only_candidate_right"))
+        said = f"{won} only this pull request has right, {lost} only main (exact McNemar test: {words.chance(paired['p'])})."
+    return [Paragraph(f"{said} {words.percent(churn)} of the predictions changed." if churn else said)]
 
 
 def _gates(facts: Facts) -> list[Section]:
@@ -174,29 +150,16 @@ def _gates(facts: Facts) -> list[Section]:
     skipped = sum(gate["outcome"] == "skipped" for gate in rest)
     if rest:
         blocks.append(Fold(f"{holds}, {skipped} skipped" if skipped else holds, (_gate_table(rest),)))
-    said = (
-        "Levels and limits: section ",
-        Code("gates"),
-        " of ",
-        Code("params.yaml"),
-        ". Only gates of level enforce decide.",
-    )
-    return [Section("Gates", (*blocks, Paragraph(said)))]
+    where = ("Levels and limits: section ", Code("gates"), " of ", Code("params.yaml"))
+    return [Section("Gates", (*blocks, Paragraph((*where, ". Only gates of level enforce decide."))))]
 
 
 def _gate_table(gates: list[Json]) -> Table:
     rows: list[tuple[Line, ...]] = []
     for gate in gates:
-        name = str(gate["name"]).replace("_", " ")
-        rows.append(
-            (
-                name,
-                str(gate.get("level")),
-                (Mark(gate["outcome"]),),
-                *(words.side(number, _writer(gate)) for number in value_and_limit(gate)),
-                str(gate.get("sentence") or ""),
-            )
-        )
+        name, numbers = str(gate["name"]), (words.side(number, _writer(gate)) for number in value_and_limit(gate))
+        told = (name.replace("_", " "), str(gate.get("level")), (Mark(gate["outcome"]),))
+        rows.append((*told, *numbers, str(gate.get("sentence") or "")))
     return table(("gate", "level", "outcome", "value", "limit", "why"), rows, "lllrrl", 40)
 
 
@@ -214,11 +177,6 @@ def _writer(gate: Json) -> Callable[[float], str]:
     return kinds.get(name, words.points if name.startswith("no_worse_than_") else words.general)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Calibration and learning curves
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _calibration(facts: Facts, drawn: Drawn) -> list[Section]:
     if "ece" not in facts.this.metrics:
         return []
@@ -227,24 +185,23 @@ def _calibration(facts: Facts, drawn: Drawn) -> list[Section]:
     temperatures = [side.card.get("temperature") for side in (facts.main, facts.this)]
     rows.append(("temperature, fitted", *(words.side(value, words.general) for value in temperatures), words.NONE))
     said = "How far confidence can be believed: the error is the mean gap between confidence and accuracy, 0 is perfect."
-    return [Section("Calibration", (Paragraph(said), table(header, rows, "lrrr", 5), *_shown(drawn, "calibration")))]
+    shown = [drawn["calibration"]] if "calibration" in drawn else []
+    return [Section("Calibration", (Paragraph(said), table(header, rows, "lrrr", 5), *shown))]
 
 
 def _curves(facts: Facts, drawn: Drawn) -> list[Section]:
     this = facts.this.history
     if not this:
         return []
-    sides = [("this pull request", facts.this), *([("main", facts.main)] if facts.main.history else [])]
-    header = ("", "epochs", "epoch kept", "its validation accuracy", "its validation loss")
-    ends = table(header, [_end(name, side) for name, side in sides], "lrrrr", 2)
-    return [Section("Learning curves", (ends, *_shown(drawn, "curves"), *_chart(this, facts.main.history)))]
-
-
-def _end(name: str, side: Side) -> tuple[Line, ...]:
-    kept = side.kept_epoch
-    accuracy, loss = kept.get("validation_accuracy"), kept.get("validation_loss")
-    at = words.side(kept.get("epoch"), words.general)
-    return (name, f"{len(side.history):,}", at, words.side(accuracy, words.percent), words.side(loss, words.decimals))
+    written = {"epoch": words.general, "validation_accuracy": words.percent, "validation_loss": words.decimals}
+    rows = [
+        (name, f"{len(side.history):,}", *(words.side(side.kept_epoch.get(key), write) for key, write in written.items()))
+        for name, side in (("this pull request", facts.this), ("main", facts.main))
+        if side.history
+    ]
+    ends = table(("", "epochs", "epoch kept", "its validation accuracy", "its validation loss"), rows, "lrrrr", 2)
+    shown = [drawn["curves"]] if "curves" in drawn else []
+    return [Section("Learning curves", (ends, *shown, *_chart(this, facts.main.history)))]
 
 
 def _chart(this: list[dict[str, float]], main: list[dict[str, float]]) -> list[Block]:
@@ -261,7 +218,3 @@ def _chart(this: list[dict[str, float]], main: list[dict[str, float]]) -> list[B
     axes = [f'    x-axis "epoch" 1 --> {len(mine)}', f'    y-axis "validation accuracy, %" {low} --> 100']
     title = "Validation accuracy by epoch: this pull request blue" + (", main orange" if len(lines) == 2 else "")
     return [Fold(title, (Chart("\n".join([colours, "xychart-beta", *axes, *drawn])),))]
-
-
-def _shown(drawn: Drawn, *names: str) -> list[Block]:
-    return [drawn[name] for name in names if name in drawn]

@@ -23,6 +23,11 @@ def signed(number: float, digits: int = 2) -> str:
     return f"{round(number, digits) + 0.0:+.{digits}f}"
 
 
+def whole(number: float) -> str:
+    """12345 is 12,345."""
+    return f"{number:,.0f}"
+
+
 def decimals(number: float) -> str:
     """Four decimals."""
     return f"{number:.4f}"
