@@ -154,15 +154,22 @@ def read(paths: Paths) -> Facts:
     Raises:
         UserError: the run or the verdict is missing, or a file is damaged; the text says which, and what to do.
     """
-    run = read_json(paths.run, made_by="", keys=("failed",)) if paths.run.is_file() else _refuse(paths.run, "make reproduce")
-    if not paths.verdict.is_file():
-        _refuse(paths.verdict, "make report")
+    for path, command in ((paths.run, "make reproduce"), (paths.verdict, "make report")):
+        if not path.is_file():
+            raise UserError(f"{path} is missing: run `{command}` first, which makes it")
+    run = read_json(paths.run, made_by="", keys=("failed",))
     verdict = read_json(paths.verdict, made_by="evaluate", keys=("verdict", "reasons", "gates"))
-    failed = _failed(run, verdict)
+    failed = None if run["failed"] is None else str(run["failed"])
+    if failed is None and verdict["verdict"] == "fail" and not verdict["gates"]:
+        failed = "params"  # params.yaml was refused, so nothing has run
     made = {stage: _is_made(stage, failed) for stage in STAGES}
     base, timings = _json(paths.main / "facts.json"), _json(paths.main / "timings.json")
     this = _this(paths, made, run.get("budget"), timings)
-    lineage = _lineage(paths.lineage, this.card)
+    lineage = _json(paths.lineage)
+    recorded = (lineage.get("outputs") or {}).get("model_sha256")
+    if recorded is None or recorded != this.card.get("model_sha256"):
+        lineage = {}  # Git may still have that of another model, as after a preview or a failure
+    has_arrays = (paths.arrays / "card.json").is_file()
     return Facts(
         paths=paths,
         failed=failed,
@@ -174,17 +181,10 @@ def read(paths: Paths) -> Facts:
         timed_on=timings.get("hardware") or {},
         validation=_json(paths.validation) if made["validate"] else {},
         lineage=lineage,
-        test=_test(paths.arrays) if made["evaluate"] else None,
+        test=arrays.load(paths.arrays).split("test") if made["evaluate"] and has_arrays else None,
         training=_training(run, lineage, _json(paths.history / "throughput.json"), this.card) if made["train"] else {},
         at=_circumstances(lineage),
     )
-
-
-def _failed(run: Json, verdict: Json) -> str | None:
-    if run["failed"] is not None:
-        return str(run["failed"])
-    unjudged = verdict["verdict"] == "fail" and not verdict["gates"]  # params.yaml was refused, so nothing has run
-    return "params" if unjudged else None
 
 
 def _is_made(stage: str, failed: str | None) -> bool:
@@ -194,10 +194,6 @@ def _is_made(stage: str, failed: str | None) -> bool:
     return STAGES.index(stage) < done or stage == failed == "validate"  # validate writes its findings, then fails
 
 
-def _refuse(path: Path, command: str) -> Any:
-    raise UserError(f"{path} is missing: run `{command}` first, which makes it")
-
-
 def _this(paths: Paths, made: Mapping[str, bool], budget: Json | None, timings: Json) -> Side:
     return Side(
         metrics=_json(paths.metrics) if made["evaluate"] else {},
@@ -205,7 +201,7 @@ def _this(paths: Paths, made: Mapping[str, bool], budget: Json | None, timings: 
         history=_history(paths.model / "history.csv") if made["train"] else [],
         card=_json(paths.model / "card.json") if made["train"] else {},
         params=_comparable(_params(paths.params), budget),
-        rows=_rows(paths.manifest) if made["prepare"] else None,
+        rows=_parquet(paths.manifest, _ROWS) if made["prepare"] else None,
         latency=(timings.get("candidate") or {}) if made["evaluate"] else {},
     )
 
@@ -215,13 +211,6 @@ def _comparable(params: dict[str, str], budget: Json | None) -> dict[str, str]:
     if not budget:
         return params
     return {key: value for key, value in params.items() if key not in ("train.epochs", "train.warmup_epochs")}
-
-
-def _lineage(path: Path, card: Json) -> Json:
-    """The lineage of the model at hand; Git may still have that of another one, as after a preview or a failure."""
-    lineage = _json(path)
-    found = (lineage.get("outputs") or {}).get("model_sha256")
-    return lineage if found is not None and found == card.get("model_sha256") else {}
 
 
 def _training(run: Json, lineage: Json, measured: Json, card: Json) -> Json:
@@ -252,14 +241,9 @@ def _main(folder: Path, budget: Json | None, timings: Json, labels_added: list[s
         history=_history(folder / "history.csv"),
         card=_json(folder / "card.json"),
         params=_comparable(_params(folder / "params.yaml"), budget),
-        rows=_rows(folder / "rows.parquet"),
+        rows=_parquet(folder / "rows.parquet", _ROWS),
         latency=timings.get("main") or {},
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One reader a kind of file: nothing where there is none, a sentence where it is damaged
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _json(path: Path) -> Json:
@@ -275,10 +259,6 @@ def _json(path: Path) -> Json:
 def _predictions(path: Path) -> pd.DataFrame:
     table = _parquet(path, _PREDICTIONS)
     return pd.DataFrame() if table is None else table.to_pandas()
-
-
-def _rows(path: Path) -> pa.Table | None:
-    return _parquet(path, _ROWS)
 
 
 def _parquet(path: Path, columns: list[str]) -> pa.Table | None:
@@ -318,10 +298,6 @@ def flattened(content: Any, key: str = "") -> dict[str, str]:
         pairs = [flattened(value, f"{key}.{name}" if key else str(name)) for name, value in content.items()]
         return {name: value for pair in pairs for name, value in pair.items()}
     return {key: json.dumps(content, ensure_ascii=False, default=str).strip('"')}
-
-
-def _test(folder: Path) -> Split | None:
-    return arrays.load(folder).split("test") if (folder / "card.json").is_file() else None
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -51,7 +51,8 @@ _CLEAR = 5  # examples: fewer, all to one side, are within chance by an exact te
 
 def headline(facts: Facts) -> Line:
     """Return the verdict and its main number, or what stopped the run."""
-    told = _bad_data(facts) or _stopped(facts) or _numbers(facts)
+    stopped = _STOPPED.get(facts.failed, f"{facts.failed} stopped") if facts.failed else ""
+    told = _bad_data(facts) or stopped or _numbers(facts)
     verdict = str(facts.verdict["verdict"])
     given = [f", {did} by {label.get('by')}" for key, did, _ in _LABELS if (label := facts.verdict.get(key))]
     by = "".join(given) if verdict != "pass" else ""
@@ -76,10 +77,6 @@ def _bad_data(facts: Facts) -> str:
     return f"the data failed {words.count(len(errors), 'check')}, nothing was trained" if errors else ""
 
 
-def _stopped(facts: Facts) -> str:
-    return _STOPPED.get(facts.failed, f"{facts.failed} stopped") if facts.failed else ""
-
-
 def _numbers(facts: Facts) -> str:
     total = facts.this.metrics.get("accuracy")
     if total is None:
@@ -93,7 +90,7 @@ def _numbers(facts: Facts) -> str:
         return f"accuracy {words.percent(total)}, of classes that main does not know"
     told = f"accuracy {words.percent(this)} against {words.percent(main)} of main"
     told += " on the classes that both know" if facts.labels_added else ""
-    gate, difference, interval = gate_of(facts, "no_worse_than_main"), words.points(this - main), ""
+    gate, difference = gate_of(facts, "no_worse_than_main"), words.points(this - main)
     if gate.get("low") is None or gate.get("high") is None:
         return f"{told} ({difference})"
     low, high = (words.signed(gate[key] * 100) for key in ("low", "high"))
@@ -101,15 +98,11 @@ def _numbers(facts: Facts) -> str:
     if over := pooled(facts):
         told += f"; over {over} {words.side(gate.get('difference'), words.points)} ({interval})"
         return f"no difference shown, {told}" if gate["low"] <= 0 <= gate["high"] else told
-    if gate["low"] <= 0 <= gate["high"]:
-        return f"no difference shown{_examples(facts)}, {told}, {interval}"
-    return f"{told} ({difference}, {interval})"
-
-
-def _examples(facts: Facts) -> str:
-    """Say by how many test examples this model has more right than main; nothing where they are not the same."""
+    if not gate["low"] <= 0 <= gate["high"]:
+        return f"{told} ({difference}, {interval})"
     found = changes.answers(*facts.answers) if facts.has_answers else None
-    return f" ({len(found[1]) - len(found[0]):+,} of {words.count(len(facts.answers[1]), 'example')})" if found else ""
+    more = f" ({len(found[1]) - len(found[0]):+,} of {words.count(len(facts.answers[1]), 'example')})" if found else ""
+    return f"no difference shown{more}, {told}, {interval}"
 
 
 def pooled(facts: Facts) -> str:
@@ -151,16 +144,15 @@ def confidence(facts: Facts) -> str:
         return "95%"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Why, and the circumstances
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def head(facts: Facts) -> tuple[Block, ...]:
     """Return the reasons, warnings and where it ran."""
     reasons = [str(reason) for reason in facts.verdict["reasons"]]
     rest = [f"and {len(reasons) - _REASONS} more: see the gates below"] if len(reasons) > _REASONS else []
-    lines: list[Line] = [*(_reason(facts, reason) for reason in reasons[:_REASONS]), *rest]
+    names = {gate.get("sentence"): str(gate["name"]).replace("_", " ") for gate in reversed(facts.verdict["gates"])}
+    lines: list[Line] = [
+        (Bold(names[reason]), f": {reason}") if names.get(reason) else reason for reason in reasons[:_REASONS]
+    ]
+    lines += rest
     notable = (_way_out, _floors, _retrained, _classes, _test_set, _leaks, _disagreements, _anchor)
     lines += [line for lines_of in notable for line in lines_of(facts)]
     blocks: list[Block] = [Bullets(tuple(lines))] if lines else []
@@ -168,12 +160,6 @@ def head(facts: Facts) -> tuple[Block, ...]:
     notes = (_evidence, _stale, _judging, _budget, _lane, _no_baseline, _not_trained, _pictures)
     blocks += [block for note in notes if (block := note(facts))]
     return (*blocks, _where(facts))
-
-
-def _reason(facts: Facts, sentence: str) -> Line:
-    """A reason under the name of its gate."""
-    names = [str(gate["name"]) for gate in facts.verdict["gates"] if gate.get("sentence") == sentence]
-    return (Bold(names[0].replace("_", " ")), f": {sentence}") if names else sentence
 
 
 def _way_out(facts: Facts) -> Iterator[Line]:
@@ -206,10 +192,9 @@ def _classes(facts: Facts) -> Iterator[Line]:
     added, gone = facts.labels_added, [str(label) for label in facts.base.get("labels_gone") or []]
     if added:
         main, this = facts.compared("accuracy")
-        sentence = (
-            f": {words.listed(added)}. Main never saw {'it' if len(added) == 1 else 'them'}. Accuracy over all classes "
-        )
-        sentence += words.side(facts.this.metrics.get("accuracy"), words.percent)
+        total = words.side(facts.this.metrics.get("accuracy"), words.percent)
+        sentence = f": {words.listed(added)}. Main never saw {'it' if len(added) == 1 else 'them'}. "
+        sentence += f"Accuracy over all classes {total}"
         if main is not None and this is not None:
             sentence += f", over those that both know {words.percent(this)} against {words.percent(main)} of main"
         yield (Bold(f"{words.count(len(added), 'class', 'classes')} added"), f"{sentence}.")
@@ -222,18 +207,18 @@ def _test_set(facts: Facts) -> Iterator[Line]:
     if _is_told(facts, "test_set"):
         return
     left, relabelled = (facts.base.get(key) or {} for key in ("left_test", "relabelled"))
+
+    def such_as(found: Json) -> str:
+        names = [str(name) for name in found.get("examples") or []]
+        return f": {', '.join(names)}{' and more' if found['images'] > len(names) else ''}." if names else "."
+
     if left.get("images"):
         had = f"{left['main_right']:,} of them right" if isinstance(left.get("main_right"), int) else "not answered them"
         lead = f"{left['images']:,} of {words.count(left['of'], 'image')} left main's test split"
-        yield (Bold(lead), f" (main had {had}){_such_as(left)}")
+        yield (Bold(lead), f" (main had {had}){such_as(left)}")
     if relabelled.get("images"):
         lead = f"{words.count(relabelled['images'], 'test image')} relabelled"
-        yield (Bold(lead), f" since main{_such_as(relabelled)}")
-
-
-def _such_as(found: Json) -> str:
-    names = [str(name) for name in found.get("examples") or []]
-    return f": {', '.join(names)}{' and more' if found['images'] > len(names) else ''}." if names else "."
+        yield (Bold(lead), f" since main{such_as(relabelled)}")
 
 
 def _leaks(facts: Facts) -> Iterator[Line]:
@@ -250,7 +235,16 @@ def _disagreements(facts: Facts) -> Iterator[Line]:
         return
     then, now = (side.kept_epoch.get("validation_accuracy") for side in (facts.main, facts.this))
     images = changes.same_images(facts.main.rows, facts.this.rows, "validation")
-    if then is not None and now is not None and _is_clear(facts, now - then, images) and (now - then) * (this - main) <= 0:
+    try:
+        margin = float(facts.this.params.get("gates.max_accuracy_drop", "0.01"))
+    except ValueError:
+        margin = 0.01
+
+    def is_clear(difference: float) -> bool:
+        """True for more examples than chance explains, and more points than count as no worse."""
+        return abs(difference) > margin and round(abs(difference) * images) >= _CLEAR
+
+    if then is not None and now is not None and is_clear(now - then) and (now - then) * (this - main) <= 0:
         moved = (
             f"{words.percent(now)} against {words.percent(then)} of main, {round((now - then) * images):+,} of {images:,}"
         )
@@ -261,15 +255,6 @@ def _disagreements(facts: Facts) -> Iterator[Line]:
         return
     if (low > 0 and this >= main) or (high < 0 and this < main):
         yield (Bold("test log loss disagrees"), f": {gate.get('sentence')}")
-
-
-def _is_clear(facts: Facts, difference: float, images: int) -> bool:
-    """True for more examples than chance explains, and more points than count as no worse."""
-    try:
-        margin = float(facts.this.params.get("gates.max_accuracy_drop", "0.01"))
-    except ValueError:
-        margin = 0.01
-    return abs(difference) > margin and round(abs(difference) * images) >= _CLEAR
 
 
 def _evidence(facts: Facts) -> Block | None:
@@ -294,10 +279,8 @@ def _label(facts: Facts, key: str, said: str) -> Block | None:
     given = facts.verdict.get(key)
     if not given:
         return None
-    at = f" at {given['at']}" if given.get("at") else ""
-    return Alert(
-        "warning", (Bold(str(given.get("by"))), f" {said} with the label ", Code(str(given.get("label"))), f"{at}.")
-    )
+    at = f" at {given['at']}." if given.get("at") else "."
+    return Alert("warning", (Bold(str(given.get("by"))), f" {said} with the label ", Code(str(given.get("label"))), at))
 
 
 def _stale(facts: Facts) -> Block | None:
@@ -360,21 +343,12 @@ def _not_trained(facts: Facts) -> Block | None:
     said = (
         "Nothing the model depends on differs from a run that is recorded: the model was restored, not trained in this run."
     )
+    if not training:
+        return Paragraph(f"{said} Where and when it was trained is not known here.")
+    took = f" in {words.duration(training['seconds'])}."
     if training.get("commit"):
-        where: Line = (
-            " It was trained at commit ",
-            Code(training["commit"][:10]),
-            f" in {words.duration(training['seconds'])}.",
-        )
-    elif training:
-        where = (
-            " It was trained in an earlier run, until ",
-            Code(training["ended"]),
-            f", in {words.duration(training['seconds'])}.",
-        )
-    else:
-        where = (" Where and when it was trained is not known here.",)
-    return Paragraph((said, *where))
+        return Paragraph((f"{said} It was trained at commit ", Code(training["commit"][:10]), took))
+    return Paragraph((f"{said} It was trained in an earlier run, until ", Code(training["ended"]), f",{took}"))
 
 
 def _pictures(facts: Facts) -> Block | None:
@@ -406,11 +380,6 @@ def hardware(found: Mapping[str, Any]) -> str:
     return ", ".join(told) or "hardware unknown"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What stopped the run
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def stopped(facts: Facts, drawn: Drawn) -> list[Section]:
     """Return what a reader has to mend, where the pipeline did not come to its end."""
     if _bad_data(facts):
@@ -428,7 +397,12 @@ def _findings(facts: Facts, drawn: Drawn) -> Section:
     blocks: list[Block] = [findings_table(findings(facts)), Paragraph(advice)]
     faults = facts.validation.get("faults") or {}
     if faults.get("count"):
-        blocks += [Paragraph("Files that could not be used:"), _faulty(faults)]
+        files = [file for file in faults.get("files") or [] if isinstance(file, dict)]
+        rows = [
+            ((Code(words.place(str(file.get("path")), int(file.get("row", -1)))),), str(file.get("fault"))) for file in files
+        ]
+        shown = table(("file", "fault"), rows, "ll", _FAULTS, "out/validation.json", total=int(faults["count"]))
+        blocks += [Paragraph("Files that could not be used:"), shown]
     return Section("What is wrong with the data", (*blocks, *[drawn[name] for name in ("profile",) if name in drawn]))
 
 
@@ -446,23 +420,11 @@ def findings_table(found: list[Json]) -> Table:
     return table(("level", "check", "finding", "images"), rows, "llll", 20, "out/validation.json")
 
 
-def _faulty(faults: Json) -> Table:
-    files = [file for file in faults.get("files") or [] if isinstance(file, dict)]
-    rows = [
-        ((Code(words.place(str(file.get("path")), int(file.get("row", -1)))),), str(file.get("fault"))) for file in files
-    ]
-    shown = table(("file", "fault"), rows[:_FAULTS], "ll", _FAULTS)
-    left = int(faults["count"]) - len(shown.rows)
-    return Table(shown.header, shown.rows, shown.align, f"and {left:,} more: out/validation.json" if left > 0 else "")
-
-
 def _crash(facts: Facts) -> Section:
-    said = last_lines(str(facts.run.get("said") or ""))
-    stage = str(facts.failed)
+    stage, said = str(facts.failed), last_lines(str(facts.run.get("said") or ""))
+    last = " stopped before it was done. The last it printed:" if said else " stopped and said nothing."
     blocks: tuple[Block, ...] = (
-        Paragraph(
-            (Bold(stage), " stopped before it was done. The last it printed:" if said else " stopped and said nothing.")
-        ),
+        Paragraph((Bold(stage), last)),
         *([Listing(said)] if said else []),
         Paragraph("To see it on your machine, then mend it and push:"),
         Listing(f"git checkout {facts.at.commit}\nmake reproduce", "sh"),
