@@ -1,8 +1,7 @@
 """Training batches straight from the decoded array, wherever it fits.
 
-Three ways, chosen by the memory that is free. The images lie on the device; or, too many for it, they are gathered from
-the memory map; or, too many for the host too, blocks of the file pass through a window that shuffles them. Off the device
-a thread works ahead, so that the device does not wait. All three pass every image once an epoch.
+The images lie on the device; or, too many for the memory that is free there, blocks of the file pass through a window that
+shuffles them, and a thread works ahead, so that the device does not wait. Both pass every image once an epoch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,10 @@ from src.images import augment
 from src.images.augment_params import Augment
 from src.training import memory
 from src.training.memory import Room
-from src.training.reading import Reader
-from src.training.streaming import Fill, Window, ahead, sent
+from src.training.streaming import Reader, Window, ahead
 from src.training.world import World
 
 _SHARE_OF_MEMORY = 0.4  # what padded images on the device may take; twice that while they are padded
-_SHARE_OF_CACHE = 0.8  # what the file may take of the host's memory as the system's cache, which gives way
 _SHARE_OF_WINDOW = 0.25
 _WINDOW = (2**24, 2**31)  # bytes of the smallest and the largest window; more would only take longer to fill
 _GROUP = {"cpu": 2**20, "cuda": 2**24}  # numbers that are augmented at once: more than one small batch, within the caches
@@ -56,13 +53,11 @@ class Batches:
         self._device, self._params, self._classes, self._world = device, params, classes, world or World()
         # rank 0's answer for all: processes that shuffled in different ways would show some images twice
         self._room = room or Room(**self._world.share(vars(memory.room(device, self._world))))
-        self._reader, self._split = Reader(split.images), split
-        self._labels = split.labels.copy()
-        self.labels = torch.from_numpy(self._labels).to(device)
+        self._reader = Reader(split.images)
+        self.labels = torch.from_numpy(split.labels.copy()).to(device)
         self.resident = _padded_bytes(self._reader.shape, params.crop) < _SHARE_OF_MEMORY * self._room.device
-        self._windowed = not self.resident and self._file_bytes() > _SHARE_OF_CACHE * self._room.host
-        self._images = self._brought() if self.resident else None
-        self._bank: Tensor | None = None
+        self._images = self._load_all() if self.resident else None
+        self._bank: Tensor | None = None  # the images padded, and mirrored behind them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,8 +67,6 @@ class Batches:
         """Say where the images lie."""
         if self.resident:
             return f"lie in the memory of the {'GPU' if self._device.type == 'cuda' else 'CPU'}"
-        if not self._windowed:
-            return "are gathered from the memory map, ahead of their use"
         return f"pass by blocks through a window of {self._window_bytes() / 2**20:,.0f} MiB, which shuffles them"
 
     def steps(self, size: int) -> int:
@@ -98,7 +91,7 @@ class Batches:
         draws = torch.Generator(self._device).manual_seed(seed + 1 + self._world.rank)
         finished: Iterator[list[Batch]] = (
             self._finished(images, labels, group, draws)
-            for (images, labels), group in zip(self._gathered(groups, size, seed, draws), groups, strict=True)
+            for (images, labels), group in zip(self._cropped(groups, size, seed, draws), groups, strict=True)
         )
         if self._device.type == "cpu" and (not self.resident or augment.changes_pixels(self._params)):
             finished = ahead(finished)
@@ -117,30 +110,28 @@ class Batches:
     def _plain(self, size: int, first: int, step: int) -> Iterator[Batch]:
         """Yield `size` unchanged images at a time, every `step` images from the `first` on."""
         for start in range(first, len(self), step):
-            images = self._images[start : start + size] if self._images is not None else self._from_file(start, size)
+            images = self._images[start : start + size] if self._images is not None else self._read(start, size)
             yield images.permute(0, 3, 1, 2), self.labels[start : start + size]
 
-    def _from_file(self, start: int, size: int) -> Tensor:
-        return torch.from_numpy(self._reader.rows(start, start + size)).to(self._device)
+    def _read(self, start: int, size: int) -> Tensor:
+        rows = np.arange(start, min(start + size, len(self)))
+        return torch.from_numpy(self._reader.take(rows)).to(self._device)
 
     # Where the images lie ------------------------------------------------------------------------------------------
-
-    def _file_bytes(self) -> int:
-        return len(self) * self._reader.row_bytes
 
     def _window_bytes(self) -> int:
         """A power of two, so that a little more or less of free memory does not change what a seed decides."""
         return int(2 ** np.floor(np.log2(np.clip(_SHARE_OF_WINDOW * self._room.host, *_WINDOW))))
 
-    def _brought(self) -> Tensor:
+    def _load_all(self) -> Tensor:
         """Return all images on the device: uint8 (n, height, width, channels)."""
         images = torch.empty(self._reader.shape, dtype=torch.uint8, device=self._device)
         size = max(1, _PIECE // self._reader.row_bytes)
         for start in range(0, len(self), size):
-            images[start : start + size] = self._from_file(start, size)
+            images[start : start + size] = self._read(start, size)
         return images
 
-    def _banked(self, images: Tensor) -> tuple[Tensor, bool]:
+    def _padded_cache(self, images: Tensor) -> tuple[Tensor, bool]:
         """Return all images padded and, where memory allows, mirrored behind them; made for the first epoch."""
         margin, n = self._params.crop, len(self)
         both = self._params.flip and 2 * _padded_bytes(self._reader.shape, margin) < _SHARE_OF_MEMORY * self._room.device
@@ -174,19 +165,30 @@ class Batches:
             yield lengths[start : start + max(1, fitting)].tolist()
             start, wanted = start + max(1, fitting), 2 * wanted
 
-    def _gathered(self, groups: Sequence[list[int]], size: int, seed: int, draws: torch.Generator) -> Iterator[Batch]:
+    def _cropped(self, groups: Sequence[list[int]], size: int, seed: int, draws: torch.Generator) -> Iterator[Batch]:
         """Yield each group's images, cropped and flipped, on the device, and its labels."""
         lengths = [sum(group) for group in groups]
         if self._images is not None:
-            bank, both = self._banked(self._images)
+            bank, both = self._padded_cache(self._images)
             for rows in torch.split(torch.from_numpy(self._order(size, seed)).to(self._device), lengths):
                 yield augment.crop(bank, rows, self._params, both, draws), self.labels[rows]
             return
-        fill = self._window(size, seed).draw if self._windowed else self._from_map(self._order(size, seed))
-        for images, labels in sent(lengths, self._reader.shape[1:], fill, self._labels, self._device):
+        drawn = self._drawn(lengths, size, seed)
+        for images, rows in drawn if self._device.type == "cpu" else ahead(drawn):
+            padded = augment.pad(images.to(self._device, non_blocking=True), self._params.crop)
             everything = torch.arange(len(images), device=self._device)
-            padded = augment.pad(images, self._params.crop)
-            yield augment.crop(padded, everything, self._params, False, draws), labels
+            yield augment.crop(padded, everything, self._params, False, draws), self.labels[rows.to(self._device)]
+
+    def _drawn(self, lengths: Sequence[int], size: int, seed: int) -> Iterator[Batch]:
+        """Yield so many images at a time from a window, and their rows: in pinned memory for a GPU to copy by itself."""
+        if self._device.index is not None:
+            torch.cuda.set_device(self._device)  # of this thread, which would begin with the first GPU
+        shares = self._lengths(size).sum(axis=1)
+        first, count = int(shares[: self._world.rank].sum()), int(shares[self._world.rank])
+        window = Window(self._reader, seed, first, count, self._window_bytes())
+        for length in lengths:
+            images, rows = map(torch.from_numpy, window.draw(length))
+            yield (images, rows) if self._device.type == "cpu" else (images.pin_memory(), rows.pin_memory())
 
     def _order(self, size: int, seed: int) -> NDArray[np.int64]:
         """Return the rows of this process in the order of an epoch."""
@@ -196,24 +198,6 @@ class Batches:
         lengths = self._lengths(size)
         ends = np.cumsum(lengths.T.ravel())  # the first batch's shares, then the second's
         return np.concatenate(np.split(order, ends[:-1])[self._world.rank :: self._world.size])
-
-    def _from_map(self, order: NDArray[np.int64]) -> Fill:
-        """Return what gathers the next rows of an order."""
-        place = 0
-
-        def fill(into: NDArray[np.uint8]) -> NDArray[np.int64]:
-            nonlocal place
-            rows = order[place : place + len(into)]
-            place += len(into)
-            self._reader.gather(rows, into)
-            return rows
-
-        return fill
-
-    def _window(self, size: int, seed: int) -> Window:
-        lengths = self._lengths(size).sum(axis=1)
-        rank = self._world.rank
-        return Window(self._reader, seed, int(lengths[:rank].sum()), int(lengths[rank]), self._window_bytes())
 
     def _finished(self, images: Tensor, labels: Tensor, group: list[int], draws: torch.Generator) -> list[Batch]:
         """Augment a group and divide it into its batches."""

@@ -12,7 +12,7 @@ from src.training import layers
 from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.classifier import Classifier, build
 from src.training.pretrained import pretrained
-from src.training.reading import Reader
+from src.training.streaming import Reader
 from src.training.task import Task
 from src.training.train_params import Train
 from src.training.transfer import transfer
@@ -54,7 +54,7 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[flo
     total, squares = (torch.zeros(reader.shape[1:], dtype=torch.float64) for _ in range(2))
     step = max(1, min(256, 2**22 // reader.row_bytes))  # 256 squares of 255 are the most that float32 sums exactly
     for first in range(0, len(reader), step):
-        piece = torch.from_numpy(reader.rows(first, first + step)).float()
+        piece = torch.from_numpy(reader.take(np.arange(first, min(first + step, len(reader))))).float()
         total += piece.sum(0)
         squares += piece.square_().sum(0)
     count = len(reader) * reader.shape[1] * reader.shape[2]

@@ -1,31 +1,70 @@
-"""Images that are not on the device: shuffled in a window of bounded size, and made by a thread ahead of their use.
+"""Images that are too many for the device: read by blocks, shuffled in a window of bounded size, by a thread ahead of use.
 
-Window(reader, order, bytes).draw(into)     the next images of an epoch, in random order
-ahead(items)                                the same items, made by another thread
-sent(lengths, shape, fill, labels, device)  batches on the device, filled and copied while it computes
+Reader(split.images).take(rows)               any rows of an array that `prepare` wrote
+Window(reader, seed, first, count, room).draw(n)   the next images of an epoch, in random order
+ahead(items)                                  the same items, made by another thread
 """
 
+import mmap
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import cycle
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from src.training.reading import Reader
+from src.core.arrays import Rows
+from src.core.command import UserError
 
 T = TypeVar("T")
-Fill = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 _AHEAD = 2  # finished batches that wait to be used; one more is being made
 _BLOCK = 2**18  # bytes of neighbouring images that are read in one go
 _BLOCKS = 2048  # a window holds at least so many blocks, smaller ones where it must
+
+
+class Reader:
+    """Reads rows of uint8 images (n, height, width, channels) by explicit reads: a memory map would keep what it touched.
+
+    An array that is no whole memory map, or a part of one, lies in memory already: its rows are copied.
+    """
+
+    def __init__(self, images: NDArray[np.uint8] | Rows) -> None:
+        base = images.base if isinstance(images, Rows) else images
+        self.chosen = images.rows if isinstance(images, Rows) else None
+        self.shape = tuple(images.shape)
+        self.row_bytes = int(np.prod(self.shape[1:]))
+        self._base, self._file, self._name, self._offset = base, -1, "", 0
+        if isinstance(base, np.memmap) and isinstance(getattr(base, "base", None), mmap.mmap) and base.flags.c_contiguous:
+            self._name, self._offset = str(base.filename), int(base.offset)
+            self._file = os.open(self._name, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Copy rows of the split: uint8 (len(rows), height, width, channels).
+
+        Rows that follow each other in the file are read in one go, so their order decides how fast this is.
+
+        Raises:
+            UserError: the file has become shorter.
+        """
+        rows = rows if self.chosen is None else self.chosen[rows]
+        if self._file < 0:
+            return self._base[rows]
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        starts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist()] if len(rows) else []
+        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True) if starts else ():
+            part = images[start:stop].data.cast("B")
+            if os.preadv(self._file, [part], self._offset + int(rows[start]) * self.row_bytes) < len(part):
+                raise UserError(f"{self._name} has become shorter while it was read: run `dvc repro -f prepare`")
+        return images
 
 
 class Window:
@@ -51,42 +90,35 @@ class Window:
         length = max(1, min(_BLOCK, room // _BLOCKS) // reader.row_bytes)
         order = np.random.default_rng(seed).permutation(-(-len(reader) // length))
         rows = (order[:, None] * length + np.arange(length)).ravel()
-        self._coming = rows[rows < len(reader)][first : first + count]
+        rows = rows[rows < len(reader)][first : first + count]
         # of a choice of rows, neighbours in the file make a block
-        self._ascending = None if reader.chosen is None else np.argsort(reader.chosen, kind="stable")
+        self._coming = rows if reader.chosen is None else np.argsort(reader.chosen, kind="stable")[rows]
         self._reader, self._random = reader, np.random.default_rng((seed, first))
         self._filled = min(count, max(1, room // reader.row_bytes))
-        self._images = np.empty((self._filled, *reader.shape[1:]), np.uint8)
-        self._rows = self._read(self._images)
+        self._rows, self._coming = self._coming[: self._filled].copy(), self._coming[self._filled :]
+        self._images = reader.take(self._rows)
 
-    def draw(self, into: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Fill `into`, uint8 (n, height, width, channels), with the next images; return their rows, int64 (n,)."""
-        rows, done = np.empty(len(into), np.int64), 0
-        while done < len(into):
-            part = slice(done, done + min(self._filled, len(into) - done))
+    def draw(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the next images, uint8 (count, height, width, channels), and their rows."""
+        images, rows = np.empty((count, *self._reader.shape[1:]), np.uint8), np.empty(count, np.int64)
+        done = 0
+        while done < count:
+            part = slice(done, done + min(self._filled, count - done))
             places = self._random.choice(self._filled, part.stop - done, replace=False)
-            np.take(self._images, places, axis=0, out=into[part], mode="clip")
-            rows[part] = self._rows[places]
+            images[part], rows[part] = self._images[places], self._rows[places]
             self._replace(places)
             done = part.stop
-        return rows
+        return images, rows
 
     def _replace(self, places: NDArray[np.int64]) -> None:
         """Put the next rows where images were taken out; when none are left, close the gaps from the end."""
-        fresh = np.empty((min(len(places), len(self._coming)), *self._reader.shape[1:]), np.uint8)
+        fresh, self._coming = self._coming[: len(places)], self._coming[len(places) :]
         places, gaps = places[: len(fresh)], places[len(fresh) :]
-        self._rows[places] = self._read(fresh)
-        self._images[places] = fresh
+        self._rows[places], self._images[places] = fresh, self._reader.take(fresh)
         self._filled -= len(gaps)
         moved = np.setdiff1d(np.arange(self._filled, self._filled + len(gaps)), gaps)
         gaps = gaps[gaps < self._filled]
         self._rows[gaps], self._images[gaps] = self._rows[moved], self._images[moved]
-
-    def _read(self, into: NDArray[np.uint8]) -> NDArray[np.int64]:
-        rows, self._coming = self._coming[: len(into)], self._coming[len(into) :]
-        rows = rows if self._ascending is None else self._ascending[rows]
-        self._reader.take(rows, into)
-        return rows
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
@@ -119,74 +151,3 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
         while thread.is_alive():  # it may wait for a place in the queue
             with suppress(queue.Empty):
                 ready.get(timeout=0.01)
-
-
-def sent(
-    lengths: Sequence[int], shape: tuple[int, ...], fill: Fill, labels: NDArray[np.int64], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images and labels on the device.
-
-    To a GPU they go through pinned memory on a stream of their own, filled by another thread, so that nothing waits but
-    what needs them. On the CPU the caller may put all that it does with them into another thread.
-
-    Args:
-        lengths: of the batches.
-        shape: of an image: (height, width, channels).
-        fill: fills a batch of images, uint8 (n, *shape), and returns their rows, int64 (n,).
-        labels: of all rows, int64.
-        device: where they are to lie.
-    """
-    if device.type == "cpu":
-        yield from _in_memory(lengths, shape, fill, labels)
-        return
-    for images, targets, copied in ahead(_copied(lengths, shape, fill, labels, device)):
-        stream = torch.cuda.current_stream(device)
-        stream.wait_event(copied)
-        for tensor in (images, targets):
-            tensor.record_stream(stream)  # their memory was taken for the other stream, which must not reuse it early
-        yield images, targets
-
-
-def _in_memory(
-    lengths: Sequence[int], shape: tuple[int, ...], fill: Fill, labels: NDArray[np.int64]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for length in lengths:
-        images = np.empty((length, *shape), np.uint8)
-        rows = fill(images)
-        yield torch.from_numpy(images), torch.from_numpy(labels[rows])
-
-
-def _copied(
-    lengths: Sequence[int], shape: tuple[int, ...], fill: Fill, labels: NDArray[np.int64], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, torch.cuda.Event]]:
-    """Copy batches to a GPU by turns through two pairs of pinned buffers, each filled again once its copy has ended."""
-    if device.index is not None:
-        torch.cuda.set_device(device)  # of this thread, which would begin with the first GPU
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    most = max(lengths)
-    slots = [
-        _Slot(
-            torch.empty(most, *shape, dtype=torch.uint8, pin_memory=True),
-            torch.empty(most, dtype=torch.int64, pin_memory=True),
-        )
-        for _ in range(2)
-    ]
-    for length, slot in zip(lengths, cycle(slots)):
-        if slot.copied is not None:
-            slot.copied.synchronize()
-        rows = fill(slot.images[:length].numpy())
-        slot.labels[:length] = torch.from_numpy(labels[rows])
-        with torch.cuda.stream(stream):
-            images, targets = (part[:length].to(device, non_blocking=True) for part in (slot.images, slot.labels))
-            slot.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            slot.copied.record(stream)
-        yield images, targets, slot.copied
-
-
-@dataclass
-class _Slot:
-    """Pinned buffers for a batch, and when their last copy to the GPU ended."""
-
-    images: Tensor
-    labels: Tensor
-    copied: torch.cuda.Event | None = None
