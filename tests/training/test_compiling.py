@@ -25,70 +25,45 @@ def classifier() -> Classifier:
     return Classifier(network, [100.0] * 3, [50.0] * 3)
 
 
-def state(classifier: Classifier) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in classifier.state_dict().items()}
+class Failing(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("\n  no C++ compiler here\nand pages of text")
 
 
-def assert_untouched(classifier: Classifier, before: dict[str, torch.Tensor]) -> None:
-    after = classifier.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda module: Failing(), "torch.compile: not used, since it fails here (RuntimeError: no C++ compiler here)"),
+        (lambda module: module, "torch.compile"),
+    ],
+)
+def test_compiling_is_no_training_and_a_compiler_that_fails_is_done_without(
+    classifier: Classifier, params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, made: Any, said: str
+) -> None:
+    monkeypatch.setattr(compiling, "_compile", made)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    assert compiled(classifier, IMAGES, LABELS, True, 100, params(train__compile="on").train) == (classifier, said)
+    assert all(torch.equal(classifier.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in classifier.parameters())
     assert classifier.training
     assert not classifier.network[1].training
 
 
-@pytest.mark.parametrize("setting", ["auto", "off"])
-def test_a_processor_compiles_only_when_told_to(classifier: Classifier, params: Callable[..., Params], setting: str) -> None:
-    module, said = compiled(classifier, IMAGES, LABELS, False, 10**9, params(train__compile=setting).train)
+@pytest.mark.parametrize(
+    ("setting", "device", "steps"), [("auto", "cpu", 10**9), ("off", "cuda", 10**9), ("auto", "cuda", 19_999)]
+)
+def test_a_rule_says_where_it_pays(
+    classifier: Classifier, params: Callable[..., Params], setting: str, device: str, steps: int
+) -> None:
+    images: Any = SimpleNamespace(device=torch.device(device))
+    module, said = compiled(classifier, images, LABELS, True, steps, params(train__compile=setting).train)
     assert module is classifier
     assert "train.compile" in said
 
 
-def test_a_compiler_that_fails_is_told_in_a_line_and_done_without(
-    classifier: Classifier, params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Failing(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("\n  no C++ compiler here\nand pages of text")
-
-    monkeypatch.setattr(compiling, "_compile", lambda module, mode: Failing())
-    before = state(classifier)
-    module, said = compiled(classifier, IMAGES, LABELS, False, 100, params(train__compile="on").train)
-    assert module is classifier
-    assert "not used, since it fails here (RuntimeError: no C++ compiler here)" in said
-    assert_untouched(classifier, before)
-
-
-def test_compiling_is_no_training(
-    classifier: Classifier, params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiling, "_compile", lambda module, mode: module)
-    before, drawn = state(classifier), torch.get_rng_state()
-    module, said = compiled(classifier, IMAGES, LABELS, True, 100, params(train__compile="on").train)
-    assert (module, said) == (classifier, "torch.compile (default)")
-    assert torch.equal(torch.get_rng_state(), drawn)
-    assert_untouched(classifier, before)
-
-
-@pytest.mark.parametrize(("steps", "compiles"), [(19_999, False), (20_000, True)])
-def test_auto_on_a_gpu_goes_by_the_number_of_steps(
-    classifier: Classifier, params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, steps: int, compiles: bool
-) -> None:
-    other = nn.Identity()
-    monkeypatch.setattr(compiling, "_compile", lambda module, mode: other)
-    monkeypatch.setattr(compiling, "_step", lambda *_: None)
-    images: Any = SimpleNamespace(device=torch.device("cuda"))
-    module, said = compiled(classifier, images, LABELS, True, steps, params(train__compile="auto").train)
-    assert module is (other if compiles else classifier)
-    assert ("20,000" in said) == (not compiles)
-
-
 @pytest.mark.slow
 def test_a_real_compiler_computes_the_same(classifier: Classifier, params: Callable[..., Params]) -> None:
-    before = state(classifier)
     module, said = compiled(classifier, IMAGES, LABELS, False, 100, params(train__compile="on").train)
-    assert_untouched(classifier, before)
     if module is classifier:
         assert "it fails here" in said  # no C++ compiler
         pytest.skip(said)
