@@ -1,29 +1,65 @@
 """How much is chance: the same recipe trained on the folds of the training split, and with further seeds.
 
-made = plan(data, params, manifest)                                      # before hours of training: what does not go
+made = plan(data, params, manifest)                             # before hours of training: what does not go
 written = run(made, data, params, checkpoints, fitted, world)   # {"folds": {...}, "repeats": {...}}
 
-The model that ships is trained before and is no part of it, but for being the first of the seeds.
+The model that ships is trained before and is no part of it, but for being the first of the seeds. The result of each
+training lies in a folder of its own under the checkpoints, under a key of everything that shaped it, until all are done:
+a series that was killed does not train it again.
 """
 
+import json
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from src.core.arrays import Arrays
+from src.core import metrics
+from src.core.arrays import Arrays, Split
 from src.core.command import UserError, table
-from src.training import folds, job, machine
+from src.core.files import write_json
+from src.training import checkpoint, folds, loop, machine
 from src.training.callbacks import NO_CALLBACKS, Callbacks
-from src.training.job import METRICS, Job, Row, Setting
-from src.training.loop import Fitted
+from src.training.classifier import Classifier
+from src.training.loop import Fitted, fit
 from src.training.task import of
 from src.training.train_params import Train
 from src.training.world import World
+
+METRICS = ("accuracy", "macro_f1", "log_loss", "ece")
+_BATCH = 512
+_BINS = 15  # of the calibration error
+_RESULT = "result.json"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: `training` and `held` are rows of the training split; None is all of it, and the validation split."""
+
+    kind: str  # folds or repeats
+    name: str
+    folder: str  # under the checkpoints
+    seed: int
+    training: NDArray[np.int64] | None = None
+    held: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a series share. `tags` are those of their tracked runs; None tracks nothing."""
+
+    data: Arrays
+    params: Train
+    checkpoints: Path
+    tags: dict[str, str] | None
+    callbacks: Callbacks = NO_CALLBACKS
 
 
 @dataclass(frozen=True)
@@ -55,7 +91,12 @@ def plan(data: Arrays, params: Train, manifest: Path | None) -> Plan:
     seeds = [(params.seed + i) % 2**32 for i in range(params.repeats)]
     if params.folds:
         dealt = folds.split(data.split("train").labels, groups, params.folds, params.seed, data.classes)
-        made += [_fold(params, i, seed, rows, held) for seed in seeds for i, (rows, held) in enumerate(dealt, start=1)]
+        for seed in seeds:
+            named, tail = ("", "") if seed == params.seed else (f", seed {seed}", f"-seed-{seed}")
+            made += [
+                Job("folds", f"fold {i} of {params.folds}{named}", f"fold-{i}{tail}", seed, rows, held)
+                for i, (rows, held) in enumerate(dealt, start=1)
+            ]
         places = np.zeros(len(training), dtype=np.int64)
         for i, (_, held) in enumerate(dealt):
             places[held] = i
@@ -68,13 +109,6 @@ def plan(data: Arrays, params: Train, manifest: Path | None) -> Plan:
         made += [Job("repeats", f"seed {seed}", f"seed-{seed}", seed) for seed in seeds[1:]]
         digests["repeats"] = folds.digest(validation)
     return Plan(made, digests, examples, any(group is not None for group in groups))
-
-
-def _fold(params: Train, number: int, seed: int, rows: NDArray[np.int64], held: NDArray[np.int64]) -> Job:
-    name, folder = f"fold {number} of {params.folds}", f"fold-{number}"
-    if seed != params.seed:
-        name, folder = f"{name}, seed {seed}", f"{folder}-seed-{seed}"
-    return Job("folds", name, folder, seed, rows, held)
 
 
 def run(
@@ -103,15 +137,86 @@ def run(
     world = world or World()
     tags = {"mlflow.parentRunId": fitted.run_id} if fitted.run_id else None
     setting = Setting(data, params, checkpoints, tags, callbacks)
-    done: dict[str, Row] = world.share({one.folder: row for one in made.jobs if (row := job.kept(setting, one))})
+    done: dict[str, Row] = world.share({one.folder: row for one in made.jobs if (row := kept(setting, one))})
     todo = [one for one in made.jobs if one.folder not in done]
     if world.writes:
         print(f"{len(todo)} further trainings for folds and seeds" + (f", {len(done)} were done before" if done else ""))
     for one in todo:
-        row = done[one.folder] = job.train(setting, one, world)
+        row = done[one.folder] = train(setting, one, world)
         if world.writes:
             print(f"{one.name}: accuracy {row['accuracy']:.2%} of {row['images']:,} images, best epoch {row['epoch']}")
     return _told(made, done, fitted, params, data, world) if world.writes else {}
+
+
+def train(setting: Setting, job: Job, world: World | None = None) -> Row:
+    """Train, score the held-out images, keep the result; go on from a checkpoint where there is one.
+
+    `right` of the result has a mark for each held-out image; of a further seed, for each image of the test split. The test
+    split is scored as evidence for the gates only: nothing is selected by it.
+
+    Raises:
+        UserError: as src.training.loop.fit does.
+    """
+    world, key = world or World(), _key(setting, job)
+    task, params = of(setting.data), setting.params.model_copy(update={"seed": job.seed})
+    training = task.training if job.training is None else task.training.subset(job.training)
+    scored = task.validation if job.held is None else task.training.subset(job.held)
+    tags = None if setting.tags is None else {**setting.tags, "mlflow.runName": job.name}
+    fitted = fit(
+        replace(task, training=training),
+        params,
+        setting.checkpoints / job.folder,
+        world=world,
+        tags=tags,
+        callbacks=setting.callbacks,
+        exportable=False,
+        quiet=True,
+    )
+    facts = {"epoch": fitted.best["epoch"], "seed": job.seed, "training_images": len(training.labels)}
+    if not world.writes:
+        return facts
+    device = machine.device(params, world)
+    row, right = score(fitted.classifier, scored, device)
+    if job.held is None:
+        _, right = score(fitted.classifier, setting.data.split("test"), device)
+    row = {**facts, **row, "right": right}
+    write_json(setting.checkpoints / job.folder / _RESULT, {"key": key, "row": row})
+    return row
+
+
+def kept(setting: Setting, job: Job) -> Row | None:
+    """Return the result that an earlier run of this very job left, or None."""
+    try:
+        found = json.loads((setting.checkpoints / job.folder / _RESULT).read_text())
+    except (OSError, ValueError):  # none, or one that was damaged: the job is done again
+        return None
+    same = isinstance(found, dict) and found.get("key") == _key(setting, job)
+    return found["row"] if same else None
+
+
+def _key(setting: Setting, job: Job) -> str:
+    data, threads = setting.data, torch.get_num_threads()  # sums in another order give other weights
+    rows = [None if part is None else part.tolist() for part in (job.training, job.held)]
+    params = setting.params.model_dump(exclude={"folds", "repeats", "processes"})
+    shaped = [data.manifest_sha256, data.size, data.channels, threads, job.seed, rows, params]
+    return checkpoint.key(shaped, torch.__version__, *loop.CODE)
+
+
+def score(classifier: Classifier, split: Split, device: torch.device) -> tuple[Row, str]:
+    """Return `images` and METRICS of a split, and a mark for each example, 1 where it is answered rightly, in order."""
+    if not len(split.labels):
+        return {}, ""
+    classifier.to(device).eval()
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(split.labels), _BATCH):
+            images = torch.from_numpy(np.array(split.images[first : first + _BATCH])).to(device).permute(0, 3, 1, 2)
+            parts.append(classifier(images).float().softmax(dim=1).cpu())
+    classifier.cpu()
+    probabilities = torch.cat(parts).numpy()
+    found = metrics.overall(split.labels, probabilities, 0.95, _BINS)
+    marks = "".join("01"[right] for right in (probabilities.argmax(axis=1) == split.labels).astype(int))
+    return {"images": len(split.labels), **{name: found[name] for name in METRICS}}, marks
 
 
 def remove(checkpoints: Path) -> None:
@@ -144,23 +249,17 @@ def _told(made: Plan, done: dict[str, Row], fitted: Fitted, params: Train, data:
     told: dict[str, Any] = {}
     for kind, digest in made.digests.items():
         runs = [{"name": one.name, **done[one.folder]} for one in made.jobs if one.kind == kind]
-        right = {str(run["seed"]): run.pop("right") for run in runs} if kind == "repeats" else _out_of_fold(made, runs)
-        told[kind] = {"runs": runs, "split_sha256": digest, "answers": {"examples": made.examples[kind], "right": right}}
+        right = {str(run["seed"]): np.full(len(made.examples[kind]), "0") for run in runs}
+        for one, run in zip((one for one in made.jobs if one.kind == kind), runs, strict=True):
+            right[str(one.seed)][slice(None) if one.held is None else one.held] = list(run.pop("right"))
+        answers = {"examples": made.examples[kind], "right": {seed: "".join(each) for seed, each in right.items()}}
+        told[kind] = {"runs": runs, "split_sha256": digest, "answers": answers}
     if "repeats" in told:
         task, device = of(data), machine.device(params, world)
-        own, _ = job.score(fitted.classifier, task.validation, device)
+        own, _ = score(fitted.classifier, task.validation, device)
         facts = {"epoch": fitted.best["epoch"], "seed": params.seed, "training_images": len(task.training.labels)}
         told["repeats"]["runs"].insert(0, {"name": f"seed {params.seed}", **facts, **own})
-        told["repeats"]["answers"]["right"][str(params.seed)] = job.marks(fitted.classifier, data.split("test"), device)
+        _, told["repeats"]["answers"]["right"][str(params.seed)] = score(fitted.classifier, data.split("test"), device)
     if "folds" in told:
         told["folds"]["grouped"] = made.groups
     return told
-
-
-def _out_of_fold(made: Plan, runs: list[Row]) -> dict[str, str]:
-    """Take the marks out of the folds' results; return those of all training images in their order, by seed."""
-    marks = {run["seed"]: np.full(len(made.examples["folds"]), "0") for run in runs}
-    for one, run in zip((one for one in made.jobs if one.kind == "folds"), runs, strict=True):
-        assert one.held is not None
-        marks[one.seed][one.held] = list(run.pop("right"))
-    return {str(seed): "".join(each) for seed, each in marks.items()}

@@ -27,8 +27,8 @@ from src.core.files import sha256, write_json
 from src.core.inference import Model
 from src.core.manifest import read_manifest
 from src.images.prepare import prepare
-from src.training import folds, job, series
-from src.training.job import Job, Setting
+from src.training import folds, series
+from src.training.series import Job, Setting
 from src.training.train import train
 from src.training.world import World
 
@@ -50,7 +50,7 @@ def labelled(draw: Any) -> tuple[np.ndarray, int, int]:
 
 
 @given(labelled())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_folds_are_those_of_scikit_learn_and_hold_every_image_out_once(case: tuple[np.ndarray, int, int]) -> None:
     labels, k, seed = case
     dealt = folds.split(labels, [None] * len(labels), k, seed, CLASSES)
@@ -64,7 +64,7 @@ def test_folds_are_those_of_scikit_learn_and_hold_every_image_out_once(case: tup
 
 
 @given(labelled(), st.integers(6, 30), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_group_is_on_two_sides(case: tuple[np.ndarray, int, int], size: int, some_alone: bool) -> None:
     labels, k, seed = case
     drawn = np.random.default_rng(size).integers(0, size, len(labels))
@@ -113,56 +113,50 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(tmp_path: Path, prepared: Path) -> Callable[..., Path]:
+BOTH = {"train__folds": 3, "train__repeats": 2}
+
+
+@pytest.fixture(scope="module")
+def run(prepared: Path) -> Callable[..., Path]:
     def go(name: str, **changes: Any) -> Path:
-        params = write_params(tmp_path / "params.yaml", **(QUICK | {"train__epochs": 1} | changes)).train
-        inputs, outputs = (
-            (prepared / "arrays", prepared / "validation.json"),
-            (tmp_path / name, tmp_path / f"{name}-history"),
-        )
-        train(*inputs, *outputs, tmp_path / "ck", params, manifest=prepared / "m.parquet")
-        return tmp_path / name
+        params = write_params(prepared / "params.yaml", **(QUICK | {"train__epochs": 1} | changes)).train
+        places = (prepared / part for part in ("arrays", "validation.json", name, f"{name}-history", f"{name}-ck"))
+        train(*places, params, manifest=prepared / "m.parquet")
+        return prepared / name
 
     return go
 
 
-BOTH = {"train__folds": 3, "train__repeats": 2}
+@pytest.fixture(scope="module")
+def whole(run: Callable[..., Path]) -> Path:
+    """Model, folds and seeds, trained without a break."""
+    return run("whole", **BOTH)
 
 
 def test_the_model_that_ships_is_the_same_with_folds_and_seeds_or_without(
-    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], prepared: Path
+    run: Callable[..., Path], whole: Path, prepared: Path
 ) -> None:
-    alone, beside = run("alone"), run("beside", **BOTH)
-    assert {path.name for path in beside.iterdir()} - {path.name for path in alone.iterdir()} == {
-        "folds.json",
-        "repeats.json",
-    }
+    alone = run("alone")
+    more = {path.name for path in whole.iterdir()} - {path.name for path in alone.iterdir()}
+    assert more == {"folds.json", "repeats.json"}
     for path in alone.iterdir():
-        assert path.read_bytes() == (beside / path.name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "ck").glob("*") if path.name != "lock") == []
-    said = capsys.readouterr().out
-    assert "7 further trainings for folds and seeds" in said
-    assert "folds: deviation" in said
-    made = json.loads((beside / "folds.json").read_text())
+        assert path.read_bytes() == (whole / path.name).read_bytes()
+    assert sorted(path.name for path in (prepared / "whole-ck").glob("*") if path.name != "lock") == []
+    made = json.loads((whole / "folds.json").read_text())
     of_first = ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3"]
     assert [one["name"] for one in made["runs"]] == [*of_first, *(f"{name}, seed 2" for name in of_first)]
     images = len(arrays.load(prepared / "arrays").split("train").labels)
     assert sum(one["images"] for one in made["runs"]) == 2 * images
     assert all(one["images"] + one["training_images"] == images for one in made["runs"])
-    seeds = json.loads((beside / "repeats.json").read_text())["runs"]
+    seeds = json.loads((whole / "repeats.json").read_text())["runs"]
     assert [one["seed"] for one in seeds] == [1, 2]
     card = json.loads((alone / "card.json").read_text())
     assert seeds[0]["accuracy"] == pytest.approx(card["validation"]["accuracy"], abs=0.11)  # bf16 there, fp32 here
-    again = run("again", **BOTH)
-    for name in ("folds.json", "repeats.json"):
-        assert (again / name).read_bytes() == (beside / name).read_bytes()
 
 
-def test_every_answer_is_kept_under_its_example(run: Callable[..., Path], prepared: Path) -> None:
+def test_every_answer_is_kept_under_its_example(whole: Path, prepared: Path) -> None:
     """The marks add up to the accuracies, fold by fold; those of the test split are the shipped model's own."""
-    folder = run("kept", **BOTH)
-    made = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("folds", "repeats")}
+    made = {kind: json.loads((whole / f"{kind}.json").read_text()) for kind in ("folds", "repeats")}
     rows = read_manifest(prepared / "m.parquet").to_pylist()
     places = {f"{row['digest']} {row['label']}": row["split"] for row in rows}
     for kind, split in (("folds", "train"), ("repeats", "test")):
@@ -175,15 +169,14 @@ def test_every_answer_is_kept_under_its_example(run: Callable[..., Path], prepar
         right = sum(one["accuracy"] * one["images"] for one in made["folds"]["runs"] if str(one["seed"]) == seed)
         assert marks.count("1") == pytest.approx(right, abs=0.01)
     test = arrays.load(prepared / "arrays").split("test")
-    answers = Model(folder).probabilities(test.images).argmax(axis=1)
+    answers = Model(whole).probabilities(test.images).argmax(axis=1)
     assert made["repeats"]["answers"]["right"]["1"] == "".join("01"[right] for right in (answers == test.labels).astype(int))
 
 
 def test_a_killed_series_does_not_train_again_what_was_finished(
-    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Path], whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run("whole", **BOTH)
-    real, begun = job.train, []
+    real, begun = series.train, []
 
     def killed(setting: Setting, one: Job, world: World | None = None) -> dict[str, Any]:
         begun.append(one.name)
@@ -191,14 +184,15 @@ def test_a_killed_series_does_not_train_again_what_was_finished(
             raise KeyboardInterrupt
         return real(setting, one, world)
 
-    monkeypatch.setattr(job, "train", killed)
+    monkeypatch.setattr(series, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         run("broken", **BOTH)
-    capsys.readouterr()
+    assert "7 further trainings for folds and seeds" in capsys.readouterr().out
     broken = run("broken", **BOTH)
     said = capsys.readouterr().out
-    assert "2 were done before" in said
+    assert "5 further trainings for folds and seeds, 2 were done before" in said
     assert "going on after epoch 1" in said  # the model itself, too
+    assert "folds: deviation" in said
     of_second = [f"fold {number} of 3, seed 2" for number in (1, 2, 3)]
     assert begun == ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3", "fold 3 of 3", *of_second, "seed 2"]
     for path in whole.iterdir():
@@ -207,14 +201,14 @@ def test_a_killed_series_does_not_train_again_what_was_finished(
 
 def test_a_result_of_other_params_is_not_taken(prepared: Path, tmp_path: Path) -> None:
     setting, jobs = planned(prepared, tmp_path, train__folds=2, train__epochs=1)
-    assert job.kept(setting, jobs[0]) is None
-    row = job.train(setting, jobs[0])
-    assert job.kept(setting, jobs[0]) == row
+    assert series.kept(setting, jobs[0]) is None
+    row = series.train(setting, jobs[0])
+    assert series.kept(setting, jobs[0]) == row
     other, _ = planned(prepared, tmp_path, train__folds=2, train__epochs=2)
-    assert job.kept(other, jobs[0]) is None
-    assert job.kept(setting, jobs[1]) is None
+    assert series.kept(other, jobs[0]) is None
+    assert series.kept(setting, jobs[1]) is None
     (setting.checkpoints / jobs[0].folder / "result.json").write_text("{damaged")
-    assert job.kept(setting, jobs[0]) is None
+    assert series.kept(setting, jobs[0]) is None
 
 
 def planned(prepared: Path, folder: Path, **changes: Any) -> tuple[Setting, list[Job]]:
@@ -246,15 +240,8 @@ def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) ->
 
 
 def test_only_what_is_ours_is_removed(tmp_path: Path) -> None:
-    for name in (
-        "fold-1/result.json",
-        "fold-1-seed-2/result.json",
-        "seed-12/x.pt",
-        "fold-x/mine",
-        "lock",
-        f"{'a' * 32}.pt",
-        "mine.pt",
-    ):
+    ours = ("fold-1/result.json", "fold-1-seed-2/result.json", "seed-12/x.pt", f"{'a' * 32}.pt")
+    for name in (*ours, "fold-x/mine", "lock", "mine.pt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     series.remove(tmp_path)
