@@ -10,7 +10,6 @@ name under which CI may keep this machine's .venv.
 import argparse
 import ast
 import contextlib
-import csv
 import fcntl
 import glob
 import hashlib
@@ -246,16 +245,15 @@ def environment():
 
 def is_usable():
     # type: () -> bool
-    """Tell whether .venv was made here, by this version of Python, and whole."""
+    """Return True where .venv was made here, by this version of Python, and no installation in it was interrupted."""
     try:
         with open(os.path.join(VENV, "pyvenv.cfg")) as file:
             written = file.read()
     except OSError:
         return False
     made_here = "version = %d.%d." % sys.version_info[:2] in written and written.rstrip().endswith(" " + VENV)
-    pip = os.path.join(PACKAGES, "pip")  # its record is written last, so that a stop leaves none
-    half_written = os.path.isdir(pip) and not glob.glob(pip + "-*.dist-info/RECORD")
-    return made_here and not half_written and run_quietly([PYTHON, "-m", "pip", "--version"])
+    whole = UNFINISHED not in read_stamp().values() and os.path.exists(STAMP)
+    return made_here and whole and run_quietly([PYTHON, "-m", "pip", "--version"])
 
 
 def run_quietly(command):
@@ -276,36 +274,12 @@ def make_venv():
             path = os.path.join(VENV, name)
             shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
         venv.create(VENV, with_pip=True)
+        write_stamp({})
     except (OSError, subprocess.CalledProcessError) as error:
-        hint = (
-            "on Debian and Ubuntu: apt install python3-venv" if not has_ensurepip() else "check the disk and its permissions"
+        fail(
+            "the virtual environment %s could not be made (%s): check the disk and its permissions; on Debian and Ubuntu: "
+            "apt install python3-venv" % (VENV, type(error).__name__)
         )
-        fail("the virtual environment %s could not be made (%s): %s" % (VENV, type(error).__name__, hint))
-
-
-def has_ensurepip():
-    # type: () -> bool
-    try:
-        import ensurepip  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def remove_half_installed():
-    # type: () -> None
-    """Forget packages that an interrupted installation left without all their files, so that they are installed again."""
-    for folder in glob.glob(os.path.join(PACKAGES, "*.dist-info")):
-        try:
-            with open(os.path.join(folder, "RECORD"), newline="") as file:
-                sizes = {row[0]: row[2] for row in csv.reader(file) if row}
-            actual = {name: str(os.path.getsize(os.path.join(PACKAGES, name))) for name in sizes}
-            whole = os.path.basename(folder) + "/RECORD" in sizes
-            whole = whole and all(actual[name] == (size or actual[name]) for name, size in sizes.items())
-        except (OSError, IndexError):
-            whole = False
-        if not whole:
-            shutil.rmtree(folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,16 +298,11 @@ def install(locks, log):
     settings = pip_settings()
     uv, why = find_uv(log)
     if uv:
-        command = [uv, "pip", "install", "--python", PYTHON, *arguments]
-        from_folders = "find-links" in settings or "no-index" in settings
-        if from_folders:  # uv would download what lies there; pip takes it from there
-            why = run([*command, "--no-index"], log, uv_environment(settings))
-        if not from_folders or (why and "no-index" not in settings):
-            why = run(command, log, uv_environment(settings))
+        offline = ["--no-index"] if "no-index" in settings else []
+        why = run([uv, "pip", "install", "--python", PYTHON, *offline, *arguments], log, uv_environment(settings))
     if why:
         clear_line()
         print("setup: uv could not do it (%s): pip does it, which takes longer" % why, flush=True)
-        remove_half_installed()
         why = run(PIP + arguments, log)
     finish("the locked packages", why, installed, locks)
 
@@ -369,10 +338,8 @@ def install_torch(digest, log):
 
 def begin(locks):
     # type: (dict[str, str]) -> dict[str, str]
-    """Record that some locks are being installed, after putting right what an interrupted run left."""
+    """Record that some locks are being installed: a run that is interrupted leaves an environment that is made anew."""
     installed = read_stamp()
-    if UNFINISHED in installed.values():
-        remove_half_installed()
     installed.update(dict.fromkeys(locks, UNFINISHED))
     write_stamp(installed)
     return installed
