@@ -105,15 +105,11 @@ class Registry:
         """Return all versions, the newest first."""
         return sorted(self._search(""), key=lambda version: -int(version.number))
 
-    def versions_of(self, manifest: str) -> list[Version]:
-        """Return the versions of a manifest digest, the oldest first; more than one only while two processes make one."""
+    def version_of(self, manifest: str) -> Version | None:
+        """Return the oldest version of a manifest digest, for two processes may make one each; None where there is none."""
         # a server that ignores or lacks the filter by tag answers with more: they are filtered here all the same
         found = [version for version in self._search(manifest) if version.tags.get("manifest") == manifest]
-        return sorted(found, key=lambda version: int(version.number))
-
-    def version_of(self, manifest: str) -> Version | None:
-        """Return the version of a manifest digest; None when it is not registered."""
-        return next(iter(self.versions_of(manifest)), None)
+        return min(found, key=lambda version: int(version.number), default=None)
 
     def _search(self, manifest: str) -> list[Version]:
         from mlflow.exceptions import MlflowException
@@ -154,11 +150,6 @@ class Registry:
             )  # fmt: skip
             return _version(made)
 
-    def remove(self, number: str) -> None:
-        """Take back a version that was made twice."""
-        with answering(self.uri):
-            self.client.delete_model_version(self.name, number)
-
     def tag(self, number: str, **tags: str | float | None) -> None:
         """Set tags of a version; None leaves a tag as it is."""
         known = self.version(number).tags
@@ -181,7 +172,7 @@ class Registry:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one process at a time register in a database file; servers have none, there what was made twice is removed."""
+        """Let one process at a time register in a database file; a server has no such lock."""
         database = database_of(self.uri)
         if database is None:
             yield

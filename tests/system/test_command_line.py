@@ -60,6 +60,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 POISON = ("torch.py", "onnxruntime.py", "ruamel.py", "numpy/__init__.py", "json.py", "pathlib.py", "subprocess.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("python", "verb", "also"),
     [(sys.executable, "evaluate", ""), (sys.executable, "train", "PYTHONPATH"), (sys._base_executable, "doctor", "")],

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ROOT, write_params
 from ruamel.yaml import YAML
@@ -24,15 +25,6 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / ".dvc/tmp/rwlock"
 
 
-@pytest.fixture
-def living() -> Iterator[int]:
-    """The number of a process that looks like DVC."""
-    command = [sys.executable, "-c", "input()", "dvc", "repro"]
-    with subprocess.Popen(command, stdin=PIPE, stderr=subprocess.DEVNULL) as process:
-        yield process.pid
-        process.kill()
-
-
 @pytest.mark.parametrize("content", ["", '{"write": {"/a": {"pid": 1', "[]", '{"write": {"/a": {"cmd": "dvc repro"}}}'])
 def test_a_spoilt_list_is_removed(listing: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     listing.write_text(content)
@@ -41,11 +33,17 @@ def test_a_spoilt_list_is_removed(listing: Path, content: str, capsys: pytest.Ca
     assert "rwlock was spoilt" in capsys.readouterr().out
 
 
-def test_who_no_longer_lives_is_removed_and_who_does_stays(listing: Path, living: int) -> None:
-    """The number of one is this test's own by now, which is no DVC."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead, another, alive = ({"pid": number, "cmd": "dvc repro"} for number in (ended.pid, os.getpid(), living))
+def test_who_no_longer_lives_is_removed_and_who_does_stays(listing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of one is another program's by now."""
+    commands = {2: ["/usr/bin/python", "-m", "dvc", "repro"], 3: ["/usr/bin/vim"]}
+
+    def process(number: int) -> SimpleNamespace:
+        if number not in commands:
+            raise psutil.NoSuchProcess(number)
+        return SimpleNamespace(cmdline=lambda: commands[number])
+
+    monkeypatch.setattr(psutil, "Process", process)
+    dead, alive, another = ({"pid": number, "cmd": "dvc repro"} for number in (1, 2, 3))
     listing.write_text(json.dumps({"write": {"/a": dead, "/b": alive}, "read": {"/c": [dead, alive], "/d": [another]}}))
     dvc_locks.mend()
     assert json.loads(listing.read_text()) == {"write": {"/b": alive}, "read": {"/c": [alive]}}

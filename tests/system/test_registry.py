@@ -5,21 +5,18 @@ import os
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from ports import free_port
 
 from src.core.command import UserError
+from src.system import mlflow_client
 from src.system.mlflow_client import RegistryError, artifacts_of, connect
 from src.system.registry import Registry
 
@@ -54,7 +51,8 @@ def test_a_version_is_found_by_its_number_its_manifest_and_its_alias(registry: R
     for found in (registry.version("2"), registry.version_of("bb"), registry.alias("champion")):
         assert found is not None
         assert (found.number, found.tags["manifest"]) == ("2", "bb")
-        assert abs(found.created - time.time()) < 60
+        assert found.created > 1.7e9  # seconds, not milliseconds
+        assert found.created < 1e11
         assert found.run_id
     assert [version.number for version in registry.versions()] == ["2", "1"]
 
@@ -211,12 +209,6 @@ def test_a_relative_database_is_one_file_wherever_its_users_stand(
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_the_variable_names_the_database(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(empty_database, tmp_path / "named.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/named.db")
-    assert Registry.connect().uri.endswith("/named.db")
-
-
 def test_a_damaged_database_is_told(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_bytes(b"this is no database at all, however long it may be" * 100)
     with pytest.raises(RegistryError, match=r"bad\.db, is damaged .*restore it from a backup"):
@@ -250,14 +242,13 @@ def as_somebody_else() -> Iterator[None]:
         os.seteuid(was)
 
 
-def test_a_locked_database_is_told_in_seconds(registry: Registry) -> None:
+def test_a_locked_database_is_told_after_a_while(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_client, "_PATIENCE", 0.01)
     path = registry.uri.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        started = time.monotonic()
         with pytest.raises(RegistryError, match="is locked by another process: wait"):
             Registry.connect(registry.uri)
-        assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize(
@@ -335,55 +326,31 @@ def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dead_server_is_told_at_once_and_without_its_password() -> None:
     port = free_port()
-    started = time.monotonic()
     with pytest.raises(
         RegistryError, match=rf"MLflow at http://127.0.0.1:{port}/lab does not answer \(Connection refused\)"
     ) as raised:
         connect(f"http://me:secret@127.0.0.1:{port}/lab/")
-    assert time.monotonic() - started < 10
     assert "secret" not in str(raised.value)
     assert "MLFLOW_TRACKING_URI" in str(raised.value)
 
 
-def test_a_server_that_accepts_and_never_answers_is_told_in_seconds() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        started = time.monotonic()
-        with pytest.raises(RegistryError, match="does not answer .*no answer within 5 s"):
-            connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - started < 15
-
-
-@pytest.mark.usefixtures("_no_credentials")
-def test_a_refused_user_is_told_which_variables_to_set() -> None:
+def test_a_server_that_accepts_and_never_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_client, "_PATIENCE", 0.01)
     with (
-        serving(Answers) as port,
-        pytest.raises(RegistryError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        closing(socket.create_server(("127.0.0.1", 0))) as silent,
+        pytest.raises(RegistryError, match="does not answer .*no answer within"),
     ):
-        connect(f"http://127.0.0.1:{port}")
+        connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_credentials")
-def test_a_token_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "right")
+def test_a_refused_user_is_told_and_a_token_or_a_user_and_password_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Answers) as port:
+        with pytest.raises(RegistryError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+            connect(f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "right")
         assert connect(f"http://127.0.0.1:{port}")[1] == f"http://127.0.0.1:{port}"
-
-
-@pytest.mark.usefixtures("_no_credentials")
-def test_user_and_password_of_an_address_are_handed_on_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Answers, "wanted", "Basic bWU6c2VAY3JldA==")  # me:se@cret
-    with serving(Answers) as port:
+        monkeypatch.delenv("MLFLOW_TRACKING_TOKEN")
+        monkeypatch.setattr(Answers, "wanted", "Basic bWU6c2VAY3JldA==")  # me:se@cret
         assert connect(f"http://me:se%40cret@127.0.0.1:{port}")[1] == f"http://127.0.0.1:{port}"
-
-
-def test_connecting_and_moving_is_fast_enough_for_a_rollback(registry: Registry) -> None:
-    for manifest in ("aa", "bb"):
-        add(registry, manifest)
-    code = (
-        "import time; started = time.monotonic(); from src.system.registry import Registry\n"
-        f"registry = Registry.connect({registry.uri!r}, name='digits'); registry.move('champion', '2', why='rollback')\n"
-        "print(time.monotonic() - started)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    assert float(done.stdout) < 120  # 2.5 s on an idle machine of 2 cores

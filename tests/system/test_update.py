@@ -50,6 +50,9 @@ class Clone:
         return (self.path / name).read_text().strip()
 
 
+pytestmark = pytest.mark.slow  # Git
+
+
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     made = Clone(tmp_path)
@@ -84,13 +87,6 @@ def test_results_that_merge_line_by_line_are_of_no_run(clone: Clone) -> None:
     assert clone.read("dvc.lock") == "first\nsame\nmain"
 
 
-def test_results_that_only_one_side_has_stay_so(clone: Clone) -> None:
-    clone.here(**dict.fromkeys(RESULTS, "here"))
-    clone.main(**{"README.md": "main"})
-    update("origin/main")
-    assert [clone.read(name) for name in RESULTS] == ["here"] * 3
-
-
 def test_results_that_main_has_deleted_are_deleted(clone: Clone) -> None:
     clone.here(**dict.fromkeys(RESULTS, "here"))
     clone.git("rm", "--quiet", "manifest.json", folder=clone.other)
@@ -98,18 +94,6 @@ def test_results_that_main_has_deleted_are_deleted(clone: Clone) -> None:
     update("origin/main")
     assert not (clone.path / "manifest.json").exists()
     assert clone.git("status", "--porcelain") == ""
-
-
-def test_a_branch_without_commits_of_its_own_is_moved_forward(clone: Clone) -> None:
-    clone.main(**dict.fromkeys(RESULTS, "main"))
-    update("origin/main")
-    assert clone.git("rev-parse", "HEAD") == clone.git("rev-parse", "origin/main")
-
-
-def test_data_that_main_has_changed_are_to_be_pulled(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:
-    clone.main(**{"data.dvc": "main"})
-    update("origin/main")
-    assert "dvc pull data.dvc" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("file", "advice"), [("params.yaml", "git merge --abort"), ("data.dvc", "dvc add data")])
@@ -125,50 +109,12 @@ def test_another_conflict_waits_for_a_person(clone: Clone, file: str, advice: st
         update("origin/main")
 
 
-def test_nothing_to_merge_is_no_error(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:
-    clone.here(**{"dvc.lock": "here"})
-    update("origin/main")
-    assert "nothing to merge" in capsys.readouterr().out
-
-
-def test_main_itself_is_refused(clone: Clone) -> None:
-    clone.git("switch", "--quiet", "main")
-    with pytest.raises(UserError, match="this is main itself"):
-        update("origin/main")
-
-
 def test_a_main_of_ones_own_can_take_that_of_upstream(clone: Clone) -> None:
     clone.git("switch", "--quiet", "main")
     clone.git("remote", "add", "upstream", str(clone.remote))
     clone.main(**{"dvc.lock": "main"})
     update("upstream/main")
     assert clone.read("dvc.lock") == "main"
-
-
-def test_a_detached_head_is_refused(clone: Clone) -> None:
-    clone.git("switch", "--quiet", "--detach")
-    with pytest.raises(UserError, match="git switch BRANCH"):
-        update("origin/main")
-
-
-@pytest.mark.parametrize(("file", "advice"), [("params.yaml", "git stash"), ("dvc.lock", "git restore .* dvc.lock")])
-def test_changes_that_are_not_committed_are_refused(clone: Clone, file: str, advice: str) -> None:
-    (clone.path / file).write_text("mine")
-    with pytest.raises(UserError, match=f"{file}: changed and not committed: .*{advice}"):
-        update("origin/main")
-
-
-@pytest.mark.parametrize(
-    ("base", "sentence"),
-    [
-        ("upstream/main", "no Git remote upstream"),
-        ("main", "name a remote and its branch"),
-        ("origin/gone", "git fetch failed: .*gone"),
-    ],
-)
-def test_a_base_that_is_not_there_is_refused(clone: Clone, base: str, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        update(base)
 
 
 def test_a_base_without_a_commit_in_common_is_refused(clone: Clone) -> None:
@@ -197,7 +143,42 @@ def test_a_file_in_the_way_changes_nothing(clone: Clone) -> None:
     assert clone.read("notes.txt") == "mine"
 
 
-def test_a_folder_without_git_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_merged_now_is_refused_with_what_to_do(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for base, sentence in (
+        ("upstream/main", "no Git remote upstream"),
+        ("main", "name a remote and its branch"),
+        ("origin/gone", "git fetch failed: .*gone"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            update(base)
+    for file, advice in (("params.yaml", "git stash"), ("dvc.lock", "git restore .* dvc.lock")):
+        (clone.path / file).write_text("mine")
+        with pytest.raises(UserError, match=f"{file}: changed and not committed: .*{advice}"):
+            update("origin/main")
+        clone.git("restore", file)
+    clone.git("switch", "--quiet", "main")
+    with pytest.raises(UserError, match="this is main itself"):
+        update("origin/main")
+    clone.git("switch", "--quiet", "--detach")
+    with pytest.raises(UserError, match="git switch BRANCH"):
+        update("origin/main")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no Git repository"):
         update("origin/main")
+
+
+def test_what_only_one_side_has_stays_and_a_branch_without_commits_is_moved_forward(
+    clone: Clone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clone.main(**{**dict.fromkeys(RESULTS, "main"), "data.dvc": "main"})
+    update("origin/main")
+    assert clone.git("rev-parse", "HEAD") == clone.git("rev-parse", "origin/main")
+    assert "dvc pull data.dvc" in capsys.readouterr().out
+    update("origin/main")
+    assert "nothing to merge" in capsys.readouterr().out
+    clone.here(**dict.fromkeys(RESULTS, "here"))
+    clone.main(**{"README.md": "main"})
+    update("origin/main")
+    assert [clone.read(name) for name in RESULTS] == ["here"] * 3
