@@ -7,7 +7,7 @@ is refused as a whole, in our own words: a message never repeats a text of the f
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ VERDICTS = ("pass", "fail", "investigate")
 _ROWS = 200
 _LABEL_LENGTH = 80
 _HUGE = 1e12
-_Got = TypeVar("_Got")
+_Made = TypeVar("_Made")
+Reader = Callable[[Any, str], Any]  # takes a value and its place in the file
 
 
 class NumbersError(UserError):
@@ -91,9 +92,6 @@ class Numbers:
     checks: tuple[Check, ...]
 
 
-_Row = TypeVar("_Row", Metric, Gate, ClassRow, Check)
-
-
 def parse(content: bytes) -> Numbers:
     """Read numbers.json strictly: UTF-8, no key twice, no NaN, nothing beyond the schema.
 
@@ -139,19 +137,7 @@ def validate(value: Any) -> Numbers:
     """
     if isinstance(value, dict) and value.get("schema") != SCHEMA:
         raise NumbersError(f"it is not of schema {SCHEMA}: merge main into the branch, whose template writes that")
-    fields = _fields(value, "the file", ("schema", *Numbers.__dataclass_fields__))
-    return Numbers(
-        commit=_matches(fields["commit"], "commit", r"[0-9a-f]{40}"),
-        verdict=_one_of(fields["verdict"], "verdict", VERDICTS),
-        failed_stage=_optional(fields["failed_stage"], lambda word: _one_of(word, "failed_stage", STAGES)),
-        budget=_optional(fields["budget"], _budget),
-        images=_optional(fields["images"], lambda number: _count(number, "images")),
-        baseline=_flag(fields["baseline"], "baseline"),
-        metrics=_rows(fields["metrics"], "metrics", _metric),
-        gates=_rows(fields["gates"], "gates", _gate),
-        classes=_rows(fields["classes"], "classes", _class),
-        checks=_rows(fields["checks"], "checks", _check),
-    )
+    return _object(Numbers, _FILE, value, "the file", "")
 
 
 def label(text: str) -> str:
@@ -159,82 +145,59 @@ def label(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text[:_LABEL_LENGTH]) or "?"
 
 
-def _budget(value: Any) -> Budget:
-    fields = _fields(value, "budget", Budget.__dataclass_fields__)
-    return Budget(_count(fields["epochs"], "budget.epochs"), _count(fields["asked"], "budget.asked"))
-
-
-def _metric(value: Any, at: str) -> Metric:
-    fields = _fields(value, at, Metric.__dataclass_fields__)
-    numbers = [_optional_number(fields[key], f"{at}.{key}") for key in ("candidate", "main", "low", "high")]
-    return Metric(_name(fields["name"], at), *numbers)
-
-
-def _gate(value: Any, at: str) -> Gate:
-    fields = _fields(value, at, Gate.__dataclass_fields__)
-    return Gate(
-        _name(fields["name"], at),
-        _one_of(fields["level"], f"{at}.level", ("enforce", "warn", "off")),
-        _one_of(fields["outcome"], f"{at}.outcome", (*VERDICTS, "skipped")),
-        _optional_number(fields["value"], f"{at}.value"),
-        _optional_number(fields["limit"], f"{at}.limit"),
-    )
-
-
-def _class(value: Any, at: str) -> ClassRow:
-    fields = _fields(value, at, ClassRow.__dataclass_fields__)
-    name = fields["name"]
-    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= _LABEL_LENGTH:
-        raise NumbersError(f"{at}.name is not a printable text of 1 to {_LABEL_LENGTH} signs")
-    recall, main = (_optional_share(fields[key], f"{at}.{key}") for key in ("recall", "main"))
-    return ClassRow(name, recall, main, _count(fields["images"], f"{at}.images"))
-
-
-def _check(value: Any, at: str) -> Check:
-    fields = _fields(value, at, Check.__dataclass_fields__)
-    return Check(_name(fields["name"], at), _one_of(fields["level"], f"{at}.level", ("error", "warn")))
-
-
-def _fields(value: Any, at: str, keys: Iterable[str]) -> Mapping[str, Any]:
+def _object(kind: type[_Made], readers: Mapping[str, Reader], value: Any, at: str, prefix: str) -> _Made:
+    """Make a class of an object that has exactly the keys of its readers."""
     if not isinstance(value, dict):
         raise NumbersError(f"{at} is not an object")
-    if set(value) != set(keys):
+    if set(value) != set(readers):
         raise NumbersError(f"{at} has an unknown key, or lacks one")
-    return value
+    found = {key: read(value[key], f"{prefix}{key}") for key, read in readers.items()}
+    return kind(**{key: found[key] for key in found if key != "schema"})
 
 
-def _rows(value: Any, at: str, read: Callable[[Any, str], _Row]) -> tuple[_Row, ...]:
-    if not isinstance(value, list) or len(value) > _ROWS:
-        raise NumbersError(f"{at} is not a list of at most {_ROWS} entries")
-    rows = tuple(read(entry, f"{at}[{i}]") for i, entry in enumerate(value))
-    if len({row.name for row in rows}) != len(rows):
-        raise NumbersError(f"{at} has one name twice")
-    return rows
+def _rows(kind: type[Any], readers: Mapping[str, Reader]) -> Reader:
+    def read(value: Any, at: str) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) > _ROWS:
+            raise NumbersError(f"{at} is not a list of at most {_ROWS} entries")
+        rows = tuple(_object(kind, readers, entry, f"{at}[{i}]", f"{at}[{i}].") for i, entry in enumerate(value))
+        if len({row.name for row in rows}) != len(rows):
+            raise NumbersError(f"{at} has one name twice")
+        return rows
+
+    return read
 
 
-def _optional(value: Any, read: Callable[[Any], _Got]) -> _Got | None:
-    return None if value is None else read(value)
+def _optional(read: Reader) -> Reader:
+    return lambda value, at: None if value is None else read(value, at)
 
 
-def _name(value: Any, at: str) -> str:
-    return _matches(value, f"{at}.name", r"[A-Za-z0-9_.-]{1,64}")
+def _matching(pattern: str) -> Reader:
+    def read(value: Any, at: str) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise NumbersError(f"{at} is not of the form {pattern}")
+        return value
+
+    return read
 
 
-def _matches(value: Any, at: str, pattern: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch(pattern, value):
-        raise NumbersError(f"{at} is not of the form {pattern}")
-    return value
+def _one_of(*words: str) -> Reader:
+    def read(value: Any, at: str) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise NumbersError(f"{at} is none of {', '.join(words)}")
+        return value
 
-
-def _one_of(value: Any, at: str, words: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in words:
-        raise NumbersError(f"{at} is none of {', '.join(words)}")
-    return value
+    return read
 
 
 def _flag(value: Any, at: str) -> bool:
     if not isinstance(value, bool):
         raise NumbersError(f"{at} is neither true nor false")
+    return value
+
+
+def _label(value: Any, at: str) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= _LABEL_LENGTH:
+        raise NumbersError(f"{at} is not a printable text of 1 to {_LABEL_LENGTH} signs")
     return value
 
 
@@ -244,18 +207,39 @@ def _count(value: Any, at: str) -> int:
     return value
 
 
-def _optional_share(value: Any, at: str) -> float | None:
-    number = _optional_number(value, at)
-    if number is not None and not 0 <= number <= 1:
-        raise NumbersError(f"{at} is not a number from 0 to 1")
-    return number
-
-
-def _optional_number(value: Any, at: str) -> float | None:
-    return _optional(value, lambda number: _number(number, at))
-
-
 def _number(value: Any, at: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or abs(value) > _HUGE:
         raise NumbersError(f"{at} is not a finite number within {_HUGE:.0e}")
     return value
+
+
+def _share(value: Any, at: str) -> float:
+    if not 0 <= _number(value, at) <= 1:
+        raise NumbersError(f"{at} is not a number from 0 to 1")
+    return value  # type: ignore[no-any-return]
+
+
+_NAME, _NUMBER, _SHARE = _matching(r"[A-Za-z0-9_.-]{1,64}"), _optional(_number), _optional(_share)
+_METRIC = {"name": _NAME, "candidate": _NUMBER, "main": _NUMBER, "low": _NUMBER, "high": _NUMBER}
+_GATE = {
+    "name": _NAME,
+    "level": _one_of("enforce", "warn", "off"),
+    "outcome": _one_of(*VERDICTS, "skipped"),
+    "value": _NUMBER,
+    "limit": _NUMBER,
+}
+_CLASS = {"name": _label, "recall": _SHARE, "main": _SHARE, "images": _count}
+_BUDGET = {"epochs": _count, "asked": _count}
+_FILE = {
+    "schema": _count,
+    "commit": _matching(r"[0-9a-f]{40}"),
+    "verdict": _one_of(*VERDICTS),
+    "failed_stage": _optional(_one_of(*STAGES)),
+    "budget": _optional(lambda value, at: _object(Budget, _BUDGET, value, at, f"{at}.")),
+    "images": _optional(_count),
+    "baseline": _flag,
+    "metrics": _rows(Metric, _METRIC),
+    "gates": _rows(Gate, _GATE),
+    "classes": _rows(ClassRow, _CLASS),
+    "checks": _rows(Check, {"name": _NAME, "level": _one_of("error", "warn")}),
+}
