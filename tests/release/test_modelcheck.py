@@ -140,8 +140,7 @@ def test_an_endless_model_ends_in_a_sentence(tmp_path: Path) -> None:
         modelcheck.bounded_difference(*folder_of(tmp_path, made_of(*endless())), seconds=4)
 
 
-@pytest.mark.parametrize(("side", "memory"), [(2**20, 2**33), (2**15, 2**31)])  # 4 TB in 8 GiB; 4 GiB in 2 GiB
-def test_a_huge_model_ends_in_a_sentence(tmp_path: Path, side: int, memory: int) -> None:
+def test_a_huge_model_ends_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.onnx (cannot be (opened|run) \(|ended the process)") as caught:
-        modelcheck.bounded_difference(*folder_of(tmp_path, made_of(*huge(side))), memory=memory)
+        modelcheck.bounded_difference(*folder_of(tmp_path, made_of(*huge(2**15))), memory=2**31)  # 4 GiB in 2 GiB
     assert "\n" not in str(caught.value)
