@@ -17,25 +17,15 @@ Row = Mapping[str, Any]
 
 
 def write(release: Release, card: Row, metrics: Row, manifest: Row) -> str:
-    """Return the model card in at most LARGEST characters; `card` is card.json, `metrics` metrics.json."""
-    sections = (
-        _opening(release, card),
-        ["## Numbers", *_numbers(card, metrics)],
-        ["## Limits of use", *_limits(card, metrics)],
-        ["## Verdict", *_verdict(release, manifest)],
-        ["## Data and training", *_making(card, metrics, manifest)],
-        ["## Lineage", *_lineage(release)],
-    )
-    return _fitting(["\n".join(section) for section in sections])
+    """Return the model card in at most LARGEST characters; `card` is card.json, `metrics` metrics.json.
 
-
-def _fitting(sections: list[str]) -> str:
-    """Join the sections; lines that do not fit are left out from the end."""
-    text = "\n\n".join(sections) + "\n"
-    if len(text) <= LARGEST:
-        return text
+    Lines that do not fit are left out from the end.
+    """
+    lines = [*_opening(release, card), *_numbers(card, metrics), *_limits(card, metrics)]
+    lines += _origin(release, card, metrics, manifest)
+    text = "\n".join([*lines, ""])
     note = "\n\nMore is in the report of the run.\n"
-    return text[: LARGEST - len(note)].rpartition("\n")[0] + note
+    return text if len(text) <= LARGEST else text[: LARGEST - len(note)].rpartition("\n")[0] + note
 
 
 def _opening(release: Release, card: Row) -> Iterator[str]:
@@ -53,68 +43,49 @@ def _opening(release: Release, card: Row) -> Iterator[str]:
 
 
 def _numbers(card: Row, metrics: Row) -> Iterator[str]:
-    low, high = metrics.get("accuracy_low"), metrics.get("accuracy_high")
-    interval = f" ({_percent(low)} to {_percent(high)})" if low is not None and high is not None else ""
-    rows = [("accuracy", _percent(metrics["accuracy"]) + interval)]
-    rows += [
-        (words, f"{metrics[key]:.4f}")
-        for key, words in (("macro_f1", "macro F1"), ("log_loss", "log loss"))
-        if key in metrics
-    ]
-    if "ece" in metrics:
-        rows.append(("calibration error", _percent(metrics["ece"])))
-    for words, found in (
-        ("worst class", _worst(metrics.get("per_class"), "recall")),
-        ("worst slice", _worst(metrics.get("slices"), "accuracy")),
-    ):
-        if found:
-            rows.append((words, found))
-    if "baseline" in metrics:
-        rows.append(("logistic regression, for comparison", _percent(metrics["baseline"]["accuracy"])))
-    if "validation" in card:
-        rows.append(("accuracy on validation images", _percent(card["validation"]["accuracy"])))
-    yield f"On {metrics['images']:,} test images that training never saw:"
-    yield ""
-    yield "| measure | value |"
-    yield "| --- | --- |"
-    yield from (f"| {name} | {value} |" for name, value in rows)
+    interval = f" ({metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%})" if "accuracy_low" in metrics else ""
+    rows: dict[str, str | None] = {
+        "accuracy": f"{metrics['accuracy']:.2%}{interval}",
+        "macro F1": f"{metrics['macro_f1']:.4f}" if "macro_f1" in metrics else None,
+        "log loss": f"{metrics['log_loss']:.4f}" if "log_loss" in metrics else None,
+        "calibration error": f"{metrics['ece']:.2%}" if "ece" in metrics else None,
+        "worst class": _worst(metrics.get("per_class"), "recall"),
+        "worst slice": _worst(metrics.get("slices"), "accuracy"),
+        "logistic regression, for comparison": f"{metrics['baseline']['accuracy']:.2%}" if "baseline" in metrics else None,
+        "accuracy on validation images": f"{card['validation']['accuracy']:.2%}" if "validation" in card else None,
+    }
+    yield from ("", "## Numbers", f"On {metrics['images']:,} test images that training never saw:", "")
+    yield from ("| measure | value |", "| --- | --- |")
+    yield from (f"| {name} | {value} |" for name, value in rows.items() if value)
 
 
 def _limits(card: Row, metrics: Row) -> Iterator[str]:
     height, width = card["size"]
+    yield from ("", "## Limits of use")
     yield "- An image of anything else also gets one of these classes: refuse what is answered with a low probability."
     yield f"- It sees {height} x {width} pixels ({escape(str(card.get('fit', 'fitted')))}); finer detail is lost."
     if found := _worst(metrics.get("per_class"), "recall"):
         yield f"- Weakest class: {found}."
     if found := _worst(metrics.get("slices"), "accuracy"):
         yield f"- Weakest slice: {found}."
-    few = [name for name, row in metrics.get("per_class", {}).items() if row["images"] < _FEW]
-    if few:
+    if few := [name for name, row in metrics.get("per_class", {}).items() if row["images"] < _FEW]:
         yield f"- Under {_FEW} test images, so hardly measured: {_named(few)}."
     if "ece" in metrics:
-        yield f"- A probability is off by {_percent(metrics['ece'])} on average."
+        yield f"- A probability is off by {metrics['ece']:.2%} on average."
 
 
-def _verdict(release: Release, manifest: Row) -> Iterator[str]:
-    override = release.override or {}
+def _origin(release: Release, card: Row, metrics: Row, manifest: Row) -> Iterator[str]:
+    override, hardware, seconds = release.override, manifest.get("hardware") or {}, manifest.get("training_seconds")
     by = f", overridden by {escape(str(override.get('by')))} at {override.get('at')}" if override else ""
-    yield f"{release.verdict}{by}"
+    yield from ("", "## Verdict", f"{release.verdict}{by}")
     yield from (f"- {escape(str(reason), 300)}" for reason in manifest["verdict"].get("reasons", []))
-
-
-def _making(card: Row, metrics: Row, manifest: Row) -> Iterator[str]:
-    hardware, seconds = manifest.get("hardware") or {}, manifest.get("training_seconds")
-    machine = hardware.get("accelerator") or hardware.get("processor") or "an unknown machine"
-    took = f" in {seconds:.0f} s" if seconds else ""
+    yield from ("", "## Data and training")
     yield f"- data: {manifest['data']['digest'] or 'not tracked'}, {metrics['images']:,} test images"
     if "epochs" in card:
         yield f"- {card['epochs']} epochs, the best was {card.get('epoch')}; seed {card.get('seed')}"
-    yield f"- trained on {escape(str(machine))}{took}"
-
-
-def _lineage(release: Release) -> Iterator[str]:
-    yield f"- manifest {release.manifest}"
-    yield f"- SHA-256 of model.onnx {release.model_sha256}"
+    machine = hardware.get("accelerator") or hardware.get("processor") or "an unknown machine"
+    yield f"- trained on {escape(str(machine))}{f' in {seconds:.0f} s' if seconds else ''}"
+    yield from ("", "## Lineage", f"- manifest {release.manifest}", f"- SHA-256 of model.onnx {release.model_sha256}")
     if release.int8:
         yield f"- SHA-256 of model.int8.onnx {release.served_sha256}"
     yield f"- deployed commit {release.commit}, trained at {release.trained_commit}"
@@ -127,16 +98,12 @@ def _worst(rows: Row | None, number: str) -> str | None:
     if not rows:
         return None
     name = min(rows, key=lambda name: (rows[name][number], name))
-    return f"{escape(name)}, {number} {_percent(rows[name][number])} of {rows[name]['images']} images"
+    return f"{escape(name)}, {number} {rows[name][number]:.2%} of {rows[name]['images']} images"
 
 
 def _named(names: list[str]) -> str:
     rest = len(names) - _SHOWN
     return ", ".join(escape(name) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}"
 
 
 def escape(text: str, longest: int = 60) -> str:
