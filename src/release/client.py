@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,11 +19,11 @@ _LARGEST = 16 * 2**20  # bytes of an answer that are read; more is none of ours
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request. A body of several parts goes out chunked, unless the headers give its length."""
+    """One HTTP request."""
 
     method: str
     path: str
-    body: bytes | Iterable[bytes] = b""
+    body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -74,12 +74,11 @@ class Client:
 
     def predict_form(self, content: bytes, top: int | None = None) -> Answer:
         """Ask for the prediction of one image file, uploaded as by a form."""
-        return self.send(form(f"/predict{_query(top)}", [("image", "image", content)]))
+        return self.send(form(f"/predict{_query(top)}", "image", [content]))
 
     def predict_batch(self, contents: Sequence[bytes], top: int | None = None) -> Answer:
         """Ask for the predictions of several image files."""
-        files = [("images", f"{number}", content) for number, content in enumerate(contents)]
-        return self.send(form(f"/predict_batch{_query(top)}", files))
+        return self.send(form(f"/predict_batch{_query(top)}", "images", contents))
 
     def send(self, request: Request, timeout: float | None = None) -> Answer:
         """Send a request and read its answer."""
@@ -87,7 +86,8 @@ class Client:
         connection = HTTPConnection(self._host, self._port, timeout=wait)
         started = perf_counter()
         try:
-            response = _talk(connection, request, self._headers)
+            connection.request(request.method, request.path, request.body, {**self._headers, **request.headers})
+            response = connection.getresponse()
             content = response.read(_LARGEST)
         except (OSError, HTTPException) as error:
             return Answer(0, _since(started), reason=why(error, wait))
@@ -108,24 +108,13 @@ def _first(path: str) -> str:
     return next((line.rpartition(":")[2].strip() for line in lines if line), "")
 
 
-def _talk(connection: HTTPConnection, request: Request, more: Mapping[str, str]) -> HTTPResponse:
-    chunked = not isinstance(request.body, bytes) and "Content-Length" not in request.headers
-    headers = {**more, **request.headers, **({"Transfer-Encoding": "chunked"} if chunked else {})}
-    try:
-        connection.request(request.method, request.path, request.body, headers, encode_chunked=chunked)
-    except (BrokenPipeError, ConnectionResetError):  # it was refused before all of it was sent: the answer may be there
-        if connection.sock is None:
-            raise
-    return connection.getresponse()
-
-
-def form(path: str, files: Iterable[tuple[str, str | None, bytes]]) -> Request:
-    """Return an upload (RFC 7578) of (field, file name, content); without a file name a part is plain text."""
+def form(path: str, field: str, contents: Iterable[bytes]) -> Request:
+    """Return an upload (RFC 7578) of image files in a field."""
     boundary = uuid.uuid4().hex
     parts = []
-    for name, filename, content in files:
-        of_file = f'; filename="{filename}"\r\nContent-Type: {media_type(content)}' if filename is not None else ""
-        parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{of_file}\r\n\r\n'.encode())
+    for number, content in enumerate(contents):
+        disposition = f'Content-Disposition: form-data; name="{field}"; filename="{number}"'
+        parts.append(f"--{boundary}\r\n{disposition}\r\nContent-Type: {media_type(content)}\r\n\r\n".encode())
         parts += [content, b"\r\n"]
     body = b"".join([*parts, f"--{boundary}--\r\n".encode()])
     return Request("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})

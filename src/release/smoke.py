@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.release import hostile
 from src.release.client import Answer, Client, Request
 from src.release.golden import Example, FaultError, compare, expect_version, golden_examples
 from src.release.life import Life, Look, mib
@@ -45,7 +44,7 @@ def smoke(
     started = time.monotonic()
     trial = _Trial(client, golden_examples(golden), release, version, limits, Life(state))
     numbers = trial.introduce() | trial.answer_golden() | trial.answer_fast(against)
-    numbers |= trial.refuse_hostile() | trial.keep_memory()
+    numbers |= trial.refuse_garbage() | trial.keep_memory()
     return {name: round(value, 6) for name, value in numbers.items()} | {"seconds": round(time.monotonic() - started, 2)}
 
 
@@ -141,25 +140,22 @@ class _Trial:
             if i % _LOOK == _LOOK - 1:
                 self._check_memory()
 
-    def refuse_hostile(self) -> dict[str, float]:
-        """Bad requests get a status from 400 to 499, are obeyed in nothing, and leave it able to answer."""
+    def refuse_garbage(self) -> dict[str, float]:
+        """Damaged requests get a status from 400 to 499 and leave it able to answer; tests/serving asks for far worse."""
         example = self.examples[0]
-        with hostile.Trap() as trap:
-            bad = hostile.requests(example.content, trap.url)
-            for one in bad:
-                self._refuse(one)
-            if trap.was_entered():
-                raise FaultError("it fetched an address that a request named")
+        bad = {
+            "garbage bytes": bytes(range(256)) * 8,
+            "an image cut off in the middle": example.content[: len(example.content) // 2],
+            "an empty body": b"",
+        }
+        for name, content in bad.items():
+            answer = self.client.predict(content)
+            if not 400 <= answer.status < 500:
+                self.life.explain()
+                raise FaultError(f"it answered {name} with {answer} instead of refusing it")
         self._check_memory()
         self._predict(example)
         return {"refused": len(bad)}
-
-    def _refuse(self, one: hostile.Hostile) -> None:
-        answer = self.client.send(one.request)
-        hung_up = one.may_hang_up and answer.status == 0 and "closed" in answer.reason
-        if not hung_up and not 400 <= answer.status < 500:
-            self.life.explain()
-            raise FaultError(f"it answered {one.name} with {answer} instead of refusing it")
 
     def keep_memory(self) -> dict[str, float]:
         """Memory after many requests, against memory when it was warm."""

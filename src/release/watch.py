@@ -1,4 +1,4 @@
-"""What a version must keep showing while it has the traffic: life, right answers, speed, and memory that does not grow."""
+"""What a version must keep showing while it has the traffic: life, right answers, speed, and memory below its limit."""
 
 import statistics
 import time
@@ -64,7 +64,8 @@ class _Watch:
         self._through, self._direct, self._examples = through, direct, examples
         self._version, self._tolerance, self._slow_ms = version, tolerance, 2 * latency_ms
         self._life = life
-        self._memory = _Memory(memory)
+        self._limit = memory
+        self._memory: int | None = None  # bytes at the last look
         self._unready = self._probes = 0
         self._faults: list[int] = []  # which probes they were
         self._slow: list[float] = []  # when each probe of the present row of slow ones was made
@@ -73,8 +74,10 @@ class _Watch:
     def round(self, at: float) -> None:
         """Probe everything once; `at` is seconds since the start."""
         state = self._life.check()
-        if state.memory is not None:
-            self._memory.add(at, state.memory)
+        before, self._memory = self._memory, state.memory
+        if before and state.memory and min(before, state.memory) > 0.9 * self._limit:  # twice: one odd reading is no leak
+            used, limit = mib(state.memory), mib(self._limit)
+            raise FaultError(f"its memory is at {used} of the {limit} MiB that it may have")
         self._check_ready()
         self._check_answer()
         self._check_speed(at)
@@ -118,43 +121,5 @@ class _Watch:
             "latency_p50_ms": statistics.median(self._latencies),
             "latency_p95_ms": p95(self._latencies),
         }
-        return {name: round(value, 3) for name, value in (found | self._memory.numbers()).items()}
-
-
-class _Memory:
-    """Readings of the memory in bytes, and the line that fits them best (least squares), so that one odd one is no leak."""
-
-    _FEW = 8  # readings; a line through fewer is none
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._first = self._last = 0
-        self._n = self._t = self._m = self._tt = self._tm = 0.0  # sums over the readings, of seconds and MiB
-
-    def add(self, at: float, used: int) -> None:
-        """Take one more reading, `at` seconds after the start.
-
-        Raises:
-            FaultError: two readings in a row are near the limit, or the memory has grown by a third of it.
-        """
-        before, self._last = self._last, used
-        self._first = self._first or used
-        t, m = at, used / _MIB
-        self._n, self._t, self._m = self._n + 1, self._t + t, self._m + m
-        self._tt, self._tm = self._tt + t * t, self._tm + t * m
-        if min(before, used) > 0.9 * self._limit:
-            raise FaultError(f"its memory is at {mib(used)} of the {mib(self._limit)} MiB that it may have")
-        if self._n >= self._FEW and self._slope() * at > 0.3 * self._limit / _MIB:
-            grew = f"from {mib(self._first)} to {mib(used)} of {mib(self._limit)} MiB"
-            raise FaultError(f"its memory grew {grew} in {at:.0f} s")
-
-    def _slope(self) -> float:
-        """Return MiB a second."""
-        spread = self._n * self._tt - self._t**2
-        return (self._n * self._tm - self._t * self._m) / spread if spread else 0.0
-
-    def numbers(self) -> dict[str, float]:
-        """Return what was measured; empty where the engine tells no memory."""
-        if not self._n:
-            return {}
-        return {"memory_mib": self._last / _MIB, "memory_growth_mib_s": self._slope()}
+        found |= {"memory_mib": self._memory / _MIB} if self._memory else {}
+        return {name: round(value, 3) for name, value in found.items()}

@@ -5,7 +5,6 @@ python -m pytest tests/release/test_probes.py
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from small_service import CLASSES, RELEASE, Service
 from test_serving import picture, write_model
 
 from src.core.command import UserError
-from src.release import hostile, probes, settings
+from src.release import probes, settings
 from src.release import smoke as smoking
 from src.release import watch as watching
 from src.release.client import Request
@@ -188,7 +187,7 @@ def test_a_container_that_cannot_start_is_found_although_it_is_tried_again(conta
 def test_a_good_version_passes(serve: Any, golden: Path) -> None:
     numbers = smoke(serve(), golden, against=Client(serve().url))
     assert numbers["golden"] == 6
-    assert numbers["refused"] >= 12
+    assert numbers["refused"] == 3
     assert numbers["largest_difference"] == 0
     assert numbers["memory_growth_mib"] == 0
     assert 0 < numbers["latency_p50_ms"] <= numbers["latency_p95_ms"]
@@ -209,9 +208,7 @@ def test_a_good_version_passes(serve: Any, golden: Path) -> None:
         ("no number", "was answered with nan for label dog"),
         ("batch in disorder", "in a batch, golden image 000000.png was answered wrongly"),
         ("fails on garbage", r"it answered garbage bytes with status 500 \(not like this\) instead of refusing it"),
-        ("accepts bombs", "it answered a decompression bomb with status 200 instead of refusing it"),
-        ("dies of a bomb", "it answered a decompression bomb with no answer"),
-        ("fetches", "it fetched an address that a request named"),
+        ("dies of garbage", "it answered garbage bytes with no answer"),
         ("every other", "golden image 000000.png got status 503"),
     ],
 )
@@ -266,7 +263,7 @@ def test_an_engine_that_tells_no_memory_is_no_fault(serve: Any, golden: Path) ->
 
 
 def test_a_crash_during_the_trial_is_the_reason_and_not_the_lost_answer(serve: Any, golden: Path) -> None:
-    service = serve("dies of a bomb")
+    service = serve("dies of garbage")
 
     def look() -> State:
         return replace(ALIVE, restarts=int(service.dead))
@@ -288,13 +285,6 @@ def test_classes_too_close_to_tell_may_change_places(golden: Path) -> None:
 def test_nonsense_for_a_prediction_is_a_fault_and_no_crash(golden: Path, given: Any) -> None:
     with pytest.raises(FaultError, match="other classes than the model has"):
         compare(golden_examples(golden)[0], given, 0.001)
-
-
-def test_the_bomb_is_a_valid_image_small_as_a_file_and_huge_in_memory() -> None:
-    bomb = hostile.decompression_bomb()
-    assert len(bomb) < 100_000
-    width, height = (int.from_bytes(bomb[at : at + 4], "big") for at in (16, 20))
-    assert width * height > 200_000_000
 
 
 @pytest.fixture
@@ -326,7 +316,7 @@ def test_the_real_service_passes_all_that_is_asked_of_it(real: str, tmp_path: Pa
     release = replace(RELEASE, **{name: told[name] for name in ("manifest", "model_sha256", "classes")})
     limits = Limits(latency_ms=2000, tolerance=0.001, memory=LIMIT)
     numbers = probes.smoke(client, tmp_path, release, told["version"], limits, Engine(), client)
-    assert numbers["refused"] == 16
+    assert numbers["refused"] == 3
     watched = probes.watch(client, client, tmp_path, told["version"], 0.001, 2000, 1.0, Engine(), LIMIT)
     assert watched["faults"] == 0
 
@@ -392,16 +382,6 @@ def test_a_service_that_is_gone_is_found_where_the_engine_knows_of_nothing(serve
     closing.join()
 
 
-def test_a_leak_after_the_switch_is_found_by_its_trend(serve: Any, golden: Path) -> None:
-    started = time.monotonic()
-
-    def look() -> State:
-        return replace(ALIVE, memory=int((100 + 90 * (time.monotonic() - started)) * MIB))
-
-    with pytest.raises(FaultError, match=r"its memory grew from 1\d\d to \d+ of 512 MiB in \d s"):
-        watch(serve(), golden, 30, look)
-
-
 def test_one_odd_reading_of_the_memory_is_no_leak(serve: Any, golden: Path) -> None:
     looks: list[int] = []
 
@@ -465,16 +445,6 @@ def test_the_client_raises_nothing_whatever_happens_on_the_way(serve: Any) -> No
         assert client.model() == {}
         assert not client.ready()
         assert client.send(Request("GET", "/")).reason == "nothing within 0.2 s"
-
-
-def test_the_client_reads_an_answer_that_comes_before_all_is_sent(serve: Any) -> None:
-    client = Client(serve().url, 2)
-    bad = {one.name: one for one in hostile.requests(b"x", "http://192.0.2.1/")}
-    announced = client.send(bad["a body announced as 4 GiB"].request)
-    poured = client.send(bad["a body of 64 MiB in chunks"].request)
-    assert announced.status in (0, 413)
-    assert poured.status in (0, 413)
-    assert re.search("closed|like this", announced.reason + poured.reason)
 
 
 def test_golden_examples_that_are_missing_are_a_sentence(tmp_path: Path) -> None:
