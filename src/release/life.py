@@ -11,13 +11,23 @@ from src.release.workload import State
 Look = Callable[[], State]
 
 
+class Clock:
+    """The time in seconds, and a way to let some of it pass; a test hands in one of its own."""
+
+    now = staticmethod(time.monotonic)
+    pause = staticmethod(time.sleep)
+
+
+CLOCK = Clock()
+
+
 class Life:
     """Notices that a version died or was restarted since this was made; `look` asks the engine for its state."""
 
     _PATIENCE = 3  # looks in a row in which the engine, not the version, gives no answer
 
-    def __init__(self, look: Look) -> None:
-        self._look = look
+    def __init__(self, look: Look, clock: Clock = CLOCK) -> None:
+        self._look, self._clock = look, clock
         self._unanswered = self._peak = 0
         self._first = self._last = look()
         self._judge(self._first)
@@ -41,7 +51,7 @@ class Life:
 
     def explain(self) -> None:
         """Look again after an answer that did not come: a death is the better reason, and the engine needs a moment."""
-        time.sleep(0.2)
+        self._clock.pause(0.2)
         self.check()
 
     def _judge(self, state: State) -> None:
@@ -57,20 +67,20 @@ class Life:
             raise FaultError(f"it ended by itself{code}")
 
 
-def wait_ready(client: Client, seconds: float, state: Look) -> float:
+def wait_ready(client: Client, seconds: float, state: Look, clock: Clock = CLOCK) -> float:
     """Wait until it says that it is ready; return after how many seconds it did.
 
     Raises:
         FaultError: it died or was restarted, which ends the wait at once; or the time is up.
     """
-    started = time.monotonic()
-    life = Life(state)
+    started = clock.now()
+    life = Life(state, clock)
     while not client.ready(timeout=min(1.0, seconds)):
         life.check()
-        if time.monotonic() - started > seconds:
+        if clock.now() - started > seconds:
             raise FaultError(f"it was not ready within {seconds:g} s")
-        time.sleep(0.05)
-    return time.monotonic() - started
+        clock.pause(0.05)
+    return clock.now() - started
 
 
 def mib(size: float) -> str:

@@ -1,14 +1,13 @@
 """What a version must show before it gets any traffic: that it is what was reviewed, answers so, fast, and unharmed."""
 
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.release.client import Answer, Client, Request
 from src.release.golden import Example, FaultError, compare, expect_version, golden_examples
-from src.release.life import Life, Look, mib
+from src.release.life import CLOCK, Clock, Life, Look, mib
 from src.release.reviewed import Release
 
 _MIB = 2**20
@@ -35,17 +34,18 @@ def smoke(
     limits: Limits,
     state: Look,
     against: Client | None = None,
+    clock: Clock = CLOCK,
 ) -> dict[str, float]:
     """Try a version that has no traffic yet; return what was measured. `against` is the version that serves.
 
     Raises:
         FaultError: at the first check that fails.
     """
-    started = time.monotonic()
-    trial = _Trial(client, golden_examples(golden), release, version, limits, Life(state))
+    started = clock.now()
+    trial = _Trial(client, golden_examples(golden), release, version, limits, Life(state, clock))
     numbers = trial.introduce() | trial.answer_golden() | trial.answer_fast(against)
     numbers |= trial.refuse_garbage() | trial.keep_memory()
-    return {name: round(value, 6) for name, value in numbers.items()} | {"seconds": round(time.monotonic() - started, 2)}
+    return {name: round(value, 6) for name, value in numbers.items()} | {"seconds": round(clock.now() - started, 2)}
 
 
 @dataclass(frozen=True)

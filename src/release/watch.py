@@ -1,14 +1,13 @@
 """What a version must keep showing while it has the traffic: life, right answers, speed, and memory below its limit."""
 
 import statistics
-import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.release.client import Client
 from src.release.golden import Example, FaultError, expect, golden_examples
-from src.release.life import Life, Look, mib
+from src.release.life import CLOCK, Clock, Life, Look, mib
 from src.release.smoke import p95
 
 _MIB = 2**20
@@ -24,6 +23,7 @@ def watch(
     seconds: float,
     state: Look,
     memory: int,
+    clock: Clock = CLOCK,
 ) -> dict[str, float]:
     """Watch the version that has the traffic, four times a second, for `seconds`; return what was measured.
 
@@ -32,15 +32,15 @@ def watch(
     Raises:
         FaultError: as soon as there is no doubt.
     """
-    watching = _Watch(through, direct, golden_examples(golden), version, tolerance, latency_ms, memory, Life(state))
-    started = time.monotonic()
+    watching = _Watch(through, direct, golden_examples(golden), version, tolerance, latency_ms, memory, Life(state, clock))
+    started = clock.now()
     while True:
-        began = time.monotonic()
+        began = clock.now()
         watching.round(began - started)
-        now = time.monotonic()
+        now = clock.now()
         if now - started >= seconds:
             return watching.numbers() | {"seconds": round(now - started, 2)}
-        time.sleep(min(max(0.0, began + _Watch.EVERY - now), seconds - (now - started)))
+        clock.pause(min(max(0.0, began + _Watch.EVERY - now), seconds - (now - started)))
 
 
 class _Watch:

@@ -9,9 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +26,10 @@ from test_serving import picture, write_model
 
 from src.core.command import UserError
 from src.release import probes, settings
-from src.release import smoke as smoking
-from src.release import watch as watching
-from src.release.client import Request
+from src.release.client import Answer, Request
 from src.release.containers import Containers
 from src.release.golden import compare, golden_examples
+from src.release.life import Clock
 from src.release.probes import Client, FaultError, Limits
 from src.release.workload import State, Workload
 
@@ -40,8 +38,25 @@ LIMIT = 512 * MIB
 ALIVE = State(exists=True, running=True, restarts=0, started="now", memory=100 * MIB, oom=False, exit_code=None)
 
 
+class FakeClock(Clock):
+    """Seconds that pass when somebody waits for them, and what happens at some of them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.events: list[tuple[float, Callable[[], object]]] = []
+
+    def now(self) -> float:  # type: ignore[override]
+        return self.seconds
+
+    def pause(self, seconds: float) -> None:  # type: ignore[override]
+        self.seconds += seconds
+        for event in [each for each in self.events if each[0] <= self.seconds]:
+            self.events.remove(event)
+            event[1]()
+
+
 class Engine:
-    """What the container engine would tell: the only part here that is not real."""
+    """What the container engine would tell."""
 
     def __init__(self, **changes: Any) -> None:
         self.state = replace(ALIVE, **changes)
@@ -49,13 +64,25 @@ class Engine:
     def __call__(self) -> State:
         return self.state
 
-    def becomes(self, after: float, **changes: Any) -> None:
-        def change() -> None:
-            self.state = replace(self.state, **changes)
+    def become(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
 
-        timer = threading.Timer(after, change)
-        timer.daemon = True
-        timer.start()
+
+class Late(Client):
+    """Asks a service that takes so many milliseconds longer."""
+
+    def __init__(self, url: str, milliseconds: float) -> None:
+        super().__init__(url)
+        self.late = milliseconds
+
+    def send(self, request: Request, timeout: float | None = None) -> Answer:
+        answer = super().send(request, timeout)
+        return replace(answer, milliseconds=answer.milliseconds + self.late)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
@@ -89,15 +116,19 @@ def serve(golden: Path) -> Iterator[Any]:
         service.close()
 
 
-def smoke(service: Service, golden: Path, engine: Any = ALIVE, latency: float = 250.0, **options: Any) -> dict[str, float]:
+def smoke(
+    service: Service, golden: Path, engine: Any = None, latency: float = 2000.0, late: float = 0, **options: Any
+) -> dict[str, float]:
     limits = Limits(latency_ms=latency, tolerance=0.001, memory=LIMIT)
-    look = engine if callable(engine) else Engine()
-    return probes.smoke(Client(service.url, 2), golden, RELEASE, "3", limits, look, **options)
+    options |= {"clock": FakeClock()}
+    return probes.smoke(Late(service.url, late), golden, RELEASE, "3", limits, engine or Engine(), **options)
 
 
-def watch(service: Service, golden: Path, seconds: float, engine: Any = None, latency: float = 250.0) -> dict[str, float]:
-    client = Client(service.url, 2)
-    return probes.watch(client, client, golden, "3", 0.001, latency, seconds, engine or Engine(), LIMIT)
+def watch(
+    service: Service, golden: Path, clock: Clock, engine: Any = None, latency: float = 2000.0, late: float = 0
+) -> dict[str, float]:
+    client = Late(service.url, late)
+    return probes.watch(client, client, golden, "3", 0.001, latency, 30, engine or Engine(), LIMIT, clock)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -105,13 +136,16 @@ def watch(service: Service, golden: Path, seconds: float, engine: Any = None, la
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_start_is_waited_for(serve: Any) -> None:
-    assert probes.wait_ready(Client(serve("slow start").url), 30, Engine()) > 0.2
+def test_a_slow_start_is_waited_for_and_a_kill_of_long_ago_is_no_fault_of_today(serve: Any, clock: FakeClock) -> None:
+    service = serve("never ready")
+    clock.events.append((0.4, service.faults.clear))
+    assert probes.wait_ready(Client(service.url), 30, Engine(oom=True, restarts=4), clock) == pytest.approx(0.4, abs=0.1)
 
 
-def test_one_that_never_gets_ready_is_a_fault_when_the_time_is_up(serve: Any) -> None:
-    with pytest.raises(FaultError, match=r"it was not ready within 0\.3 s"):
-        probes.wait_ready(Client(serve("never ready").url), 0.3, Engine())
+def test_one_that_never_gets_ready_is_a_fault_when_the_time_is_up(serve: Any, clock: FakeClock) -> None:
+    with pytest.raises(FaultError, match=r"it was not ready within 30 s"):
+        probes.wait_ready(Client(serve("never ready").url), 30, Engine(), clock)
+    assert clock.seconds == pytest.approx(30, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -124,22 +158,15 @@ def test_one_that_never_gets_ready_is_a_fault_when_the_time_is_up(serve: Any) ->
         ({"exists": False, "running": False}, "it is gone"),
     ],
 )
-def test_a_death_ends_the_wait_at_once(changes: dict[str, Any], words: str) -> None:
+def test_a_death_ends_the_wait_at_once(clock: FakeClock, changes: dict[str, Any], words: str) -> None:
     engine = Engine()
-    engine.becomes(0.15, **changes)
-    started = time.monotonic()
+    clock.events.append((0.15, partial(engine.become, **changes)))
+    client = Client(f"http://127.0.0.1:{free_port()}")
     with pytest.raises(FaultError, match=words):
-        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 30, engine)
-    assert time.monotonic() - started < 25
-
-
-def test_one_that_was_dead_from_the_start_is_not_waited_for() -> None:
+        probes.wait_ready(client, 30, engine, clock)
+    assert clock.seconds < 0.3
     with pytest.raises(FaultError, match="ended by itself"):
-        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 30, Engine(running=False))
-
-
-def test_a_kill_of_long_ago_is_no_fault_of_today(serve: Any) -> None:
-    assert probes.wait_ready(Client(serve("slow start").url), 5, Engine(oom=True, restarts=4)) > 0
+        probes.wait_ready(client, 30, Engine(running=False), clock)
 
 
 @pytest.fixture
@@ -225,24 +252,17 @@ def test_another_version_than_the_one_that_was_started_is_refused(serve: Any, go
 
 
 def test_one_that_is_over_its_budget_is_refused_as_slow(serve: Any, golden: Path) -> None:
-    service = serve("slow")
-    with pytest.raises(FaultError, match=r"it is slow: p95 of one image is \d+ ms, over the budget of 40 ms"):
-        smoke(service, golden, latency=40)
+    service = serve()
+    with pytest.raises(FaultError, match=r"it is slow: p95 of one image is \d+ ms, over the budget of 2000 ms"):
+        smoke(service, golden, late=3000)
     assert service.asked < 100  # of those that are timed: it is not measured on when it cannot be in time any more
 
 
-def test_one_within_its_budget_but_much_slower_than_the_live_one_is_refused(
-    serve: Any, golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(smoking, "_TIMED", 8)
+def test_one_within_its_budget_but_much_slower_than_the_live_one_is_refused(serve: Any, golden: Path) -> None:
+    service = serve()
     with pytest.raises(FaultError, match=r"p95 of one image is \d+ ms, of the version that serves \d+ ms"):
-        smoke(serve("very slow"), golden, latency=2000, against=Client(serve().url))
-
-
-def test_the_live_one_may_be_just_as_slow(serve: Any, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smoking, "_TIMED", 20)
-    monkeypatch.setattr(smoking, "_REPEATED", 10)
-    assert smoke(serve("slow"), golden, latency=1000, against=Client(serve("slow").url))["latency_p50_ms"] >= 60
+        smoke(service, golden, latency=9000, late=4000, against=Client(service.url))
+    assert smoke(service, golden, latency=9000, late=4000, against=Late(service.url, 4000))["latency_p50_ms"] >= 4000
 
 
 @pytest.mark.parametrize(("each", "words"), [(0.3, r"its memory grew from \d+ to \d+ MiB in \d+ requests"), (3, "is at")])
@@ -326,15 +346,11 @@ def test_the_real_service_passes_all_that_is_asked_of_it(real: str, tmp_path: Pa
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_good_version_is_watched_for_as_long_as_asked(serve: Any, golden: Path) -> None:
-    numbers = watch(serve(), golden, 1.0)
-    assert numbers["seconds"] >= 1.0
-    assert numbers["probes"] >= 3
-    assert numbers["faults"] == 0
-
-
-def test_no_time_to_watch_is_still_one_look(serve: Any, golden: Path) -> None:
-    assert watch(serve(), golden, 0)["probes"] == 1
+def test_a_good_version_is_watched_for_as_long_as_asked(serve: Any, golden: Path, clock: FakeClock) -> None:
+    numbers = watch(serve(), golden, clock)
+    assert (numbers["seconds"], numbers["probes"], numbers["faults"]) == (30, 121, 0)
+    client = Client(serve().url)
+    assert probes.watch(client, client, golden, "3", 0.001, 2000, 0, Engine(), LIMIT, clock)["probes"] == 1
 
 
 @pytest.mark.parametrize(
@@ -346,64 +362,55 @@ def test_no_time_to_watch_is_still_one_look(serve: Any, golden: Path) -> None:
     ],
 )
 def test_a_version_that_goes_wrong_is_found_long_before_the_watch_ends(
-    serve: Any, golden: Path, fault: str, words: str
+    serve: Any, golden: Path, clock: FakeClock, fault: str, words: str
 ) -> None:
-    started = time.monotonic()
     with pytest.raises(FaultError, match=words):
-        watch(serve(fault), golden, 30)
-    assert time.monotonic() - started < 25
+        watch(serve(fault), golden, clock)
+    assert clock.seconds < 3
 
 
-def test_answers_of_another_version_through_the_proxy_are_a_fault(serve: Any, golden: Path) -> None:
+def test_answers_of_another_version_through_the_proxy_are_a_fault(serve: Any, golden: Path, clock: FakeClock) -> None:
     service = serve()
     service.version = "2"
     with pytest.raises(FaultError, match="was answered by version 2 instead of 3"):
-        watch(service, golden, 30)
+        watch(service, golden, clock)
 
 
-def test_one_lost_connection_is_asked_again_and_is_no_fault(serve: Any, golden: Path) -> None:
-    assert watch(serve("closes once"), golden, 0.6)["faults"] == 0
+def test_one_lost_connection_is_asked_again_and_is_no_fault(serve: Any, golden: Path, clock: FakeClock) -> None:
+    assert watch(serve("closes once"), golden, clock)["faults"] == 0
 
 
-def test_a_death_after_the_switch_is_found_at_once(serve: Any, golden: Path) -> None:
-    engine, started = Engine(), time.monotonic()
-    engine.becomes(0.6, running=False, exit_code=137)
+def test_a_death_after_the_switch_is_found_at_once(serve: Any, golden: Path, clock: FakeClock) -> None:
+    engine = Engine()
+    clock.events.append((0.6, partial(engine.become, running=False, exit_code=137)))
     with pytest.raises(FaultError, match="it ended by itself with exit code 137"):
-        watch(serve(), golden, 30, engine)
-    assert 0.5 < time.monotonic() - started < 25
+        watch(serve(), golden, clock, engine)
+    assert clock.seconds < 1
 
 
-def test_a_service_that_is_gone_is_found_where_the_engine_knows_of_nothing(serve: Any, golden: Path) -> None:
+def test_a_service_that_is_gone_is_found_where_the_engine_knows_of_nothing(
+    serve: Any, golden: Path, clock: FakeClock
+) -> None:
     service = serve()
-    closing = threading.Timer(0.5, service.close)
-    closing.start()
+    clock.events.append((0.5, service.close))
     with pytest.raises(FaultError, match="it stopped saying that it is ready|through the proxy, .* got no answer"):
-        watch(service, golden, 30)
-    closing.join()
+        watch(service, golden, clock)
 
 
-def test_one_odd_reading_of_the_memory_is_no_leak(serve: Any, golden: Path) -> None:
-    looks: list[int] = []
-
-    def look() -> State:
-        looks.append(1)
-        return replace(ALIVE, memory=(500 if len(looks) == 6 else 100) * MIB)
-
-    assert watch(serve(), golden, 2.5, look)["memory_mib"] == 100
-
-
-def test_memory_near_the_limit_is_a_fault(serve: Any, golden: Path) -> None:
+def test_memory_near_the_limit_is_a_fault_and_one_odd_reading_is_none(serve: Any, golden: Path, clock: FakeClock) -> None:
+    engine = Engine()
+    clock.events += [(2, partial(engine.become, memory=500 * MIB)), (2.25, partial(engine.become, memory=100 * MIB))]
+    assert watch(serve(), golden, clock, engine)["memory_mib"] == 100
     with pytest.raises(FaultError, match="its memory is at 480 of the 512 MiB"):
-        watch(serve(), golden, 30, Engine(memory=480 * MIB))
+        watch(serve(), golden, clock, Engine(memory=480 * MIB))
 
 
-def test_one_that_is_slow_all_the_time_is_a_fault(serve: Any, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching._Watch, "_SLOW", 1.0)
-    with pytest.raises(FaultError, match=r"it is slow: one image took over 20 ms \d+ times in a row"):
-        watch(serve("slow"), golden, 30, latency=10)
+def test_one_that_is_slow_all_the_time_is_a_fault(serve: Any, golden: Path, clock: FakeClock) -> None:
+    with pytest.raises(FaultError, match=r"it is slow: one image took over 4000 ms 20 times in a row"):
+        watch(serve(), golden, clock, late=5000)
 
 
-def test_an_engine_that_does_not_answer_once_is_no_fault_of_the_version(serve: Any, golden: Path) -> None:
+def test_an_engine_that_does_not_answer_once_is_no_fault_of_the_version(serve: Any, golden: Path, clock: FakeClock) -> None:
     looks: list[int] = []
 
     def look() -> State:
@@ -412,7 +419,7 @@ def test_an_engine_that_does_not_answer_once_is_no_fault_of_the_version(serve: A
             raise UserError("docker does not answer")
         return ALIVE
 
-    assert watch(serve(), golden, 1.5, look)["faults"] == 0
+    assert watch(serve(), golden, clock, look)["faults"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
