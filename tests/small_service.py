@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,7 +28,7 @@ class Service(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.answers, self.faults, self.version, self.release = answers, set(faults), version, release
-        self.started, self.asked, self.dead = time.monotonic(), 0, False
+        self.asked, self.dead = 0, False
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -58,8 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/livez":
             return self.answer(200, {})
         if self.path == "/readyz":
-            late = "slow start" in server.faults and time.monotonic() - server.started < 0.4
-            return self.answer(503 if late or "never ready" in server.faults else 200, {})
+            return self.answer(503 if "never ready" in server.faults else 200, {})
         if self.path == "/model":
             release = server.release
             told = {"version": server.version, "manifest": release.manifest, "model_sha256": release.model_sha256}
@@ -92,10 +90,6 @@ class Handler(BaseHTTPRequestHandler):
                 server.dead = True
                 return self.hang_up()
             return self.problem(500 if "fails on garbage" in server.faults else 400)
-        if "slow" in server.faults:
-            time.sleep(0.06)
-        if "very slow" in server.faults:
-            time.sleep(0.25)
         predictions = [self.prediction(server.answers[file], top) for file in files]
         told = {"model_version": server.version, "manifest": server.release.manifest}
         if batch:
