@@ -178,7 +178,9 @@ class Batcher:
 _Result = tuple[list[Probabilities | Exception], Observed | None]
 
 
-def fitting(compute: Compute, example: Images, seconds: float, most: int) -> tuple[int, float]:
+def fitting(
+    compute: Compute, example: Images, seconds: float, most: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[int, float]:
     """Measure how many images fit into one batch of so many seconds; return that and the seconds of a single one.
 
     Args:
@@ -186,23 +188,24 @@ def fitting(compute: Compute, example: Images, seconds: float, most: int) -> tup
         example: one image, uint8 of shape (1, height, width, channels).
         seconds: that a batch may take.
         most: images of the largest batch.
+        clock: gives the seconds.
     """
-    single = _time(compute, example)
+
+    def shortest(images: Images) -> float:
+        """Return the shortest of some runs, as many as a tenth of a second allows: others use the processor too."""
+        compute(images)  # the first run of a size makes its memory
+        found: list[float] = []
+        while sum(found) < 0.1 and len(found) < 5:
+            began = clock()
+            compute(images)
+            found.append(clock() - began)
+        return min(found)
+
+    single = shortest(example)
     size = 1
     while size < most and seconds > 0:
         larger = min(2 * size, most)
-        if larger * single > 2 * seconds or _time(compute, np.repeat(example, larger, axis=0)) > seconds:
+        if larger * single > 2 * seconds or shortest(np.repeat(example, larger, axis=0)) > seconds:
             break
         size = larger
     return size, single
-
-
-def _time(compute: Compute, images: Images) -> float:
-    """Return the shortest of some runs, as many as a tenth of a second allows: others use the processor at the start too."""
-    compute(images)  # the first run of a size makes its memory
-    found: list[float] = []
-    while sum(found) < 0.1 and len(found) < 5:
-        began = time.perf_counter()
-        compute(images)
-        found.append(time.perf_counter() - began)
-    return min(found)

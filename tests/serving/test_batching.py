@@ -1,7 +1,6 @@
 """Batches come by themselves, and no request pays for another: python -m pytest tests/serving/test_batching.py"""
 
 import asyncio
-import multiprocessing
 import threading
 import time
 from collections.abc import Callable
@@ -73,18 +72,19 @@ def test_a_lone_request_is_computed_at_once_and_alone() -> None:
 
 
 def test_what_comes_while_the_model_computes_is_its_next_batch() -> None:
-    held = threading.Event()
+    began, held = threading.Event(), threading.Event()
 
     def slow(images: Images) -> NDArray[np.float32]:
+        began.set()
         held.wait(20)
         return tag(images)
 
     async def ask() -> None:
         queue, sizes = batcher(slow, lanes=1)
         first = asyncio.create_task(queue.submit(marked(0), soon()))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(began.wait, 20)
         rest = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(1, 12)]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # they wait
         held.set()
         await asyncio.gather(first, *rest)
         assert sizes == [1, 8, 3]
@@ -163,7 +163,7 @@ def test_whoever_has_gone_is_not_computed_for() -> None:
         gone = asyncio.ensure_future(queue.submit(marked(1), soon()))
         await asyncio.sleep(0)
         gone.cancel()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         await queue.submit(marked(2), soon())
         assert sum(sizes) <= 2
         assert queue.waiting == 0
@@ -172,15 +172,18 @@ def test_whoever_has_gone_is_not_computed_for() -> None:
 
 
 def test_the_batch_grows_as_long_as_it_stays_within_its_time() -> None:
+    now = 0.0
+
     def linear(images: Images) -> NDArray[np.float32]:
-        time.sleep(0.002 * len(images))
+        nonlocal now
+        now += 0.002 * len(images)
         return tag(images)
 
-    size, single = fitting(linear, marked(0), 0.03, 64)
-    assert single >= 0.002
-    assert size in (4, 8)
-    assert fitting(tag, marked(0), 1.0, 64)[0] == 64
-    assert fitting(linear, marked(0), 0.0, 64)[0] == 1
+    size, single = fitting(linear, marked(0), 0.03, 64, lambda: now)
+    assert single == pytest.approx(0.002)
+    assert size == 8
+    assert fitting(linear, marked(0), 1.0, 64, lambda: now)[0] == 64
+    assert fitting(linear, marked(0), 0.0, 64, lambda: now)[0] == 1
 
 
 def _count_up(file: Path, cell: int, times: int) -> None:
@@ -190,13 +193,9 @@ def _count_up(file: Path, cell: int, times: int) -> None:
 
 
 def test_processes_count_together_and_the_next_in_a_place_counts_on(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
     for _ in range(2):
-        workers = [context.Process(target=_count_up, args=(tmp_path / f"{i}.board", i, 1000)) for i in range(3)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        for i in range(3):
+            _count_up(tmp_path / f"{i}.board", i, 1000)
     assert Board(4, tmp_path / "0.board").totals() == [2000, 2000, 2000, 0]
 
 

@@ -213,37 +213,6 @@ def test_a_clock_that_jumps_changes_no_answer(model: Path, tmp_path: Path) -> No
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def unprivileged(command: list[str]) -> list[str]:
-    """Return a command that may not read what its user may not, even where root runs it."""
-    if os.geteuid() != 0:
-        return command
-    away = "-dac_override,-dac_read_search"
-    return ["setpriv", f"--bounding-set={away}", f"--inh-caps={away}", *command]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["model.onnx", "card.json"])
-def test_a_model_that_may_not_be_read_ends_the_server_with_one_sentence(model: Path, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(model, tmp_path / "model")
-    (folder / name).chmod(0)
-    variables = {**os.environ, "SERVE_MODEL": str(folder), "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "true"}
-    command = unprivileged([sys.executable, "-m", *SERVICE, "--port", str(free_port())])
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
-    said = done.stdout + done.stderr
-    assert done.returncode == 1, said
-    assert re.fullmatch(rf"serve: [^\n]*{re.escape(name)}[^\n]*\n", said), said
-
-
-@pytest.mark.slow
-def test_a_model_cut_short_ends_the_server_with_one_sentence(model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(model, tmp_path / "model")
-    os.truncate(folder / "model.onnx", (folder / "model.onnx").stat().st_size // 2)
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder)) as (process, _):
-        assert process.wait(PATIENCE) == 1
-        assert process.stdout
-        assert re.fullmatch(r"serve: \S*model\.onnx is not the model [^\n]+\n", process.stdout.read())
-
-
 def relabelled(model: Path, folder: Path, names: list[str]) -> Path:
     """Copy a model under other labels, as another data set would have made it."""
     import onnx
