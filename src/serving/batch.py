@@ -168,7 +168,9 @@ def _run(given: argparse.Namespace, folder: Path) -> None:
         if given.out.suffix == ".csv":
             _write_csv(fresh, parts, scorer.schema, top)
         else:
-            _write_parquet(fresh, parts, scorer.schema)
+            with pq.ParquetWriter(fresh, scorer.schema, compression="zstd") as writer:
+                for path in parts:
+                    writer.write_table(pq.read_table(path))
         _sync(fresh)
     (folder / "run.json").unlink()
     _tell(given, f"{given.out}: {done:,} rows, {errors:,} of them errors")
@@ -239,16 +241,14 @@ def _look_at_shards(root: Path, names: Sequence[str]) -> tuple[list[int], Any]:
         first = first or schema
         if not schema.equals(first):
             raise UserError(f"{root / name} has other columns than {names[0]}: read it apart")
-    carried = pa.schema([field.with_name(_renamed(field.name)) for field in first or () if field.name != "image"])
+    # in the output `label` is what the model says, and so on
+    new = {name: f"given_{name}" for name in (*_OURS, *_WHERE)}
+    fields = [field for field in first or () if field.name != "image"]
+    carried = pa.schema([field.with_name(new.get(field.name, field.name)) for field in fields])
     if len(set(carried.names)) < len(carried):
         equal = ", ".join(carried.names)
         raise UserError(f"{root / names[0]} has columns that would have equal names in the output ({equal}): rename them")
     return rows, carried
-
-
-def _renamed(name: str) -> str:
-    """Return what a column of a shard is called in the output, where `label` is what the model says."""
-    return f"given_{name}" if name in {**_OURS, **_WHERE} else name
 
 
 @contextmanager
@@ -450,12 +450,6 @@ def _sync(path: Path) -> None:
     """Let the disk have a file before its name says that it is whole."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _write_parquet(target: Path, parts: Sequence[Path], schema: Any) -> None:
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for path in parts:
-            writer.write_table(pq.read_table(path))
 
 
 def _write_csv(target: Path, parts: Sequence[Path], schema: Any, top: int) -> None:

@@ -125,7 +125,7 @@ class Decoder:
         if decoded is None:
             decoded = await _in_time(self._threads.submit(self._each, contents, self._small, deadline), deadline)
         for index, one in enumerate(decoded):
-            if isinstance(one, UndecodableError) and self._is_merely_large(one):
+            if isinstance(one, UndecodableError) and one.area is not None and one.area <= self._max_pixels:
                 work = self._large.submit(self._one_large, contents[index], deadline)
                 decoded[index] = await _in_time(work, deadline)
         pixels = _whole(decoded)
@@ -154,17 +154,12 @@ class Decoder:
             if deadline is not None:
                 check_time(deadline)
             try:
-                decoded.append(self._pixels(content, most))
+                limits = (most, self._max_pixels)
+                decoded.append(_Seen(*look(content, limits, self._size, self._channels, self._fit)))
             except UndecodableError as error:
                 error.__context__ = error.__traceback__ = None  # else it keeps this frame, and the file, for long
                 decoded.append(error)
         return decoded
-
-    def _pixels(self, content: bytes, most: int) -> _Seen:
-        return _Seen(*look(content, (most, self._max_pixels), self._size, self._channels, self._fit))
-
-    def _is_merely_large(self, error: UndecodableError) -> bool:
-        return error.area is not None and error.area <= self._max_pixels
 
     def _one_large(self, content: bytes, deadline: float) -> Any:
         check_time(deadline)
@@ -208,18 +203,14 @@ def _alone(lock: Path | None, deadline: float) -> Iterator[None]:
         yield
         return
     with lock.open("a") as file:
-        while not _locked(file.fileno()):
-            check_time(deadline)
-            time.sleep(_POLL)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                check_time(deadline)
+                time.sleep(_POLL)
         yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 async def _in_time(work: "Future[Any]", deadline: float) -> Any:

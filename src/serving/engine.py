@@ -127,17 +127,14 @@ class Engine:
         gc.freeze()  # what lives now lives on: the collector need not look at it again
         gc.set_threshold(5_000, 20, 50)  # a request makes few cycles, and a collection takes longer than it
         self.served = {"precision": predictor.precision, "served_sha256": predictor.sha256}
-        self._sign(found)
-        self.identity, self._predictor = found, predictor
-        log.info("version %s ready after %.2f s: %s", found.version, time.monotonic() - began, predictor.layout)
-
-    def _sign(self, found: "Identity") -> None:
-        """Write once what every answer repeats."""
+        # what every answer repeats is written once
         self.written = {label: json.dumps(label, ensure_ascii=False) for label in found.card["classes"]}
         signature = {"model_version": found.version, "manifest": found.manifest}
         self.signature = b"," + json.dumps(signature, separators=(",", ":"), ensure_ascii=False).encode()[1:]
         self.headers = [(b"x-model-version", found.version.encode())]
         self.headers += [(b"x-manifest", found.manifest.encode())] if found.manifest else []
+        self.identity, self._predictor = found, predictor
+        log.info("version %s ready after %.2f s: %s", found.version, time.monotonic() - began, predictor.layout)
 
     def _count(self, found: "Identity", worker: int) -> "Metrics":
         from src.serving.metrics import Metrics

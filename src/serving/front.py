@@ -75,7 +75,8 @@ class Front:
         finally:
             self._engine.hold(-request.counted)
         if answer is not None:
-            await request.send(answer, self._headers(request, answer), send)
+            signed = self._engine.headers if _METHODS.get(request.route) == "POST" else ()
+            await request.send(answer, [*about(answer, request.id), *signed, *answer.headers], send)
         self._tell_log(request, answer.status if answer else request.status, time.monotonic() - began)
 
     async def _pass(self, request: Request, send: Send) -> None:
@@ -103,10 +104,6 @@ class Front:
         version = identity.version if identity else ""
         detail = request.problem.detail if request.problem else ""
         logs.access(request.method, request.route, status, seconds, request.id, version, request.key, detail, request.held)
-
-    def _headers(self, request: Request, answer: Answer) -> list[tuple[bytes, bytes]]:
-        signed = self._engine.headers if _METHODS.get(request.route) == "POST" else ()
-        return [*about(answer, request.id), *signed, *answer.headers]
 
     async def _answer(self, request: Request) -> Answer:
         if request.route not in _METHODS or (request.route in _DEMO and not self._engine.settings.demo):

@@ -62,8 +62,7 @@ class _Access:
     """Which requests leave a line."""
 
     def __init__(self, share: float) -> None:
-        self.share = share
-        self.refused = _Bucket(_ACCESS, _ACCESS)
+        self.share, self.refused = share, _Bucket(_ACCESS, _ACCESS)
 
 
 _access = _Access(0.01)
@@ -122,13 +121,11 @@ def configure(settings: Settings) -> None:
     logging.getLogger("bentoml").setLevel(logging.INFO)
     logging.raiseExceptions = False
     logging.captureWarnings(True)
-    threading.excepthook = lambda given: _fault(given.exc_value)
-    sys.excepthook = lambda _, error, __: _fault(error)
-
-
-def _fault(error: BaseException | None) -> None:
-    if not isinstance(error, SystemExit):
-        logging.root.error("an exception that nobody expected", exc_info=error)
+    unexpected = "an exception that nobody expected"
+    threading.excepthook = lambda given: (
+        None if given.exc_type is SystemExit else logging.root.error(unexpected, exc_info=given.exc_value)
+    )
+    sys.excepthook = lambda _, error, __: logging.root.error(unexpected, exc_info=error)
 
 
 class _Handler(logging.Handler):
