@@ -32,18 +32,13 @@ class Board:
 
     def totals(self) -> list[float]:
         """Return the sum of each cell over all processes, those that have ended too."""
-        return [sum(column) for column in zip(*self._rows(), strict=True)]
-
-    def column(self, cell: int) -> list[float]:
-        """Return one cell of every process."""
-        return [row[cell] for row in self._rows()]
-
-    def _rows(self) -> list[list[float]]:
-        rows = [list(self.cells)]
+        rows = [self.cells]
         for other in sorted(self._file.parent.glob("*.board")) if self._file else []:
-            if other != self._file:
-                rows += _read(other, self._size)
-        return rows
+            with suppress(OSError):
+                content = other.read_bytes() if other != self._file else b""
+                if len(content) == self._size * _BYTES:
+                    rows.append(memoryview(content).cast("d"))
+        return [sum(column) for column in zip(*rows, strict=True)]
 
 
 def _map(file: Path, size: int) -> mmap.mmap:
@@ -59,11 +54,3 @@ def _map(file: Path, size: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
-
-
-def _read(file: Path, size: int) -> list[list[float]]:
-    with suppress(OSError):
-        content = file.read_bytes()
-        if len(content) == size * _BYTES:
-            return [list(memoryview(content).cast("d"))]
-    return []

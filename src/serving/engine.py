@@ -22,11 +22,9 @@ from src.serving.problems import ProblemError
 from src.serving.settings import ROOT, Settings
 
 if TYPE_CHECKING:  # imported by the process that computes only; the one that watches over it stays small
-    from collections.abc import Sequence
-
     from src.serving.identity import Identity
     from src.serving.metrics import Metrics
-    from src.serving.predictor import Explanation, Predictions, Predictor
+    from src.serving.predictor import Explanation, Predictor
 
 _BODIES = 4  # of the largest size, in memory at once; smaller ones as many as fit into that
 _SHARED = "SERVE_SHARED"  # names the folder in which the processes of one service count together
@@ -80,7 +78,7 @@ class Engine:
         self.written: dict[str, str] = {}  # each label as JSON has it
         self.signature = b"}"  # how the answer to a prediction ends, in JSON
         self.headers: list[tuple[bytes, bytes]] = []  # of every answer to a prediction
-        self._predictor: Predictor | None = None
+        self.predictor: Predictor | None = None
         self._shared = Path(os.environ[_SHARED]) if _SHARED in os.environ else None
         self._active = 0
         self._held = 0
@@ -89,7 +87,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether predictions are answered."""
-        return self._predictor is not None
+        return self.predictor is not None
 
     def check(self) -> None:
         """Look whether the model is there and the one of its card, without loading it.
@@ -133,7 +131,7 @@ class Engine:
         self.signature = b"," + json.dumps(signature, separators=(",", ":"), ensure_ascii=False).encode()[1:]
         self.headers = [(b"x-model-version", found.version.encode())]
         self.headers += [(b"x-manifest", found.manifest.encode())] if found.manifest else []
-        self.identity, self._predictor = found, predictor
+        self.identity, self.predictor = found, predictor
         log.info("version %s ready after %.2f s: %s", found.version, time.monotonic() - began, predictor.layout)
 
     def _count(self, found: "Identity", worker: int) -> "Metrics":
@@ -153,7 +151,7 @@ class Engine:
         Raises:
             ProblemError: the model is not loaded yet (503), or too many requests are here already (429).
         """
-        if self._predictor is None:
+        if self.predictor is None:
             raise ProblemError(503, "the model is being loaded: try again in a second", {"Retry-After": "1"})
         if self._active >= self.settings.concurrency:
             sentence = f"all {self.settings.concurrency} places are taken: try again in a second"
@@ -174,32 +172,18 @@ class Engine:
             raise ProblemError(429, "many large requests are here already: try again in a second", {"Retry-After": "1"})
         self._held += size
 
-    async def predict(self, contents: "Sequence[bytes] | bytes", top: int, deadline: float) -> "Predictions":
-        """Return for each image the `top` most probable labels, as `Predictor.predict` says.
-
-        Args:
-            contents: image files, or the pixels of images one after the other.
-            top: how many labels.
-            deadline: `time.monotonic()` after which nobody waits for the answer.
-
-        Raises:
-            ProblemError: see there.
-        """
-        assert self._predictor
-        return await self._predictor.predict(contents, top, deadline)
-
     async def explain(self, content: bytes, label: str | None, deadline: float) -> "Explanation":
         """Return where the model looked, as `Predictor.explain` says: one at a time, for it costs as much as many images.
 
         Raises:
             ProblemError: another one is on its way (429); and see there.
         """
-        assert self._predictor
+        assert self.predictor
         if self._explaining:
             raise ProblemError(429, "another picture is being explained: try again in a second", {"Retry-After": "1"})
         self._explaining = True
         try:
-            return await self._predictor.explain(content, label, deadline)
+            return await self.predictor.explain(content, label, deadline)
         finally:
             self._explaining = False
 

@@ -155,7 +155,8 @@ class Front:
         single = request.route == "/predict"
         top = self._top(request)
         contents = [await self._image(request)] if single else await self._images(request)
-        predictions = await self._engine.predict(contents, top, request.deadline)
+        assert self._engine.predictor
+        predictions = await self._engine.predictor.predict(contents, top, request.deadline)
         told = [self._written(ranked) for ranked in predictions]
         if not single:
             return self._signed('{"predictions":[' + ",".join(f"{{{one}}}" for one in told) + "]")

@@ -5,11 +5,9 @@ ten times that, and its files for several processes kill a process with SIGBUS w
 metrics are off: they take every unknown path as a label, so anyone could fill memory with them.
 """
 
-import os
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import accumulate, count
 from pathlib import Path
 
@@ -55,17 +53,6 @@ class _Histogram:
         return list(zip(names, accumulate(totals[self._start : self._sum]), strict=True)), totals[self._sum]
 
 
-class _Places:
-    """Hands out cells, one after the other."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def take(self, cells: int) -> int:
-        start, self.size = self.size, self.size + cells
-        return start
-
-
 class Metrics:
     """The numbers of this process, and of all processes of this service when they are told."""
 
@@ -76,26 +63,24 @@ class Metrics:
         self._classes = list(classes)
         self._identity: Identity | None = None
         self._precision, self._since = "", time.time()
-        places = _Places()
-        self._requests = places.take(len(ROUTES) * len(_STATUSES))
-        self._predictions = places.take(len(self._classes))
-        self._process = places.take(1)
-        self._waiting = places.take(1)
+        self._requests, cells = 0, len(ROUTES) * len(_STATUSES)  # the first cell of each kind, and how many there are so far
+        self._predictions, cells = cells, cells + len(self._classes)
+        self._waiting, cells = cells, cells + 1
         sizes: dict[str, Mapping[str, Sequence[float]]] = {
             "seconds": dict.fromkeys(ROUTES, _SECONDS),
             "stages": dict.fromkeys(STAGES, _STAGE_SECONDS),
             "inputs": _INPUTS,
             "single": {"confidence": _CONFIDENCE, "batch": _SIZES, "megapixels": _PIXELS},
         }
-        starts = {kind: {name: places.take(len(bounds) + 2) for name, bounds in of.items()} for kind, of in sizes.items()}
-        self._board = Board(places.size, file)
+        lengths = [len(bounds) + 2 for of in sizes.values() for bounds in of.values()]
+        self._board = Board(cells + sum(lengths), file)
         self._cells = self._board.cells
+        starts = accumulate(lengths, initial=cells)
         made = {
-            kind: {name: _Histogram(self._cells, starts[kind][name], bounds) for name, bounds in of.items()}
+            kind: {name: _Histogram(self._cells, next(starts), bounds) for name, bounds in of.items()}
             for kind, of in sizes.items()
         }
         self._seconds, self._stages, self._inputs, self._single = made.values()
-        self._cells[self._process] = os.getpid()
         self._cells[self._waiting] = 0
         self._status = {status: place for place, status in enumerate(_STATUSES)}
         self._route = {route: self._requests + place * len(_STATUSES) for place, route in enumerate(ROUTES)}
@@ -154,7 +139,6 @@ class Metrics:
         waiting = GaugeMetricFamily("serving_queue_images", "Images that waited when the last batch was taken")
         waiting.add_metric([], totals[self._waiting])
         yield waiting
-        yield from _processes(self._board.column(self._process))
 
     def _requests_told(self, totals: Sequence[float]) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -204,17 +188,3 @@ def _labelled(
         if buckets[-1][1]:
             family.add_metric([value], buckets, total)
     return family
-
-
-def _processes(numbers: Sequence[float]) -> Iterator[Metric]:
-    """Yield what the system says of the processes that live; nothing where it has no /proc."""
-    memory = GaugeMetricFamily("process_resident_memory_bytes", "Memory of a process", labels=["process"])
-    files = GaugeMetricFamily("process_open_fds", "Open files and connections of a process", labels=["process"])
-    for number in sorted({int(number) for number in numbers}):
-        folder = Path(f"/proc/{number}")
-        with suppress(OSError):
-            pages = int((folder / "statm").read_text().split()[1])
-            memory.add_metric([str(number)], pages * os.sysconf("SC_PAGE_SIZE"))
-            files.add_metric([str(number)], len(list((folder / "fd").iterdir())))
-    yield memory
-    yield files

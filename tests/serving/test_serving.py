@@ -302,10 +302,10 @@ def test_large_bodies_together_take_only_so_much_memory(model: Path) -> None:
 
 def test_work_for_which_nobody_waits_is_not_done(model: Path) -> None:
     engine = make_engine(model, threads=1, timeout=0.4)
-    assert engine._predictor
+    assert engine.predictor
     hold = threading.Event()
     for _ in range(2):
-        engine._predictor._decoder._threads.submit(hold.wait, 20)
+        engine.predictor._decoder._threads.submit(hold.wait, 20)
     with serving(engine) as url, httpx.Client(base_url=url, timeout=20) as client:
         late = client.post("/predict", files={"image": ("a.webp", picture(kind="WEBP"))})
         hold.set()
@@ -331,9 +331,9 @@ def test_a_model_that_gives_no_numbers_is_a_fault_of_the_service_that_tells_noth
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(model)
-    assert engine._predictor
+    assert engine.predictor
     nothing = np.full((1, 3), math.nan, np.float32)
-    monkeypatch.setattr(engine._predictor._batcher, "_compute", lambda images: nothing)
+    monkeypatch.setattr(engine.predictor._batcher, "_compute", lambda images: nothing)
     with serving(engine) as url, httpx.Client(base_url=url) as client:
         answer = client.post("/predict", files={"image": ("a.png", picture())})
     assert answer.status_code == 500
