@@ -662,44 +662,9 @@ def checked_title(call: Call) -> str:
     return title
 
 
-@route("GET", "/issues/{number}", *TALK)
-def show_issue(github: GitHub, call: Call, number: str) -> Answer:
-    if int(number) in github.issues:
-        return 200, github.issues[int(number)]
-    shown = github.show_pull(github.pull(int(number)))
-    keys = ("number", "state", "title", "body", "user", "labels", "html_url")
-    return 200, {**{key: shown[key] for key in keys}, "pull_request": {"url": shown["url"]}}
-
-
 @route("GET", "/issues/{number}/events", *TALK)
 def list_events(github: GitHub, call: Call, number: str) -> Answer:
     return 200, github.pull(int(number)).events
-
-
-@route("GET", "/issues/{number}/timeline", *TALK)
-def list_timeline(github: GitHub, call: Call, number: str) -> Answer:
-    return 200, github.pull(int(number)).events
-
-
-@route("GET", "/issues/{number}/labels", *TALK)
-def list_labels(github: GitHub, call: Call, number: str) -> Answer:
-    return 200, [{"name": label} for label in github.pull(int(number)).labels]
-
-
-@route("POST", "/issues/{number}/labels", *TALK)
-def add_labels(github: GitHub, call: Call, number: str) -> Answer:
-    pull = github.pull(int(number))
-    for label in call.body["labels"]:
-        github.add_label(pull.number, label, call.login)
-    return list_labels(github, call, number)
-
-
-@route("DELETE", "/issues/{number}/labels/{label}", *TALK)
-def drop_label(github: GitHub, call: Call, number: str, label: str) -> Answer:
-    if label not in github.pull(int(number)).labels:
-        raise RefusedError(404, "Label does not exist")
-    github.remove_label(int(number), label, call.login)
-    return list_labels(github, call, number)
 
 
 @route("GET", "/pulls", "pull-requests")
@@ -730,13 +695,6 @@ def show_pull(github: GitHub, call: Call, number: str) -> Answer:
 def list_files(github: GitHub, call: Call, number: str) -> Answer:
     pull = github.pull(int(number))
     return 200, changed_files(github.repository, f"{pull.base}...refs/pull/{pull.number}/head")
-
-
-@route("GET", "/pulls/{number}/commits", "pull-requests")
-def list_commits(github: GitHub, call: Call, number: str) -> Answer:
-    pull = github.pull(int(number))
-    listed = github.repository.git("rev-list", "--reverse", f"{pull.base}..refs/pull/{pull.number}/head").split()
-    return 200, [show_commit_object(github.repository, sha) for sha in listed]
 
 
 @route("GET", "/compare/{rest}", "contents")
@@ -814,15 +772,6 @@ def list_statuses(github: GitHub, call: Call, ref: str) -> Answer:
     return 200, github.statuses(commit_of(github, ref))
 
 
-@route("GET", "/commits/{ref}/status", "statuses")
-def combined_status(github: GitHub, call: Call, ref: str) -> Answer:
-    sha = commit_of(github, ref)
-    latest = {status["context"]: status for status in reversed(github.statuses(sha))}
-    states = {status["state"] for status in latest.values()}
-    state = "failure" if states & {"failure", "error"} else "pending" if states != {"success"} else "success"
-    return 200, {"sha": sha, "state": state, "total_count": len(latest), "statuses": list(latest.values())}
-
-
 @route("GET", "/deployments", "deployments")
 def list_deployments(github: GitHub, call: Call) -> Answer:
     asked = {key: call.query[key] for key in ("environment", "sha", "ref", "task") if key in call.query}
@@ -891,67 +840,11 @@ def create_attestation(github: GitHub, call: Call) -> Answer:
     return 201, {"id": next(github._ids)}
 
 
-@route("POST", "/check-runs", "checks")
-def create_check(github: GitHub, call: Call) -> Answer:
-    check = {"id": next(github._ids), "status": "queued", "conclusion": None, **call.body}
-    check["head_sha"] = commit_of(github, check["head_sha"])
-    github._checks.append(check)
-    return 201, check
-
-
-@route("PATCH", "/check-runs/{number}", "checks")
-def update_check(github: GitHub, call: Call, number: str) -> Answer:
-    for found in github._checks:
-        if str(found["id"]) == number:
-            found.update(call.body)
-            return 200, found
-    raise RefusedError(404, "Not Found")
-
-
-@route("GET", "/commits/{ref}/check-runs", "checks")
-def list_checks(github: GitHub, call: Call, ref: str) -> Answer:
-    wanted = call.query.get("check_name")
-    found = [check for check in github.checks(commit_of(github, ref)) if wanted in (None, check["name"])]
-    return 200, {"total_count": len(found), "check_runs": found}
-
-
 @route("GET", "/collaborators/{login}/permission")
 def show_permission(github: GitHub, call: Call, login: str) -> Answer:
     level = github.collaborators.get(login, "none")
     coarse = {"maintain": "write", "triage": "read"}.get(level, level)
     return 200, {"permission": coarse, "role_name": level, "user": user(login)}
-
-
-@route("GET", "/git/ref/{rest}", "contents")
-def show_ref(github: GitHub, call: Call, rest: str) -> Answer:
-    sha = github.repository.sha(f"refs/{unquote(rest)}")
-    if sha is None:
-        raise RefusedError(404, "Not Found")
-    return 200, {"ref": f"refs/{unquote(rest)}", "object": {"type": "commit", "sha": sha}}
-
-
-@route("GET", "/git/matching-refs/{rest}", "contents")
-def matching_refs(github: GitHub, call: Call, rest: str) -> Answer:
-    listed = github.repository.git("for-each-ref", "--format=%(refname) %(objectname)", f"refs/{unquote(rest)}*")
-    pairs = [line.split() for line in listed.splitlines()]
-    return 200, [{"ref": ref, "object": {"type": "commit", "sha": sha}} for ref, sha in pairs]
-
-
-@route("POST", "/git/refs", "contents")
-def create_ref(github: GitHub, call: Call) -> Answer:
-    ref, sha = call.body["ref"], commit_of(github, call.body["sha"])
-    if github.repository.sha(ref):
-        raise RefusedError(422, "Reference already exists")
-    github.repository.git("update-ref", ref, sha)
-    return 201, {"ref": ref, "object": {"type": "commit", "sha": sha}}
-
-
-@route("GET", "/branches/{rest}", "contents")
-def show_branch(github: GitHub, call: Call, rest: str) -> Answer:
-    sha = github.repository.sha(f"refs/heads/{unquote(rest)}")
-    if sha is None:
-        raise RefusedError(404, "Branch not found")
-    return 200, {"name": unquote(rest), "commit": show_commit_object(github.repository, sha), "protected": False}
 
 
 @route("GET", "/contents/{rest}", "contents")
@@ -1017,11 +910,6 @@ def listed_artifacts(github: GitHub, call: Call, keep: Callable[[dict[str, Any]]
     newest_first = reversed(github._artifacts.values())
     found = [one for one, _ in newest_first if keep(one) and name in (None, one["name"])]
     return 200, {"total_count": len(found), "artifacts": found}
-
-
-@route("GET", "/actions/artifacts/{number}", "actions")
-def show_artifact(github: GitHub, call: Call, number: str) -> Answer:
-    return 200, find_artifact(github, number)[0]
 
 
 @route("GET", "/actions/artifacts/{number}/zip", "actions")

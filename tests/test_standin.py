@@ -45,9 +45,7 @@ def asker(github: GitHub, permissions: dict[str, str] | None) -> Ask:
 WRITES = {
     "comment": ("POST", "/issues/1/comments", {"body": "hello"}, ("issues", "pull-requests"), 201),
     "status": ("POST", "/statuses/SHA", {"state": "success", "context": "x"}, ("statuses",), 201),
-    "check": ("POST", "/check-runs", {"name": "x", "head_sha": "SHA"}, ("checks",), 201),
-    "label": ("POST", "/issues/1/labels", {"labels": ["x"]}, ("issues", "pull-requests"), 200),
-    "ref": ("POST", "/git/refs", {"ref": "refs/heads/new", "sha": "SHA"}, ("contents",), 201),
+    "dispatch": ("POST", "/actions/workflows/report.yml/dispatches", {"ref": "main"}, ("actions",), 404),
 }
 
 
@@ -63,7 +61,7 @@ def test_a_write_needs_its_own_permission(github: GitHub, case: str) -> None:
         answer = asker(github, refused)(method, path.replace("SHA", sha), body)
         assert answer[:2] == (403, {"message": "Resource not accessible by integration", "status": "403"})
     for permission in permissions:
-        assert asker(github, {permission: "write"})(method, path.replace("SHA", sha), body)[0] in (status, 422)
+        assert asker(github, {permission: "write"})(method, path.replace("SHA", sha), body)[0] == status
     assert asker(github, None)(method, path.replace("SHA", sha), body)[0] == 401
 
 
@@ -96,11 +94,8 @@ def test_a_comment_is_the_bots_can_be_changed_and_is_limited(github: GitHub) -> 
 
 def test_the_newest_status_of_a_context_counts(github: GitHub) -> None:
     ask, sha = asker(github, {"statuses": "write"}), github.head(1)
-    assert ask("GET", f"/commits/{sha}/status")[1]["state"] == "pending"
     for state in ("failure", "success"):
         assert ask("POST", f"/statuses/{sha}", {"state": state, "context": "model-gate"})[0] == 201
-    combined = ask("GET", f"/commits/{sha}/status")[1]
-    assert (combined["state"], combined["total_count"]) == ("success", 1)
     assert [status["state"] for status in github.statuses(sha, "model-gate")] == ["success", "failure"]
     for wrong in ({"state": "great"}, {"state": "success", "description": "x" * 141}):
         assert ask("POST", f"/statuses/{sha}", wrong)[0] == 422
@@ -187,7 +182,6 @@ def test_labels_leave_events_with_the_person(github: GitHub) -> None:
     github.add_label(1, "model-gate: override", by="alice")
     github.collaborators["alice"] = "maintain"
     ask = asker(github, {"issues": "read"})
-    assert ask("GET", "/issues/1/labels")[1] == [{"name": "model-gate: override"}]
     event = ask("GET", "/issues/1/events")[1][0]
     assert (event["event"], event["actor"]["login"], event["label"]["name"]) == ("labeled", "alice", "model-gate: override")
     assert ask("GET", "/collaborators/alice/permission")[1]["permission"] == "write"

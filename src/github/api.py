@@ -25,7 +25,7 @@ _ANSWER = 64 * 2**20  # bytes of JSON in one answer
 _TRIES = 4
 _PAUSE = 1.0  # seconds, doubled before each further try
 _PATIENCE = 60.0  # seconds waited at most before one more try, whatever the server asks for
-_IDEMPOTENT = {"GET", "PUT", "DELETE"}
+_IDEMPOTENT = {"GET", "DELETE"}
 
 
 class ApiError(UserError):
@@ -92,13 +92,9 @@ class GitHub:
         """Change something; sent once, as `post`."""
         return self._json("PATCH", self._address(path, {}), body)
 
-    def put(self, path: str, body: object = None) -> Any:
-        """Set something."""
-        return self._json("PUT", self._address(path, {}), body)
-
-    def delete(self, path: str, body: object = None) -> Any:
+    def delete(self, path: str) -> Any:
         """Remove something."""
-        return self._json("DELETE", self._address(path, {}), body)
+        return self._json("DELETE", self._address(path, {}))
 
     def download(self, path: str, largest: int) -> bytes:
         """Get a file, through redirects, which do not get the token.
@@ -271,7 +267,7 @@ def _needed(method: str, address: str) -> str:
     path = address.partition("?")[0].partition("/repos/")[2].split("/")[2:]
     last = path[-1] if path else ""
     names = {"issues": "pull-requests", "pulls": "pull-requests", "statuses": "statuses", "actions": "actions"}
-    inside = {"status": "statuses", "statuses": "statuses", "check-runs": "checks", "pulls": "pull-requests"}
+    inside = {"status": "statuses", "statuses": "statuses", "pulls": "pull-requests"}
     name = inside.get(last) or names.get(path[0] if path else "", "contents")
     return f"`{name}: {'read' if method == 'GET' else 'write'}`"
 

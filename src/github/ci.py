@@ -20,6 +20,7 @@ from typing import Any
 from src.core.command import UserError
 from src.github.api import GitHub
 from src.github.git import BOT, git
+from src.github.status import set_outputs, summarize
 from src.system import template_version
 from src.system.protection import RESULTS, protected
 
@@ -151,13 +152,10 @@ def _plan() -> None:
         print(f"::warning::{why}: the engine's tests run")
     if not tests:
         raise UserError(why)
-    with Path(os.environ["GITHUB_OUTPUT"]).open("a") as file:
-        file.write(f"tests={tests}\n")
+    set_outputs(tests=tests)
     said = f"{', '.join(JOBS[tests]) or 'no job'}: {why}"
     print(said)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a") as file:
-            file.write(f"{said}\n")
+    summarize(said)
 
 
 def _all_green() -> None:

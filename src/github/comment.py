@@ -149,15 +149,12 @@ def _settle(api: GitHub, number: int, text: str, posted: Comment | None, before:
     if posted is not None and (_is_ours(posted) or posted["id"] not in before):
         found[posted["id"]] = posted
     ours = _keep_first(api, [found[key] for key in sorted(found)])
-    if posted is not None and ours is not None and _holds(ours, text):
+    wanted = text.replace("\r\n", "\n").rstrip()
+    if posted is not None and ours and str(ours.get("body") or "").replace("\r\n", "\n").startswith(wanted):
         return PostResult(str(ours["html_url"]), "cml", "")
     body = {"body": f"{text.rstrip()}\n\n{cml.watermark()}"}
     comment = _update(api, ours, body) or api.post(f"issues/{number}/comments", body)
     return PostResult(str(comment["html_url"]), "api", why or "CML ended well, but our comment had not this text")
-
-
-def _holds(comment: Comment, text: str) -> bool:
-    return str(comment.get("body") or "").replace("\r\n", "\n").startswith(text.replace("\r\n", "\n").rstrip())
 
 
 def _update(api: GitHub, ours: Comment | None, body: Mapping[str, str]) -> Comment | None:
@@ -173,18 +170,14 @@ def _update(api: GitHub, ours: Comment | None, body: Mapping[str, str]) -> Comme
     return comment
 
 
-def describe(result: PostResult) -> str:
-    """Say for the log what posted the comment."""
-    by = "by CML" if result.by == "cml" else f"by GitHub's API, not by CML: {result.why}"
-    return f"{result.url} posted {by}"
-
-
 def main() -> None:
     """Post a file; what keeps it from being posted changes no verdict, and the summary has the report too."""
     parser = argparse.ArgumentParser(description="Post the report as the one comment of pull request NUMBER.")
     parser.add_argument("file", type=Path, help="the comment")
     text = parser.parse_args().file.read_text(encoding="utf-8")
     try:
-        print(describe(post(GitHub.from_environment(), int(os.environ["NUMBER"]), text)))
+        result = post(GitHub.from_environment(), int(os.environ["NUMBER"]), text)
+        by = "by CML" if result.by == "cml" else f"by GitHub's API, not by CML: {result.why}"
+        print(f"{result.url} posted {by}")
     except UserError as error:
         print(f"::warning::the comment could not be posted: {error}")

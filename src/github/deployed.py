@@ -9,7 +9,6 @@ set up. Needs deployments: write and issues: write, and imports no package. What
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from src.github import deployments, outcomes, stopped
 from src.github.api import ApiError, GitHub
 from src.github.fork_words import shown
 from src.github.outcomes import Outcome
-from src.github.status import run_url
+from src.github.status import run_url, summarize
 from src.github.text import prose
 
 TITLES = {
@@ -154,20 +153,13 @@ def _serving(live: Mapping[str, Any] | None) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Teller:
-    """Tells GitHub; what it refuses is kept for the end."""
-
-    def __init__(self, github: GitHub, faults: list[str]) -> None:
-        self.github = github
-        self.faults = faults
-
-    def attempt(self, what: str, act: Callable[[], object]) -> Any:
-        """Do one thing; return what comes of it, or None where it is refused."""
-        try:
-            return act()
-        except ApiError as error:
-            self.faults.append(f"{what}: {error}")
-            return None
+def _attempt(faults: list[str], what: str, act: Callable[[], object]) -> Any:
+    """Do one thing; return what comes of it, or None where GitHub refuses, which is kept for the end."""
+    try:
+        return act()
+    except ApiError as error:
+        faults.append(f"{what}: {error}")
+        return None
 
 
 def tell(folder: Path, needs: Mapping[str, Any]) -> None:
@@ -180,18 +172,20 @@ def tell(folder: Path, needs: Mapping[str, Any]) -> None:
     image = str((needs.get("build", {}).get("outputs") or {}).get("image") or "")
     found, faults = outcomes.read(folder)
     end = ending(results, found, image, bool(os.environ.get("DEPLOY_RUNNER")))
-    teller = Teller(GitHub.from_environment(), faults)
+    github = GitHub.from_environment()
     for job in ("staging", "deploy", "rollback"):
         if job in found:
-            teller.attempt(f"the deployment of {job}", partial(_record, teller.github, found[job]))
-    live = teller.attempt("what is in production", lambda: deployments.live(teller.github))
-    teller.attempt("the issue", lambda: _issue(teller.github, end, live, "rollback" in results))
+            _attempt(faults, f"the deployment of {job}", partial(_record, github, found[job]))
+    live = _attempt(faults, "what is in production", lambda: deployments.live(github))
+    _attempt(faults, "the issue", lambda: _issue(github, end, live, "rollback" in results))
     last = found.get("rollback") or found.get("deploy")
-    _show(summary(end, last.record if last else None, live))
+    text = summary(end, last.record if last else None, live)
+    print(text)
+    summarize(text)
     if end.word == "nothing":
-        teller.faults.insert(0, f"{end.sentence}: {end.then}")
-    if teller.faults:
-        raise UserError("; ".join(teller.faults))
+        faults.insert(0, f"{end.sentence}: {end.then}")
+    if faults:
+        raise UserError("; ".join(faults))
 
 
 def _record(github: GitHub, outcome: Outcome) -> None:
@@ -220,13 +214,6 @@ def _body(end: Ending, live: Mapping[str, Any] | None) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
-def _show(text: str) -> None:
-    print(text)
-    if target := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(target).open("a", encoding="utf-8") as file:
-            file.write(text)
-
-
 def main() -> None:
     """Parse the command line and tell."""
     parser = argparse.ArgumentParser(description="Tell GitHub how a release ended.")
@@ -237,4 +224,3 @@ def main() -> None:
         tell(folder, needs)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError("NEEDS is not what toJSON(needs) gives: give the step `NEEDS: ${{ toJSON(needs) }}`") from None
-    sys.stdout.flush()

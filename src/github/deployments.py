@@ -10,10 +10,9 @@ from typing import Any
 from src.github.api import GitHub
 from src.github.git import BOT
 from src.github.outcomes import checked
-from src.github.status import run_url
+from src.github.status import run_url, shortened
 
 _BUILD = "Build and push"  # the job of deploy.yml
-_LONGEST = 140  # characters of a description
 
 
 def add(github: GitHub, record: Mapping[str, Any], ok: bool, sentence: str, url: str = "") -> None:
@@ -31,14 +30,14 @@ def add(github: GitHub, record: Mapping[str, Any], ok: bool, sentence: str, url:
             "task": record["what"],
             "environment": environment,
             "payload": dict(record),
-            "description": _cut(f"version {record['version']}"),
+            "description": shortened(f"version {record['version']}"),
             "auto_merge": False,
             "required_contexts": [],  # the release verified the commit itself
             "production_environment": environment == "production",
             "transient_environment": False,
         },
     )
-    status = {"state": "success" if ok else "failure", "description": _cut(sentence), "log_url": run_url()}
+    status = {"state": "success" if ok else "failure", "description": shortened(sentence), "log_url": run_url()}
     if url.startswith(("http://", "https://")):
         status["environment_url"] = url
     github.post(f"deployments/{made['id']}/statuses", status)
@@ -77,7 +76,8 @@ def _built(github: GitHub, number: int) -> bool:
 
 def _live(github: GitHub, environment: str) -> tuple[int, dict[str, Any]] | None:
     for number, record in _ours(github, environment):
-        if _states(github, number)[:1] == ["success"]:
+        newest = next(github.pages(f"deployments/{number}/statuses"), None)
+        if newest and newest["state"] == "success":
             return number, record
     return None
 
@@ -91,11 +91,3 @@ def _ours(github: GitHub, environment: str) -> Iterator[tuple[int, dict[str, Any
             yield deployment["id"], checked(json.loads(payload) if isinstance(payload, str) else payload)
         except (ValueError, KeyError, TypeError):
             continue  # one that GitHub made itself, or somebody else's
-
-
-def _states(github: GitHub, number: int) -> list[str]:
-    return [str(status["state"]) for status in github.pages(f"deployments/{number}/statuses")]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from src.github.gh import Gh
 from src.github.state import inspect
-from src.github.wanted import Finding, Repository
+from src.github.wanted import Finding
 
 
 def main() -> None:
@@ -21,29 +21,18 @@ def main() -> None:
     parser.add_argument("settings", type=Path, help="folder of the files that say what must be")
     arguments = parser.parse_args()
     repository, findings = inspect(Gh.of_this_folder(), arguments.settings)
-    print(_header(repository))
+    kind = "public" if repository.public else "private"
+    role = "you are an administrator" if repository.admin else "you are no administrator: some settings stay unknown"
+    print(f"{repository.gh.repository} on {repository.gh.host} ({kind}; {role})")
     for required, title in ((True, "required"), (False, "optional: nothing of this is needed")):
         print(f"\n{title}")
         for finding in findings:
             if finding.required == required:
-                print(_line(finding))
+                print(f"  {finding.word:<8} {finding.sentence}")
+                if finding.word != "ok" and finding.mend:
+                    print(textwrap.indent(f"mend: {finding.mend}", " " * 11))
     print(f"\n{_summary(findings)}")
     sys.exit(any(finding.required and finding.word != "ok" for finding in findings))
-
-
-def _header(repository: Repository) -> str:
-    kind = "public" if repository.public else "private"
-    role = "you are an administrator" if repository.admin else "you are no administrator: some settings stay unknown"
-    return f"{repository.gh.repository} on {repository.gh.host} ({kind}; {role})"
-
-
-def _line(finding: Finding) -> str:
-    line = f"  {finding.word:<8} {finding.sentence}"
-    return (
-        line
-        if finding.word == "ok" or not finding.mend
-        else line + "\n" + textwrap.indent(f"mend: {finding.mend}", " " * 11)
-    )
 
 
 def _summary(findings: list[Finding]) -> str:

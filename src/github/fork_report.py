@@ -26,7 +26,7 @@ from typing import Any
 from src.core.command import UserError
 from src.github import changes, engine, fork_words, labels
 from src.github.api import ApiError, GitHub, TooLargeError
-from src.github.status import CONTEXT, set_status
+from src.github.status import CONTEXT, set_outputs, set_status, summarize
 from src.system import numbers
 from src.system.numbers import Numbers, NumbersError
 
@@ -200,14 +200,6 @@ def leave_pending(api: GitHub, finished: Run) -> None:
         print(f"::warning::{CONTEXT} could not be left pending: {error}")
 
 
-def summarise(text: str) -> None:
-    """Add to the job's summary, where there is one."""
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if path:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-
-
 def main() -> None:
     """Find, fetch, validate, render, tell."""
     parser = argparse.ArgumentParser(description="Judge what a fork's run left, and write the comment on it.")
@@ -248,14 +240,13 @@ def _unchanged(api: GitHub, finished: Run, number: int, changed: Sequence[str], 
 
 def _write(file: Path, number: int, text: str) -> None:
     """Leave the comment to the job that may post it, which holds nothing else."""
-    summarise(text)
+    summarize(text)
     file.write_text(text, encoding="utf-8")
-    with Path(os.environ["GITHUB_OUTPUT"]).open("a", encoding="utf-8") as outputs:
-        outputs.write(f"number={number}\n")
+    set_outputs(number=number)
     print(f"the comment on #{number} is written to {file}")
 
 
 def _nothing(why: str) -> None:
     why = re.sub(r"[^ -~]", "?", why)  # a line of a log is read for commands: no line breaks in it
     print(f"::notice::nothing to post: {why}")
-    summarise(f"Nothing to post: {why}.")
+    summarize(f"Nothing to post: {why}.")

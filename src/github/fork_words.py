@@ -13,6 +13,7 @@ from src.system.numbers import Numbers
 
 _SHOWN = 50
 _SHOWN_CLASSES = 20
+_TRUSTED = "this trains exactly this commit on the trusted runner and sets `model-gate`"
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,17 @@ def render(found: Numbers | str, place: Place, protected: Sequence[str]) -> str:
     if isinstance(found, str):
         head = ["## ❔ This fork's report cannot be shown", f"Its numbers were refused, or there are none: {found}."]
     else:
-        head = [f"## {_headline(found)}", _claim(found, place)]
-    blocks = [*head, f"[The run]({place.url}) has the log and its summary.", *_warning(protected), *_command(place)]
+        icon = {"pass": "✅", "fail": "❌", "investigate": "🔎"}[found.verdict]
+        head = [f"## {icon} This fork reports of itself: {found.verdict}", _claim(found, place)]
+    blocks = [
+        *head,
+        f"[The run]({place.url}) has the log and its summary.",
+        *_warning(protected),
+        f"For a maintainer: once you have read the changes, {_TRUSTED}.",
+        f"```bash\ngh workflow run report.yml -f pull_request={place.number} -f sha={place.sha}\n```",
+    ]
     if isinstance(found, Numbers):
-        blocks += [*_metrics(found), *_gates(found), *_classes(found), *_checks(found)]
+        blocks += _tables(found)
     return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
 
 
@@ -72,11 +80,6 @@ def figure(value: float | None) -> str:
     return "—" if value is None else f"{value:.6g}"
 
 
-def _headline(found: Numbers) -> str:
-    icon = {"pass": "✅", "fail": "❌", "investigate": "🔎"}[found.verdict]
-    return f"{icon} This fork reports of itself: {found.verdict}"
-
-
 def _claim(found: Numbers, place: Place) -> str:
     budget = "a small budget"
     if found.budget:
@@ -101,42 +104,25 @@ def _warning(protected: Sequence[str]) -> list[str]:
     return [f"> [!WARNING]\n> {said} `engine: reviewed`, which counts for this commit: {_names(protected)}."]
 
 
-def _command(place: Place) -> list[str]:
-    command = f"gh workflow run report.yml -f pull_request={place.number} -f sha={place.sha}"
-    said = "this trains exactly this commit on the trusted runner and sets `model-gate`"
-    return [
-        f"For a maintainer: once you have read the changes, {said}.",
-        f"```bash\n{command}\n```",
-    ]
-
-
-def _metrics(found: Numbers) -> list[str]:
-    rows = [
+def _tables(found: Numbers) -> list[str]:
+    metrics = [
         [shown(row.name), figure(row.main), figure(row.candidate), _interval(row.low, row.high)] for row in found.metrics
     ]
-    return _table("Metrics", ["metric", "main", "this fork", "interval of the difference"], rows, _SHOWN)
+    gates = [[shown(row.name), row.level, row.outcome, figure(row.value), figure(row.limit)] for row in found.gates]
+    ordered = sorted(found.classes, key=lambda row: 2.0 if row.recall is None else row.recall)
+    classes = [[shown(row.name), str(row.images), figure(row.main), figure(row.recall)] for row in ordered]
+    checks = [[shown(row.name), row.level] for row in found.checks]
+    heads = ["class", "test images", "recall of main", "of this fork"]
+    return [
+        *_table("Metrics", ["metric", "main", "this fork", "interval of the difference"], metrics, _SHOWN),
+        *_table("Gates", ["gate", "level", "outcome", "value", "limit"], gates, _SHOWN),
+        *_table("Classes, the worst first", heads, classes, _SHOWN_CLASSES),
+        *_table("Findings in the data", ["check", "level"], checks, _SHOWN),
+    ]
 
 
 def _interval(low: float | None, high: float | None) -> str:
     return "—" if low is None or high is None else f"{figure(low)} to {figure(high)}"
-
-
-def _gates(found: Numbers) -> list[str]:
-    rows = [[shown(row.name), row.level, row.outcome, figure(row.value), figure(row.limit)] for row in found.gates]
-    return _table("Gates", ["gate", "level", "outcome", "value", "limit"], rows, _SHOWN)
-
-
-def _classes(found: Numbers) -> list[str]:
-    ordered = sorted(found.classes, key=lambda row: 2.0 if row.recall is None else row.recall)
-    rows = [[shown(row.name), str(row.images), figure(row.main), figure(row.recall)] for row in ordered]
-    return _table(
-        "Classes, the worst first", ["class", "test images", "recall of main", "of this fork"], rows, _SHOWN_CLASSES
-    )
-
-
-def _checks(found: Numbers) -> list[str]:
-    rows = [[shown(row.name), row.level] for row in found.checks]
-    return _table("Findings in the data", ["check", "level"], rows, _SHOWN)
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], most: int) -> list[str]:

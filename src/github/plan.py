@@ -24,7 +24,7 @@ from src.core.command import UserError
 from src.github import changes, engine, labels
 from src.github.api import ApiError, GitHub
 from src.github.git import git
-from src.github.status import run_url, set_status
+from src.github.status import run_url, set_outputs, set_status, summarize
 
 _SHOWN = 30
 _DEPENDABOT = "dependabot[bot]"
@@ -168,15 +168,7 @@ def _write_outputs(made: Plan) -> None:
     whole = {**asdict(made), **{name: getattr(made, name)[:_SHOWN] for name in ("changed", "protected", "relevant")}}
     outputs = {name: whole[name] for name in ("lane", "sha", "base", "environment")}
     outputs |= {"code": git(Path(), "rev-parse", "HEAD"), "number": made.number or "", "plan": json.dumps(whole)}
-    with Path(os.environ["GITHUB_OUTPUT"]).open("a") as file:
-        file.writelines(f"{name}={value}\n" for name, value in outputs.items())
-
-
-def _summarize(made: Plan) -> None:
-    if made.lane != "fork-unchanged" or not os.environ.get("GITHUB_STEP_SUMMARY"):
-        return
-    with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as file:
-        file.write("Nothing that the model depends on changed: nothing was trained.\n")
+    set_outputs(**outputs)
 
 
 def main() -> None:
@@ -188,7 +180,8 @@ def main() -> None:
     if made.is_published:
         set_status(github, made.sha, "pending", "being judged")
     _write_outputs(made)
-    _summarize(made)
+    if made.lane == "fork-unchanged":
+        summarize("Nothing that the model depends on changed: nothing was trained.")
     print(f"{made.lane}: {made.sha} against {made.base}" + (f", pull request #{made.number}" if made.number else ""))
     print("\n".join(f"  {path}" for path in made.relevant[:_SHOWN]))
     if made.protected:

@@ -22,7 +22,7 @@ from src.github import labels, pictures
 from src.github.api import GitHub, start
 from src.github.git import GitError, Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
-from src.github.status import CONTEXT, run_url, set_status
+from src.github.status import CONTEXT, run_url, set_status, summarize
 from src.github.text import prose
 
 REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
@@ -55,7 +55,7 @@ def publish(folder: Path, plan: Mapping[str, Any], trained: str, comment: Path) 
     if outcome.reviewed:
         pushed = _push_reviewed(folder, plan, remote, outcome)
         heads += [pushed] if pushed else []
-    _summarize(outcome)
+    summarize(f"{_SYMBOLS[outcome.state]} {CONTEXT}: {outcome.state}\n\n{outcome.markdown}")
     comment.write_text(outcome.markdown, encoding="utf-8")
     for sha in heads:
         set_status(github, sha, outcome.state, outcome.description)
@@ -147,9 +147,8 @@ def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> s
             "report and the lineage; it counts for this commit, and a later push ends it), or push a better one."
         )
     if plan["fork"]:
-        download = (
-            f"gh run download {_run_id()} --repo {os.environ.get('GITHUB_REPOSITORY', '')} --name reviewed --dir reviewed"
-        )
+        run, repository = os.environ.get("GITHUB_RUN_ID", ""), os.environ.get("GITHUB_REPOSITORY", "")
+        download = f"gh run download {run} --repo {repository} --name reviewed --dir reviewed"
         commit = f"cp {' '.join('reviewed/' + name for name in REVIEWED)} . && git commit --all -m 'Reviewed model'"
         hints.append(
             "Trained here from a fork's commit, at a maintainer's request. To keep this model, its author commits its "
@@ -160,10 +159,6 @@ def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> s
             "If GitHub says that this branch has conflicts, it starts no workflow: run `make update` in it and push."
         )
     return markdown + "".join(f"\n> {hint}\n" for hint in hints)
-
-
-def _run_id() -> str:
-    return os.environ.get("GITHUB_RUN_ID", "")
 
 
 def _unchanged(plan: Mapping[str, Any]) -> Outcome:
@@ -212,7 +207,8 @@ def _with_pictures(markdown: str, folder: Path, plan: Mapping[str, Any], remote:
     """Put addresses into the picture lines, or take the lines out: the report reads without them."""
     if not _PICTURE.search(markdown) or not folder.is_dir():
         return _PICTURE.sub("", markdown)
-    name = f"{_run_id() or '0'}-{os.environ.get('GITHUB_RUN_ATTEMPT', '1')}-{plan['number'] or 'branch'}"
+    run, attempt = os.environ.get("GITHUB_RUN_ID") or "0", os.environ.get("GITHUB_RUN_ATTEMPT", "1")
+    name = f"{run}-{attempt}-{plan['number'] or 'branch'}"
     try:
         address = pictures.push(remote, folder, name, _keep())
     except GitError as error:
@@ -257,13 +253,6 @@ def _push_reviewed(folder: Path, plan: Mapping[str, Any], remote: Remote, outcom
         )
         return ""
     return commit
-
-
-def _summarize(outcome: Outcome) -> None:
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if path:
-        with Path(path).open("a") as file:
-            file.write(f"{_SYMBOLS[outcome.state]} {CONTEXT}: {outcome.state}\n\n{outcome.markdown}\n")
 
 
 def main() -> None:

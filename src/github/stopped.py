@@ -7,7 +7,7 @@ from typing import Any
 
 from src.github.api import ApiError, GitHub
 from src.github.git import BOT
-from src.github.status import run_url
+from src.github.status import run_url, shortened
 from src.github.text import prose
 
 _MARKERS = {
@@ -78,5 +78,4 @@ def _open(github: GitHub, what: str) -> Any:
 
 def _title(what: str, sentence: str) -> str:
     plain = "".join(sign if sign.isprintable() else " " for sign in sentence).replace("@", "@\u200b")
-    whole = f"{_TITLES[what]}: {plain}"
-    return whole if len(whole) <= _LONGEST else whole[: _LONGEST - 1] + "…"
+    return shortened(f"{_TITLES[what]}: {plain}", _LONGEST)

@@ -18,7 +18,7 @@ from typing import Any
 from src.core.command import UserError
 from src.github.api import ApiError, GitHub, start
 from src.github.git import Remote, git, with_files
-from src.github.status import run_url
+from src.github.status import run_url, summarize
 
 _PARAMS = "params.yaml"
 _SRC = Path(__file__).parents[1]
@@ -194,9 +194,7 @@ def _open(github: GitHub, branch: str, base: str, title: str, body: str) -> None
 
 def _tell(sentence: str) -> None:
     print(sentence)
-    if os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as page:
-            page.write(f"{sentence}\n")
+    summarize(sentence)
 
 
 def main() -> None:

@@ -119,58 +119,31 @@ REFUSED_TOO: dict[str, tuple[bytes, str]] = {
     ),
     "bomb in a packing without bound": (packed(b"0" * 200_000, kind=zipfile.ZIP_BZIP2), "packed in an unusual way"),
     "zip slip": (packed(report(), name="../numbers.json"), "something other than"),
-    "absolute path": (packed(report(), name="/numbers.json"), "something other than"),
-    "in a folder": (packed(report(), name="hostile/numbers.json"), "something other than"),
     "a name that ends early": (packed(report(), name="numbers.jsonX").replace(b"jsonX", b"json\0"), "something other than"),
-    "the file twice": (
-        packed_all([("numbers.json", b"{}", *FILE), ("numbers.jsoX", b"{}", *FILE)]).replace(b"jsoX", b"json"),
-        "something other than",
-    ),
     "a folder of that name": (packed(b"", mode=stat.S_IFDIR | 0o755), "not a regular file"),
-    "a pipe": (packed(report(), mode=stat.S_IFIFO | 0o644), "not a regular file"),
     "an empty zip": (packed_all([]), "something other than"),
     "no zip": (b"hostile", "its artifact is not a whole zip"),
-    "half a zip": (truncated(packed(report())), "its artifact is not a whole zip"),
     "damaged zip": (corrupt(packed(report())), "its artifact is not a whole zip"),
-    "patched data": (
-        packed(report()).replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x20\x00"),
-        "its artifact is not a whole zip",
-    ),
     "encrypted": (
         packed(report()).replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"),
         "its artifact is not a whole zip",
     ),
-    "empty file": (packed(b""), "it is not JSON"),
     "not UTF-8": (packed(json.dumps(report()).encode("utf-16")), "it is not UTF-8"),
     "a key twice": (packed(text('"schema": 1', '"schema": 1, "schema": 1')), "a key twice"),
-    "a key twice, deep": (packed(text(ACCURACY, '"candidate": 1, "candidate": 2')), "a key twice"),
     "deep nesting": (packed(b"[" * 200_000), "nested too deep"),
     "Infinity": (packed(text(ACCURACY, '"candidate": -Infinity')), "NaN or infinite"),
     "1e400": (packed(text(ACCURACY, '"candidate": 1e400')), "metrics[0].candidate is not a finite number"),
     "5,000 digits": (packed(text(ACCURACY, f'"candidate": {"9" * 5000}')), "far too large"),
-    "beyond 1e12": (packed(metrics(candidate=-1.1e12)), "metrics[0].candidate is not a finite number"),
-    "a list": (packed([]), "the file is not an object"),
     "a missing key": (packed({k: v for k, v in report().items() if k != "checks"}), "unknown key, or lacks one"),
-    "another schema": (packed(report(schema=2)), "it is not of schema 1"),
-    "true for a number": (packed(metrics(candidate=True)), "metrics[0].candidate is not a finite number"),
-    "text for a number": (packed(metrics(main="0.9 hostile")), "metrics[0].main is not a finite number"),
     "0 for false": (packed(report(baseline=0)), "baseline is neither true nor false"),
     "unknown verdict": (packed(report(verdict="pass hostile")), "verdict is none of pass, fail, investigate"),
-    "unknown stage": (packed(report(failed_stage="hostile")), "failed_stage is none of"),
-    "half an image": (packed(report(images=1.5)), "images is not a whole number"),
-    "negative budget": (packed(report(budget={"epochs": -1, "asked": 5})), "budget.epochs is not a whole number"),
     "recall of two": (packed(classes(recall=2)), "classes[0].recall is not a number from 0 to 1"),
     "one metric twice": (packed(report(metrics=report()["metrics"] * 2)), "metrics has one name twice"),
     "name too long": (packed(metrics(name="a" * 65)), "metrics[0].name is not of the form"),
-    "name with a line": (packed(metrics(name="a\n")), "metrics[0].name is not of the form"),
-    "name of other digits": (packed(metrics(name="٣")), "metrics[0].name is not of the form"),
     "class name with a line": (packed(classes(name="a\n# hostile")), "classes[0].name is not a printable text"),
     "class name that turns round": (packed(classes(name="\u202ehostile")), "classes[0].name is not a printable text"),
-    "half a letter": (packed(text('"name": "3"', '"name": "\\ud800"')), "classes[0].name is not a printable text"),
     "class name too long": (packed(classes(name="x" * 81)), "classes[0].name is not a printable text"),
-    "unknown level": (packed(report(checks=[{"name": "drift", "level": "hostile"}])), "checks[0].level is none of"),
     "an object for a list": (packed(report(gates={"hostile": 1})), "gates is not a list"),
-    "text for an entry": (packed(report(gates=["hostile"])), "gates[0] is not an object"),
 }
 
 
@@ -287,14 +260,6 @@ def test_a_report_is_posted_with_the_warning_that_it_is_the_forks_own(
     assert "posted by GitHub's API, not by CML" in said
 
 
-def test_a_second_run_updates_the_comment(github: GitHub, poster: Callable[..., str]) -> None:
-    poster(packed(report(commit=github.head(1))))
-    poster(packed(report(commit=github.head(1), verdict="fail", failed_stage="validate", baseline=False)))
-    assert "## ❌ This fork reports of itself: fail" in the_comment(github)
-    assert "failed in the stage `validate`" in the_comment(github)
-    assert "no model of main to compare with" in the_comment(github)
-
-
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_hostile_artifact_is_refused_in_our_own_words(github: GitHub, poster: Callable[..., str], case: str) -> None:
     artifact, words = REFUSED[case]
@@ -365,23 +330,16 @@ def test_with_two_pull_requests_of_one_branch_only_the_one_into_the_default_bran
         ("head moved on", {"head_sha": "c" * 40}),
         ("another branch of the fork", {"head_branch": "main"}),
         ("the run of another fork", {"head_repository": "other/models"}),
+        ("closed", {}),
     ],
 )
 def test_a_run_that_is_not_the_head_of_one_open_pull_request_posts_nothing(
-    github: GitHub, poster: Callable[..., str], case: str, run: dict[str, Any]
+    github: GitHub, poster: Callable[..., str], case: str, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     github.fork("other/models")
+    monkeypatch.setattr(github.pulls[1], "state", "closed" if case == "closed" else "open")
     said = poster(packed(report(commit=github.head(1))), **run)
     assert said.startswith("::notice::nothing to post: no single open pull request"), case
-    assert github.wrote() == []
-
-
-def test_a_closed_pull_request_gets_nothing(github: GitHub, poster: Callable[..., str]) -> None:
-    github.pulls[1].state = "closed"
-    try:
-        assert "nothing to post" in poster(packed(report(commit=github.head(1))))
-    finally:
-        github.pulls[1].state = "open"
     assert github.wrote() == []
 
 
@@ -433,11 +391,6 @@ def test_an_artifact_that_is_too_old_is_said_so(github: GitHub, poster: Callable
     github.fail_next(f"GET .*/artifacts/{number}/zip", status=410)
     poster(None)
     assert "it is too old and no longer kept" in the_comment(github)
-
-
-def test_only_the_artifact_named_report_is_looked_at(github: GitHub, poster: Callable[..., str]) -> None:
-    poster(packed(report(commit=github.head(1))), name="reviewed")
-    assert "the run left none" in the_comment(github)
 
 
 def test_the_gate_is_left_pending_and_an_earlier_status_stands(github: GitHub, poster: Callable[..., str]) -> None:
@@ -559,14 +512,6 @@ def test_a_report_as_large_as_may_be_is_still_a_comment() -> None:
     assert len(body) < 60_000
     assert "and 150 more" in body
     assert "and 880 more" in body
-
-
-def test_what_fits_is_taken_as_it_is() -> None:
-    found = numbers.validate(
-        report(failed_stage="train", images=None, budget=None, metrics=[], gates=[], classes=[], checks=[])
-    )
-    assert (found.failed_stage, found.images, found.budget, found.metrics) == ("train", None, None, ())
-    assert numbers.parse(json.dumps(report()).encode()) == numbers.validate(report())
 
 
 @pytest.mark.parametrize(("given", "made"), [("cat", "cat"), ("a\nb\u202e", "a?b?"), ("", "?"), ("x" * 99, "x" * 80)])

@@ -307,7 +307,6 @@ def test_the_permission_that_github_names_is_passed_on_and_else_it_is_known_by_t
     assert "`contents: write` and `workflows: write`" in refused("contents=write,workflows=write")
     assert "`statuses: write`" in refused("", "statuses/abc", "POST")
     assert "`statuses: read`" in refused("", "commits/abc/statuses")
-    assert "`checks: read`" in refused("", "commits/abc/check-runs?per_page=100")
     assert "`actions: read`" in refused("", "actions/runs/7/artifacts")
     assert "`contents: read`" in refused("")
 
