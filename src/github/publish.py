@@ -12,20 +12,20 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.core.command import UserError
 from src.github import labels, pictures
 from src.github.api import GitHub, start
 from src.github.git import GitError, Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
 from src.github.status import CONTEXT, run_url, set_status, summarize
 from src.github.text import prose
+from src.system.protection import RESULTS
 
-REVIEWED = ("dvc.lock", "metrics.json", "manifest.json")
 _KEEP = 50
 _PICTURE = re.compile(r"^!\[([^\]]*)\]\(pictures/([\w.-]+\.png)\)$", re.MULTILINE)
 _DECIDES = {OVERRIDE: "to accept this model", ENGINE: "once you have read the protected files"}
@@ -98,7 +98,7 @@ def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], 
         state, description = "success", f"{word}, accepted by {' and '.join(people)}: {reasons}"
     elif word == "investigate" and lacking:
         description = f"investigate: a reviewer may add the label {' and '.join(lacking)}; {reasons}"
-    reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in REVIEWED) and _has_model(verdict)
+    reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in RESULTS) and _has_model(verdict)
     started = word == "investigate" or any(verdict.get(key) for key in LABELS)
     return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
 
@@ -149,7 +149,7 @@ def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> s
     if plan["fork"]:
         run, repository = os.environ.get("GITHUB_RUN_ID", ""), os.environ.get("GITHUB_REPOSITORY", "")
         download = f"gh run download {run} --repo {repository} --name reviewed --dir reviewed"
-        commit = f"cp {' '.join('reviewed/' + name for name in REVIEWED)} . && git commit --all -m 'Reviewed model'"
+        commit = f"cp {' '.join('reviewed/' + name for name in RESULTS)} . && git commit --all -m 'Reviewed model'"
         hints.append(
             "Trained here from a fork's commit, at a maintainer's request. To keep this model, its author commits its "
             f"files: `{download}`, then `{commit}`; a maintainer then starts this run again, which trains nothing."
@@ -238,7 +238,7 @@ def _push_reviewed(folder: Path, plan: Mapping[str, Any], remote: Remote, outcom
     here, sha = Path(), plan["sha"]
     try:
         remote.run(here, "fetch", "--quiet", "--no-tags", "--depth", "1", remote.url, sha)
-        tree = with_files(here, sha, {name: folder / name for name in REVIEWED})
+        tree = with_files(here, sha, {name: folder / name for name in RESULTS})
         if tree == git(here, "rev-parse", f"{sha}^{{tree}}"):
             return ""
         subject = f"Reviewed model: {outcome.description.partition(':')[0]}"
@@ -263,5 +263,5 @@ def main() -> None:
     args = parser.parse_args()
     text = os.environ.get("PLAN", "")
     if not text:
-        sys.exit("publish: there is no plan: the job Plan crashed, see its log")
+        raise UserError("there is no plan: the job Plan crashed, see its log")
     publish(args.reviewed, json.loads(text), os.environ.get("TRAINED", ""), args.comment)

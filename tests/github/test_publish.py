@@ -1,10 +1,10 @@
 """A verdict reaches the branch, the pictures, the status and the comment: python -m pytest tests/github/test_publish.py"""
 
+import io
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 from standin import GitHub, clone, commit
 
+from src.core.command import UserError
+from src.github import publish
 from src.github.api import GitHub as Client
 from src.github.cancelled import tell
 from src.github.status import set_status
@@ -54,7 +56,6 @@ class World:
         if not place.exists():
             clone(self.github, place)
         told = {
-            "PYTHONPATH": str(ROOT),
             "PLAN": json.dumps(plan),
             "TRAINED": "success",
             "GITHUB_TOKEN": self.github.token(permissions or PERMISSIONS),
@@ -65,13 +66,22 @@ class World:
             "GITHUB_STEP_SUMMARY": str(self.tmp / "summary.md"),
             **environment,
         }
-        command = [sys.executable, "-S", "-m", "src", "publish", str(self.tmp / "reviewed"), str(self.comment)]
         self.comment.unlink(missing_ok=True)
-        result = subprocess.run(command, cwd=place, env={**os.environ, **told}, capture_output=True, text=True)
-        assert result.returncode == expect, result.stdout + result.stderr
-        assert "Traceback" not in result.stderr
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+            patch.chdir(place)
+            for name, value in told.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["publish", str(self.tmp / "reviewed"), str(self.comment)])
+            try:
+                publish.main()
+            except UserError as error:
+                assert expect == 1
+                print(error)
+            else:
+                assert expect == 0
         self.run_id += 1
-        return result.stdout + result.stderr
+        return printed.getvalue()
 
     @property
     def comment(self) -> Path:
@@ -124,13 +134,9 @@ def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> 
     assert "run `make update` in it and push" in body
     assert world.github.repository.git("cat-file", "-t", f"reports:1-1-{world.number}/curves.png") == "blob"
     assert "the end" in (world.tmp / "summary.md").read_text()
-
-
-def test_the_same_result_again_is_no_further_commit(world: World) -> None:
-    world.report()
-    world.publish(world.plan())
-    head = world.github.head(world.number)
-    world.publish(world.plan(sha=head))
+    assert world.status(head, "all-green") is None  # ci.yml tells that
+    assert [(entry["workflow"], entry["ref"]) for entry in world.github.dispatches] == [("ci.yml", "wider")]
+    world.publish(world.plan(sha=head))  # the same result again is no further commit
     assert world.github.head(world.number) == head
 
 
@@ -302,13 +308,6 @@ def test_the_branch_of_pictures_keeps_the_last_reports_and_no_history(world: Wor
     assert world.github.repository.git("rev-list", "--count", "reports") == "1"
 
 
-def test_ci_is_started_on_the_pushed_commit(world: World) -> None:
-    world.report()
-    world.publish(world.plan())
-    assert world.status(world.github.head(world.number), "all-green") is None
-    assert [(entry["workflow"], entry["ref"]) for entry in world.github.dispatches] == [("ci.yml", "wider")]
-
-
 def test_a_status_that_is_refused_is_an_error_of_one_sentence(world: World) -> None:
     world.report()
     said = world.publish(world.plan(), expect=1, permissions={**PERMISSIONS, "statuses": "read"})
@@ -332,16 +331,12 @@ def test_the_token_is_in_no_file_and_no_output(world: World) -> None:
     assert not list((world.tmp / "checkout-1").glob(".git-index*"))
 
 
-def test_without_a_plan_it_ends_in_a_sentence(world: World) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "src", "publish", "x", "y"],
-        cwd=ROOT,
-        env={**os.environ, "PLAN": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert "publish: there is no plan" in result.stderr
+def test_without_a_plan_it_ends_in_a_sentence() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLAN", "")
+        patch.setattr(sys, "argv", ["publish", "x", "y"])
+        with pytest.raises(UserError, match="there is no plan"):
+            publish.main()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
