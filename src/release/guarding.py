@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DONE = b"."
+COMMAND = [sys.executable, "-m", "src", "guard"]
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def guarded(home: Path, lock: int) -> Iterator[None]:
     theirs, ours = os.pipe()
     # a runner ends all processes of a job that carry its mark; this one has to outlive the job
     environment = {name: value for name, value in os.environ.items() if name != "RUNNER_TRACKING_ID"}
-    command = [sys.executable, "-m", "src", "guard", str(lock), str(theirs)]
+    command = [*COMMAND, str(lock), str(theirs)]
     with (home / "guard.log").open("ab") as output:
         process = subprocess.Popen(
             command, pass_fds=(lock, theirs), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,

@@ -5,7 +5,6 @@ import subprocess
 
 from src.core.command import UserError
 from src.release.containers import Containers
-from src.release.processes import Processes
 from src.release.settings import Settings
 from src.release.workload import ABSENT, Host, State, Workload
 
@@ -23,9 +22,9 @@ def open_host(settings: Settings) -> Host:
     wanted, known = settings.engine, known_kind(settings)
     if wanted or known:
         kind = wanted or known
-        reason = None if kind == "processes" else _silence(str(kind))
+        reason = _silence(str(kind))
         if reason is None:
-            return _host(settings, str(kind))
+            return Containers(settings, str(kind))
         why = "DEPLOY_ENGINE wants it" if wanted else "the versions of this host run in it"
         raise UserError(
             f"{kind} does not answer ({reason}), and {why}: start it ({_START.get(str(kind), kind)}) and run the same "
@@ -33,7 +32,7 @@ def open_host(settings: Settings) -> Host:
         )
     silent = {kind: _silence(kind) for kind in _START}
     if answering := [kind for kind, reason in silent.items() if reason is None]:
-        return _host(settings, answering[0])
+        return Containers(settings, answering[0])
     raise UserError(
         f"deploying needs Docker or Podman: {', '.join(f'{kind}: {reason}' for kind, reason in silent.items())}. Install or "
         "start one of them and run the same command again; `make serve` serves the current model without either"
@@ -47,11 +46,7 @@ def known_kind(settings: Settings) -> str | None:
     """Return the kind of host that ran the last version: a Docker that is down must not be taken for one that is absent."""
     path = settings.home / "engine"
     kind = path.read_text().strip() if path.is_file() else ""
-    return kind if kind in ("docker", "podman", "processes") else None
-
-
-def _host(settings: Settings, kind: str) -> Host:
-    return Processes(settings) if kind == "processes" else Containers(settings, kind)
+    return kind if kind in ("docker", "podman") else None
 
 
 def _silence(engine: str) -> str | None:

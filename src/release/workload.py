@@ -34,7 +34,7 @@ ABSENT = State(exists=False, running=False, restarts=0, started=None, memory=Non
 class Host(Protocol):
     """Where versions run. Every call may be repeated; a failure is a UserError that carries the engine's reason."""
 
-    kind: str  # docker, podman or processes
+    kind: str  # docker or podman
 
     def pull(self, image: Mapping[str, Any]) -> None:
         """Bring what is to run onto this machine, if it is not here yet."""
