@@ -5,6 +5,7 @@ whose batches take all processors: that computes most images a second, a lone im
 """
 
 import json
+import math
 from pathlib import Path
 
 from src.core.command import cores
@@ -21,8 +22,7 @@ def is_heavy(folder: Path) -> bool:
     """Tell whether one image keeps a processor busy for longer than the rest of its request does."""
     try:
         card = json.loads((folder / "card.json").read_text())
-        size = (folder / "model.onnx").stat().st_size
-        return bool(card.get("flops", 0) > _HEAVY or ("flops" not in card and size > _BYTES_HEAVY))
+        return bool(card.get("flops", 0) > _HEAVY or ("flops" not in card and _size(folder) > _BYTES_HEAVY))
     except (OSError, ValueError, AttributeError, TypeError):  # what is wrong with it, whoever loads the model tells
         return False
 
@@ -31,6 +31,10 @@ def fits(size: int) -> bool:
     """Tell whether so many bytes more fit into the memory that the control group grants beside the service."""
     room = memory()
     return room is None or size < room - _APART
+
+
+def _size(folder: Path) -> int:
+    return (folder / "model.onnx").stat().st_size
 
 
 def processes(share: float) -> int:
@@ -43,26 +47,50 @@ def processors(cgroups: Path = _CGROUPS, membership: Path = _SELF) -> float:
     """Return how many processors this process may keep busy: those it may run on, or fewer where a quota says so.
 
     A quota (`docker run --cpus`) leaves all cores visible and throttles whoever uses them all. It stands in cpu.max of the
-    control group ("quota period" in microseconds, or "max period"), and the tightest of all groups above binds:
-    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
+    control group (version 2: "quota period" in microseconds, or "max period") or in cpu.cfs_quota_us (version 1: -1 for
+    none), and the tightest of all groups above binds: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
     """
-    limits = [text.split() for text in _limits("cpu.max", cgroups, membership)]
-    shares = [int(quota) / int(period) for quota, period in limits if quota.isdecimal() and int(period)]
-    return min([float(cores()), *(share for share in shares if share > 0)])
+    shares = [share for folder in _groups("cpu", cgroups, membership) if (share := _quota(folder)) is not None]
+    return min([float(cores()), *shares])
+
+
+def _groups(controller: str, cgroups: Path, membership: Path) -> list[Path]:
+    """Return the folders of this process's control group and of all above it; in a container only the root is visible."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    folders = [cgroups, cgroups / controller]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or controller in controllers.split(","):
+            root = cgroups if controllers == "" else cgroups / controller
+            inner = [part for part in path.split("/") if part not in ("", "..")]
+            folders += [root.joinpath(*inner[:depth]) for depth in range(1, len(inner) + 1)]
+    return folders
 
 
 def memory(cgroups: Path = _CGROUPS, membership: Path = _SELF) -> int | None:
     """Return the bytes that the control group grants (`docker run --memory`); None where nothing limits them."""
-    limits = _limits("memory.max", cgroups, membership)
-    return min((int(text) for text in limits if text.strip().isdecimal()), default=None)
+    names = ("memory.max", "memory.limit_in_bytes")
+    found = [_number(folder / name) for folder in _groups("memory", cgroups, membership) for name in names]
+    return min((limit for limit in found if limit is not None and limit < 2**60), default=None)
 
 
-def _limits(name: str, cgroups: Path, membership: Path) -> list[str]:
-    """Return a file of this process's control group (version 2) and of all above it; a container sees only the root."""
+def _number(path: Path) -> int | None:
     try:
-        path = next((line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")), "")
-    except OSError:
-        path = ""
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    files = [cgroups.joinpath(*parts[:depth], name) for depth in range(len(parts) + 1)]
-    return [file.read_text() for file in files if file.is_file()]
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def _quota(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{word}_us").read_text().strip() for word in ("quota", "period"))
+        share = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return None
+    return share if share > 0 and math.isfinite(share) else None

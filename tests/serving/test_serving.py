@@ -481,22 +481,46 @@ def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("files", "membership", "share", "granted"),
+    ("files", "membership", "share"),
     [
-        ({"cpu.max": "50000 100000\n", "memory.max": "805306368\n"}, "0::/\n", 0.5, 805306368),
-        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, "0::/\n", None, None),
-        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "25000 100000", "a/memory.max": "100"}, "0::/a/b\n", 0.25, 100),
-        ({}, "", None, None),
+        ({"cpu.max": "50000 100000\n"}, "0::/\n", 0.5),
+        ({"cpu.max": "max 100000\n"}, "0::/\n", None),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "25000 100000"}, "0::/a/b\n", 0.25),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "300000"}, "4:cpu,cpuacct:/docker/1\n", 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/\n", None),
+        ({"cpu/d/cpu.cfs_quota_us": "10000", "cpu/d/cpu.cfs_period_us": "100000"}, "4:cpu:/d\n", 0.1),
+        ({"cpu.max": "damaged"}, "0::/\n", None),
+        ({}, "", None),
     ],
-)
-def test_processors_and_memory_are_what_the_control_group_grants(
-    tmp_path: Path, files: dict[str, str], membership: str, share: float | None, granted: int | None
+)  # fmt: skip
+def test_the_processors_are_what_the_control_group_grants(
+    tmp_path: Path, files: dict[str, str], membership: str, share: float | None
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     (tmp_path / "membership").write_text(membership)
     assert layout.processors(tmp_path, tmp_path / "membership") == (cores() if share is None else share)
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "granted"),
+    [
+        ({"memory.max": "805306368\n"}, "0::/\n", 805306368),
+        ({"memory.max": "max\n"}, "0::/\n", None),
+        ({"a/memory.max": "max", "memory.max": "100"}, "0::/a\n", 100),
+        ({"memory/d/memory.limit_in_bytes": "5000"}, "7:memory:/d\n", 5000),
+        ({"memory/memory.limit_in_bytes": str(2**63 - 4096)}, "7:memory:/\n", None),
+        ({}, "", None),
+    ],
+)
+def test_the_memory_is_what_the_control_group_grants(
+    tmp_path: Path, files: dict[str, str], membership: str, granted: int | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "membership").write_text(membership)
     assert layout.memory(tmp_path, tmp_path / "membership") == granted
 
 

@@ -18,16 +18,21 @@ from typing import Self
 import httpx
 import psutil
 import pytest
-from conftest import ROOT, until
+from conftest import PATIENCE, ROOT, until
 from ports import free_port
 from test_serving import (
+    CLASSES,
     SERVICE,
+    make_engine,
     picture,
     served,
+    serving,
     stop_all,
     wait_ready,
     write_model,
 )
+
+from src.core.files import read_json, sha256, write_json
 
 GOOD = picture()
 
@@ -80,6 +85,20 @@ class Asking:
                     time.sleep(0.01)
                 with self.lock:
                     self.seen[told] += 1
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_path: Path) -> None:
+    """A client that asks over a kept connection may meet its end, which HTTP has it ask again for; then nobody listens."""
+    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
+        wait_ready(url)
+        with Asking(url) as asking:
+            until(lambda: asking.seen["red"] > 200)
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        assert set(asking.seen) <= {"red", "refused", "broken"}
+        # the end of each client's connection to each worker, of one that came as it stopped, and of one that nobody took
+        assert asking.seen["broken"] <= 4 * len(asking.threads)
 
 
 @pytest.mark.slow
@@ -158,6 +177,38 @@ def test_with_a_full_disk_the_service_goes_on_answering(model: Path, tmp_path: P
 # ---------------------------------------------------------------------------------------------------------------------
 # The model
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def relabelled(model: Path, folder: Path, names: list[str]) -> Path:
+    """Copy a model under other labels, as another data set would have made it."""
+    import onnx
+
+    shutil.copytree(model, folder)
+    network = onnx.load(folder / "model.onnx")
+    onnx.helper.set_model_props(network, {"classes": str(names).replace("'", '"')})
+    onnx.save(network, folder / "model.onnx")
+    card = read_json(folder / "card.json", made_by="train")
+    write_json(folder / "card.json", {**card, "classes": names, "model_sha256": sha256(folder / "model.onnx")})
+    return folder
+
+
+def test_another_model_brings_its_own_labels_and_not_the_others_release(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_json(model / "card.json", made_by="train")
+    release = {"version": "7", "manifest": "f" * 64, "model_sha256": card["model_sha256"]}
+    write_json(tmp_path / "out" / "release" / "identity.json", release)
+    monkeypatch.setattr("src.serving.engine.ROOT", tmp_path)
+    names = ["cat", "dog", "cow"]
+    for folder, labels_, version in (
+        (model, CLASSES, "7"),
+        (relabelled(model, tmp_path / "other", names), names, "unregistered"),
+    ):
+        with serving(make_engine(folder)) as url, httpx.Client(base_url=url) as client:
+            answer = client.post("/predict", content=picture(), headers={"content-type": "image/png"}).json()
+            assert (answer["label"], answer["model_version"]) == (labels_[0], version)
+            assert client.get("/model").json()["classes"] == labels_
+            assert f'label="{labels_[2]}",model_version="{version}"' in client.get("/metrics").text
 
 
 NOT_DESCRIBED = "is not the model that card.json beside it describes"
