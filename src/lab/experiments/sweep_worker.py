@@ -19,7 +19,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
@@ -82,7 +81,7 @@ class Job:
         return sweep_space.of(self.params).grid_size(self.params.sweep.trials) or self.params.sweep.trials
 
 
-def work(job: Job, place: int = 0) -> None:
+def work(job: Job) -> None:
     """Train trials until enough are finished, or the time is up.
 
     Raises:
@@ -90,7 +89,7 @@ def work(job: Job, place: int = 0) -> None:
     """
     objective = Objective(of(arrays.load(job.arrays)), job)
     with storage_errors(job.storage):
-        study = open_study(job.storage, job.study, objective.space, job.params, place)
+        study = open_study(job.storage, job.study, objective.space, job.params)
         enough = MaxTrialsCallback(job.wanted, FINISHED)
         while not job.is_over and len(study.get_trials(deepcopy=False, states=FINISHED)) < job.wanted:
             _optimize(study, objective, None, enough)
@@ -152,7 +151,7 @@ def _work_apart(job: Job, place: int, workers: int) -> None:
         if len(gpus) > 1:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the process above has said why
-        work(job, place)
+        work(job)
 
     run("sweep", main)
 
@@ -175,7 +174,8 @@ class Objective:
             TrialPruned: it is under the median of others, or cannot be trained.
         """
         started, study = time.monotonic(), self._job.study
-        question = trial.user_attrs.get("question", trial.number)  # retries keep that of the trial that was lost
+        lost = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial.study.get_trials(deepcopy=False)[trial.number])
+        question = trial.number if lost is None else lost  # of a retry: that of the trial that was lost
         checkpoints = self._job.checkpoints / study / str(question)
         try:
             values = self.space.suggest(trial)
@@ -270,7 +270,7 @@ def _log_loss(fitted: Fitted, task: Task, params: Train) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_study(address: str, name: str, space: Space, params: Params, place: int = 0) -> optuna.Study:
+def open_study(address: str, name: str, space: Space, params: Params) -> optuna.Study:
     """Open a study, or create it with the params as they are as its first trial.
 
     Raises:
@@ -292,13 +292,11 @@ def open_study(address: str, name: str, space: Space, params: Params, place: int
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(_RETRIES, inherit_intermediate_values=True),
         )
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
-        trials = len(study.get_trials(deepcopy=False))
-        if not trials:
-            study.enqueue_trial(space.present, {"question": 0})
-    # a restart must not draw the same values again
-    seed = int(np.random.SeedSequence((params.train.seed, trials, place)).generate_state(1)[0])
-    grid = space.grid_size(sweep.trials)
-    study.sampler = BruteForceSampler(seed) if grid else TPESampler(seed=seed, n_startup_trials=sweep.random + 1)
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial(space.present)
+    # no seed: workers, and a restart, must not draw the same values
+    is_grid = space.grid_size(sweep.trials) is not None
+    study.sampler = BruteForceSampler() if is_grid else TPESampler(n_startup_trials=sweep.random + 1)
     warmup = max(1, round(sweep.prune_after * params.train.epochs))
     study.pruner = NopPruner() if sweep.prune_after == 1 else MedianPruner(_ENOUGH, n_warmup_steps=warmup)
     return study
