@@ -675,15 +675,14 @@ def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Pa
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_TIMEOUT="20") as (process, url):
         wait_ready(url)
         content = picture()
-        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as sock:
-            head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {len(content)}\r\n\r\n"
-            sock.sendall(head.encode() + content[:10])
-            time.sleep(2)  # the server has begun to read it
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=20) as sock:
+            lines = ["POST /predict HTTP/1.1", "host: x", "content-type: image/png", "expect: 100-continue"]
+            sock.sendall("\r\n".join([*lines, f"content-length: {len(content)}", "", ""]).encode())
+            assert sock.recv(4096).startswith(b"HTTP/1.1 100")  # the server has begun to read it
             process.terminate()
-            time.sleep(1.5)
+            time.sleep(1)
             assert process.poll() is None, "it did not wait for the request in flight"
-            sock.sendall(content[10:])
-            sock.settimeout(20)
+            sock.sendall(content)
             assert sock.recv(4096).startswith(b"HTTP/1.1 200")
         assert process.wait(PATIENCE) == 0
 
