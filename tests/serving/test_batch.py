@@ -318,7 +318,7 @@ def test_a_run_that_ended_goes_on_after_its_parts_and_writes_what_an_unbroken_on
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on(call: Any, model: Path, tmp_path: Path) -> None:
-    source = many(tmp_path / "many.parquet", 60_000)
+    source = many(tmp_path / "many.parquet", 30_000)
     whole, out, parts = tmp_path / "whole.csv", tmp_path / "out.csv", tmp_path / "out.csv.parts"
     call(source, whole)
     arguments = [sys.executable, "-m", "src", "batch", str(source), str(out), "--model", str(model)]
@@ -330,7 +330,7 @@ def test_a_killed_run_goes_on(call: Any, model: Path, tmp_path: Path) -> None:
     assert not out.exists()
     done = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
     assert "going on after" in done.stdout
-    assert "60,000 rows, 619 of them errors" in done.stdout
+    assert "30,000 rows, 310 of them errors" in done.stdout
     assert sha256(out) == sha256(whole)
 
 
