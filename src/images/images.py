@@ -1,9 +1,8 @@
 """From the bytes of a file to what the model sees. Training and serving both come through here, so they cannot differ."""
 
 import io
-import struct
 import warnings
-import zlib
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -17,14 +16,7 @@ Pixels = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 THUMBNAIL = (16, 16)  # height and width, whatever `prepare.image_size` is
 
-# of https://www.w3.org/TR/png-3/: signature and first chunk; bit depth, colour type, compression, filter, interlace
-_PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_PNG_HEADER = 33
-_PNG_SHAPE = struct.Struct(">IIBBBBB")
-_PNG_CHUNK = struct.Struct(">I4s")
-_PNG_MODES = {(8, 2, 0, 0, 0): "RGB", (8, 0, 0, 0, 0): "L"}
-_PNG_CHUNKS = 256  # programs write pixels in pieces of 8 kB or more
-_PNG_PLAIN = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"tIME", b"bKGD", b"sBIT"}
+_PNG = b"\x89PNG\r\n\x1a\n"  # of https://www.w3.org/TR/png-3/: after it the length and name of a chunk, width, height
 
 
 class UndecodableError(Exception):
@@ -55,9 +47,6 @@ def decode(content: bytes, max_pixels: int) -> Decoded:
     quick = _decode_plain_jpeg(content, max_pixels)
     if quick is not None:
         return quick
-    plain = _open_plain_png(content, max_pixels)
-    if plain is not None:
-        return Decoded(np.asarray(_to_rgb(plain)), plain.mode, "PNG")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters here is whether pixels come out
@@ -82,50 +71,6 @@ def _decode_plain_jpeg(content: bytes, max_pixels: int) -> Decoded | None:
         return Decoded(simplejpeg.decode_jpeg(content), "L" if colour == "Gray" else "RGB", "JPEG")
     except ValueError:
         return None
-
-
-def _open_plain_png(content: bytes, max_pixels: int) -> Image.Image | None:
-    """Decode a PNG of 8-bit RGB or grey by Pillow's own decoder without Pillow's reader, in less than half the time.
-
-    The reader looks for animation, metadata and whatever else a PNG may hold, which takes longer than the pixels of a small
-    picture. Only what holds nothing but pixels is decoded here, so both are equal; a test holds them so, bit for bit. None:
-    leave it to Pillow.
-    """
-    if content[:16] != _PNG_BEGIN or len(content) < _PNG_HEADER:
-        return None
-    width, height, *how = _PNG_SHAPE.unpack_from(content, 16)
-    mode = _PNG_MODES.get(tuple(how))
-    if mode is None or not 0 < width * height <= max_pixels:
-        return None
-    pixels = _png_pixels(content)
-    if pixels is None:
-        return None
-    image = Image.new(mode, (width, height), None)
-    decoder = Image._getdecoder(mode, "zip", (mode, 0))  # noqa: SLF001 - pinned, and tested
-    decoder.setimage(image.im, (0, 0, width, height))
-    done, fault = decoder.decode(pixels)
-    return image if done < 0 <= fault else None  # else it waits for more, or found a fault
-
-
-def _png_pixels(content: bytes) -> bytes | None:
-    """Return the compressed pixels of a PNG; None if it is damaged or holds any chunk that may change what is seen."""
-    pieces: list[bytes] = []
-    position, end = 8, len(content)
-    for _ in range(_PNG_CHUNKS):
-        if position + 12 > end:
-            return None
-        length, kind = _PNG_CHUNK.unpack_from(content, position)
-        after = position + 12 + length
-        if after > end or kind not in _PNG_PLAIN:
-            return None
-        if kind == b"IEND":
-            return b"".join(pieces)
-        if zlib.crc32(content[position + 4 : after - 4]) != int.from_bytes(content[after - 4 : after]):
-            return None
-        if kind == b"IDAT":
-            pieces.append(content[position + 8 : after - 4])
-        position = after
-    return None
 
 
 def _decode_any(content: bytes, max_pixels: int) -> Decoded:
@@ -206,7 +151,12 @@ def fit(pixels: Pixels, size: tuple[int, int], channels: int, how: str) -> Pixel
     """
     if pixels.shape[:2] == size and channels == 3:
         return pixels
-    return _fit(Image.fromarray(pixels), size, channels, how)
+    image, (height, width) = Image.fromarray(pixels), size
+    if image.size != (width, height):
+        image = _resize(image, (width, height), how)
+    if channels == 1:
+        image = image.convert("L")
+    return np.asarray(image).reshape(height, width, channels)
 
 
 def load(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, how: str) -> tuple[Pixels, int]:
@@ -215,32 +165,22 @@ def load(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, 
     Raises:
         UndecodableError: as `decode`.
     """
-    plain = load_plain(content, max_pixels, size, channels, how)
-    if plain is not None:
-        return plain
     pixels = decode(content, max_pixels).pixels
     return fit(pixels, size, channels, how), pixels.shape[0] * pixels.shape[1]
 
 
-def load_plain(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, how: str) -> tuple[Pixels, int] | None:
-    """Do what `load` does, for a PNG or JPEG that holds nothing but pixels; None: it is not that, or too large."""
-    image = _open_plain_png(content, max_pixels)
-    if image is not None:  # without the way from Pillow to numpy and back, which takes a small picture as long as decoding
-        return _fit(_to_rgb(image), size, channels, how), image.width * image.height
+def load_small(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, how: str) -> tuple[Pixels, int] | None:
+    """Do what `load` does, for a PNG or JPEG of at most so many pixels; None: it is not that, or not usable."""
+    if content.startswith(_PNG):
+        if int.from_bytes(content[16:20]) * int.from_bytes(content[20:24]) > max_pixels:
+            return None
+        with suppress(UndecodableError):
+            return load(content, max_pixels, size, channels, how)
     found = _decode_plain_jpeg(content, max_pixels)
     if found is None:
         return None
     height, width, _ = found.pixels.shape
     return fit(found.pixels, size, channels, how), height * width
-
-
-def _fit(image: Image.Image, size: tuple[int, int], channels: int, how: str) -> Pixels:
-    height, width = size
-    if image.size != (width, height):
-        image = _resize(image, (width, height), how)
-    if channels == 1:
-        image = image.convert("L")
-    return np.asarray(image).reshape(height, width, channels)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:

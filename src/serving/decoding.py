@@ -134,14 +134,14 @@ class Decoder:
         return pixels
 
     def _quick(self, contents: Sequence[bytes]) -> list[Any] | None:
-        """Decode small plain pictures right here, where a thread would take longer than they; None: they are not that."""
+        """Decode small pictures right here, where a thread would take longer than they; None: they are not that."""
         if len(contents) > _QUICK_FILES:
             return None
         decoded = []
         for content in contents:
             if len(content) > _QUICK_BYTES or (content.startswith(b"\xff") and _PROGRESSIVE in content):
                 return None
-            found = images.load_plain(content, min(_QUICK, self._small), self._size, self._channels, self._fit)
+            found = images.load_small(content, min(_QUICK, self._small), self._size, self._channels, self._fit)
             if found is None:
                 return None
             decoded.append(_Seen(*found))

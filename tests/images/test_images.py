@@ -47,51 +47,14 @@ def test_the_quick_jpeg_path_equals_pillow_bit_for_bit(
     np.testing.assert_array_equal(decode(content, LIMIT).pixels, plain)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("size", [(40, 60), (33, 17), (1, 1), (8, 129), (300, 2)])
-@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"dpi": (72, 72)}, {"optimize": True}])
-def test_the_quick_png_path_is_taken_and_equals_pillow_bit_for_bit(
-    random: np.random.Generator, mode: str, size: tuple[int, int], options: dict[str, object]
-) -> None:
-    content = encode(Image.fromarray(photograph(random, *size)).convert(mode), "PNG", **options)
-    assert images._open_plain_png(content, LIMIT) is not None
-    expected = images._decode_any(content, LIMIT)
-    quick = decode(content, LIMIT)
-    assert (quick.mode, quick.format) == (expected.mode, expected.format)
-    np.testing.assert_array_equal(quick.pixels, expected.pixels)
-
-
-@pytest.mark.parametrize("kind", ["palette", "alpha", "16 bits", "transparent colour", "rotated", "interlaced", "animated"])
-def test_a_png_that_is_more_than_pixels_is_left_to_pillow(random: np.random.Generator, kind: str) -> None:
-    picture = Image.fromarray(photograph(random))
-    options: dict[str, object] = {}
-    if kind == "rotated":
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        options["exif"] = exif
-    elif kind == "transparent colour":
-        options["transparency"] = (1, 2, 3)
-    elif kind == "animated":
-        options |= {"save_all": True, "append_images": [picture.rotate(90)]}
-    modes = {"palette": "P", "alpha": "RGBA", "16 bits": "I;16"}
-    if kind in modes:
-        picture = picture.convert("L").convert("I;16") if kind == "16 bits" else picture.convert(modes[kind])
-    content = encode(picture, "PNG", **options)
-    if kind == "interlaced":
-        content = content[:28] + b"\1" + struct.pack(">I", zlib.crc32(content[12:28] + b"\1")) + content[33:]
-    assert images._open_plain_png(content, LIMIT) is None
-
-
-@given(st.data())
-@settings(max_examples=100, deadline=None)
-def test_the_quick_png_path_takes_nothing_that_pillow_refuses(data: st.DataObject) -> None:
-    content = bytearray(encode(Image.fromarray(photograph(np.random.default_rng(3), 9, 7)), "PNG"))
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(0, len(content)))]
-    quick = images._open_plain_png(bytes(content), LIMIT)
-    if quick is not None:
-        np.testing.assert_array_equal(np.asarray(quick.convert("RGB")), images._decode_any(bytes(content), LIMIT).pixels)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_small_picture_is_loaded_at_once_and_another_is_left(random: np.random.Generator, kind: str) -> None:
+    content = encode(Image.fromarray(photograph(random, 40, 60)), kind)
+    pixels, area = images.load_small(content, 40 * 60, (8, 8), 3, "crop")
+    np.testing.assert_array_equal(pixels, load(content, LIMIT, (8, 8), 3, "crop")[0])
+    assert area == 40 * 60
+    for other in (content[:60], content[:-30], encode(Image.fromarray(photograph(random, 40, 61)), kind), b"BM"):
+        assert images.load_small(other, 40 * 60, (8, 8), 3, "crop") is None or other == content[:-30]
 
 
 @pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
