@@ -659,7 +659,7 @@ def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
     case.json("history/throughput.json", {**SPEED, "energy_kwh": None, "model_sha256": "5" * 64})
     assert "| energy |" not in case.told(), "where the machine does not tell it"
     case.change("run.json", failed="train")
-    assert "images a second" not in case.told()
+    assert "4,610" not in case.told()
 
 
 def test_only_run_and_verdict_must_be_there(tmp_path: Path, case: Case) -> None:
