@@ -51,7 +51,11 @@ class Checkpoint:
         content = io.BytesIO()
         torch.save(state, content)
         try:
-            _write(self._path, content.getbuffer())
+            # once it is on the disk: also after a power cut the old state or the new one is there whole
+            with replacing(self._path) as fresh, fresh.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             print(f"the checkpoint {self._path} could not be saved ({error.strerror}); training goes on", file=sys.stderr)
         self._saved_at = time.monotonic()
@@ -66,14 +70,6 @@ class Checkpoint:
     def finish(self) -> None:
         """Remove the state of a run that is done."""
         self._path.unlink(missing_ok=True)
-
-
-def _write(path: Path, content: memoryview) -> None:
-    """Put a file in its place once it is on the disk: also after a power cut the old one or the new one is there whole."""
-    with replacing(path) as fresh, fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager

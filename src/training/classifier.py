@@ -108,25 +108,16 @@ def load(card: dict[str, Any], weights: Path) -> Classifier:
     shape = Shape(tuple(card["size"]), card["channels"], len(card["classes"]))
     blank = [0.0] * shape.channels, [1.0] * shape.channels
     classifier = build(card["network"], shape, card["width"], *blank, card.get("tta", "none"))
+    advice = "run `dvc repro -f train`, which makes it"
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing: {advice}")
     try:
-        classifier.load_state_dict(read_weights(weights, "run `dvc repro -f train`, which makes it"))
+        classifier.load_state_dict(load_file(weights))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is no safetensors file ({error}): {advice}") from None
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{weights} does not fit network {card['network']} of src/model.py ({reason}); train again"
         ) from None
     return classifier.eval()
-
-
-def read_weights(path: Path, advice: str = "correct train.weights in params.yaml") -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        UserError: the file is missing or is not safetensors; the text ends with the advice.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {advice}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}): {advice}") from None

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -29,9 +28,23 @@ def to_onnx(classifier: Classifier, size: tuple[int, int], channels: int, classe
     served = Served(classifier).cpu().eval()
     example = torch.zeros(2, *size, channels, dtype=torch.uint8)
     try:
-        program = _export(served, example)
+        with _quiet():
+            program = torch.onnx.export(
+                served,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+        assert program is not None
     except Exception as error:  # the exporter raises many classes, each with pages of text
-        reason = _root_cause(error)
+        cause: BaseException = error
+        while root := cause.__cause__ or cause.__context__:
+            cause = root
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)[:200]
         raise UserError(
             f"the network of src/model.py cannot be exported to ONNX ({reason}); rewrite that operation"
         ) from None
@@ -63,22 +76,6 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _export(served: Served, example: torch.Tensor) -> Any:
-    with _quiet():
-        program = torch.onnx.export(
-            served,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
-    assert program is not None
-    return program
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back torch's own words: deprecations inside its exporter, and pages of tracing where it gives up."""
@@ -105,10 +102,3 @@ def _without_traces(model: onnx.ModelProto, classes: list[str]) -> onnx.ModelPro
     model.doc_string = ""
     onnx.helper.set_model_props(model, {"classes": json.dumps(classes)})
     return model
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]

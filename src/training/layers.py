@@ -50,17 +50,13 @@ def _require_known(network: nn.Module, name: str, key: str) -> None:
     modules = dict(network.named_modules())
     if name and name in {*modules, *dict(network.named_parameters())}:
         return
-    around = next(outer for outer in _outer(name) if outer in modules)  # the level at which the name goes wrong
+    parts = name.split(".")
+    outer = (".".join(parts[:length]) for length in range(len(parts) - 1, -1, -1))
+    around = next(each for each in outer if each in modules)  # the level at which the name goes wrong
     known = [f"{around}.{child}".lstrip(".") for child, _ in modules[around].named_children()]
     raise UserError(
         f"train.{key} names {name!r}, which is no layer; expected one of {', '.join(known) or around}, or a layer inside"
     )
-
-
-def _outer(name: str) -> list[str]:
-    """Return the names around a dotted name, the longest first, "" last."""
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(len(parts) - 1, -1, -1)]
 
 
 def _is_under(name: str, prefixes: Sequence[str]) -> bool:

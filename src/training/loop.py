@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,8 +135,9 @@ def fit(
     if exportable and flops * len(task.training.labels) * params.epochs > _WORTH_A_LOOK:
         export.to_onnx(classifier, task.size, task.channels, task.classes)
     learner, training, held_out = prepare(classifier, frozen, task, params, world, say)
-    saved = _checkpoint(checkpoints, task, learner)
-    state = world.share(saved.load() if saved and world.writes else None) or _fresh_state()
+    saved = _checkpoint(checkpoints, task, learner) if checkpoints else None
+    state = world.share(saved.load() if saved and world.writes else None)
+    state = state or {"epoch": 0, "run": None, "best": {}, "history": []}
     if state["epoch"]:
         _restore(state, learner)
         say(f"going on after epoch {state['epoch']} of an earlier run that was stopped")
@@ -144,7 +145,9 @@ def fit(
     meter = Meter(learner.device, world)
     with _reporting(tracked), progress(params.epochs, "epoch", "train", quiet) as bar:
         bar.update(state["epoch"])
-        while state["epoch"] < params.epochs and not _stalled(state, params):
+        while state["epoch"] < params.epochs and not (
+            params.patience and state["best"] and state["epoch"] - state["best"]["epoch"] >= params.patience
+        ):
             row = _one_epoch(learner, training, held_out, meter, state)
             if saved and world.writes:
                 saved.save(_snapshot(state | {"run": tracked.id if tracked else None}, learner))
@@ -157,10 +160,13 @@ def fit(
             bar.update()
     if state["epoch"] < params.epochs:
         say(f"stopped after epoch {state['epoch']}: the validation loss has not fallen for {params.patience} epochs")
-    fitted = _finish(learner, held_out, state, meter)
+    best = state["best"]
+    classifier.load_state_dict(best.pop("weights"))
+    predicted = _calibrate(learner, held_out)
     if saved and world.writes and not keep:
         saved.finish()
-    return replace(fitted, run_id=tracked.id if tracked else None)
+    run_id = tracked.id if tracked else None
+    return Fitted(classifier.cpu().eval(), best, state["history"], meter.rows, meter.summary(), predicted, run_id)
 
 
 def result(row: Mapping[str, Any]) -> str:
@@ -197,7 +203,14 @@ def prepare(
         if device.type == "cuda"
         else "CPU, " + machine.threads(flops * len(images), world)
     )
-    say(_headline(classifier, task, params, where, bf16))
+    parameters, shape = (
+        sum(each.numel() for each in classifier.parameters()),
+        "x".join(map(str, (*task.size, task.channels))),
+    )
+    say(
+        f"{params.network}, {parameters:,} parameters, {len(task.classes)} classes of {shape}; "
+        f"{'bf16' if bf16 else 'fp32'} on {where}"
+    )
     if world.size > 1:
         say(world.headline(params.batch_size))
     steps = params.epochs * training.steps(params.batch_size)
@@ -224,13 +237,6 @@ def _require_fits(classifier: Classifier, task: Task) -> None:
         shape = tuple(classifier.eval()(torch.zeros(2, task.channels, *task.size)).shape)
     if shape != (2, len(task.classes)):
         raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(task.classes))}")
-
-
-def _headline(classifier: Classifier, task: Task, params: Train, where: str, bf16: bool) -> str:
-    parameters = sum(parameter.numel() for parameter in classifier.parameters())
-    shape = "x".join(map(str, (*task.size, task.channels)))
-    precision = "bf16" if bf16 else "fp32"
-    return f"{params.network}, {parameters:,} parameters, {len(task.classes)} classes of {shape}; {precision} on {where}"
 
 
 def class_weights(split: Split, classes: int, params: Train) -> Tensor:
@@ -260,7 +266,8 @@ def _one_epoch(learner: Learner, training: Batches, held_out: Batches, meter: Me
     row |= _validate(learner, held_out)
     state["history"].append({name: value if name == "epoch" else rounded(value) for name, value in row.items()})
     if row["validation_loss"] <= state["best"].get("validation_loss", math.inf):
-        state["best"] = {**row, "weights": _copy(learner.judged)}
+        weights = {name: value.detach().to("cpu", copy=True) for name, value in learner.judged.state_dict().items()}
+        state["best"] = {**row, "weights": weights}
     state["epoch"] = epoch
     return row
 
@@ -353,22 +360,9 @@ def _validate(learner: Learner, held_out: Batches) -> Row:
     return {"validation_loss": loss / count, "validation_accuracy": right / count}
 
 
-def _stalled(state: dict[str, Any], params: Train) -> bool:
-    """Tell whether the validation loss has not fallen for as many epochs as `train.patience` allows."""
-    return bool(params.patience and state["best"] and state["epoch"] - state["best"]["epoch"] >= params.patience)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The end, and the state on the way there
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _finish(learner: Learner, held_out: Batches, state: dict[str, Any], meter: Meter) -> Fitted:
-    """Take the best epoch's weights and fit the temperature."""
-    classifier, best = learner.classifier, state["best"]
-    classifier.load_state_dict(best.pop("weights"))
-    predicted = _calibrate(learner, held_out)
-    return Fitted(classifier.cpu().eval(), best, state["history"], meter.rows, meter.summary(), predicted)
 
 
 @torch.inference_mode()
@@ -391,17 +385,11 @@ def _calibrate(learner: Learner, held_out: Batches) -> list[int]:
     return [int(count) for count in np.bincount(logits.argmax(axis=1), minlength=logits.shape[1])]
 
 
-def _checkpoint(folder: Path | None, task: Task, learner: Learner) -> Checkpoint | None:
-    if folder is None:
-        return None
+def _checkpoint(folder: Path, task: Task, learner: Learner) -> Checkpoint:
     rows = hashlib.sha256(getattr(task.training.images, "rows", task.training.labels).tobytes()).hexdigest()
     settings = [task.manifest_sha256, task.classes, task.size, task.channels, rows]
     params = learner.params.model_dump(exclude={"folds", "repeats", "processes"})
     return Checkpoint(folder, checkpoint.key([settings, params, learner.device.type], torch.__version__, *CODE))
-
-
-def _fresh_state() -> dict[str, Any]:
-    return {"epoch": 0, "run": None, "best": {}, "history": []}
 
 
 def _snapshot(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
@@ -422,21 +410,14 @@ def _restore(state: dict[str, Any], learner: Learner) -> None:
         learner.average.load_state_dict(average)
 
 
-def _copy(classifier: Classifier) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in classifier.state_dict().items()}
-
-
 def _tracked(
     task: Task, params: Train, tags: Mapping[str, str], state: dict[str, Any], callbacks: Callbacks
 ) -> TrackedRun | None:
     if callbacks.track is None:
         return None
-    return callbacks.track(_flat(params), {"manifest_sha256": task.manifest_sha256, **tags}, state["run"])
-
-
-def _flat(params: Train) -> dict[str, Any]:
     values = params.model_dump()
-    return {**values, **{f"augment.{name}": value for name, value in values.pop("augment").items()}}
+    values |= {f"augment.{name}": value for name, value in values.pop("augment").items()}
+    return callbacks.track(values, {"manifest_sha256": task.manifest_sha256, **tags}, state["run"])
 
 
 @contextmanager

@@ -52,27 +52,25 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             learning: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if learning and group["orthogonal"]:
-                self._turn(learning, group)
-            elif learning:
-                self._move(learning, group)
+            if not learning:
+                continue
+            gradients: list[Tensor] = [parameter.grad for parameter in learning if parameter.grad is not None]
+            if group["weight_decay"] and not group["orthogonal"]:
+                gradients = list(torch._foreach_add(gradients, learning, alpha=group["weight_decay"]))  # noqa: SLF001
+            steps = self._momentum(learning, gradients, group)
+            if group["orthogonal"]:
+                self._turn(learning, steps, group["lr"])
+            else:
+                torch._foreach_add_(learning, steps, alpha=-group["lr"])
         return loss
 
-    def _move(self, learning: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = _gradients(learning)
-        if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, learning, alpha=group["weight_decay"]))  # noqa: SLF001
-        steps = self._momentum(learning, gradients, group)
-        torch._foreach_add_(learning, steps, alpha=-group["lr"])
-
-    def _turn(self, learning: list[Tensor], group: dict[str, Any]) -> None:
-        steps = self._momentum(learning, _gradients(learning), group)
+    def _turn(self, learning: list[Tensor], steps: list[Tensor], rate: float) -> None:
         for parameter, step in zip(learning, steps, strict=True):
             state = self.state[parameter]
             if "norm" not in state:
                 state["norm"] = parameter.norm()
             parameter.mul_(state["norm"] / parameter.norm().clamp(min=1e-12))
-            parameter.sub_(orthogonal(step.flatten(1)).view_as(parameter) * group["lr"])
+            parameter.sub_(orthogonal(step.flatten(1)).view_as(parameter) * rate)
 
     def _momentum(self, learning: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         for parameter in learning:
@@ -82,7 +80,3 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))  # noqa: SLF001
-
-
-def _gradients(learning: list[Tensor]) -> list[Tensor]:
-    return [parameter.grad for parameter in learning if parameter.grad is not None]

@@ -12,63 +12,40 @@ from src.training.layers import layer_scales
 from src.training.muon import Muon
 from src.training.train_params import Train
 
-_PLAIN = 3.0  # Muon: the rate of plain steps for one of orthogonal steps; 0.03 for filters then goes with SGD's usual 0.1
-_TURNING, _MOVING = 0.6, 0.85  # Muon: momentum of orthogonal and of plain steps, as in Jordan's record on CIFAR-10
+MUON_PLAIN_RATE = 3.0  # of plain steps for one of orthogonal steps; 0.03 for filters then goes with SGD's usual 0.1
+MUON_MOMENTUM = {True: 0.6, False: 0.85}  # of orthogonal and of plain steps, as in Jordan's record on CIFAR-10
 
 
 def build(classifier: Classifier, params: Train) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, AdamW or Muon; weight decay only on weights of two dimensions and more.
 
     Each group has an entry `scale`: the multiple of the scheduled learning rate at which it learns. It is the product of
-    `train.layer_decay` and what the network's `rate_scales` asks for.
+    `train.layer_decay` and what the network's `rate_scales` asks for; AdamW adapts, and needs no such hint.
+
+    Muon takes orthogonal steps for every weight of two dimensions and more but the last one, which answers.
     """
-    if params.optimizer == "muon":
-        return Muon(_muon_groups(classifier.network, params), params.learning_rate)
-    scales = _scales(classifier.network, params)
-    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in _learning(classifier.network):
-        members.setdefault((parameter.ndim > 1, scales[name]), []).append(parameter)
-    groups = [
-        {"params": group, "weight_decay": params.weight_decay if decays else 0.0, "scale": scale}
-        for (decays, scale), group in members.items()
-    ]
-    if params.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=params.learning_rate, momentum=0.9, nesterov=True, fused=True)
-
-
-def _learning(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-
-
-def _scales(network: nn.Module, params: Train) -> dict[str, float]:
-    """Return the multiple of the learning rate for each parameter; AdamW needs no hint of the network's: it adapts."""
+    network, muon = classifier.network, params.optimizer == "muon"
     hints: dict[str, float] = {}
     if params.optimizer != "adamw" and hasattr(network, "rate_scales"):
         hints = network.rate_scales()  # type: ignore[operator]
     depths = layer_scales(network, params.layer_decay)
-    return {name: scale * hints.get(name, 1.0) for name, scale in depths.items()}
-
-
-def _muon_groups(network: nn.Module, params: Train) -> list[dict[str, Any]]:
-    """Orthogonal steps for every weight of two dimensions and more but the last one, which answers; plain for the rest."""
-    scales = _scales(network, params)
     answers = [name for name, parameter in network.named_parameters() if parameter.ndim > 1][-1:]
     members: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
-    for name, parameter in _learning(network):
-        orthogonal = parameter.ndim > 1 and name not in answers
-        scale = scales[name] * (1.0 if orthogonal else _PLAIN)
-        members.setdefault((orthogonal, parameter.ndim > 1, scale), []).append(parameter)
-    return [
-        {
-            "params": group,
-            "orthogonal": orthogonal,
-            "momentum": _TURNING if orthogonal else _MOVING,
-            "weight_decay": params.weight_decay if decays and not orthogonal else 0.0,
-            "scale": scale,
-        }
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            orthogonal = muon and parameter.ndim > 1 and name not in answers
+            scale = depths[name] * hints.get(name, 1.0) * (MUON_PLAIN_RATE if muon and not orthogonal else 1.0)
+            members.setdefault((orthogonal, parameter.ndim > 1, scale), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": group, "weight_decay": params.weight_decay if decays and not orthogonal else 0.0, "scale": scale}
+        | ({"orthogonal": orthogonal, "momentum": MUON_MOMENTUM[orthogonal]} if muon else {})
         for (orthogonal, decays, scale), group in members.items()
     ]
+    if muon:
+        return Muon(groups, params.learning_rate)
+    if params.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
+    return torch.optim.SGD(groups, lr=params.learning_rate, momentum=0.9, nesterov=True, fused=True)
 
 
 def learning_rate(step: int, steps_per_epoch: int, params: Train) -> float:

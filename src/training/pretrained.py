@@ -63,7 +63,10 @@ def _read(path: Path, card: Path, shown: str, params: Train) -> Pretrained:
             f"train.weights_sha256 is {params.weights_sha256!r}, but {shown} has {digest}: "
             "put that into params.yaml if these are the weights you mean (DVC then notices when they change)"
         )
-    return Pretrained(state_dict(content, path), _classes(card, digest), shown)
+    about = read_json(card, made_by="train") if card.is_file() else {}
+    # a card tells the classes only of the very weights that it names
+    classes = about.get("classes") if isinstance(about, dict) and about.get("weights_sha256") == digest else None
+    return Pretrained(state_dict(content, path), classes, shown)
 
 
 def state_dict(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -72,20 +75,18 @@ def state_dict(content: bytes, path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: `path`, which they are of, is neither of the two, damaged, holds code, or holds no tensors by name.
     """
-    if content.startswith(_MAGIC):
-        return _tensors(_opened(content, path), path)
+    if not content.startswith(_MAGIC):
+        try:
+            tensors: dict[str, Tensor] = load(content)
+        except SafetensorError as error:
+            raise UserError(
+                f"{path} is no safetensors file ({error}): {_ADVICE}; expected is a safetensors file or a PyTorch state dict"
+            ) from None
+        return tensors
     try:
-        tensors: dict[str, Tensor] = load(content)
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} is no safetensors file ({error}): {_ADVICE}; expected is a safetensors file or a PyTorch state dict"
-        ) from None
-    return tensors
-
-
-def _opened(content: bytes, path: Path) -> Any:
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return _tensors(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), path)
+    except UserError:
+        raise
     except Exception as error:  # torch raises almost any class on a file that is damaged or holds more than tensors
         code = re.search(r"safe_globals\(\[(\S+?)\]|unsupported GLOBAL (\S+)", str(error))
         if code:
@@ -111,12 +112,3 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         f"{path} holds no tensors by name, nor under {', '.join(_WRAPPERS)} (it holds: {keys or 'nothing'}): write the "
         "model's state_dict() with safetensors.torch.save_file, and name that file"
     )
-
-
-def _classes(card: Path, digest: str) -> list[str] | None:
-    """Return the class names of a card.json that says it is of these very weights."""
-    if not card.is_file():
-        return None
-    content = read_json(card, made_by="train")
-    ours = isinstance(content, dict) and content.get("weights_sha256") == digest
-    return content.get("classes") if ours else None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from src.core.command import UserError
 from src.training import layers
@@ -35,17 +35,12 @@ def start(
     mean, deviation = channel_statistics(images)
     classifier = build(params.network, task.shape, params.width, mean, deviation, params.tta)
     if initialise_from := getattr(classifier.network, "initialise_from", None):
-        initialise_from(classifier.normalised(_sample(images, params.seed)))
+        count = min(len(images), 5000, max(64, 2**24 // images[0].size))
+        rows = np.sort(np.random.default_rng(params.seed).choice(len(images), count, replace=False))
+        initialise_from(classifier.normalised(torch.from_numpy(np.array(images[rows])).permute(0, 3, 1, 2)))
     if params.weights:
         _load(classifier, task, params, say, callbacks)
     return classifier, layers.freeze(classifier, params)
-
-
-def _sample(images: NDArray[np.uint8], seed: int) -> Tensor:
-    """Draw up to 5,000 images of the whole split, fewer where they are large: uint8 (n, channels, height, width)."""
-    count = min(len(images), 5000, max(64, 2**24 // images[0].size))
-    rows = np.sort(np.random.default_rng(seed).choice(len(images), count, replace=False))
-    return torch.from_numpy(np.array(images[rows])).permute(0, 3, 1, 2)
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:

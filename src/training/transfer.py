@@ -44,16 +44,14 @@ class Transfer:
 
     def told(self) -> str:
         """Lay out layer by layer what happened; a long run of layers that fared alike is one line."""
-        rows = [row for what, run in groupby(self.fates, lambda fate: fate.what) for row in _rows(what, list(run))]
+        rows: list[tuple[str, str, str, str]] = []
+        for what, fates in groupby(self.fates, lambda fate: fate.what):
+            run = list(fates)
+            if len(run) >= (2 if what == COPIED else _SHOWN):
+                rows.append((f"{run[0].name} ... {run[-1].name}", f"{len(run)} tensors", f"{len(run)} tensors", what))
+            else:
+                rows += [(fate.name, _shape(fate.given), _shape(fate.own), what) for fate in run]
         return table(("layer", "in the file", "in the network", "what happens"), rows)
-
-
-def _rows(what: str, run: Sequence[Fate]) -> Iterable[tuple[str, str, str, str]]:
-    if len(run) < _SHOWN and what != COPIED:
-        return [(fate.name, _shape(fate.given), _shape(fate.own), what) for fate in run]
-    if len(run) == 1:
-        return [(run[0].name, _shape(run[0].given), _shape(run[0].own), what)]
-    return [(f"{run[0].name} ... {run[-1].name}", f"{len(run)} tensors", f"{len(run)} tensors", what)]
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -77,10 +75,11 @@ def transfer(
     """
     own = network.state_dict()
     alike, renamed = _alike(given, own)
-    pictures, head = _first(own), _head(network, len(classes))
+    head = _head(network, len(classes))
     copied: dict[str, Tensor] = {}
     fates: list[Fate] = []
-    for layer, names in groupby(own, _layer_of):
+    pictures = next((name.rpartition(".")[0] for name, value in own.items() if value.ndim == 4), None)  # sees the images
+    for layer, names in groupby(own, lambda name: name.rpartition(".")[0]):
         mine = {name: own[name] for name in names}
         found = {name: given[alike[name]] for name in mine if alike[name] in given}
         fitting, what = _by_channel(mine, found) if layer == pictures else (found, COPIED)
@@ -89,25 +88,14 @@ def transfer(
         if any(value.shape != mine[name].shape for name, value in fitting.items()):
             fitting, what = {}, "fresh: layer of another shape"
         copied |= fitting
-        fates += [_fate(name, found.get(name), value, what) for name, value in mine.items()]
+        for name, value in mine.items():
+            theirs = tuple(found[name].shape) if name in found else None
+            fates.append(Fate(name, theirs, tuple(value.shape), what if name in found else "fresh: not in the file"))
     network.load_state_dict(copied, strict=False)
     taken = set(alike.values())
-    fates += [_fate(name, value, None, "in the file only: not used") for name, value in given.items() if name not in taken]
+    only = [(name, tuple(value.shape)) for name, value in given.items() if name not in taken]
+    fates += [Fate(name, shape, None, "in the file only: not used") for name, shape in only]
     return Transfer(fates, renamed)
-
-
-def _fate(name: str, given: Tensor | None, own: Tensor | None, what: str) -> Fate:
-    theirs, ours = (None if value is None else tuple(value.shape) for value in (given, own))
-    return Fate(name, theirs, ours, "fresh: not in the file" if given is None else what)
-
-
-def _layer_of(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Names
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _alike(given: Iterable[str], own: Iterable[str]) -> tuple[dict[str, str], str]:
@@ -130,16 +118,6 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     """Return every beginning of a name that ends at a dot, in the order of the names."""
     parts = [name.split(".") for name in names]
     return list(dict.fromkeys(".".join(part[:length]) + "." for part in parts for length in range(1, len(part))))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The two ends of a network
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _first(own: Mapping[str, Tensor]) -> str | None:
-    """Name the layer that sees the images: the first with weights of four dimensions."""
-    return next((_layer_of(name) for name, value in own.items() if value.ndim == 4), None)
 
 
 def _head(network: nn.Module, classes: int) -> str | None:
