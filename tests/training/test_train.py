@@ -88,12 +88,10 @@ def accuracy(folder: Path) -> float:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"train__network": "resnet18", "train__epochs": 4},
         {"train__optimizer": "adamw", "train__learning_rate": 0.01, "train__class_weights": "balanced"},
         {"train__precision": "bf16", "train__augment__flip": True, "train__augment__cutout": 2},
-        {"train__precision": "fp32", "train__augment__crop": 0, "train__gradient_clip": 0},
-        {"train__augment__brightness": 0.1, "train__augment__contrast": 0.1, "train__label_smoothing": 0},
+        {"train__precision": "fp32", "train__augment__crop": 0, "train__gradient_clip": 0, "train__label_smoothing": 0},
         {"train__batch_size": 4096, "train__epochs": 20},
     ],
 )
@@ -260,34 +258,17 @@ def test_a_network_with_other_outputs_than_classes_is_refused(
         run(train__network="one_more")
 
 
-class TestStartingWeights:
-    """Transfer learning from a weights file."""
-
-    def test_frozen_layers_stay_norms_included(self, run: Callable[..., Path]) -> None:
-        first = run("first")
-        path = first / "weights.safetensors"
-        digest = json.loads((first / "card.json").read_text())["weights_sha256"]
-        frozen = ["conv1", "bn1", "layer1"]
-        second = run("second", train__weights=str(path), train__weights_sha256=digest, train__freeze=frozen, train__seed=5)
-        before, after = load_file(path), load_file(second / "weights.safetensors")
-        same = {name for name in before if torch.equal(before[name], after[name])}
-        assert {name for name in before if name.startswith(tuple(f"network.{layer}." for layer in frozen))} <= same
-        assert "network.layer2.0.conv1.weight" not in same
-        assert json.loads((second / "card.json").read_text())["start_weights_sha256"] == digest
-
-    def test_an_unpinned_file_is_refused_with_its_digest(self, run: Callable[..., Path]) -> None:
-        path = run("first") / "weights.safetensors"
-        digest = json.loads((path.parent / "card.json").read_text())["weights_sha256"]
-        with pytest.raises(
-            UserError, match=rf"train.weights_sha256 is None, but .* has {digest}: put that into params.yaml"
-        ):
-            run("second", train__weights=str(path))
-
-    def test_a_file_of_another_network_is_refused(self, run: Callable[..., Path]) -> None:
-        path = run("first") / "weights.safetensors"
-        digest = json.loads((path.parent / "card.json").read_text())["weights_sha256"]
-        with pytest.raises(UserError, match="not one layer of"):
-            run("second", train__weights=str(path), train__weights_sha256=digest, train__width=24)
+def test_frozen_layers_of_given_weights_stay_norms_included(run: Callable[..., Path]) -> None:
+    first = run("first")
+    path = first / "weights.safetensors"
+    digest = json.loads((first / "card.json").read_text())["weights_sha256"]
+    frozen = ["conv1", "bn1", "layer1"]
+    second = run("second", train__weights=str(path), train__weights_sha256=digest, train__freeze=frozen, train__seed=5)
+    before, after = load_file(path), load_file(second / "weights.safetensors")
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(tuple(f"network.{layer}." for layer in frozen))} <= same
+    assert "network.layer2.0.conv1.weight" not in same
+    assert json.loads((second / "card.json").read_text())["start_weights_sha256"] == digest
 
 
 def test_a_gpu_that_is_not_there_is_said(run: Callable[..., Path]) -> None:
@@ -436,7 +417,7 @@ def test_a_killed_process_goes_on_in_the_next(tmp_path: Path, prepared: Path) ->
     """SIGKILL, which no handler sees, in the middle of training; the same command then continues and finishes."""
     shutil.copytree(prepared / "arrays", tmp_path / "arrays")
     shutil.copy(prepared / "validation.json", tmp_path)
-    write_params(tmp_path / "params.yaml", **(QUICK | {"train__epochs": 400}))
+    write_params(tmp_path / "params.yaml", **(QUICK | {"train__epochs": 150}))
     command = [
         sys.executable,
         "-m",
@@ -455,4 +436,4 @@ def test_a_killed_process_goes_on_in_the_next(tmp_path: Path, prepared: Path) ->
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "going on after epoch" in second.stdout
     assert accuracy(tmp_path / "out") >= 0.9
-    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 401
+    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 151

@@ -76,7 +76,7 @@ def test_all_but_the_head_is_copied_when_classes_differ() -> None:
     ]
 
 
-@pytest.mark.parametrize("prefix", ["network.", "module.", "module.model.backbone.", "anything."])
+@pytest.mark.parametrize("prefix", ["network.", "module.model.backbone."])
 def test_a_prefix_of_the_file_is_taken_off(prefix: str) -> None:
     mine, other = network(), given(prefix=prefix)
     made = transfer(mine, other | {"mean": torch.zeros(3)}, ABC, None)
@@ -103,27 +103,21 @@ def test_a_layer_with_one_tensor_of_another_shape_stays_fresh_whole() -> None:
     assert torch.equal(mine.bn1.running_mean, torch.zeros(8))
 
 
-def test_the_head_follows_the_class_names() -> None:
-    mine, other = network(), given()
-    made = transfer(mine, other, ABC, ["c", "a", "b"])
-    assert torch.equal(mine.fc.weight, other["fc.weight"][[1, 2, 0]])
-    assert torch.equal(mine.fc.bias, other["fc.bias"][[1, 2, 0]])
-    assert fates(made)["fc.weight"] == "copied, by class name"
-
-
-def test_classes_that_the_file_knows_are_copied_and_new_ones_stay_fresh() -> None:
-    mine, other = network(), given(5)
-    before = mine.fc.weight.clone()
-    made = transfer(mine, other, ABC, ["x", "c", "y", "a", "z"])
-    assert torch.equal(mine.fc.weight, torch.stack([other["fc.weight"][3], before[1], other["fc.weight"][1]]))
-    assert fates(made)["fc.bias"] == "copied, by class name: 2 of 3 classes"
-
-
-def test_a_head_for_other_classes_stays_fresh_even_of_equal_shape() -> None:
-    mine, before = network(), network().fc.weight
-    made = transfer(mine, given(), ABC, ["x", "y", "z"])
-    assert torch.equal(mine.fc.weight, before)
-    assert fates(made)["fc.bias"] == "fresh: other classes"
+@pytest.mark.parametrize(
+    ("count", "known", "rows", "said"),
+    [
+        (3, ["c", "a", "b"], [1, 2, 0], "copied, by class name"),
+        (5, ["x", "c", "y", "a", "z"], [3, None, 1], "copied, by class name: 2 of 3 classes"),
+        (3, ["x", "y", "z"], [None, None, None], "fresh: other classes"),
+    ],
+)
+def test_the_head_follows_the_class_names(count: int, known: list[str], rows: list[int | None], said: str) -> None:
+    mine, other = network(), given(count)
+    fresh = mine.fc.weight.clone()
+    made = transfer(mine, other, ABC, known)
+    expected = [fresh[i] if row is None else other["fc.weight"][row] for i, row in enumerate(rows)]
+    assert torch.equal(mine.fc.weight, torch.stack(expected))
+    assert fates(made)["fc.bias"] == said
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (1, 3)])
@@ -209,10 +203,9 @@ def test_a_file_is_pinned_by_its_digest_and_a_missing_one_is_said(tmp_path: Path
     assert pretrained(params(**wanted | {"train__weights_sha256": sha256(path)}).train).classes is None
 
 
-@pytest.mark.parametrize("content", [b"garbage", b"PK\x03\x04 half a zip"])
-def test_a_file_of_another_digest_is_not_parsed(tmp_path: Path, params: Callable[..., Params], content: bytes) -> None:
+def test_a_file_of_another_digest_is_not_parsed(tmp_path: Path, params: Callable[..., Params]) -> None:
     path = tmp_path / "w.bin"
-    path.write_bytes(content)
+    path.write_bytes(b"PK\x03\x04 half a zip")
     with pytest.raises(UserError, match=rf"weights_sha256 is None, but .* has {sha256(path)}"):
         pretrained(params(train__weights=str(path)).train)
 
@@ -295,14 +288,6 @@ def test_the_champion_is_fetched_by_alias_and_pinned_by_digest(
         pretrained(recipe, CHAMPION)
 
 
-def test_a_registry_that_does_not_answer_is_one_sentence(
-    params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer \(Connection refused\): start it"):
-        pretrained(params(train__weights="champion").train, CHAMPION)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Layers that keep still, or learn slower
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,7 +306,6 @@ def trained(task: Task, params: Callable[..., Params], **changes: Any) -> tuple[
     [
         ({"train__freeze": ["conv1", "layer2.0.conv1"]}, ("conv1.", "layer2.0.conv1.")),
         ({"train__freeze": ["layer1.0.bn1.weight"]}, ("layer1.0.bn1.weight",)),
-        ({"train__freeze_until": "layer2"}, ("conv1.", "bn1.", "layer1.")),
         ({"train__freeze_until": "layer2.0.conv2"}, ("conv1.", "bn1.", "layer1.", "layer2.0.conv1.", "layer2.0.bn1.")),
         ({"train__freeze_until": "layer1", "train__freeze": ["layer3"]}, ("conv1.", "bn1.", "layer3.")),
     ],
