@@ -24,7 +24,6 @@ class Callbacks:
 
     `track` takes params, tags and the id of the run to go on with, and returns None where it tracks nothing.
     `champion` takes a folder, fetches weights and card into it, and returns both files and words that name the model.
-    All can be pickled: folds and further seeds train in processes of their own.
     """
 
     track: Callable[[Mapping[str, Any], Mapping[str, str], str | None], TrackedRun | None] | None = None
