@@ -314,14 +314,11 @@ def test_a_live_run_of_another_training_is_left_alone(registry: Registry, folder
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def card_of(folder: Path, release: Release) -> str:
+def test_a_card_tells_the_weakest_and_who_overrode_and_fits_whatever_there_is_to_say(folder: Path) -> None:
     names = ("model/card.json", "metrics.json", "manifest.json")
-    return card.write(release, *(json.loads((folder / name).read_text()) for name in names))
-
-
-def test_a_card_tells_the_weakest_and_who_overrode(folder: Path) -> None:
+    facts = [json.loads((folder / name).read_text()) for name in names]
     release = replace(reviewed.read(folder), verdict="fail", override={"by": "ann", "at": "today"})
-    text = card_of(folder, release)
+    text = card.write(release, *facts)
     for words in (
         "| accuracy | 90.00% (80.00% to 95.00%) |",
         "Weakest class: emu, recall 75.00% of 18 images.",
@@ -333,19 +330,11 @@ def test_a_card_tells_the_weakest_and_who_overrode(folder: Path) -> None:
         release.manifest,
     ):
         assert words in text
-
-
-def test_a_card_fits_whatever_the_classes_and_reasons_are(folder: Path) -> None:
-    names = [f"a|class<b>`{i}`" * 20 for i in range(500)]
-    text = card_of(folder, replace(reviewed.read(folder), classes=names))
+    facts[2]["verdict"]["reasons"] = [f"reason {i} " * 6 for i in range(500)]
+    text = card.write(replace(release, classes=[f"a|class<b>`{i}`" * 20 for i in range(500)]), *facts)
     assert len(text) <= card.LARGEST
     assert "and 480 more" in text
     assert "<b>" not in text.replace("\\<b\\>", "")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["verdict"]["reasons"] = [f"reason {i} " * 6 for i in range(500)]
-    write_json(folder / "manifest.json", manifest)
-    text = card_of(folder, reviewed.load(folder))
-    assert len(text) <= card.LARGEST
     assert text.endswith("More is in the report of the run.\n")
 
 

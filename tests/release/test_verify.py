@@ -232,11 +232,6 @@ def test_what_is_unchanged_is_released_where_that_is_asked_for(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def change_cache(fork: Path) -> str:
-    flip(stored(fork, MODEL))
-    return "out/model/model.onnx is not what was reviewed: somebody changed it in the store"
-
-
 def change_remote(fork: Path) -> str:
     """DVC's own default: a read-only object of a local remote is taken as it is."""
     require_success(python(fork, "dvc", "remote", "modify", "--local", "starter", "url", str(fork.parent / "store")))
@@ -255,14 +250,6 @@ def change_golden_in_cache(fork: Path) -> str:
     return "out/evaluation is not what was reviewed"
 
 
-def change_model_in_manifest(fork: Path) -> str:
-    told = read_json(fork / "manifest.json", "")
-    told["outputs"]["model_sha256"] = "0" * 64
-    (fork / "manifest.json").write_text(json.dumps(told))
-    commit(fork, "another")
-    return "manifest.json is the review of another model than the one that dvc.lock records"
-
-
 def change_manifest(fork: Path) -> str:
     told = read_json(fork / "manifest.json", "")
     (fork / "manifest.json").write_text(json.dumps({**told, "metrics": {**told["metrics"], "accuracy": 0.9999}}))
@@ -271,16 +258,7 @@ def change_manifest(fork: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_cache,
-        change_remote,
-        change_golden_in_cache,
-        change_manifest,
-        change_model_in_manifest,
-    ],
-)
+@pytest.mark.parametrize("change", [change_remote, change_golden_in_cache, change_manifest])
 def test_one_changed_byte_is_refused_by_name(fork: Path, change: Callable[[Path], str]) -> None:
     assert change(fork) in refuse(fork, "tampered")
 
@@ -307,10 +285,6 @@ def lock_of_another_commit(fork: Path) -> None:
     git(fork, "checkout", "bad", "--", "dvc.lock")
 
 
-def manifest_of_another_commit(fork: Path) -> None:
-    git(fork, "checkout", "bad", "--", "manifest.json")
-
-
 def code_and_packages_changed_since(fork: Path) -> None:
     (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
     (fork / "requirements/torch.txt").write_text("torch==9")
@@ -321,7 +295,6 @@ def code_and_packages_changed_since(fork: Path) -> None:
     ("change", "named"),
     [
         (lock_of_another_commit, "params.yaml: train"),
-        (manifest_of_another_commit, "params.yaml: train"),
         (code_and_packages_changed_since, "requirements/torch.txt, src/model.py"),
     ],
 )
@@ -430,7 +403,7 @@ def test_gates_weakened_in_the_merge_or_one_merge_earlier_do_not_judge_it(fork: 
 @pytest.fixture
 def github(tmp_path: Path) -> Iterator[GitHub]:
     with GitHub(tmp_path) as github:
-        github.collaborators |= {"alice": "write", "carol": "triage", "robot[bot]": "write"}
+        github.collaborators |= {"alice": "write", "carol": "triage"}
         yield github
 
 
@@ -527,16 +500,19 @@ def test_a_label_counts_where_that_person_gave_it(
     assert confirm("alice", lambda _: give(github, "alice", label), number=number, key=key) == ""
 
 
-def test_a_label_that_was_given_before_a_later_push_is_refused(confirm: Any, github: GitHub) -> None:
+def test_a_label_that_was_given_before_a_later_push_is_refused_and_outside_of_ci_nobody_is_asked(
+    confirm: Any, github: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def push_again(folder: Path) -> None:
         give(github, "alice")
         git(folder, "commit", "--quiet", "--allow-empty", "--message", "more")
         git(folder, "push", "--quiet", "origin", "branch")
 
     assert "was given to commit" in confirm("alice", push_again)
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    overriding.confirm(manifest_of("alice"), "HEAD", "override")
 
 
-READ = "the permission of alice could not be read"
 ELSEWHERE = {"override": {"by": "alice", "head": "0" * 40}}
 
 
@@ -545,18 +521,12 @@ ELSEWHERE = {"override": {"by": "alice", "head": "0" * 40}}
     [
         ("alice", lambda _: None, None, "#1 has no label"),
         ("alice", lambda g: give(g, "bob"), None, "was given by bob"),
-        ("alice", lambda g: (give(g, "alice"), g.remove_label(1, LABEL)), None, "#1 has no label"),
-        ("alice", lambda g: g.add_label(1, LABEL, by="alice"), None, "no run says at which commit alice gave it"),
         ("carol", lambda g: give(g, "carol"), None, "carol, who may not write"),
-        ("robot[bot]", lambda g: give(g, "robot[bot]"), None, "is no person"),
         ("alice", lambda g: give(g, "alice", ENGINE), None, "#1 has no label"),
         ("alice", lambda g: give(g, "alice"), {**manifest_of("alice"), "x": 1}, "reviewed another model"),
         ("alice", lambda g: give(g, "alice"), {**manifest_of("alice"), "verdict": ELSEWHERE}, "not to 000000000000"),
         ("alice", lambda g: g.fail_next("GET /repos/team/models/pulls/1", 500, 9), None, "could not be asked"),
-        *(
-            ("alice", lambda g, s=status: (give(g, "alice"), g.fail_next("/permission", s, 9)), None, READ)
-            for status in (500, 403)
-        ),
+        ("alice", lambda g: (give(g, "alice"), g.fail_next("/permission", 500, 9)), None, "of alice could not be read"),
     ],
 )
 def test_a_label_that_github_does_not_confirm_is_refused(
@@ -565,11 +535,6 @@ def test_a_label_that_github_does_not_confirm_is_refused(
     said = confirm(by, lambda _: label(github), claimed=claimed)
     assert f"gates: manifest.json says that {by} gave the label {LABEL}" in said
     assert why in said
-
-
-def test_outside_of_ci_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    overriding.confirm(manifest_of("alice"), "HEAD", "override")
 
 
 @pytest.fixture
@@ -601,20 +566,16 @@ def read(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return go
 
 
-def test_what_a_green_pull_request_brought_of_the_engine_is_deployed(read: Callable[..., str]) -> None:
-    assert read("Makefile", "success") == ""
-
-
-def test_what_is_free_needs_no_pull_request(read: Callable[..., str]) -> None:
+def test_what_a_green_pull_request_brought_of_the_engine_and_what_is_free_are_deployed(read: Callable[..., str]) -> None:
     assert read("README.md") == ""
     assert read("params.yaml", text="gates: {a: 1}\nx: 1\n") == ""
+    assert read("Makefile", "success") == ""
 
 
 @pytest.mark.parametrize(
     ("name", "how", "why"),
     [
         ("Makefile", {}, "touches the engine (Makefile), and no pull request brought it"),
-        ("params.yaml", {}, "touches the engine (params.yaml: gates), and no pull request brought it"),
         (
             "params.yaml",
             {"text": ' x: "\ngates: {a: 1}\nz:\n "\n gates: {a: 2}\n'},
@@ -713,7 +674,6 @@ def test_the_deployed_commit_judges_however_often_gates_were_weakened(merge: Cal
 
 MOVED = {
     "crashes": ("raise SystemExit('judging: it needs another model')", "it needs another model"),
-    "says nothing": (" ", "it wrote no verdict"),
     "is elsewhere": (None, "No module named src"),
     "has another format": (JUDGE.replace('request["format"]', "2"), "another format"),
 }
