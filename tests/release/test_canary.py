@@ -1,25 +1,23 @@
 """A worse version is found on few requests, an equal one is left alone: python -m pytest tests/release/test_canary.py"""
 
 import json
-import shutil
-import threading
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import until
 from ports import free_port
 from scipy.stats import fisher_exact
+from test_proxy import Version, needs_nginx, proxy, versions
 
 from src.release import canary, settings
 from src.release.canary import Sample
 from src.release.client import Client
 from src.release.proxy import Proxy, Route
 
+__all__ = ["proxy", "versions"]  # fixtures
 SETTINGS = settings.read({})  # 200 requests, a tenth of the traffic
 MIX = np.array([0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.03, 0.02, 0.01])
 
@@ -177,69 +175,34 @@ def test_the_log_is_read_from_where_the_canary_began_and_half_a_line_waits(tmp_p
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Version(ThreadingHTTPServer):
-    """Answers every prediction with one status."""
-
-    daemon_threads = True
-
-    def __init__(self, status: int) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.status = status
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Reads the image and answers."""
-
-    server: Version
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(self.server.status)
-        for name, value in (("X-Prediction", "7"), ("X-Model-Version", "2"), ("Content-Length", "2")):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None,
-    reason="there is no nginx: apt-get install nginx",
-)
-@pytest.mark.parametrize("mirror", [False, True])
+@needs_nginx
 @pytest.mark.parametrize(
-    ("status", "expected"),
+    ("mirror", "status", "expected"),
     [
-        (200, (False, False, "7")),
-        (500, (True, False, None)),
-        (400, (False, True, None)),
-        (0, (True, False, None)),  # nobody listens
+        (True, 200, (False, False, "7")),
+        (False, 500, (True, False, None)),
+        (False, 400, (False, True, None)),
+        (True, 0, (True, False, None)),  # nobody listens
     ],
 )
 def test_what_nginx_tells_of_a_candidate_is_read_as_what_it_did(
-    tmp_path: Path, mirror: bool, status: int, expected: tuple[bool, bool, str | None]
+    proxy: Proxy,
+    versions: tuple[Version, Version],
+    mirror: bool,
+    status: int,
+    expected: tuple[bool, bool, str | None],
 ) -> None:
-    told = settings.read({"DEPLOY_HOME": str(tmp_path), "DEPLOY_PORT": str(free_port())})
-    proxy, client = Proxy(told), Client(told.url)
-    with Version(200) as live, Version(status) as candidate:
-        port = candidate.server_port if status else free_port()
-        try:
-            proxy.point(Route(live.server_port, "1", candidate=port, candidate_version="2", share=0.5, mirror=mirror))
-            answers = Counter(client.predict(b"image").status for _ in range(40))
-            until(lambda: sum(map(len, canary.read(proxy.log).values())) >= (80 if mirror else 40))
-        finally:
-            proxy.stop()
+    live, candidate = versions
+    candidate.status = status
+    port = candidate.port if status else free_port()
+    proxy.point(Route(live.port, "1", candidate=port, candidate_version="2", share=0.5, mirror=mirror))
+    client = Client(proxy.settings.url)
+    answers = Counter(client.predict(b"image").status for _ in range(40))
+    until(lambda: sum(map(len, canary.read(proxy.log).values())) >= (80 if mirror else 40))
     samples = canary.read(proxy.log)
     refused = answers.pop(400, 0)
-    assert refused == (len(samples["candidate"]) if status == 400 and not mirror else 0)
+    assert refused == (len(samples["candidate"]) if status == 400 else 0)
     assert answers == {200: 40 - refused}  # what the candidate drops, live answers
     assert len(samples["candidate"]) == 40 if mirror else 5 < len(samples["candidate"]) < 35
     assert len(samples["live"]) == 40 if mirror else len(samples["live"]) + len(samples["candidate"]) == 40
