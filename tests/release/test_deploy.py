@@ -1,512 +1,503 @@
 """Deployments on a host end well whatever happens: python -m pytest tests/release/test_deploy.py
 
-nginx, MLflow on SQLite, locks, signals and processes are real; the versions are small servers that keep the contract.
-The real service in real containers is in tests/release/test_release.py.
+Containers, proxy, registry and time are in memory here, so that each effect on them can be the last one before a kill. The
+real service in real containers behind a real nginx is in tests/release/test_release.py.
 """
 
 import json
 import os
-import shutil
-import socket
+import signal
 import subprocess
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from conftest import PATIENCE, ROOT, encode
-from deploying import Command, SmallProcesses
-from ports import free_ports
+from conftest import ROOT
 
+from src.core.command import UserError
 from src.core.files import write_json
-from src.release import reviewed, settings
-from src.release.client import Client
-from src.release.journal import now
-from src.release.proxy import Proxy
+from src.release import canary, deploy, guard, guarding, journal, probes, reviewed, rollback, settings, site, status
+from src.release.canary import Sample
+from src.release.journal import Journal
+from src.release.outcome import RefusedError
+from src.release.probes import FaultError
+from src.release.proxy import Route
 from src.release.reviewed import Release
-from src.system import dvc_lock
+from src.release.settings import Settings
+from src.release.site import Site
+from src.release.workload import ABSENT, State, Workload
+from src.system import dvc_lock, locks
 from src.system.registry import Registry
 
-CLASSES = ["cat", "dog", "fox"]
-STEPS = 13  # lines of the journal of one deployment; a test holds this number
-KILLED = (1, 4, 5, 6, 8, 9, 10, 11)  # those after which something else is to be done than after the one before
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx)")]
 
-
-@pytest.fixture(scope="session")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry with versions 1 to 4."""
-    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    client = Registry.connect(f"sqlite:///{path}").client
-    client.create_registered_model("image-classifier")
-    for _ in range(4):
-        client.create_model_version("image-classifier", source="/nowhere")
-    return path
+class KilledError(BaseException):
+    """Stands for a signal 9: nothing that comes after it has an effect."""
 
 
 class World:
-    """A host of its own: folder, ports, registry, and releases of small versions."""
+    """A host in memory: containers, where the proxy sends traffic, the registry's aliases; and the releases that come."""
 
-    def __init__(self, folder: Path, registry: Path) -> None:
-        self.folder, self.home = folder, folder / "home" / "production"
-        self.port = free_ports()
-        self.database = folder / "mlflow.db"
-        shutil.copyfile(registry, self.database)
-        self.uri = f"sqlite:///{self.database}"
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("GITHUB_", "DEPLOY_", "CANARY_"))},
-            "DEPLOY_HOME": str(folder / "home"), "DEPLOY_PORT": str(self.port), "DEPLOY_WATCH_SECONDS": "1.5",
-            "DEPLOY_DRAIN_SECONDS": "2", "MLFLOW_TRACKING_URI": self.uri,
-            "DEPLOY_LATENCY_MS": "10000", "DEPLOY_READY_SECONDS": str(PATIENCE),  # other tests run beside these
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        }  # fmt: skip
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
+        self.containers: dict[str, tuple[Workload, State]] = {}
+        self.routes: dict[int, Route] = {}  # by the port of the proxy
+        self.pointed: list[Route] = []
+        self.aliases: dict[str, str] = {}
+        self.faults: dict[str, str] = {}  # by version: before, or a reason
+        self.watching: Callable[[], None] = lambda: None
+        self.samples: dict[str, list[Sample]] = {"live": [], "candidate": []}
+        self.broken: set[str] = set()  # registry, proxy
+        self.seconds, self.effects, self.kill_at, self.dead = 0.0, 0, 0, False
+        for name in [name for name in os.environ if name.startswith(("GITHUB_", "DEPLOY_", "CANARY_"))]:
+            patch.delenv(name)
+        patch.setenv("DEPLOY_HOME", str(folder / "home"))
+        for name in ("save", "note"):
+            patch.setattr(Journal, name, self.effect(getattr(Journal, name)))
+        patch.setattr(site, "open_host", lambda _: Host(self))
+        patch.setattr(site, "Proxy", lambda given: Proxy(self, given))
+        patch.setattr(site, "_is_free", lambda _: True)
+        patch.setattr(Site, "prune", lambda _: None)
+        patch.setattr(Site, "client", lambda _, running: Client(self, running.port))
+        patch.setattr(site, "wait_ready", self.wait_ready)
+        patch.setattr(Registry, "connect", lambda *_, **__: self)
+        patch.setattr(probes, "smoke", lambda client, *_: self.probe(client, "before"))
+        patch.setattr(probes, "quick", lambda client, *_: self.probe(client, "before"))
+        patch.setattr(probes, "watch", lambda _, client, *__: (self.watching(), self.probe(client, "after"))[1])
+        patch.setattr(canary, "read", lambda *_: self.samples)
+        patch.setattr(deploy, "time", SimpleNamespace(monotonic=lambda: self.seconds, sleep=self.sleep))
+        for module in (deploy, status):
+            patch.setattr(module, "Client", lambda url, **_: Client(self, int(url.rpartition(":")[2])))
+        for module in (deploy, rollback):
+            patch.setattr(module, "guarded", lambda *_: nullcontext())
 
-    def release(self, version: int, *faults: str, build: str = "a") -> Path:
+    def effect(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a call be the last one before a kill; once killed, none does anything."""
+
+        def act(*arguments: Any, **named: Any) -> Any:
+            if self.dead:
+                raise KilledError
+            result = call(*arguments, **named)
+            self.effects += 1
+            self.dead = self.effects == self.kill_at
+            if self.dead:
+                raise KilledError
+            return result
+
+        return act
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def wait_ready(self, client: "Client", seconds: float, *_: Any) -> float:
+        if not client.ready():
+            raise FaultError(f"it was not ready within {seconds:g} s")
+        return 0.1
+
+    def probe(self, client: "Client", when: str) -> dict[str, float]:
+        version = client.model()["version"]
+        if self.faults.get(version) == when:
+            raise FaultError(f"golden image 1 is wrong {when} the switch")
+        return {}
+
+    # the registry
+
+    shown = "memory"
+
+    def alias(self, name: str) -> SimpleNamespace | None:
+        self.require("registry")
+        return SimpleNamespace(number=self.aliases[name]) if name in self.aliases else None
+
+    def move(self, alias: str, number: str, **_: Any) -> None:
+        self.require("registry")
+        self.effect(self.aliases.__setitem__)(alias, number)
+
+    def tag(self, *_: Any, **__: Any) -> None:
+        self.require("registry")
+
+    def require(self, what: str) -> None:
+        if what in self.broken:
+            raise UserError(f"the {what} does not answer: mend it")
+
+    # what tests ask
+
+    def release(self, version: int, build: str = "a") -> Path:
         """Make what verify, register and build make; `build` tells images of one version apart."""
         folder = self.folder / f"release-{version}{build}"
-        golden = folder / "golden"
-        golden.mkdir(parents=True)
-        random, examples = np.random.default_rng(version), []
-        for i in range(4):
-            values = np.roll([0.97, 0.02, 0.01], i + version).tolist()
-            (golden / f"{i}.png").write_bytes(encode(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
-            best = CLASSES[int(np.argmax(values))]
-            examples.append({"file": f"{i}.png", "label": best, "prediction": best, "probabilities": values})
-        write_json(golden / "golden.json", {"classes": CLASSES, "examples": examples, "tolerance": 0.001})
+        (folder / "golden").mkdir(parents=True, exist_ok=True)
         manifest = {"version": version}
         write_json(folder / "manifest.json", manifest)
         digest = dvc_lock.digest(manifest)
         told = Release(
             manifest=digest, model_sha256=f"{version:064}", commit="c" * 40, trained_commit="c" * 40, data=None,
             pull_request=10 + version, inputs="d" * 64, verdict="pass", override=None, metrics={"accuracy": 0.9},
-            classes=CLASSES,
+            classes=["cat", "dog"],
         )  # fmt: skip
         reviewed.write(folder, told)
-        bento = self.folder / f"bento-{version}{build}"
-        shutil.copytree(folder, bento)
-        (bento / "bento.yaml").write_text("envs: []\n")
-        (bento / "version").write_text(str(version))
-        (bento / "faults").write_text("\n".join(faults))
         common = {"manifest": digest, "version": str(version)}
-        image = {
-            "image": str(bento),
-            "digest": f"sha256:{build * 20}{version}",
-            "id": None,
-            "engine": "none",
-            "bento": str(bento),
-        }
-        write_json(folder / "registered.json", {**common, "name": "image-classifier", "run_id": "r", "uri": self.uri})
+        image = {"image": "x", "digest": f"sha256:{build * 20}{version}", "id": None, "engine": "docker"}
+        write_json(folder / "registered.json", {**common, "name": "image-classifier", "run_id": "r", "uri": "memory"})
         write_json(folder / "image.json", {**common, **image, "key": "k", "size": None, "commit": "c" * 40})
         return folder
 
-    def spoil(self, version: int, *faults: str) -> None:
-        (self.folder / f"bento-{version}a" / "faults").write_text("\n".join(faults))
+    def deploy(self, version: int, build: str = "a") -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        deploy.deploy(self.release(version, build), record, again=False)
+        return record
 
-    def start(self, command: str, *arguments: str, **environment: str) -> Command:
-        return Command(command, arguments, {**self.environment, **environment}, self.folder)
+    def rollback(self, version: str | None = None, reason: str = "a trial") -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        rollback.rollback(version, reason, record)
+        return record
 
-    def run(self, command: str, *arguments: str, **environment: str) -> tuple[int | None, str]:
-        process = self.start(command, *arguments, **environment)
-        printed = process.wait(PATIENCE)
-        return process.returncode, printed
+    def recover(self) -> None:
+        """Do what the guard does, or the next command."""
+        self.dead, self.kill_at = False, 0
+        given = settings.read()
+        Site(given, Journal(given)).recover()
 
-    def deploy(self, version: int, *faults: str, **environment: str) -> tuple[int | None, str]:
-        folder = self.folder / f"release-{version}a"
-        return self.run("deploy", str(folder if folder.is_dir() else self.release(version, *faults)), **environment)
+    def serving(self, port: int = 8080) -> str:
+        """Return the version that the proxy's clients get; empty when none answers."""
+        return str(Client(self, port).model().get("version", ""))
 
-    def serving(self) -> str:
-        """Return the version that a new connection to the proxy gets; empty when none answers."""
-        return str(Client(f"http://127.0.0.1:{self.port}", 20).model().get("version", ""))
-
-    def alias(self, name: str) -> str | None:
-        found = Registry.connect(self.uri).alias(name)
-        return found.number if found else None
+    def now(self) -> tuple[str, str | None, str | None]:
+        return self.serving(), self.aliases.get("champion"), self.aliases.get("previous")
 
     def lines(self) -> list[dict[str, Any]]:
-        path = self.home / "journal.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [json.loads(line) for line in (self.folder / "home/production/journal.jsonl").read_text().splitlines()]
 
-    def await_step(self, step: str, count: int = 1) -> None:
-        until = time.monotonic() + PATIENCE
-        while sum(line["step"] == step for line in self.lines()) < count:
-            assert time.monotonic() < until, f"never {step}"
-            time.sleep(0.01)
+    def wrong(self) -> str:
+        return "; ".join(status.status(settings.read())["wrong"])
 
-    def await_guard(self) -> None:
-        """Wait until nobody holds the lock."""
-        subprocess.run(["flock", str(self.home / "lock"), "true"], check=True, timeout=PATIENCE)
 
-    def end(self) -> None:
-        told = settings.read(self.environment)
-        for name in SmallProcesses(told).names():
-            SmallProcesses(told).remove(name)
-        Proxy(told).stop()
+class Host:
+    """An engine whose containers are entries of the world."""
+
+    kind = "docker"
+
+    def __init__(self, world: World) -> None:
+        self._world, self._all = world, world.containers
+        for name in ("start", "resume", "stop", "remove"):
+            setattr(self, name, world.effect(getattr(self, name)))
+
+    def pull(self, image: Mapping[str, Any]) -> None:
+        pass
+
+    def start(self, workload: Workload) -> None:
+        self._all[workload.name] = workload, replace(ABSENT, exists=True, running=True)
+
+    def resume(self, name: str) -> None:
+        self._set(name, running=True)
+
+    def stop(self, name: str, *, wait: bool = True) -> None:
+        if name in self._all:
+            self._set(name, running=False)
+
+    def _set(self, name: str, *, running: bool) -> None:
+        workload, state = self._all[name]
+        self._all[name] = workload, replace(state, running=running)
+
+    def remove(self, name: str) -> None:
+        self._all.pop(name, None)
+
+    def state(self, name: str) -> State:
+        return self._all[name][1] if name in self._all else ABSENT
+
+    def names(self) -> list[str]:
+        return [name for name in self._all if ("-staging-" in name) is (os.environ.get("DEPLOY_ENVIRONMENT") == "staging")]
+
+    def logs(self, name: str, lines: int = 50) -> str:
+        return "as printed"
+
+
+class Proxy:
+    """Where the traffic goes."""
+
+    def __init__(self, world: World, given: Settings) -> None:
+        self._world, self._port, self.log = world, given.port, given.home / "requests.log"
+
+    def ensure(self) -> None:
+        self._world.require("proxy")
+        self._world.routes.setdefault(self._port, Route(None, ""))
+
+    def point(self, route: Route) -> None:
+        self._world.pointed.append(route)
+        self._world.effect(self._world.routes.__setitem__)(self._port, route)
+
+    def route(self) -> Route | None:
+        return self._world.routes.get(self._port)
+
+    def running(self) -> bool:
+        return self._port in self._world.routes
+
+
+class Client:
+    """A client of the version behind a port, or of the one that the proxy's traffic goes to."""
+
+    def __init__(self, world: World, port: int) -> None:
+        self._world, self._port = world, port
+
+    def ready(self, **_: Any) -> bool:
+        return bool(self.model())
+
+    def model(self) -> dict[str, str]:
+        route = self._world.routes.get(self._port)
+        ports = [route.live, route.backup] if route else [self._port]
+        for port in ports:
+            for workload, state in self._world.containers.values():
+                if state.running and workload.port == port:
+                    version = str(workload.image["version"])
+                    return {} if self._world.faults.get(version) == "never ready" else {"version": version}
+        return {}
 
 
 @pytest.fixture
-def world(tmp_path: Path, registered: Path) -> Iterator[World]:
-    world = World(tmp_path, registered)
-    yield world
-    world.end()
-
-
-@pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory, registered: Path) -> Iterator[World]:
-    """A host on which versions 1 and 2 have been live, in one order or the other."""
-    world = World(tmp_path_factory.mktemp("used"), registered)
-    for version in (1, 2):
-        code, printed = world.deploy(version)
-        assert code == 0, printed
-    yield world
-    world.end()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request: when it was begun, and how it was answered."""
-
-    at: str
-    status: int
-    version: str
-
-
-@contextmanager
-def load(world: World) -> Iterator[list[Asked]]:
-    """Ask all the time, by new connections; yield the answers."""
-    answers: list[Asked] = []
-    over = threading.Event()
-    image = (world.folder / "release-1a" / "golden" / "0.png").read_bytes()
-
-    def ask() -> None:
-        client = Client(f"http://127.0.0.1:{world.port}", 10)
-        while not over.wait(0.01):  # the processor is left to the versions, whose latency counts
-            at = now("milliseconds")
-            answer = client.predict(image)
-            # each version knows its own images only: another one refuses them, and says who it is
-            answers.append(Asked(at, 200 if answer.status == 400 else answer.status, answer.version or ""))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    return World(tmp_path, monkeypatch)
 
 
 def test_a_first_version_goes_live_and_the_same_again_changes_nothing(world: World) -> None:
-    code, printed = world.deploy(1)
-    assert code == 0, printed
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("1", "1", None)
-    before = [path.read_text() for path in (world.home / "processes").glob("*.json")]
-    code, printed = world.deploy(1)
-    assert (code, printed.strip()) == (0, "version 1 is live already")
-    assert [path.read_text() for path in (world.home / "processes").glob("*.json")] == before
-    code, printed = world.run("deploy", "nowhere", "--unchanged")
-    assert (code, printed.strip()) == (0, "unchanged: version 1 is live already")
-    code, printed = world.run("rollback")
-    assert code == 1
-    assert "version 1 is the first one on this host: there is nothing to go back to" in printed
-    code, printed = world.run("status")
-    assert code == 0, printed
-    assert "#11" in printed
-    assert "serving" in printed
-
-
-def test_no_request_fails_while_versions_change_and_each_is_answered_by_one_of_them_in_turn(world: World) -> None:
-    world.deploy(1)
-    with load(world) as answers:
-        code, printed = world.deploy(2)
-        assert code == 0, printed
-        code, printed = world.run("rollback", "--reason", "a trial")
-        assert code == 0, printed
-    assert {answer.status for answer in answers} == {200}
-    steps = [(line["step"], line["at"]) for line in world.lines()]
-    begins = [at for step, at in steps if step == "switching"]
-    ends = [at for step, at in steps if step == "switched"]
-    for version, since, until in (("1", ends[0], begins[1]), ("2", ends[1], begins[2]), ("1", ends[2], "9")):
-        # one that began before a switch may be answered after it
-        settled = [answer for answer in answers if since < answer.at < until]
-        late = [answer.at for answer in settled if answer.version != version]
-        assert settled
-        assert all(at > before(until) for at in late), (version, since, until, late)
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("1", "1", "2")
-
-
-def before(at: str) -> str:
-    """Return a moment in which a request may have begun that is answered at `at`."""
-    if at == "9":
-        return at
-    moment = datetime.fromisoformat(at) - timedelta(seconds=1)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    assert world.deploy(1)["result"] == "deployed"
+    assert world.now() == ("1", "1", None)
+    before = dict(world.containers)
+    assert world.deploy(1)["why"] == "version 1 is live already"
+    record: dict[str, Any] = {}
+    deploy.look_after(record)
+    assert record["why"] == "unchanged: version 1 is live already"
+    assert world.containers == before
+    with pytest.raises(RefusedError, match="version 1 is the first one on this host: there is nothing to go back to"):
+        world.rollback()
+    shown = status.show(status.status(settings.read()))
+    assert "#11" in shown
+    assert "serving" in shown
+    assert "wrong" not in shown
 
 
 def test_a_rollback_is_recorded_and_can_name_an_older_version(world: World) -> None:
     for version in (1, 2, 3):
-        code, printed = world.deploy(version)
-        assert code == 0, printed
-    code, printed = world.run("rollback", "--version", "1", "--reason", "both others are worse")
-    assert code == 0, printed
-    record = world.lines()[-1]["record"]
+        world.deploy(version)
+    record = world.rollback(version="1", reason="both others are worse")
+    assert world.lines()[-1]["record"] == record
     assert (record["version"], record["from"]["version"], record["why"][-21:]) == ("1", "3", "both others are worse")
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("1", "1", "3")
-    moves = [(move.alias, move.after) for move in Registry.connect(world.uri).history()]
-    assert moves[-2:] == [("previous", "3"), ("champion", "1")]
-    code, printed = world.run("rollback", "--version", "9")
-    assert code == 1
-    assert "version 9 was never live on this host: name one of 1, 2, 3" in printed
+    assert world.now() == ("1", "1", "3")
+    with pytest.raises(RefusedError, match="version 9 was never live on this host: name one of 1, 2, 3"):
+        world.rollback(version="9")
 
 
-BEFORE = {
-    "cannot start": "it ended by itself",
-    "starts slowly": "it was not ready within",
-    "wrong label": "golden image",
-    "fails on garbage": "500",
-}
-
-
-@pytest.mark.parametrize("fault", BEFORE)
-def test_a_version_that_is_not_as_it_should_be_gets_no_traffic(world: World, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("never ready", "version 2 was refused: it was not ready within 45 s"),
+        ("before", "version 2 was refused: golden image 1 is wrong before"),
+        ("after", "version 2 was taken back after the switch: golden image 1 is wrong after"),
+    ],
+)
+def test_a_version_that_is_not_as_it_should_be_is_taken_back(world: World, fault: str, words: str) -> None:
     world.deploy(1)
-    patience = {"DEPLOY_READY_SECONDS": "4"} if fault == "starts slowly" else {}
-    code, printed = world.deploy(2, fault, **patience)
-    assert code == 1
-    assert "version 2 was refused" in printed
-    assert BEFORE[fault] in printed
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("1", "1", None)
-    assert len(list((world.home / "processes").glob("*.json"))) == 1
+    world.faults["2"] = fault
+    with pytest.raises(RefusedError, match=f"{words}.*version 1 serves as before.*logs"):
+        world.deploy(2)
+    assert world.now() == ("1", "1", None)
+    assert [workload.image["version"] for workload, _ in world.containers.values()] == ["1"]
     assert world.lines()[-1]["record"]["result"] == "returned"
+    assert world.wrong() == ""
+    assert 2 not in [route.version for route in world.pointed if fault != "after"]
 
 
-AFTER = {"dies": "it ended by itself", "wrong label": "golden image", "leaks": "memory"}
+@pytest.mark.parametrize("what", ["deploy", "rollback"])
+def test_whatever_is_killed_at_any_step_leaves_one_version_serving_and_ends_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    kill_at, killed = 1, True
+    while killed:
+        with monkeypatch.context() as patch:
+            world = World(tmp_path / str(kill_at), patch)
+            world.deploy(2 if what == "rollback" else 1)
+            if what == "rollback":
+                world.deploy(1)
+            change = world.rollback if what == "rollback" else lambda world=world: world.deploy(2)
+            world.effects, world.kill_at = 0, kill_at
+            try:
+                change()
+                killed = False
+            except KilledError:
+                pass
+            assert world.serving() in ("1", "2"), kill_at
+            world.recover()
+            assert world.serving() == world.aliases["champion"], kill_at
+            world.deploy(2)
+            assert world.now() == ("2", "2", "1"), kill_at
+            assert sum(state.running for _, state in world.containers.values()) == 1
+            assert Journal(settings.read()).state.intent is None
+        kill_at += 1
+    assert kill_at > (20 if what == "deploy" else 12)
 
 
-@pytest.mark.parametrize("fault", AFTER)
-def test_a_version_that_fails_after_the_switch_is_taken_back(world: World, fault: str) -> None:
+@pytest.mark.parametrize(("word", "serving"), [(b"", "1"), (guarding.DONE, "2")])
+def test_the_guard_ends_a_deployment_that_died_without_a_word(world: World, word: bytes, serving: str) -> None:
     world.deploy(1)
-    process = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="30")
-    world.await_step("switched", 2)
-    world.spoil(2, fault)
-    printed = process.wait(PATIENCE)
-    assert process.returncode == 1, printed
-    assert "version 2 was taken back after the switch" in printed
-    assert AFTER[fault] in printed
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("1", "1", None)
-    code, printed = world.run("status")
-    assert code == 0, printed
+    world.watching = lambda: setattr(world, "dead", True)
+    with pytest.raises(KilledError):
+        world.deploy(2)
+    world.dead = False
+    assert world.serving() == "2"
+    assert "a deploy of version 2 is under way, or was cut off while switching" in world.wrong()
+    theirs, ours = os.pipe()
+    os.write(ours, word)
+    os.close(ours)
+    world.patch.setattr(sys, "argv", ["guard", "0", str(theirs)])
+    guard.main()
+    os.close(theirs)
+    assert world.serving() == serving
 
 
-@pytest.mark.parametrize("line", KILLED)
-def test_a_deploy_that_is_killed_leaves_one_version_serving_and_ends_whole_when_run_again(used: World, line: int) -> None:
-    old = used.serving()
-    new = "1" if old == "2" else "2"
-    seen: list[str] = []
-    with watching(used, seen):
-        code, printed = used.deploy(int(new), KILL_AT=str(line))
-        assert code == -9, printed
-        used.await_guard()
-        assert used.serving() == used.alias("champion")
-        code, printed = used.deploy(int(new))
-        assert code == 0, printed
-    assert "" not in seen
-    assert (used.serving(), used.alias("champion"), used.alias("previous")) == (new, new, old)
-    host = SmallProcesses(settings.read(used.environment))
-    assert sum(host.state(name).running for name in host.names()) == 1
-    assert json.loads((used.home / "state.json").read_text())["intent"] is None
+CHILD = '''
+import os, signal, sys
+from pathlib import Path
+from src.release import guarding
+from src.system.locks import locked
+
+home = Path(sys.argv[1])
+guard = """
+import os, sys, time
+os.read(int(sys.argv[2]), 1)
+time.sleep(0.5)
+open(os.environ.get("RUNNER_TRACKING_ID", "mended"), "w")
+"""
+guarding.COMMAND = [sys.executable, "-c", guard]
+os.chdir(home)
+with locked(home / "lock", str) as lock, guarding.guarded(home, lock):
+    os.kill(os.getpid(), signal.SIGKILL)
+'''
 
 
-def test_the_number_of_steps_that_can_be_killed_is_known(used: World) -> None:
-    before = len(used.lines())
-    used.deploy(1 if used.serving() == "2" else 2)
-    assert len(used.lines()) - before == STEPS
+@pytest.mark.slow
+def test_the_guard_outlives_a_killed_deployment_and_its_job_and_holds_the_lock(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNER_TRACKING_ID": "github_0001"}
+    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with locks.locked(tmp_path / "lock", str):
+        assert (tmp_path / "mended").is_file()
 
 
-@contextmanager
-def watching(world: World, seen: list[str]) -> Iterator[None]:
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.02):
-            seen.append(world.serving())
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_deploy_and_guard_both_killed_is_mended_by_the_next_one(world: World) -> None:
+def test_of_two_deploys_at_once_one_waits(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.deploy(1)
-    process = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="60")
-    world.await_step("switched", 2)
-    guards = subprocess.run(["pgrep", "-f", "guard"], capture_output=True, text=True).stdout.split()
-    mine = [pid for pid in guards if str(world.folder).encode() in Path(f"/proc/{pid}/environ").read_bytes()]
-    process.kill()
-    subprocess.run(["kill", "-9", *mine], check=False)
-    process.wait(PATIENCE)
-    code, printed = world.run("status")
-    assert code == 1
-    assert "a deploy of version 2 is under way, or was cut off while switching" in printed
-    code, printed = world.deploy(2)
-    assert code == 0, printed
-    assert (world.serving(), world.alias("champion")) == ("2", "2")
-
-
-def test_of_two_deploys_at_once_one_waits(world: World) -> None:
-    world.deploy(1)
-    first = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="10")  # it is there until the second has begun
-    world.await_step("starting", 2)
-    second = world.start("deploy", str(world.release(3)))
-    said = second.wait(PATIENCE)
-    first.wait(PATIENCE)
-    assert (first.returncode, second.returncode) == (0, 0), said
-    assert said.startswith("waiting for another one to end: deploy of version 2 by ")
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("3", "3", "2")
+    capsys.readouterr()
+    with ExitStack() as first:
+        first.enter_context(journal.locked(settings.read(), "deploy of version 2"))
+        world.patch.setattr(locks, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: first.close()))
+        world.deploy(3)
+    assert capsys.readouterr().out.startswith("waiting for another one to end: deploy of version 2 by ")
+    assert world.now() == ("3", "3", "1")
 
 
 def test_without_its_registry_a_new_version_does_not_stay(world: World) -> None:
     world.deploy(1)
-    process = world.start("deploy", str(world.release(2)), DEPLOY_WATCH_SECONDS="5")
-    world.await_step("switched", 2)
-    world.database.rename(world.folder / "away.db")
-    world.database.write_text("no database")
-    printed = process.wait(PATIENCE)
-    assert process.returncode == 1
-    assert str(world.database) in printed
-    world.database.unlink()
-    (world.folder / "away.db").rename(world.database)
-    assert (world.serving(), world.alias("champion")) == ("1", "1")
-    code, printed = world.deploy(2)
-    assert code == 0, printed
+    world.watching = lambda: world.broken.add("registry")
+    with pytest.raises(UserError, match="the registry does not answer"):
+        world.deploy(2)
+    assert world.now() == ("1", "1", None)
+    assert "the aliases may be apart" in json.dumps(world.lines())
+    world.broken, world.watching = set(), lambda: None
+    world.deploy(2)
+    assert world.now() == ("2", "2", "1")
 
 
 def test_a_rollback_brings_the_traffic_back_without_the_registry_and_the_aliases_follow_later(world: World) -> None:
     world.deploy(1)
     world.deploy(2)
-    world.database.rename(world.folder / "away.db")
-    world.database.write_text("no database")
-    code, printed = world.run("rollback", "--reason", "at night")
-    assert code == 1
-    assert "traffic is back at version 1, but the aliases could not follow" in printed
+    world.broken = {"registry"}
+    with pytest.raises(RefusedError, match="traffic is back at version 1, but the aliases could not follow"):
+        world.rollback(reason="at night")
     assert world.serving() == "1"
-    world.database.unlink()
-    (world.folder / "away.db").rename(world.database)
-    code, printed = world.deploy(1)
-    assert code == 0, printed
-    assert (world.serving(), world.alias("champion"), world.alias("previous")) == ("1", "1", "2")
+    world.broken = set()
+    assert world.deploy(1)["result"] == "unchanged"
+    assert world.now() == ("1", "1", "2")
 
 
 def test_a_push_does_not_bring_back_what_was_rolled_back_but_a_person_does(world: World) -> None:
     world.deploy(1)
     world.deploy(2)
-    world.run("rollback", "--reason", "wrong on dark images")
-    code, printed = world.deploy(2, GITHUB_EVENT_NAME="push")
-    assert code == 1
-    assert "version 2 was rolled back (wrong on dark images)" in printed
-    image_of_another_commit = world.release(2, build="b")
-    code, printed = world.run("deploy", str(image_of_another_commit), GITHUB_EVENT_NAME="push")
-    assert (code, world.serving()) == (1, "1"), printed
-    assert "version 2 was rolled back (wrong on dark images)" in printed
-    code, printed = world.deploy(2, GITHUB_EVENT_NAME="workflow_dispatch")
-    assert code == 0, printed
-    code, printed = world.deploy(2, GITHUB_EVENT_NAME="push")
-    assert code == 0, printed
+    world.rollback(reason="wrong on dark images")
+    world.patch.setenv("GITHUB_EVENT_NAME", "push")
+    for build in ("a", "b"):  # the second is the image of another commit
+        with pytest.raises(RefusedError, match=r"version 2 was rolled back \(wrong on dark images\)"):
+            world.deploy(2, build)
+        assert world.serving() == "1"
+    world.patch.setenv("GITHUB_EVENT_NAME", "workflow_dispatch")
+    world.deploy(2)
+    world.patch.setenv("GITHUB_EVENT_NAME", "push")
+    assert world.deploy(2)["result"] == "unchanged"
     assert world.serving() == "2"
 
 
-CANARY = {"CANARY_SHARE": "0.5", "CANARY_REQUESTS": "100", "CANARY_SECONDS": str(PATIENCE)}
+GOOD, BAD = Sample(False, False, 20.0, "cat"), Sample(True, False, None, None)
 
 
-@pytest.mark.parametrize(("strategy", "fault"), [("canary", ""), ("canary", "every other"), ("shadow", "")])
-def test_a_version_is_compared_on_a_share_or_a_copy_of_the_traffic_first(world: World, strategy: str, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "candidate", "words"),
+    [
+        ("canary", [GOOD] * 200, ""),
+        ("shadow", [GOOD] * 200, ""),
+        ("canary", [BAD] * 200, "version 2 was taken back from its share of the traffic: 200 of 200 requests failed"),
+        ("canary", [], "only 0 of 200 requests came in 600 s"),
+    ],
+)
+def test_a_version_is_compared_on_a_share_or_a_copy_of_the_traffic_first(
+    world: World, strategy: str, candidate: list[Sample], words: str
+) -> None:
     world.deploy(1)
-    folder = world.release(2)
-    for name in ("golden",):  # both know the same images here, so that only faults differ
-        shutil.copytree(world.folder / "release-1a" / name, world.folder / "bento-2a" / name, dirs_exist_ok=True)
-        shutil.copytree(world.folder / "release-1a" / name, folder / name, dirs_exist_ok=True)
-    reviewed.write(folder, reviewed.load(folder))
-    with load(world) as answers:
-        process = world.start("deploy", str(folder), DEPLOY_STRATEGY=strategy, **CANARY)
-        world.await_step("exposed")
-        world.spoil(2, fault)
-        printed = process.wait(PATIENCE)
-    assert {answer.status for answer in answers} == {200}
-    assert (process.returncode, world.serving()) == ((1, "1") if fault else (0, "2")), printed
-    if fault:
-        assert "version 2 was taken back from its share of the traffic" in printed
-    if strategy == "shadow":
-        until = world.lines()
-        assert [line["step"] for line in until].count("exposed") == 1
+    world.patch.setenv("DEPLOY_STRATEGY", strategy)
+    world.samples = {"live": [GOOD] * 400, "candidate": candidate}
+    with pytest.raises(RefusedError, match=words) if words else nullcontext():
+        world.deploy(2)
+    assert world.serving() == ("1" if words else "2")
+    [exposed] = [route for route in world.pointed if route.candidate]
+    assert (exposed.version, exposed.share, exposed.mirror) == (
+        "1",
+        *((1.0, True) if strategy == "shadow" else (0.1, False)),
+    )
 
 
-def test_a_canary_without_traffic_leaves_the_old_version(world: World) -> None:
+def test_a_port_that_a_stranger_has_leaves_nothing_behind(world: World) -> None:
+    world.broken = {"proxy"}
+    with pytest.raises(UserError, match="the proxy does not answer"):
+        world.deploy(1)
+    assert world.containers == {}
+    world.broken = set()
     world.deploy(1)
-    code, printed = world.deploy(2, DEPLOY_STRATEGY="canary", CANARY_SECONDS="1")
-    assert code == 1
-    assert "0 of 200 requests" in printed
-    assert world.serving() == "1"
-
-
-def test_a_port_that_a_stranger_has_is_named_and_nothing_is_left_behind(world: World) -> None:
-    with socket.create_server(("127.0.0.1", world.port)):
-        code, printed = world.deploy(1)
-    assert code == 1
-    assert str(world.port) in printed
-    assert "DEPLOY_PORT" in printed
-    assert list((world.home / "processes").glob("*.json")) == []
-    code, printed = world.deploy(1)
-    assert code == 0, printed
 
 
 def test_a_damaged_state_is_one_sentence_and_takes_nothing_down(world: World) -> None:
     world.deploy(1)
-    (world.home / "state.json").write_text("{")
-    code, printed = world.deploy(1)
-    assert code == 1
-    assert "state.json is damaged" in printed
-    assert "journal.jsonl" in printed
+    (world.folder / "home/production/state.json").write_text("{")
+    with pytest.raises(UserError, match=r"state.json is damaged.*journal.jsonl"):
+        world.deploy(1)
     assert world.serving() == "1"
 
 
 def test_a_release_that_was_changed_after_it_was_verified_is_refused(world: World) -> None:
-    world.deploy(1)
     folder = world.release(2)
     (folder / "manifest.json").write_text("{}")
-    code, printed = world.run("deploy", str(folder))
-    assert code == 1
-    assert "is not as verify left it (manifest.json)" in printed
+    with pytest.raises(UserError, match=r"is not as verify left it \(manifest.json\)"):
+        deploy.deploy(folder, {}, again=False)
 
 
 def test_staging_is_apart_and_moves_no_alias(world: World) -> None:
     world.deploy(1)
-    code, printed = world.deploy(2, DEPLOY_ENVIRONMENT="staging")
-    assert code == 0, printed
-    assert (world.serving(), world.alias("champion")) == ("1", "1")
-    assert Client(f"http://127.0.0.1:{world.port + 20}").model()["version"] == "2"
-    world.environment["DEPLOY_ENVIRONMENT"] = "staging"
-    world.end()
-    world.environment.pop("DEPLOY_ENVIRONMENT")
+    world.patch.setenv("DEPLOY_ENVIRONMENT", "staging")
+    world.deploy(2)
+    assert (world.now(), world.serving(8100)) == (("1", "1", None), "2")
 
 
 def test_a_dead_live_version_is_brought_up_again(world: World) -> None:
     world.deploy(1)
-    record = json.loads(next((world.home / "processes").glob("*.json")).read_text())
-    os.kill(record["pid"], 9)
-    code, printed = world.run("status")
-    assert code == 1
-    assert "does not run: make deploy starts it" in printed
-    code, printed = world.run("deploy", "nowhere", "--unchanged")
-    assert code == 0, printed
-    assert world.serving() == "1"
+    [name] = world.containers
+    Host(world).stop(name)
+    assert "does not run: make deploy starts it" in world.wrong()
+    deploy.look_after({})
+    assert (world.serving(), world.wrong()) == ("1", "")

@@ -22,7 +22,7 @@ from docker_engine import needs_engine, needs_registry
 from PIL import Image
 from ports import free_ports
 from standin import GitHub, clone, commit
-from test_deploy import NGINX
+from test_proxy import needs_nginx
 from test_workflow_runs import GPU, World, fill, set_params
 
 from src.core.files import sha256
@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.slow,
     needs_engine,
     needs_registry,
-    pytest.mark.skipif(NGINX is None, reason="nginx is not installed: .ci/docker installs it"),
+    needs_nginx,
 ]
 
 
