@@ -564,11 +564,6 @@ def test_the_summary_of_the_run_has_the_report(seen: Seen) -> None:
 
 
 @about(better_model)
-def test_the_service_is_measured_beside_mains_on_the_machine_that_trains(seen: Seen) -> None:
-    assert re.search(r"^\| times the requests of the textbook's: .*, 64 connections \| \d.* \| \d", seen.text, re.MULTILINE)
-
-
-@about(better_model)
 def test_what_was_reviewed_comes_back_without_training_in_a_fresh_clone(world: World, seen: Seen, tmp_path: Path) -> None:
     git = clone(world.github, tmp_path / "fresh")
     git("checkout", "--quiet", seen.head)
