@@ -1,6 +1,6 @@
 """The pictures of a report: what differs between main and this pull request, and where the model looked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,6 @@ def _copy(wanted: dict[str, str], source: Path, folder: Path) -> Drawn:
     return {name: Picture(alt, f"{name}.png") for name, alt in found.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _curves(main: Side, this: Side, folder: Path) -> Drawn:
     panels = {"validation_loss": "Validation loss", "validation_accuracy": "Validation accuracy"}
     known = [name for name in panels if this.history and name in this.history[0]]
@@ -75,20 +70,18 @@ def _curves(main: Side, this: Side, folder: Path) -> Drawn:
         return {}
     made = pictures.figure(9, 3.4)
     for axes, name in zip(np.ravel(made.subplots(1, len(known), squeeze=False)), known, strict=True):
-        _curve(axes, main.history, name, "main", pictures.ORANGE, "--")
-        _curve(axes, this.history, name, "this pull request", pictures.BLUE, "-")
+        for label, side, colour, style in (
+            ("main", main, pictures.ORANGE, "--"),
+            ("this pull request", this, pictures.BLUE, "-"),
+        ):
+            if kept := [(row["epoch"], row[name]) for row in side.history if name in row and "epoch" in row]:
+                axes.plot(*zip(*kept, strict=True), color=colour, linestyle=style, label=label)
         axes.set(title=panels[name], xlabel="epoch")
         axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     pictures.save(made, folder / "curves.png")
     alt = "Learning curves: validation loss and accuracy over the epochs, this pull request (solid) and main (dashed)"
     return {"curves": Picture(alt, "curves.png")}
-
-
-def _curve(axes: Any, history: Sequence[dict[str, float]], name: str, label: str, colour: str, style: str) -> None:
-    kept = [row for row in history if name in row and "epoch" in row]
-    if kept:
-        axes.plot([row["epoch"] for row in kept], [row[name] for row in kept], color=colour, linestyle=style, label=label)
 
 
 def _confusion(facts: Facts, folder: Path) -> Drawn:
@@ -149,16 +142,15 @@ def _calibration(facts: Facts, folder: Path) -> Drawn:
     return {"calibration": Picture(alt, "calibration.png")}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _answers(facts: Facts, folder: Path, explain: Explain | None) -> Drawn:
     found = changes.answers(*facts.answers)
     if found is None or facts.test is None or len(facts.test.labels) != len(facts.this.predictions):
         return {}
-    drawn, look = {}, _look(facts, explain)
+    try:
+        look = partial(explain, probabilities=Model(facts.paths.model).probabilities) if explain else None
+    except UserError:  # without it the images are still worth showing
+        look = None
+    drawn = {}
     for name, rows, words in zip(("wrong", "right"), found, ("newly wrong", "newly right"), strict=True):
         if len(rows):
             _draw_images(facts, rows[:_IMAGES], look, words, folder / f"newly_{name}.png")
@@ -167,21 +159,7 @@ def _answers(facts: Facts, folder: Path, explain: Explain | None) -> Drawn:
     return drawn
 
 
-def _look(facts: Facts, explain: Explain | None) -> Explain | None:
-    """Return what explains an example and a label by the model under review."""
-    try:
-        return partial(explain, probabilities=Model(facts.paths.model).probabilities) if explain else None
-    except UserError:  # without it the images are still worth showing
-        return None
-
-
-def _draw_images(
-    facts: Facts,
-    rows: NDArray[np.int64],
-    look: Explain | None,
-    words: str,
-    path: Path,
-) -> None:
+def _draw_images(facts: Facts, rows: NDArray[np.int64], look: Explain | None, words: str, path: Path) -> None:
     """Draw each image with what both models said of it, and under it the same image with where the model looked."""
     assert facts.test is not None
     order = {name: i for i, name in enumerate(facts.this.card.get("classes", []))}

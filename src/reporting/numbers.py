@@ -35,7 +35,7 @@ def collect(facts: Facts) -> Json:
         "budget": {key: int(budget[key]) for key in ("epochs", "asked")} if budget else None,
         "images": facts.this.metrics.get("images"),
         "baseline": facts.has_main,
-        "metrics": [*_metrics(facts), *_latency(facts)],
+        "metrics": _metrics(facts),
         "gates": _once(_gate(gate) for gate in facts.verdict["gates"]),
         "classes": _once(_classes(facts)),
         "checks": _once({"name": _name(found["check"]), "level": found["level"]} for found in findings(facts)),
@@ -52,21 +52,11 @@ def _metrics(facts: Facts) -> list[Json]:
         if this is not None:
             bounds = {bound: _number(gate.get(bound)) for bound in ("low", "high")}
             made.append({"name": key, "candidate": this, "main": main, **bounds})
+    for name in ("p50", "p95", "p99"):
+        if name in facts.this.latency:
+            main, this = (_number(side.latency.get(name)) for side in (facts.main, facts.this))
+            made.append({"name": f"latency_{name}_ms", "candidate": this, "main": main, "low": None, "high": None})
     return made
-
-
-def _latency(facts: Facts) -> list[Json]:
-    return [
-        {
-            "name": f"latency_{name}_ms",
-            "candidate": _number(facts.this.latency.get(name)),
-            "main": _number(facts.main.latency.get(name)),
-            "low": None,
-            "high": None,
-        }
-        for name in ("p50", "p95", "p99")
-        if name in facts.this.latency
-    ]
 
 
 def _gate(gate: Json) -> Json:

@@ -146,11 +146,6 @@ def _look(content: bytes | str, max_pixels: int) -> tuple[bool, float]:
     return bool(np.quantile(spread, 0.99) <= _GREY), float(flat)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What follows from it
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def suggest(facts: Facts, params: Params) -> list[Setting]:
     """Return every setting that the data decide, also where params say it already."""
     short = int(np.median(facts.sizes.min(axis=1)))
@@ -241,11 +236,6 @@ def notes(facts: Facts, params: Params) -> list[str]:
         "The floors in section `gates` are your team's bar: nothing is suggested for them"
     )
     return lines
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tell and write
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def recipe(settings: list[Setting], base: str) -> str:
