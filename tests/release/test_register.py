@@ -21,8 +21,8 @@ import onnx
 import pytest
 from conftest import ROOT, encode, write_params
 from docker_engine import wait_for
-from onnx import TensorProto, helper, numpy_helper
 from ports import free_port
+from test_serving import write_model
 
 from src.core.command import UserError
 from src.core.files import sha256, write_json
@@ -39,7 +39,7 @@ from src.system.params import load
 from src.system.registry import Registry
 
 CLASSES = ["cat", "dog", "emu"]
-SIZE = (4, 5)
+SIZE = (8, 8)
 EPOCHS = 3
 
 
@@ -48,37 +48,21 @@ EPOCHS = 3
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def network(shuffled: bool = False) -> bytes:
-    """Return a classifier by mean colour; `shuffled`: with its fields in an order in which nobody would write them."""
-    weights = np.array([[3, -1, 0.5], [0, 2, -1], [-2, 0, 1]], dtype=np.float32) / 100
-    nodes = [
-        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["pixels"], ["means"], axes=[1, 2], keepdims=0),
-        helper.make_node("MatMul", ["means", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "toy",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", *SIZE, 3])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {"classes": json.dumps(CLASSES)})
-    if not shuffled:
-        return bytes(model.SerializeToString())
-    first = onnx.ModelProto()
+def network(folder: Path) -> bytes:
+    """Return the bytes of a classifier by colour with its fields in an order in which nobody would write them."""
+    model, first = onnx.load(folder / "model.onnx"), onnx.ModelProto()
     first.graph.CopyFrom(model.graph)
     model.ClearField("graph")
     return bytes(first.SerializeToString() + model.SerializeToString())
 
 
-def make_release(folder: Path, content: bytes | None = None, pull_request: int | None = 7, data: str = "d1") -> Release:
+def make_release(folder: Path, shuffled: bool = False, pull_request: int | None = 7, data: str = "d1") -> Release:
     """Write what verify would."""
-    for name in ("model", "golden", "evaluation", "report/pictures"):
+    write_model(folder / "model", classes=CLASSES)
+    for name in ("golden", "evaluation", "report/pictures"):
         (folder / name).mkdir(parents=True)
-    (folder / "model/model.onnx").write_bytes(content or network())
+    if shuffled:
+        (folder / "model/model.onnx").write_bytes(network(folder / "model"))
     model_sha256 = sha256(folder / "model/model.onnx")
     facts = {"channels": 3, "classes": CLASSES, "epoch": 2, "epochs": EPOCHS, "fit": "crop", "manifest_sha256": data}
     facts |= {"model_sha256": model_sha256, "network": "toy", "parameters": 9, "seed": 1, "size": list(SIZE), "width": 1}
@@ -192,9 +176,10 @@ def test_a_run_made_afterwards_holds_what_training_would_have_logged_and_the_rev
 def test_plain_mlflow_loads_the_reviewed_bytes_and_answers_alike(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content, folder = network(shuffled=True), tmp_path / "out/release"
+    folder = tmp_path / "out/release"
+    release = make_release(folder, shuffled=True)
+    content = (folder / "model/model.onnx").read_bytes()
     assert onnx.load_from_string(content).SerializeToString() != content
-    release = make_release(folder, content)
     register(folder, registry)
     registry.move("champion", "1", why="a test")
     images = np.random.default_rng(1).integers(0, 256, (300, *SIZE, 3), dtype=np.uint8)
