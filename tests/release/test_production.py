@@ -55,17 +55,13 @@ def built(github: GitHub, number: int, **fields: Any) -> None:
     github.add_run(number, path=".github/workflows/deploy.yml", jobs=jobs, **{"event": "push", **fields})
 
 
-def test_on_github_it_is_the_live_deployment(github: GitHub) -> None:
+def test_on_github_it_is_the_live_deployment_and_one_made_inactive_is_not_never_deployed(github: GitHub) -> None:
     assert production.find() == Deployed(None)
     sha = deploy(github)
     deploy(github, ok=False)
     built(github, 1, head_sha="d" * 40)  # an image alone serves nobody
     assert production.find() == Deployed(sha)
-
-
-def test_a_deployment_that_somebody_made_inactive_is_not_never_deployed(github: GitHub) -> None:
-    built(github, 1)
-    deploy(github)
+    built(github, 2)
     number = next(iter(github.deployments))
     Api("team/models", github.token(WRITER), github.url).post(f"deployments/{number}/statuses", {"state": "inactive"})
     assert production.find() == Deployed(github.repository.sha("main"))
@@ -84,6 +80,8 @@ def test_without_a_host_it_is_the_last_run_that_built_the_default_branch(
     built(github, 6, event="workflow_dispatch")
     built(github, 7, build="skipped", head_sha="e" * 40)
     assert production.find() == Deployed(github.repository.sha("main"))
+    built(github, 8, head_sha="c" * 40)
+    assert "the deployed commit cccccccccccc is not in this clone: run git fetch --unshallow" in production.find().why
 
 
 @pytest.mark.parametrize("path", ["deployments", "actions/workflows/deploy.yml/runs"])
@@ -101,35 +99,19 @@ def test_an_answer_of_another_form_is_none(github: GitHub, monkeypatch: pytest.M
     assert "check GITHUB_API_URL" in production.find().why
 
 
-def test_a_commit_that_this_clone_has_not_is_told(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DEPLOY_RUNNER")
-    built(github, 1, head_sha="c" * 40)
-    assert "the deployed commit cccccccccccc is not in this clone: run git fetch --unshallow" in production.find().why
-
-
-@pytest.mark.parametrize(
-    ("path", "same"),
-    [
-        ("docs/deploy.md", True),
-        ("README.md", True),
-        ("tests/test_x.py", True),
-        ("manifest.json", False),
-        ("data.dvc", False),
-        ("src/serving/http.py", False),
-        ("src/judging/request.py", False),
-        ("requirements/serving.txt", False),
-        ("params.yaml", False),
-        (".github/workflows/deploy.yml", False),
-    ],
-)
-def test_what_changes_neither_model_nor_engine_is_unchanged(host: str, tmp_path: Path, path: str, same: bool) -> None:
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / path).write_text("x")
-    sha = commit_all()
-    assert production.is_unchanged(Deployed(host), sha) is same
+def test_what_changes_neither_model_nor_engine_is_unchanged(host: str, tmp_path: Path) -> None:
+    free = ("docs/deploy.md", "README.md", "tests/test_x.py")
+    others = ("manifest.json", "data.dvc", "src/serving/http.py", "src/judging/request.py", "requirements/serving.txt")
+    before = host
+    for path in (*free, *others, "params.yaml", ".github/workflows/deploy.yml"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("x")
+        sha = commit_all()
+        assert production.is_unchanged(Deployed(before), sha) is (path in free), path
+        before = sha
     assert production.is_unchanged(Deployed(host), host)
-    assert not production.is_unchanged(Deployed(None), sha)
-    assert not production.is_unchanged(Deployed(None, "nobody answers"), sha)
+    assert not production.is_unchanged(Deployed(None), host)
+    assert not production.is_unchanged(Deployed(None, "nobody answers"), host)
 
 
 def commit_all() -> str:
