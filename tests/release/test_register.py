@@ -196,14 +196,6 @@ def test_plain_mlflow_loads_the_reviewed_bytes_and_answers_alike(
     assert all(pin.count("==") == 1 for pin in pins)
 
 
-def test_a_release_without_golden_examples_is_registered_too(registry: Registry, tmp_path: Path) -> None:
-    folder = tmp_path / "out/release"
-    release = make_release(folder)
-    shutil.rmtree(folder / "golden")
-    reviewed.write(folder, release)
-    assert register(folder, registry)["version"] == "1"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Again
 # ---------------------------------------------------------------------------------------------------------------------
