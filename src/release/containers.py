@@ -1,6 +1,6 @@
 """Versions as containers of Docker or Podman: without rights, without a writable disk, within a memory limit, on loopback.
 
-Used through src/release/hosting.py. They come back after a reboot, but for those that were stopped.
+They come back after a reboot, but for those that were stopped. Every call may be repeated.
 """
 
 import json
@@ -9,7 +9,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from src.core.command import UserError
 from src.core.files import write_bytes
 from src.release import device
 from src.release.client import KEYS
-from src.release.containerize import EngineError, choose, signed_in
+from src.release.containerize import ENGINES, Engine, EngineError, call, choose, signed_in
 from src.release.settings import Settings
 from src.release.workload import ABSENT, State, Workload
 
@@ -35,6 +36,7 @@ class Containers:
     def __init__(self, settings: Settings, engine: str) -> None:
         self.kind = engine
         self._settings = settings
+        self._restart = "sudo systemctl restart docker" if engine == "docker" else "podman system migrate"
         self._label = f"deploy={settings.name}-{settings.environment}"
         self._asked: dict[str, tuple[float, int | None]] = {}
 
@@ -44,14 +46,13 @@ class Containers:
         Raises:
             UserError: it is neither here nor in a registry, or the registry does not give it.
         """
-        name = _reference(image)
-        if self._call("image", "inspect", "--format", "{{.Id}}", name).returncode == 0:
+        name, engine = _reference(image), Engine(self.kind)
+        if engine.inspect(name):
             return
         if "@" not in name:
             raise UserError(
                 f"the image {image['image']} ({name}) is not on this machine: run make deploy again, which builds it"
             )
-        engine = choose(self.kind)
         try:
             with signed_in(engine, name) as login:
                 engine.run("pull", "--quiet", name, seconds=_PULL, more=login)
@@ -72,15 +73,15 @@ class Containers:
         environment, mounts = _with_keys(workload.environment)
         names = [f"--env={name}" for name in environment]  # values would show in the list of processes
         command = [*self._options(workload), *mounts, *names, _reference(workload.image)]
-        done = self._call("run", "--detach", *command, environment=environment)
-        if done.returncode == 0:
-            return
-        self.remove(workload.name)
-        self._refuse_taken_port(done, f"port {workload.port} of 127.0.0.1")
-        raise UserError(
-            f"{self.kind} does not run {workload.image['image']} ({_last(done.stderr)}): see {self.kind} info, then run the "
-            "same command again"
-        )
+        try:
+            self._call("run", "--detach", *command, environment=environment)
+        except EngineError as error:
+            self.remove(workload.name)
+            _refuse_taken_port(error, f"port {workload.port} of 127.0.0.1")
+            raise UserError(
+                f"{self.kind} does not run {workload.image['image']} ({_last(str(error))}): see {self.kind} info, then run "
+                "the same command again"
+            ) from None
 
     def _options(self, workload: Workload) -> list[str]:
         limits = self._settings
@@ -105,7 +106,8 @@ class Containers:
             options.append(f"--cpus={limits.cpus:g}")
         if self.kind == "podman":
             # its own defaults are above what a plain account may have
-            return [*options, "--log-driver=k8s-file", "--log-opt=max-size=10mb", *_PODMAN_LIMITS]
+            limits_of_podman = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=10000:10000")
+            return [*options, "--log-driver=k8s-file", "--log-opt=max-size=10mb", *limits_of_podman]
         return [*options, "--log-driver=json-file", "--log-opt=max-size=10m", "--log-opt=max-file=3"]
 
     def resume(self, name: str) -> None:
@@ -114,17 +116,14 @@ class Containers:
         Raises:
             UserError: there is none of this name, or its port was taken in the meantime.
         """
-        done = self._call("start", name)
-        if _is_absent(done):
-            raise UserError(f"there is no container {name} on this host: run make deploy, which starts it")
-        self._refuse_taken_port(done, f"the port of {name}")
-        self._require(done, f"start {name}")
-
-    def _refuse_taken_port(self, done: "subprocess.CompletedProcess[str]", port: str) -> None:
-        if done.returncode and re.search("port is already allocated|address already in use", done.stderr):
-            raise UserError(
-                f"{port} is taken by another program (ss -ltnp shows which): stop that, or set another DEPLOY_PORT"
-            )
+        with self._trying(f"start {name}"):
+            try:
+                self._call("start", name)
+            except EngineError as error:
+                if _is_absent(error):
+                    raise UserError(f"there is no container {name} on this host: run make deploy, which starts it") from None
+                _refuse_taken_port(error, f"the port of {name}")
+                raise
 
     def stop(self, name: str, *, wait: bool = True) -> None:
         """Let requests in flight end for as long as the settings allow, then stop it; it stays stopped after a reboot."""
@@ -132,20 +131,22 @@ class Containers:
         if not wait:
             _detach([self.kind, "stop", f"--time={seconds}", name])
             return
-        done = self._call("stop", f"--time={seconds}", name, patience=seconds + _PATIENCE)
-        self._require(done, f"stop {name}", absent=True)
+        with self._trying(f"stop {name}", absent=True):
+            self._call("stop", f"--time={seconds}", name, patience=seconds + _PATIENCE)
 
     def remove(self, name: str) -> None:
         """End it at once, with all that it wrote."""
-        self._require(self._call("rm", "--force", "--volumes", name), f"remove {name}", absent=True)
+        with self._trying(f"remove {name}", absent=True):
+            self._call("rm", "--force", "--volumes", name)
 
     def state(self, name: str) -> State:
         """Return what the engine says; paused, or waiting to be started again, is not running."""
-        done = self._call("container", "inspect", name)
-        if _is_absent(done):
+        shown = ""
+        with self._trying(f"inspect {name}", absent=True):
+            shown = self._call("container", "inspect", name)
+        if not shown:
             return ABSENT
-        self._require(done, f"inspect {name}")
-        told = json.loads(done.stdout)[0]
+        told = json.loads(shown)[0]
         state = told["State"]
         running = state["Status"] == "running"
         return State(
@@ -171,53 +172,71 @@ class Containers:
 
     def ask_memory(self, name: str) -> int | None:
         """Return the bytes that the engine says a container uses, None when it does not know."""
-        done = self._call("stats", "--no-stream", "--format", "{{.MemUsage}}", name)
-        found = re.match(r"([\d.]+)\s*([A-Za-z]+)", done.stdout.strip())
-        if done.returncode or not found or found[2].lower() not in _UNITS:
+        try:
+            shown = self._call("stats", "--no-stream", "--format", "{{.MemUsage}}", name)
+        except EngineError:
+            return None
+        found = re.match(r"([\d.]+)\s*([A-Za-z]+)", shown)
+        if not found or found[2].lower() not in _UNITS:
             return None
         return round(float(found[1]) * _UNITS[found[2].lower()])
 
     def names(self) -> list[str]:
         """Return the names of this environment's containers, running or not."""
-        done = self._call("ps", "--all", "--filter", f"label={self._label}", "--format", "{{.Names}}")
-        self._require(done, "list containers")
-        return sorted(done.stdout.split())
+        with self._trying("list containers"):
+            return sorted(self._call("ps", "--all", "--filter", f"label={self._label}", "--format", "{{.Names}}").split())
 
     def logs(self, name: str, lines: int = 50) -> str:
         """Return the last lines that it printed, both streams; empty when it is not there."""
-        done = self._call("logs", f"--tail={lines}", name)
-        return "" if done.returncode else done.stdout + done.stderr
+        try:
+            return call(["sh", "-c", 'exec "$@" 2>&1', "sh", self.kind, "logs", f"--tail={lines}", name], _PATIENCE)
+        except EngineError:
+            return ""
 
-    def _call(
-        self, *arguments: str, patience: float | None = None, environment: Mapping[str, str] | None = None
-    ) -> "subprocess.CompletedProcess[str]":
-        command, env = [self.kind, *arguments], {**os.environ, **(environment or {})}
-        patience = _PATIENCE if patience is None else patience
-        try:  # elsewhere: Podman leaves a file named oom in the folder it was called from
-            return subprocess.run(
-                command, env=env, cwd=tempfile.gettempdir(), capture_output=True, stdin=subprocess.DEVNULL, text=True,
-                errors="replace", timeout=patience, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
+    def _call(self, *arguments: str, patience: float | None = None, environment: Mapping[str, str] | None = None) -> str:
+        # elsewhere: Podman leaves a file named oom in the folder it was called from
+        folder = Path(tempfile.gettempdir())
+        return call([self.kind, *arguments], patience or _PATIENCE, environment=environment, folder=folder)
+
+    @contextmanager
+    def _trying(self, what: str, *, absent: bool = False) -> Iterator[None]:
+        """Say what the engine could not do, and how it is mended; `absent`: a container that is not there is no fault."""
+        try:
+            yield
+        except EngineError as error:
+            if not (absent and _is_absent(error)):
+                raise UserError(
+                    f"{self.kind} could not {what} ({_last(str(error))}): see {self.kind} info, or restart it "
+                    f"({self._restart}), then run the same command again"
+                ) from None
+
+
+def open_host(settings: Settings) -> Containers:
+    """Return the host that DEPLOY_ENGINE names; without it the one that runs versions already, else the first that answers.
+
+    Raises:
+        UserError: the engine that is wanted, or that has run versions here, does not answer, or there is none.
+    """
+    path = settings.home / "engine"
+    last = path.read_text().strip() if path.is_file() else ""
+    # one that is down must not be taken for one that is absent
+    known = last if last in ENGINES and not settings.engine else None
+    try:
+        return Containers(settings, choose(settings.engine or known).kind)
+    except UserError as error:
+        if known:
             raise UserError(
-                f"{self.kind} {arguments[0]} did not end within {patience:g} s: {self._mend()}, then run the same command "
-                "again"
+                f"{known} does not answer, and the versions of this host run in it: start it, run the same command again, "
+                "or set DEPLOY_ENGINE to docker or podman to go on with another"
             ) from None
-        except FileNotFoundError:
-            raise UserError(f"{self.kind} is not on this machine any more: install it, or set DEPLOY_ENGINE") from None
-
-    def _require(self, done: "subprocess.CompletedProcess[str]", what: str, *, absent: bool = False) -> None:
-        if done.returncode and not (absent and _is_absent(done)):
-            raise UserError(
-                f"{self.kind} could not {what} ({_last(done.stderr)}): {self._mend()}, then run the same command again"
-            )
-
-    def _mend(self) -> str:
-        again = "sudo systemctl restart docker" if self.kind == "docker" else "podman system migrate"
-        return f"see {self.kind} info, or restart it ({again})"
+        raise UserError(f"deploying needs Docker or Podman: {error}; `make serve` serves the model without either") from None
 
 
-_PODMAN_LIMITS = ("--ulimit=nofile=20000:20000", "--ulimit=nproc=10000:10000")
+def _refuse_taken_port(error: EngineError, port: str) -> None:
+    if re.search("port is already allocated|address already in use", str(error)):
+        raise UserError(
+            f"{port} is taken by another program (ss -ltnp shows which): stop that, or set another DEPLOY_PORT"
+        ) from None
 
 
 def _with_keys(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -232,23 +251,13 @@ def _with_keys(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str
 
 
 def _reference(image: Mapping[str, Any]) -> str:
-    """Return what cannot have changed since it was built: the digest in a registry, or the id on this machine.
-
-    Raises:
-        UserError: no image was built, only a bento.
-    """
-    if image["engine"] == "none":
-        raise UserError(
-            "this release was built without a container engine: run make deploy again where Docker or Podman answers"
-        )
+    """Return what cannot have changed since it was built: the digest in a registry, or the id on this machine."""
     name = str(image["image"])
     return name if "@" in name else str(image.get("id") or name)
 
 
-def _is_absent(done: "subprocess.CompletedProcess[str]") -> bool:
-    return (
-        done.returncode != 0 and re.search("no such (container|object)|no container with", done.stderr.lower()) is not None
-    )
+def _is_absent(error: EngineError) -> bool:
+    return re.search("no such (container|object)|no container with", str(error).lower()) is not None
 
 
 def _last(text: str) -> str:

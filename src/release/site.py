@@ -18,12 +18,13 @@ from src.core.command import UserError
 from src.release import journal as journals
 from src.release.client import KEYS
 from src.release.containerize import choose
-from src.release.hosting import Host, State, Workload, open_host
+from src.release.containers import Containers, open_host
 from src.release.journal import Journal, Running
 from src.release.outcome import RefusedError
 from src.release.probes import Client, FaultError, wait_ready
 from src.release.proxy import Proxy, Route
 from src.release.settings import Settings
+from src.release.workload import State, Workload
 from src.system.registry import Registry
 
 _KEPT = 10  # releases whose golden examples stay for a later rollback
@@ -32,7 +33,7 @@ _KEPT = 10  # releases whose golden examples stay for a later rollback
 class Site:
     """One environment of this host. `registry` is opened when an alias moves; staging moves none."""
 
-    def __init__(self, settings: Settings, journal: Journal, host: Host | None = None) -> None:
+    def __init__(self, settings: Settings, journal: Journal, host: Containers | None = None) -> None:
         self.settings = settings
         self.journal = journal
         self.host = host or open_host(settings)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from src.release import settings as all_settings
-from src.release.hosting import open_host
+from src.release.containers import open_host
 from src.release.reviewed import RELEASE
 from src.system.locks import locked
 

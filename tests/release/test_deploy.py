@@ -362,13 +362,13 @@ from src.release import guarding
 from src.system.locks import locked
 
 home = Path(sys.argv[1])
-guard = """
+program = """
 import os, sys, time
 os.read(int(sys.argv[2]), 1)
 time.sleep(0.5)
 open(os.environ.get("RUNNER_TRACKING_ID", "mended"), "w")
 """
-guarding.COMMAND = [sys.executable, "-c", guard]
+guarding.COMMAND = [sys.executable, "-c", program]
 os.chdir(home)
 with locked(home / "lock", str) as lock, guarding.guarded(home, lock):
     os.kill(os.getpid(), signal.SIGKILL)

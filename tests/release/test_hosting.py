@@ -20,8 +20,7 @@ from ports import free_port
 
 from src.core.command import UserError
 from src.release import containers, settings
-from src.release.containers import Containers
-from src.release.hosting import open_host
+from src.release.containers import Containers, open_host
 from src.release.settings import Settings
 from src.release.steps import steps
 from src.release.workload import ABSENT, Workload
@@ -101,7 +100,7 @@ def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Pa
     monkeypatch.setenv("PATH", str(tmp_path / "tools"))
     monkeypatch.setenv("DEPLOY_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DEPLOY_ENGINE", raising=False)
-    with pytest.raises(UserError, match=r"deploying needs Docker or Podman: docker: .*podman: no daemon here.*make serve"):
+    with pytest.raises(UserError, match=r"deploying needs Docker or Podman.*docker is not installed.*no daemon.*make serve"):
         steps(tmp_path / "out/release", again=False)
     assert [path.name for path in tmp_path.iterdir()] == ["tools"]
 
@@ -109,10 +108,10 @@ def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Pa
 def test_an_engine_that_is_named_and_silent_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = tmp_path / "tools"
     monkeypatch.setenv("PATH", str(tools))
-    with pytest.raises(UserError, match=r"docker does not answer \(there is no such command\), and DEPLOY_ENGINE wants it"):
+    with pytest.raises(UserError, match="DEPLOY_ENGINE asks for docker, but docker is not installed"):
         open_host(read(tmp_path, DEPLOY_ENGINE="docker"))
     pretend(tools, "docker", 1)
-    with pytest.raises(UserError, match=r"docker does not answer \(no daemon here\)"):
+    with pytest.raises(UserError, match=r"docker is installed and does not answer \(no daemon here\)"):
         open_host(read(tmp_path, DEPLOY_ENGINE="docker"))
 
 
@@ -160,7 +159,7 @@ def test_an_engine_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(containers, "_PATIENCE", 0.2)
-    with pytest.raises(UserError, match=r"docker ps did not end within 0.2 s: .*systemctl restart docker"):
+    with pytest.raises(UserError, match=r"docker ps took over 0.2 s.*systemctl restart docker"):
         Containers(read(tmp_path), "docker").names()
 
 
@@ -312,8 +311,6 @@ def test_what_a_container_cannot_have_is_named(docker: Containers, image: dict[s
     remote = f"127.0.0.1:{free_port()}/x@sha256:{'0' * 64}"
     with pytest.raises(UserError, match=r"cannot be pulled .*connection refused.*check that the registry answers"):
         docker.pull({**image, "image": remote, "id": None})
-    with pytest.raises(UserError, match="built without a container engine"):
-        docker.start(Workload("x", {"image": "x", "engine": "none"}, 1, {}))
     with pytest.raises(UserError, match="there is no container nobody-here on this host"):
         docker.resume("nobody-here")
 
