@@ -111,6 +111,15 @@ def test_what_stopped_without_a_word_is_told_with_the_job_and_the_way_on(github:
     [issue] = github.issues.values()
     assert "the job Build and push failed, and left no word why" in html.unescape(issue["title"])
     assert "`gh run rerun 77 --failed`" in issue["body"]
+    deployed.tell(tmp_path / "none", needs(verify="success", build="cancelled", deploy="skipped"))
+    assert len(github.issues) == 1
+    assert [remark["body"].partition(":")[0] for remark in github.comments(issue["number"])] == ["Stopped again"]
+
+
+def test_a_run_for_another_branch_did_nothing_and_says_why() -> None:
+    for job in ("verify", "rollback"):
+        found = deployed.ending({job: "skipped"}, {}, "", can_deploy=True)
+        assert (found.word, "only the default branch is deployed" in found.sentence) == ("nothing", True)
 
 
 def test_an_issue_or_pull_request_that_only_looks_like_ours_is_left_alone(github: GitHub, tmp_path: Path) -> None:
