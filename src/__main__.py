@@ -70,7 +70,6 @@ VERBS = (
     ("data-digits", "lab.datasets.digits", "write the starter data"),
     ("bench-train", "lab.benchmarks.train_speed", "measure a training step (make bench-train)"),
     ("bench-serve", "lab.benchmarks.serve", "measure the service (make bench-serve)"),
-    ("bench-client", "lab.benchmarks.client", "started by bench-serve: a client under load"),
 )
 
 
