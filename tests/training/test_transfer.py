@@ -129,12 +129,10 @@ def test_grey_images_are_answered_alike_by_one_channel_and_by_three(theirs: int,
     torch.testing.assert_close(mine(grey.expand(-1, ours, -1, -1)), other(grey.expand(-1, theirs, -1, -1)))
 
 
-def test_what_the_file_alone_has_is_told_in_full_or_in_one_line() -> None:
-    few = transfer(network(), given() | {f"extra{i}": torch.zeros(i) for i in (1, 2)}, ABC, None).told()
-    assert "extra1  " in few
-    assert "in the file only: not used" in few
+def test_what_the_file_alone_has_is_told_in_one_line_where_it_is_much() -> None:
     many = transfer(network(), given() | {f"extra{i}": torch.zeros(()) for i in range(50)}, ABC, None).told()
     assert "extra0 ... extra49  " in many
+    assert "in the file only: not used" in many
     assert len(many.splitlines()) == 4
 
 
@@ -148,7 +146,6 @@ def test_what_the_file_alone_has_is_told_in_full_or_in_one_line() -> None:
     [
         lambda weights: weights,
         lambda weights: {"state_dict": weights, "epoch": 7},
-        lambda weights: {"model": weights, "lr": 0.1},
         lambda weights: {"model": {"state_dict": weights}},
         lambda weights: {name: nn.Parameter(value, requires_grad=False) for name, value in weights.items()},
     ],
@@ -172,9 +169,7 @@ class Dangerous:
     ("content", "said"),
     [
         (b"", "is no safetensors file .*; expected is a safetensors file or a PyTorch state dict"),
-        (b"garbage", "is no safetensors file .*correct train.weights"),
         (b"PK\x03\x04 half a zip", "is a damaged PyTorch file"),
-        (b"\x80\x02\x8a\x0a\x00", "is a damaged PyTorch file"),
         ({"epoch": 3, "lr": 0.1}, r"holds no tensors by name, nor under state_dict.*\(it holds: epoch, lr\)"),
         ([torch.zeros(2)], r"holds no tensors by name.*\(it holds: list\)"),
         (Dangerous(), r"holds code \(\w+\.system\), which is not run"),
