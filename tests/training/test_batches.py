@@ -102,6 +102,8 @@ def test_processes_share_an_epoch_and_take_equally_many_steps(flat: Split, room:
 def test_evaluation_sees_every_image_unchanged_and_in_order(flat: Split, room: Room, crop: int, subset: bool) -> None:
     split = flat.subset(np.random.default_rng(2).permutation(203)[:103]) if subset else flat
     made = Batches(split, CPU, Augment(**(OFF | {"crop": crop, "flip": True})), 203, None, room)
+    ways = "lie in the memory of the CPU", "pass by blocks through a window of 16 MiB, which shuffles them"
+    assert made.where == ways[room == ROOMS["windowed"]]
     for _ in range(2):  # before an epoch has padded them, and after
         images, labels = (torch.cat(column) for column in zip(*made.in_order(10), strict=True))
         np.testing.assert_array_equal(images.permute(0, 2, 3, 1), split.images[:])
@@ -124,12 +126,6 @@ def test_mixed_labels_say_how_much_of_which_image_is_there(flat: Split, room: Ro
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(images)))
         torch.testing.assert_close(images.mean(dim=(1, 2, 3)), targets @ grey, atol=1e-3, rtol=1e-5)
     assert max(int((targets > 0).sum(dim=1).max()) for _, targets in mixed) == 2
-
-
-def test_where_says_which_of_the_two(flat: Split) -> None:
-    said = [Batches(flat, CPU, Augment(**OFF), 203, None, room).where for room in ROOMS.values()]
-    assert said[0] == "lie in the memory of the CPU"
-    assert said[1] == "pass by blocks through a window of 16 MiB, which shuffles them"
 
 
 @pytest.mark.parametrize("rows", [None, "four fifths"])

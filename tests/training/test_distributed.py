@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import PATIENCE, ROOT, write_params
+from conftest import PATIENCE, ROOT, until, write_params
 
 from src.core.command import UserError
 from src.images.prepare import prepare
@@ -75,11 +75,6 @@ def lost(world, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     world.sum(torch.zeros(1))
 
-def bug(world, folder):
-    if world.rank == 1:
-        raise ZeroDivisionError("a bug of rank 1")
-    world.sum(torch.zeros(1))
-
 def main():
     with joined() as world:
         globals()[sys.argv[1]](world, Path(sys.argv[2]))
@@ -113,7 +108,6 @@ def test_two_processes_add_share_level_and_average(probe: Callable[[str], Any], 
     [
         ("mistake", "probe: the learning rate is too high"),
         ("lost", "probe: another process of this training was lost, and the run with it; its last checkpoint is kept."),
-        ("bug", "ZeroDivisionError: a bug of rank 1"),
     ],
 )
 def test_a_fault_is_told_once(probe: Callable[[str], Any], what: str, said: str) -> None:
@@ -228,10 +222,6 @@ class Stage:
     def writers(self) -> set[str]:
         return {line.split()[0] for line in self.log.read_text().splitlines()}
 
-    @property
-    def best(self) -> dict[str, float]:
-        return dict(json.loads((self.folder / "model" / "card.json").read_text())["validation"])
-
 
 def ranks(parent: int) -> dict[int, psutil.Process]:
     """Return the processes that train, by rank."""
@@ -249,14 +239,10 @@ def ended(processes: Iterable[psutil.Process]) -> bool:
     return not psutil.wait_procs(list(processes), timeout=60)[1]
 
 
-def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = PATIENCE) -> Any:
-    until = time.monotonic() + seconds
-    while not (value := condition()):
-        if process.poll() is not None:
-            raise AssertionError(process.communicate()[0])
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return value
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
+    until(lambda: condition() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[0]
+    return condition()
 
 
 @pytest.mark.slow
