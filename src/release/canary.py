@@ -73,19 +73,16 @@ def read(path: Path, offset: int = 0) -> dict[str, list[Sample]]:
         file.seek(offset)
         lines = file.read().split(b"\n")[:-1]
     for line in lines:
-        entry = _entry(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(entry, dict):
+            continue
         sample = _sample(entry) if entry.get("path") in _PATHS and entry.get("method", "POST") == "POST" else None
         if sample and entry.get("target") in samples:
             samples[entry["target"]].append(sample)
     return samples
-
-
-def _entry(line: bytes) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
 
 
 def _sample(entry: dict[str, Any]) -> Sample | None:

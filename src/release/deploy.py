@@ -88,26 +88,18 @@ class Deployment:
 
     def _expose(self) -> None:
         """Give the new version a share of the traffic, or a copy of it, and compare."""
-        settings, old = self.settings, self.old
+        settings, old, new = self.settings, self.old, self.new
         if settings.strategy == "bluegreen" or old is None:
             return
         mirror = settings.strategy == "shadow"
         share = 1.0 if mirror else settings.canary_share
         log = self.site.proxy.log
         offset = log.stat().st_size if log.is_file() else 0
-        self.site.proxy.point(
-            Route(
-                old.port,
-                old.version,
-                candidate=self.new.port,
-                candidate_version=self.new.version,
-                share=share,
-                mirror=mirror,
-            )
-        )
+        route = Route(old.port, old.version, candidate=new.port, candidate_version=new.version, share=share, mirror=mirror)
+        self.site.proxy.point(route)
         wanted = f"{settings.canary_requests} requests, for at most {settings.canary_seconds:g} s"
         what = "a copy of the traffic" if mirror else f"{share:.0%} of the traffic"
-        self._say("exposed", f"version {self.new.version} gets {what} until it had {wanted}")
+        self._say("exposed", f"version {new.version} gets {what} until it had {wanted}")
         found = self._compare(log, offset)
         self._say("compared", "no worse than the live version on its traffic", numbers=found)
 
@@ -141,18 +133,15 @@ class Deployment:
         self.site.undo(self.new, self.old)
         self._say("returned", f"back to {_named(self.old)}", why=str(error) or type(error).__name__)
         if intent and intent.step == "promoting":
-            self._restore_aliases()
+            try:
+                self.site.check_aliases()
+            except UserError as why:
+                self._say("apart", f"the aliases may be apart from the traffic until make deploy runs again: {why}")
         if isinstance(error, FaultError):
             logs = self.site.settings.home / "logs" / f"{self.new.name}.log"
             serves = f"version {self.old.version} serves as before" if self.old else "nothing serves, as before"
             said = f"version {self.new.version} was {self._phase}: {error}"
             raise RefusedError("fault", said, f"{serves}; what the new version printed is in {logs}") from None
-
-    def _restore_aliases(self) -> None:
-        try:
-            self.site.check_aliases()
-        except UserError as error:
-            self._say("apart", f"the aliases may be apart from the traffic until make deploy runs again: {error}")
 
 
 def _named(running: Running | None) -> str:
@@ -177,7 +166,8 @@ def deploy(folder: Path, record: dict[str, Any], *, again: bool) -> None:
         site = Site(settings, notes)
         healthy = site.recover()
         old = notes.state.live
-        record |= journal.begin("deploy", settings, release, _target(release, image), old) | {"strategy": settings.strategy}
+        target = {"version": image["version"], "manifest": release.manifest, "image_digest": image["digest"]}
+        record |= journal.begin("deploy", settings, release, target, old) | {"strategy": settings.strategy}
         if healthy and old and (old.digest, old.version) == (image["digest"], image["version"]):
             _keep_in_step(site, record)
             return notes.end(record, "unchanged", f"version {old.version} is live already", started)
@@ -261,10 +251,6 @@ def _refuse_rolled_back(notes: Journal, release: Release, image: dict[str, Any],
         raise RefusedError(
             "gates", said, "revert its pull request, or start this workflow by hand to deploy it all the same"
         )
-
-
-def _target(release: Release, image: dict[str, Any]) -> dict[str, str]:
-    return {"version": image["version"], "manifest": release.manifest, "image_digest": image["digest"]}
 
 
 def _keep_in_step(site: Site, record: dict[str, Any]) -> None:

@@ -91,13 +91,11 @@ class Journal:
     def __init__(self, settings: Settings) -> None:
         self.home = settings.home
         self.path = self.home / "state.json"
-        self.state = self._load()
-
-    def _load(self) -> State:
+        self.state = State()
         if not self.path.is_file():
-            return State()
+            return
         try:
-            return State.from_dict(json.loads(self.path.read_text()))
+            self.state = State.from_dict(json.loads(self.path.read_text()))
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{self.path} is damaged ({type(error).__name__}): its last good content is in the lines of "
@@ -155,17 +153,13 @@ def registry_uri(settings: Settings, environment: Mapping[str, str] = os.environ
     """
     named = environment.get("MLFLOW_TRACKING_URI", "").strip()
     known = None if named else Journal(settings).state.registry
-    if known and not _is_gone(known):
+    # a file of a clone that was removed since is not asked for
+    if known and (not known.startswith("sqlite:///") or Path(known.removeprefix("sqlite:///")).is_file()):
         return known
     if not named and environment.get("GITHUB_ACTIONS") == "true":
         settings.home.parent.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{settings.home.parent / 'mlflow.db'}"
     return named or None
-
-
-def _is_gone(uri: str) -> bool:
-    """A file of a clone that was removed since."""
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
 
 
 def begin(what: str, settings: Settings, release: Release, target: Mapping[str, str], old: Running | None) -> dict[str, Any]:

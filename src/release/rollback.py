@@ -9,7 +9,7 @@ import argparse
 import json
 import threading
 import time
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ def rollback(version: str | None, reason: str, record: dict[str, Any]) -> None:
         if not notes.state.intent:
             _target(notes, version)  # before the engine is asked for: there may be nothing to go back to
         site = Site(settings, notes)
-        opening = threading.Thread(target=partial(_open_registry, site), daemon=True)
+
+        def open_registry() -> None:
+            with suppress(UserError):  # promote asks again, and then it is told
+                if settings.environment == "production":
+                    site.registry()
+
+        opening = threading.Thread(target=open_registry, daemon=True)
         opening.start()  # importing MLflow takes as long as the container takes to start
         if notes.state.intent:
             site.recover()
@@ -57,14 +63,6 @@ def rollback(version: str | None, reason: str, record: dict[str, Any]) -> None:
         return notes.end(record, "rolled back", f"version {target.version} is live{instead}: {reason}", started)
 
 
-def _open_registry(site: Site) -> None:
-    try:
-        if site.settings.environment == "production":
-            site.registry()
-    except UserError:
-        return  # promote asks again, and then it is told
-
-
 def _target(notes: Journal, version: str | None) -> Running:
     state = notes.state
     if state.live is None:
@@ -78,26 +76,14 @@ def _target(notes: Journal, version: str | None) -> Running:
     for running in known:
         if running.version == version:
             return running
-    return _kept(notes, version)
-
-
-def _kept(notes: Journal, version: str) -> Running:
-    """Return an older version that this host has released; it starts from its image."""
-    for line in reversed(_lines(notes)):
-        record, running = line.get("record") or {}, line.get("running")
-        if running and record.get("result") == "deployed" and running["version"] == version:
-            return Running(**running)
-    raise RefusedError("missing", f"version {version} was never live on this host", f"name one of {_offer(notes)}")
-
-
-def _offer(notes: Journal) -> str:
-    found = {line["running"]["version"] for line in _lines(notes) if line.get("running")}
-    return ", ".join(sorted(found, key=lambda number: (len(number), number)))
-
-
-def _lines(notes: Journal) -> list[dict[str, Any]]:
+    # an older one that this host has released starts from its image
     path = notes.home / "journal.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    released = {line["running"]["version"]: line["running"] for line in lines if line.get("running")}
+    if version in released:
+        return Running(**released[version])
+    offer = ", ".join(sorted(released, key=lambda number: (len(number), number)))
+    raise RefusedError("missing", f"version {version} was never live on this host", f"name one of {offer}")
 
 
 def _bring_back(site: Site, target: Running, live: Running | None) -> None:

@@ -92,16 +92,12 @@ class Site:
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.copytree(folder, fresh, ignore=shutil.ignore_patterns("model", "report", "evaluation", "sbom.json"))
             fresh.rename(kept)
-        self._forget_oldest()
-        return kept
-
-    def _forget_oldest(self) -> None:
         state = self.journal.state
         used = {Path(running.folder).name for running in (state.live, state.previous) if running}
-        kept = sorted((self.settings.home / "releases").iterdir(), key=lambda path: path.stat().st_mtime)
-        for path in kept[:-_KEPT]:
+        for path in sorted(kept.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
             if path.name not in used:
                 shutil.rmtree(path, ignore_errors=True)
+        return kept
 
     def discard(self, running: Running) -> None:
         """Remove a version that will not serve; what it printed last stays in the folder logs."""
@@ -143,7 +139,8 @@ class Site:
             return
         registry, by = self.registry(), journals.who()
         for alias, running in (("previous", previous), ("champion", live)):
-            if running and not _is_at(registry, alias, running.version):
+            found = registry.alias(alias)
+            if running and (found is None or found.number != running.version):
                 registry.move(alias, running.version, why=why, who=by)
                 self.journal.note(f"{alias} moved", running)
 
@@ -235,11 +232,6 @@ class Site:
         state = self.journal.state
         if state.live:
             self.move_aliases(state.live, state.previous, "in step with the traffic again")
-
-
-def _is_at(registry: Registry, alias: str, version: str) -> bool:
-    found = registry.alias(alias)
-    return found is not None and found.number == version
 
 
 def _is_free(port: int) -> bool:
