@@ -42,37 +42,18 @@ def test_the_numpy_and_the_torch_gather_take_the_same_windows() -> None:
     assert torch.equal(on_cpu, by_hand)
 
 
-@pytest.mark.parametrize("side", [1, 2])
-def test_images_smaller_than_the_margin_can_be_padded(side: int) -> None:
-    assert augment.pad(photographs(2, side, side), 4).shape == (2, side + 8, side + 8, 3)
-
-
 @pytest.mark.parametrize(
-    "strength",
-    [
-        {"rotate": 30},
-        {"scale": 0.3},
-        {"brightness": 0.5},
-        {"contrast": 0.5},
-        {"cutout": 4},
-        {"cutout": 50},
-        {"erase": 0.9},
-    ],
+    "strength", [{}, {"rotate": 30}, {"scale": 0.3}, {"brightness": 0.5}, {"contrast": 0.5}, {"cutout": 50}, {"erase": 0.9}]
 )
-def test_each_augmentation_changes_images_within_range(strength: dict) -> None:
+def test_each_augmentation_changes_images_within_range_and_none_does_not(strength: dict) -> None:
     images = photographs(64).permute(0, 3, 1, 2).float()
     changed = augment.apply(images, Augment(**(OFF | strength)), generator())
     assert changed.shape == images.shape
     assert changed.min() >= -1e-3
     assert changed.max() <= 255.001
-    assert not torch.equal(changed, images)
+    assert torch.equal(changed, images) == (not strength)
     again = augment.apply(images, Augment(**(OFF | strength)), generator())
     assert torch.equal(changed, again)
-
-
-def test_everything_off_changes_nothing() -> None:
-    images = photographs().permute(0, 3, 1, 2).float()
-    assert torch.equal(augment.apply(images, Augment(**OFF), generator()), images)
 
 
 @pytest.mark.parametrize("margin", [0, 2])
@@ -89,14 +70,6 @@ def test_flip_mirrors_about_half_and_a_mirrored_copy_changes_nothing(margin: int
     mirrored = [torch.equal(a, b.flip(1)) for a, b in zip(flipped, kept, strict=True)]
     assert sum(same) + sum(mirrored) == 200
     assert 70 < sum(mirrored) < 130
-
-
-def test_the_grid_of_a_turn_is_that_of_affine_grid() -> None:
-    angle, zoom = torch.linspace(-3, 3, 7), torch.linspace(0.5, 1.5, 7)
-    cos, sin, zero = angle.cos() * zoom, angle.sin() * zoom, torch.zeros(7)
-    maps = torch.stack([cos, -sin * 12 / 9, zero, sin * 9 / 12, cos, zero], dim=1).view(7, 2, 3)
-    expected = torch.nn.functional.affine_grid(maps, [7, 3, 12, 9], align_corners=False)
-    torch.testing.assert_close(augment._grid(cos, sin, 12, 9), expected)
 
 
 def test_a_quarter_turn_of_an_oblong_image_keeps_circles_round() -> None:
@@ -130,6 +103,7 @@ def test_erasing_fills_a_rectangle_of_the_promised_size_with_noise(height: int, 
     erased = (augment.erase(images, 0.5, generator()) != 300).all(dim=1)
     high, wide = erased.any(dim=2).sum(dim=1), erased.any(dim=1).sum(dim=1)
     assert torch.equal(high * wide, erased.sum(dim=(1, 2)))  # a full rectangle, or nothing
+    assert height != width or erased.any(dim=0).all()
     hit = high > 0
     assert 0.45 < hit.float().mean() < 0.55
     share = (high * wide)[hit] / (height * width)
@@ -141,11 +115,6 @@ def test_erasing_fills_a_rectangle_of_the_promised_size_with_noise(height: int, 
         assert 0.2 < ratio.min() < 0.4
         assert 2.5 < ratio.max() < 4.5
         assert abs(ratio.log().mean()) < 0.1
-
-
-def test_erasing_reaches_every_pixel() -> None:
-    images = torch.full((3000, 1, 8, 8), 300.0)
-    assert (augment.erase(images, 1.0, generator()) != 300).any(dim=0).all()
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
@@ -172,7 +141,7 @@ def test_mixing_of_a_kind_is_what_its_name_says() -> None:
     assert torch.equal(changed.any(dim=2).sum(1) * changed.any(dim=1).sum(1), changed.sum(dim=(1, 2)))
 
 
-def test_with_both_each_batch_draws_one_kind() -> None:
+def test_with_both_each_batch_draws_one_kind_and_a_tiny_alpha_mixes_hardly() -> None:
     images, labels = torch.zeros(20, 1, 6, 6), torch.arange(20) % 2
     images[1::2] = 255
     draws, kinds = generator(), []
@@ -180,9 +149,6 @@ def test_with_both_each_batch_draws_one_kind() -> None:
         mixed, _ = augment.mix(images, labels, 2, Augment(**(OFF | {"mixup": 1.0, "cutmix": 1.0})), draws)
         kinds.append(bool(((mixed == 0) | (mixed == 255)).all()))
     assert 15 < sum(kinds) < 45
-
-
-def test_a_tiny_alpha_mixes_hardly_and_stays_finite() -> None:
     share = augment.mixup(torch.zeros(5000, 1, 1, 1), 0.001, generator())
     assert torch.isfinite(share).all()
     assert (((share < 0.01) | (share > 0.99)).float().mean()) > 0.95

@@ -30,12 +30,12 @@ def test_lossless_formats_give_equal_pixels_and_digests(random: np.random.Genera
     decoded = decode(encode(pixels, kind, **options), LIMIT)
     assert decoded.format == kind
     np.testing.assert_array_equal(decoded.pixels, pixels)
-    assert digest(decoded.pixels) == digest(pixels)
+    assert digest(decoded.pixels) == digest(pixels) != digest(pixels.reshape(60, 40, 3))
 
 
-@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("quality", [30, 95])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("size", [(40, 60), (33, 17), (1, 1), (8, 129)])
+@pytest.mark.parametrize("size", [(33, 17), (1, 1)])
 @pytest.mark.parametrize("grey", [False, True])
 def test_the_quick_jpeg_path_equals_pillow_bit_for_bit(
     random: np.random.Generator, quality: int, subsampling: int, size: tuple[int, int], grey: bool
@@ -69,15 +69,13 @@ def test_load_is_decode_and_fit(random: np.random.Generator, how: str, kind: str
             assert area == shape[0] * shape[1]
 
 
-@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
-@pytest.mark.parametrize("size", [(8, 8), (9, 6), (16, 16)])
+@pytest.mark.parametrize("how", ["crop", "pad"])
+@pytest.mark.parametrize("size", [(8, 8), (9, 6)])
 def test_equal_aspects_are_resized_as_pillow_would(random: np.random.Generator, how: str, size: tuple[int, int]) -> None:
     height, width = size
     picture = Image.fromarray(photograph(random, height * 3, width * 3))
-    pillow = {"crop": ImageOps.fit, "pad": ImageOps.pad}.get(how)
-    expected = pillow(picture, (width, height), Image.Resampling.BILINEAR) if pillow else None
-    if expected is not None:
-        np.testing.assert_array_equal(fit(np.asarray(picture), size, 3, how), np.asarray(expected))
+    expected = {"crop": ImageOps.fit, "pad": ImageOps.pad}[how](picture, (width, height), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(fit(np.asarray(picture), size, 3, how), np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -92,9 +90,11 @@ def test_exif_rotation_is_obeyed(random: np.random.Generator, orientation: int, 
     np.testing.assert_array_equal(decode(content, LIMIT).pixels, upright)
 
 
-def test_damaged_exif_does_not_cost_the_image(random: np.random.Generator) -> None:
-    content = encode(photograph(random), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\xff\xff")
-    assert decode(content, LIMIT).pixels.shape == (40, 60, 3)
+def test_a_cmyk_jpeg_keeps_its_colours_and_damaged_exif_does_not_cost_the_image() -> None:
+    red = Image.new("RGB", (16, 16), (220, 20, 20)).convert("CMYK")
+    decoded = decode(encode(red, "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\xff\xff"), LIMIT)
+    assert decoded.mode == "CMYK"
+    assert np.abs(decoded.pixels.astype(int) - [220, 20, 20]).max() < 12
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
@@ -106,13 +106,6 @@ def test_every_mode_becomes_rgb(random: np.random.Generator, mode: str) -> None:
     assert decoded.pixels.dtype == np.uint8
     if mode in ("L", "LA", "1"):
         assert (decoded.pixels[..., 0] == decoded.pixels[..., 2]).all()
-
-
-def test_a_cmyk_jpeg_keeps_its_colours() -> None:
-    red = Image.new("RGB", (16, 16), (220, 20, 20))
-    decoded = decode(encode(red.convert("CMYK"), "JPEG", quality=95), LIMIT)
-    assert decoded.mode == "CMYK"
-    assert np.abs(decoded.pixels.astype(int) - [220, 20, 20]).max() < 12
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -159,13 +152,10 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [4_000, 20_000, 60_000])
-def test_a_decompression_bomb_is_refused_before_decoding(side: int) -> None:
+@pytest.mark.parametrize("side", [4_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_decoding(random: np.random.Generator, side: int) -> None:
     with pytest.raises(UndecodableError, match=rf"too large: {side}x{side} pixels is over prepare.max_megapixels 10"):
         decode(bomb(side), LIMIT)
-
-
-def test_a_large_jpeg_is_refused_too(random: np.random.Generator) -> None:
     with pytest.raises(UndecodableError, match="too large: 60x40"):
         decode(encode(photograph(random), "JPEG"), 2_000)
 
@@ -212,8 +202,3 @@ def test_crop_keeps_the_centre_and_pad_keeps_all() -> None:
     padded = fit(wide, (30, 30), 3, "pad")
     assert padded[0].max() == 0
     assert padded[15, 15].min() == 255
-
-
-def test_digests_tell_shapes_apart() -> None:
-    flat = np.zeros((4, 6, 3), dtype=np.uint8)
-    assert digest(flat) != digest(flat.reshape(6, 4, 3))

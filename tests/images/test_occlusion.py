@@ -34,14 +34,17 @@ def bright(shape: tuple[int, int, int], region: tuple[slice, slice]) -> np.ndarr
 
 
 @pytest.mark.parametrize("shape", SHAPES[:-2])
-@pytest.mark.parametrize("place", [(0.0, 0.0), (0.4, 0.6), (0.75, 0.75), (0.0, 0.75)])
+@pytest.mark.parametrize("place", [(0.4, 0.6), (0.0, 0.75)])
 def test_the_maximum_is_in_the_region_that_the_model_looks_at(
     shape: tuple[int, int, int], place: tuple[float, float]
 ) -> None:
     height, width, _ = shape
     top, left = (round(share * side) for share, side in zip(place, (height, width), strict=True))
     region = np.s_[top : top + max(3, height // 4), left : left + max(3, width // 4)]
-    heat = occlusion(bright(shape, region), 1, looks_at(region))
+    pixels = bright(shape, region)
+    pixels.flags.writeable = False
+    heat = occlusion(pixels, 1, looks_at(region))
+    assert not occlusion(pixels, 0, looks_at(region)).any(), "what speaks against a label is shown as speaking for it"
     assert heat.max() == 1
     middle = (np.argwhere(heat > 0.99) + 0.5).mean(axis=0) / heat.shape * (height, width)
     assert region[0].start <= middle[0] < region[0].stop
@@ -81,25 +84,9 @@ def test_a_model_that_answers_the_same_everywhere_gives_zeros(shape: tuple[int, 
     assert heat.dtype == np.float32
 
 
-def test_what_speaks_against_a_label_is_not_shown_as_what_speaks_for_it() -> None:
-    region = np.s_[2:4, 2:4]
-    assert not occlusion(bright((8, 8, 3), region), 0, looks_at(region)).any()
-
-
-def test_the_picture_is_left_as_it_was_even_where_it_cannot_be_written() -> None:
-    region = np.s_[4:8, 4:8]
-    pixels = bright((16, 16, 3), region)
-    before = pixels.copy()
-    pixels.flags.writeable = False
-    occlusion(pixels, 1, looks_at(region))
-    assert (pixels == before).all()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # A network that was trained: strides and shortcuts that read every second cell must not show in the answer
 # ---------------------------------------------------------------------------------------------------------------------
-
-CORNERS = [(0, 0), (0, 6), (6, 0), (6, 6)]
 
 
 def spots(random: np.random.Generator, places: np.ndarray) -> Split:
@@ -118,7 +105,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Model:
     changes = {"train__epochs": 12, "train__width": 8, "train__batch_size": 32, "train__seed": 3}
     params = write_params(tmp_path_factory.mktemp("params") / "params.yaml", **changes).train
     task = Task(training, validation, list(COLOURS), (8, 8), 3, "crop", "")
-    classifier = fit(task, params, None, quiet=True, threads=1).classifier.eval()
+    classifier = fit(task, params, None, quiet=True).classifier.eval()
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -141,7 +128,7 @@ def test_peaks_for_noise_prefer_no_row_or_column_of_the_feature_map(network: Mod
     assert shares.max() < 0.35
 
 
-@pytest.mark.parametrize("corner", CORNERS)
+@pytest.mark.parametrize("corner", [(0, 0), (6, 6)])
 def test_the_peak_is_in_the_corner_that_shows_the_class(network: Model, corner: tuple[int, int]) -> None:
     split = spots(np.random.default_rng(5), np.array([corner] * 30))
     inside = (peaks(network, split.images, split.labels) // 2 == np.array(corner) // 2).all(axis=1)

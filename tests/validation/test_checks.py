@@ -79,6 +79,10 @@ def test_a_class_that_cannot_be_learnt_comes_first(params: MakeParams) -> None:
     found = inspect(manifest(*few, row(320, label="yak", split="test")), params())["min_images"]
     assert "22 of 42 pairs of class and split are under validate.min_images 1: yak has 0 in train; c0 has" in found.message
     assert found.message.endswith("or accept it by validate.checks.min_images: warn")
+    missed = inspect(manifest(), params(validate__labels=["cat", "dog", "owl", "yak"]))["min_images"]
+    assert "yak has 0 in train" in missed.message
+    one = pa.Table.from_pylist([row(i, label="cat") for i in range(90)], MANIFEST)
+    assert "a classifier needs at least 2" in inspect(one, params())["min_images"].message
 
 
 @pytest.mark.parametrize(
@@ -112,36 +116,11 @@ def test_a_label_that_would_break_names_and_pictures_is_refused(params: MakePara
     assert found["schema"].files[0].endswith("300.png")
 
 
-@pytest.mark.parametrize(
-    "label",
-    [
-        "cat",
-        "black cat",
-        "Ärger",
-        "A\u0308rger",
-        "हिन्दी",
-        "ไทย ที่",
-        "猫",
-        "c++",
-        "7",
-        "o'clock",
-        "R&B",
-        "under_score-dash.dot",
-    ],
-)
-def test_labels_of_any_script_are_fine(params: MakeParams, label: str) -> None:
-    extra = [row(300 + i, label=label, split=("train", "validation", "test")[i % 3]) for i in range(30)]
+def test_labels_of_any_script_are_fine(params: MakeParams) -> None:
+    labels = ["black cat", "A\u0308rger", "हिन्दी", "ไทย ที่", "猫", "c++", "7", "o'clock", "R&B", "under_score-dash.dot"]
+    splits = ("train", "validation", "test")
+    extra = [row(300 + i, label=labels[i // 30], split=splits[i % 3]) for i in range(30 * len(labels))]
     assert inspect(manifest(*extra), params()) == {}
-
-
-def test_one_class_is_nothing_to_learn(params: MakeParams) -> None:
-    table = pa.Table.from_pylist([row(i, label="cat") for i in range(90)], MANIFEST)
-    assert "a classifier needs at least 2" in inspect(table, params())["min_images"].message
-
-
-def test_a_declared_class_without_images_is_missed(params: MakeParams) -> None:
-    found = inspect(manifest(), params(validate__labels=["cat", "dog", "owl", "yak"]))
-    assert "yak has 0 in train" in found["min_images"].message
 
 
 def test_leakage_between_given_splits(params: MakeParams) -> None:
@@ -182,16 +161,11 @@ def test_drift_is_measured_against_the_reference(params: MakeParams, random: np.
 
     recorded = reference.summarize(table(0.4))
     assert "drift" not in inspect(table(0.4), params(), recorded)
+    more = manifest(*(row(300 + i, label="emu") for i in range(90)))
+    assert reference.drift(more, reference.summarize(manifest()))["class balance"] > 1
     found = inspect(table(0.6), params(), recorded)
     assert "brightness" in found["drift"].message
     assert "make reference" in found["drift"].message
-
-
-def test_equal_data_have_no_drift_and_a_new_class_has(params: MakeParams) -> None:
-    recorded = reference.summarize(manifest())
-    assert set(reference.drift(manifest(), recorded).values()) == {0.0}
-    more = manifest(*(row(300 + i, label="emu") for i in range(90)))
-    assert reference.drift(more, recorded)["class balance"] > 1
 
 
 def test_near_duplicates_are_pairs_in_two_splits_with_equal_looks(random: np.random.Generator) -> None:
@@ -204,12 +178,6 @@ def test_near_duplicates_are_pairs_in_two_splits_with_equal_looks(random: np.ran
     rows[35] |= {"split": "train"}  # its twin, 5, is in the same split
     found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), pixels)
     assert found.tolist() == [[i, 30 + i] for i in range(10) if i != 5]
-
-
-def test_near_duplicates_of_thousands_alike_stay_cheap() -> None:
-    rows = [row(i, perceptual_hash=0) for i in range(5000)]
-    found = duplicates.near(pa.Table.from_pylist(rows, MANIFEST), np.zeros((5000, 16, 16), dtype=np.uint8))
-    assert 1000 < len(found) < 5000 * 64
 
 
 @pytest.mark.parametrize("size", [4, 32])
@@ -305,10 +273,7 @@ class TestStage:
     "content",
     [
         '{"images": "many"}',
-        "[]",
-        '{"statistics": {"brightness": {}}}',
         "not json",
-        '{"statistics": {"x": {"images": 9, "mean": 0, "deviation": 0, "edges": [1, 2], "shares": [0.5]}}}',
         '{"statistics": {"x": {"images": 9, "mean": 0, "deviation": 0, "edges": [], "shares": [NaN]}}}',
     ],
 )
