@@ -136,24 +136,16 @@ def test_a_few_images_more_or_less_never_fail(judge: Callable[..., Verdict]) -> 
 
 
 def test_luck_alone_fails_no_model(params: Callable[..., Params]) -> None:
-    """300 pairs of equally good models (96 %) that share most of their errors, as two seeds do: none fails."""
+    """60 pairs of equally good models (96 %) that share most of their errors, as two seeds do: none fails."""
     random = np.random.default_rng(3)
     told = params(gates__resamples=500).gates
     words = []
-    for _ in range(300):
+    for _ in range(60):
         hard = random.random(N) < 0.03
         pair = [~(hard & (random.random(N) < 0.9)) & (random.random(N) < 0.987) for _ in range(2)]
         words.append(gates.judge(facts(*pair), told).verdict)
     assert words.count("fail") == 0
-    assert 0 < words.count("pass") < 300
-
-
-def test_a_true_drop_is_found_nearly_always(params: Callable[..., Params]) -> None:
-    random = np.random.default_rng(4)
-    gate_params = params(gates__resamples=500).gates
-    words = [gates.judge(facts(random.random(N) < 0.85, random.random(N) < 0.97), gate_params).verdict for _ in range(60)]
-    assert words.count("fail") >= 57
-    assert words.count("pass") == 0
+    assert 0 < words.count("pass") < 60
 
 
 def busy(mine: list[float], main: list[float]) -> dict[str, Any]:
@@ -217,10 +209,7 @@ def test_a_floor_fails_only_where_no_luck_explains_it(judge: Callable[..., Verdi
     assert gate(judge(facts(wrong(range(errors)))), "accuracy").outcome == outcome
 
 
-@pytest.mark.parametrize(
-    ("lost", "outcome"),
-    [(2, "pass"), (4, "pass"), (5, "investigate"), (7, "investigate"), (17, "fail")],
-)
+@pytest.mark.parametrize(("lost", "outcome"), [(2, "pass"), (4, "pass"), (5, "investigate"), (17, "fail")])
 def test_a_slice_asks_only_with_evidence_and_fails_only_beyond_its_limit(
     judge: Callable[..., Verdict], lost: int, outcome: str
 ) -> None:
@@ -231,13 +220,6 @@ def test_a_slice_asks_only_with_evidence_and_fails_only_beyond_its_limit(
     assert found.outcome == outcome
     assert found.value == pytest.approx(1 - lost / 20)
     assert found.main == 1.0
-
-
-def test_equal_slices_may_differ_by_just_the_limit(judge: Callable[..., Verdict]) -> None:
-    """0.8 - 0.7 is over 0.1 in floating point."""
-    part = np.arange(N) < 200
-    told = facts(wrong(range(60)), wrong(range(40)), slices={"dark": part}, labels=np.array(["c"] * N, dtype=object))
-    assert gate(judge(told, max_slice_drop=0.1, min_slice_accuracy=0.0), "worst_slice").outcome == "pass"
 
 
 def test_log_loss_fails_only_as_surely_as_anything_else(judge: Callable[..., Verdict]) -> None:
@@ -251,7 +233,8 @@ def test_log_loss_fails_only_as_surely_as_anything_else(judge: Callable[..., Ver
     assert found.outcome == "investigate"
 
 
-def test_a_calibrated_model_is_not_asked_about_its_luck(judge: Callable[..., Verdict]) -> None:
+def test_calibration_is_judged_by_its_interval(judge: Callable[..., Verdict]) -> None:
+    """A calibrated model has a gap over the limit by luck alone in 100 images, and is not asked about it."""
     random, outcomes, errors = np.random.default_rng(2), [], []
     for _ in range(40):
         sure = random.uniform(0.4, 1.0, 100)
@@ -262,9 +245,6 @@ def test_a_calibrated_model_is_not_asked_about_its_luck(judge: Callable[..., Ver
     assert np.mean(np.array(errors) > 0.1) > 0.3
     assert outcomes.count("pass") >= 38
     assert outcomes.count("fail") == 0
-
-
-def test_calibration_is_judged_by_its_interval(judge: Callable[..., Verdict]) -> None:
     timid = facts(wrong([]), wrong([]), answers=answers(wrong([]), confidence=0.8))
     found = gate(judge(timid), "calibration")
     assert (found.outcome, found.level) == ("fail", "warn")
@@ -323,13 +303,6 @@ def test_a_model_of_main_that_cannot_be_had_is_no_reason_to_pass(judge: Callable
     )
 
 
-def test_where_nothing_tells_whether_main_is_the_example_the_reason_is_named(judge: Callable[..., Verdict]) -> None:
-    left = {"images": 388, "of": 388, "main_right": 385, "examples": [], "why": "its copy cannot be read"}
-    verdict = judge(facts(wrong([]), wrong([]), left_test=left))
-    assert verdict.verdict == "investigate"
-    assert "of which main's model had 385 right; its copy cannot be read" in gate(verdict, "test_set").sentence
-
-
 def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[..., Verdict]) -> None:
     gone: dict[str, Any] = {
         "labels_gone": ["owl"],
@@ -349,6 +322,9 @@ def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[...
         assert judge(facts(wrong([]), wrong([]), **{key: gone[key]})).verdict == "investigate"
     new = gate(judge(facts(wrong([]), wrong([]), labels_added=["eagle"])), "test_set")
     assert (new.outcome, new.sentence) == ("pass", "labels are new: eagle")
+    left = {"images": 388, "of": 388, "main_right": 385, "examples": [], "why": "its copy cannot be read"}
+    said = gate(judge(facts(wrong([]), wrong([]), left_test=left)), "test_set").sentence
+    assert "of which main's model had 385 right; its copy cannot be read" in said
     nothing = {"images": 0, "of": 400, "main_right": 0, "examples": []}
     assert gate(judge(facts(wrong([]), wrong([]), left_test=nothing)), "test_set").outcome == "pass"
 
@@ -434,12 +410,14 @@ def test_the_margin_that_the_examples_vouch_for_is_that_of_the_table() -> None:
         assert found * 100 == pytest.approx(points, abs=0.15)
 
 
-def test_a_failed_pipeline_and_bad_data_fail(judge: Callable[..., Verdict]) -> None:
+def test_a_failed_pipeline_and_bad_data_fail_and_nothing_to_judge_is_no_pass(judge: Callable[..., Verdict]) -> None:
     crashed = judge(Facts(failed="train"))
     assert (crashed.verdict, crashed.gates[0].name) == ("fail", "pipeline")
     assert "stage train" in crashed.reasons[0]
     bad = judge(Facts(failed="validate", validation={"passed": False, "findings": [{"level": "error", "check": "leakage"}]}))
     assert "the data failed: leakage" in bad.reasons
+    everything_off = {f"levels__{name}": "off" for name in ("data_checks", "judging", "stale_base", "budget")}
+    assert judge(Facts(), **everything_off).verdict == "investigate"
 
 
 def test_a_small_class_is_shown_not_judged(judge: Callable[..., Verdict]) -> None:
@@ -449,12 +427,7 @@ def test_a_small_class_is_shown_not_judged(judge: Callable[..., Verdict]) -> Non
     assert gate(judge(told, max_accuracy_drop=0.05), "worst_class").outcome == "pass"
 
 
-def test_nothing_to_judge_is_no_pass(judge: Callable[..., Verdict]) -> None:
-    everything_off = {f"levels__{name}": "off" for name in ("data_checks", "judging", "stale_base", "budget")}
-    assert judge(Facts(), **everything_off).verdict == "investigate"
-
-
-@pytest.mark.parametrize(("won", "lost", "n"), [(5, 3, 400), (0, 0, 100), (0, 9, 400), (30, 41, 1000), (4, 0, 388)])
+@pytest.mark.parametrize(("won", "lost", "n"), [(5, 3, 400), (0, 0, 100), (0, 9, 400)])
 def test_verdict_and_interval_agree(won: int, lost: int, n: int) -> None:
     found = significance.Pairs(n, won, lost)
     low, high = significance.score_interval(found, 0.9)
@@ -484,15 +457,6 @@ def test_the_paired_bootstrap_is_the_one_of_resampled_images() -> None:
     drawn = (mine[rows].mean(axis=1)) - (theirs[rows].mean(axis=1))
     expected = np.quantile(drawn, [0.025, 0.975])
     assert significance.paired_interval(mine, theirs, 0.95, 4000) == pytest.approx(expected, abs=0.005)
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    random = np.random.default_rng(6)
-    hits = 0
-    for _ in range(300):
-        low, high = significance.paired_interval(random.random(400) < 0.9, random.random(400) < 0.85, 0.95, 400)
-        hits += low <= 0.05 <= high
-    assert 0.91 <= hits / 300 <= 0.99
 
 
 def test_mcnemar_and_holm_agree_with_their_definitions() -> None:
@@ -554,11 +518,8 @@ def test_pooled_seeds_count_an_example_by_its_share_and_trainings_that_are_worse
     assert found.between > 0  # two trainings lose the same ten examples, two lose none
     one = significance.pooled(some[:1], right[:1])
     assert one == significance.pairs(some[0], right[0]) == significance.Pairs(100, 0, 10)
-
-
-def test_nothing_seen_over_several_seeds_is_no_certainty_either(judge: Callable[..., Verdict]) -> None:
-    right = np.ones((3, 100), dtype=bool)
-    assert significance.score(significance.pooled(right, right), 0.01) < 1.01
+    # nothing seen over several seeds is no certainty either
+    assert significance.score(significance.pooled(right[:3], right[:3]), 0.01) < 1.01
 
 
 @pytest.mark.parametrize(
@@ -587,19 +548,13 @@ def test_a_verdict_that_cannot_tell_names_the_cheapest_way_out(
     assert evidence is not None
     assert words in evidence["way_out"]
     assert changes.get("same_training", True) or "train." not in evidence["way_out"]
-
-
-def test_without_a_margin_no_evidence_is_enough(judge: Callable[..., Verdict]) -> None:
-    verdict = judge(CLOSE, max_accuracy_drop=0.0)
-    assert gate(verdict, "no_worse_than_main").outcome == "investigate"
-    assert verdict.evidence is not None
-    assert "more evidence will hardly settle it" in verdict.evidence["way_out"]
-
-
-def test_a_settled_verdict_needs_no_way_out(judge: Callable[..., Verdict]) -> None:
-    evidence = judge(facts(wrong([]), wrong(range(60)))).evidence
-    assert evidence is not None
-    assert evidence["way_out"] == ""
+    without_margin = judge(CLOSE, max_accuracy_drop=0.0)
+    assert gate(without_margin, "no_worse_than_main").outcome == "investigate"
+    assert without_margin.evidence is not None
+    assert "more evidence will hardly settle it" in without_margin.evidence["way_out"]
+    settled = judge(facts(wrong([]), wrong(range(60)))).evidence
+    assert settled is not None
+    assert settled["way_out"] == ""
 
 
 def test_answers_of_both_recipes_are_paired_by_example(tmp_path: Path) -> None:

@@ -97,9 +97,9 @@ def run(tmp_path: Path, random: np.random.Generator) -> Path:
 
 @pytest.fixture
 def command(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Return a function that runs the command with changed parameters, and times in a blink."""
-    monkeypatch.setattr(speed, "_BLOCK", 0.001)
-    monkeypatch.setattr(speed, "_MOST", speed._LEAST)
+    """Return a function that runs the command with changed parameters; the speed is given, for no clock is asked."""
+    numbers = {"slow": 1000.0, "fast": 1500.0, "ratio": 1.5, "low": 1.4, "high": 1.6, "rounds": 9}
+    monkeypatch.setattr(speed, "side_by_side", lambda *_: numbers)
 
     def go(**changes: Any) -> dict[str, Any]:
         write_params(run / "params.yaml", **changes)
@@ -116,26 +116,18 @@ def command(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[st
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_inputs_give_the_same_bytes_and_other_images_others(random: np.random.Generator) -> None:
+def test_the_file_is_repeatable_and_onnx_s_own_with_seven_bits_a_channel_and_a_float_last_layer(
+    random: np.random.Generator, tmp_path: Path
+) -> None:
     pixels, _ = images(8, random)
-    first = quantization.quantize(colour_model(), pixels)
-    assert quantization.quantize(colour_model(), pixels) == first
-    assert quantization.quantize(colour_model(), pixels // 2) != first
-
-
-def test_input_output_classes_and_operators_stay_onnx_s_own(random: np.random.Generator, tmp_path: Path) -> None:
-    pixels, _ = images(8, random)
-    path = tmp_path / "int8.onnx"
-    path.write_bytes(quantization.quantize(colour_model(), pixels))
-    made, source = onnx.load(path), onnx.load_from_string(colour_model())
+    content = quantization.quantize(colour_model(), pixels)
+    assert quantization.quantize(colour_model(), pixels) == content
+    assert quantization.quantize(colour_model(), pixels // 2) != content
+    (tmp_path / "int8.onnx").write_bytes(content)
+    assert modelcheck.unsafe(tmp_path / "int8.onnx") is None
+    made, source = onnx.load_from_string(content), onnx.load_from_string(colour_model())
     assert [made.graph.input, made.graph.output] == [source.graph.input, source.graph.output]
     assert list(made.metadata_props) == list(source.metadata_props)
-    assert modelcheck.unsafe(path) is None
-
-
-def test_weights_have_seven_bits_a_channel_and_the_last_layer_stays_float(random: np.random.Generator) -> None:
-    pixels, _ = images(8, random)
-    made = onnx.load_from_string(quantization.quantize(colour_model(), pixels))
     values = {entry.name: numpy_helper.to_array(entry) for entry in made.graph.initializer}
     by_output = {node.output[0]: node for node in made.graph.node}
     for node in made.graph.node:
@@ -146,11 +138,8 @@ def test_weights_have_seven_bits_a_channel_and_the_last_layer_stays_float(random
             assert scales.shape == (3,)
         if node.op_type in ("Gemm", "Softmax"):
             assert all(by_output[name].op_type != "DequantizeLinear" for name in node.input if name in by_output)
-
-
-def test_a_network_of_one_layer_has_nothing_to_quantise(random: np.random.Generator) -> None:
     with pytest.raises(UserError, match="nothing to quantise"):
-        quantization.quantize(colour_model(convolutions=0), images(2, random)[0])
+        quantization.quantize(colour_model(convolutions=0), pixels)
 
 
 def test_calibration_takes_every_class_and_the_same_rows_each_time() -> None:
@@ -223,6 +212,7 @@ def test_the_cost_is_counted_on_the_same_images(params: Callable[..., Params]) -
     [
         ("model name\t: Xeon\nflags\t\t: fpu avx512_vnni amx_int8 avx2\n", ["avx512_vnni", "amx_int8"]),
         ("flags\t\t: fpu avx2\n", []),
+        ("", []),
         ("Features\t: fp asimd asimddp i8mm\n", ["asimddp", "i8mm"]),
     ],
 )
@@ -231,9 +221,24 @@ def test_integer_instructions_are_read_by_name(tmp_path: Path, text: str, has: l
     assert processor.integer_features(tmp_path / "cpuinfo") == has
 
 
-def test_a_machine_that_does_not_tell_has_none_named(tmp_path: Path) -> None:
-    assert processor.integer_features(tmp_path / "nothing") == processor._of_apple()
-    assert processor.describe()["name"]
+def test_both_models_are_timed_in_turns_by_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = 0.0, []
+
+    class Timed:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def probabilities(self, images: np.ndarray) -> None:
+            nonlocal now
+            now += self.seconds * (1 + 0.1 * (len(asked) % 3))  # a machine that is not steady
+            asked.append(self.seconds)
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
+    slow: Any = Timed(0.2)
+    fast: Any = Timed(0.1)
+    found = speed.side_by_side(slow, fast, np.zeros((32, 2, 2, 3), np.uint8), 0.95, 100)
+    assert 1.6 < found["low"] <= found["ratio"] <= found["high"] < 2.5
+    assert asked[-4:] in ([0.1, 0.2, 0.2, 0.1], [0.2, 0.1, 0.1, 0.2])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,7 +249,7 @@ def test_a_machine_that_does_not_tell_has_none_named(tmp_path: Path) -> None:
 def test_the_folder_serves_int8_and_the_table_describes_it(
     command: Callable[..., dict[str, Any]], run: Path, random: np.random.Generator
 ) -> None:
-    told = command(quantize__min_speedup=0.01)
+    told = command(quantize__min_speedup=1.2)
     assert (told["verdict"], told["calibration"]["images"]) == ("pass", 120)
     assert told["int8_sha256"] == sha256(run / "out/model.int8.onnx")
     assert {(row["batch"], row["threads"]) for row in told["speed"]["rows"]} >= {(1, 1), (32, 1)}
@@ -315,7 +320,7 @@ TOLD = {"sha256": "e" * 64, "accuracy_difference": -0.001, "accuracy_low": -0.00
 def test_a_passing_int8_model_is_released_with_golden_answers_of_its_own(
     command: Callable[..., dict[str, Any]], run: Path, folder: Path
 ) -> None:
-    told = command(quantize__min_speedup=0.01)
+    told = command(quantize__min_speedup=1.2)
     int8.add(folder, run / "out", told)
     kept = read_json(folder / "golden/golden.float.json", "")
     own = read_json(folder / "golden/golden.json", "")
