@@ -45,33 +45,21 @@ def add(registry: Registry, manifest: str, **tags: str) -> str:
 
 
 def test_a_version_is_found_by_its_number_its_manifest_and_its_alias(registry: Registry) -> None:
-    numbers = [add(registry, manifest) for manifest in ("aa", "bb")]
-    assert numbers == ["1", "2"]
-    registry.move("champion", "2", why="deployed")
-    for found in (registry.version("2"), registry.version_of("bb"), registry.alias("champion")):
-        assert found is not None
-        assert (found.number, found.tags["manifest"]) == ("2", "bb")
-        assert found.created > 1.7e9  # seconds, not milliseconds
-        assert found.created < 1e11
-        assert found.run_id
-    assert [version.number for version in registry.versions()] == ["2", "1"]
-
-
-def test_what_is_not_there_is_none(registry: Registry) -> None:
     assert registry.alias("champion") is None
     assert registry.version_of("aa") is None
     assert registry.history() == []
-    add(registry, "aa")
+    numbers = [add(registry, manifest) for manifest in ("aa", "bb", "bb")]
+    assert numbers == ["1", "2", "3"]
     assert registry.alias("champion") is None
-    assert registry.version_of("bb") is None
-
-
-def test_of_two_versions_of_one_manifest_the_older_counts(registry: Registry) -> None:
-    for _ in range(2):
-        add(registry, "aa")
-    found = registry.version_of("aa")
-    assert found is not None
-    assert found.number == "1"
+    assert registry.version_of("cc") is None
+    registry.move("champion", "2", why="deployed")
+    # of two versions of one manifest the older counts
+    for found in (registry.version("2"), registry.version_of("bb"), registry.alias("champion")):
+        assert found is not None
+        assert (found.number, found.tags["manifest"]) == ("2", "bb")
+        assert 1e11 > found.created > 1.7e9  # seconds, not milliseconds
+        assert found.run_id
+    assert [version.number for version in registry.versions()] == ["3", "2", "1"]
 
 
 def test_a_number_that_is_not_there_is_told_with_those_that_are(registry: Registry) -> None:
@@ -102,7 +90,10 @@ def told(registry: Registry) -> list[tuple[str, str | None, str | None]]:
 def test_every_move_is_recorded_in_order_with_who_and_why(registry: Registry) -> None:
     for manifest in ("aa", "bb"):
         add(registry, manifest)
-    registry.move("champion", "1", why="first", who="bob")
+    # a move to where the alias stands already is none
+    for why in ("first", "again"):
+        registry.move("champion", "1", why=why, who="bob")
+    registry.move("previous", None, why="it never was")
     registry.move("previous", "1", why="second")
     registry.move("champion", "2", why="third")
     registry.move("previous", None, why="fourth")
@@ -118,20 +109,14 @@ def test_every_move_is_recorded_in_order_with_who_and_why(registry: Registry) ->
     assert registry.alias("previous") is None
 
 
-def test_a_move_to_where_the_alias_stands_is_no_move(registry: Registry) -> None:
-    add(registry, "aa")
-    for _ in range(3):
-        registry.move("champion", "1", why="again")
-    registry.move("previous", None, why="it never was")
-    assert told(registry) == [("champion", None, "1")]
-
-
-def test_a_long_reason_is_cut_to_what_mlflow_keeps(registry: Registry) -> None:
+def test_a_long_reason_is_cut_to_what_mlflow_keeps_and_a_spoilt_record_is_passed_over(registry: Registry) -> None:
     add(registry, "aa")
     registry.move("champion", "1", why="ü" * 9000, who="w" * 9000)
     [text] = registry.client.get_registered_model("digits").tags.values()
     assert len(text) < 5000
     assert json.loads(text)["why"] == "ü" * 1000
+    registry.client.set_registered_model_tag("digits", "move.2026-01-01T00:00:00.000000Z.champion", "no JSON")
+    assert told(registry) == [("champion", None, "1")]
 
 
 @pytest.mark.parametrize("calls", [1, 2])
@@ -181,13 +166,6 @@ def test_a_move_by_hand_is_found_and_told(registry: Registry) -> None:
     assert registry.history()[1].by == "unknown"
 
 
-def test_a_record_that_somebody_spoilt_is_passed_over(registry: Registry) -> None:
-    add(registry, "aa")
-    registry.client.set_registered_model_tag("digits", "move.2026-01-01T00:00:00.000000Z.champion", "no JSON")
-    registry.move("champion", "1", why="first")
-    assert told(registry) == [("champion", None, "1")]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The database file
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,13 +187,10 @@ def test_a_relative_database_is_one_file_wherever_its_users_stand(
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_damaged_database_is_told(registry: Registry, tmp_path: Path) -> None:
+def test_a_damaged_database_and_a_folder_that_is_not_there_are_told(tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_bytes(b"this is no database at all, however long it may be" * 100)
     with pytest.raises(RegistryError, match=r"bad\.db, is damaged .*restore it from a backup"):
         Registry.connect(f"sqlite:///{tmp_path}/bad.db")
-
-
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="nowhere/mlflow.db, cannot be written .*check that its folder exists"):
         Registry.connect(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
 
@@ -225,21 +200,15 @@ def test_a_database_that_may_only_be_read_is_told(empty_database: Path) -> None:
         copy = Path(shutil.copy(empty_database, folder))
         copy.chmod(0o444)
         Path(folder).chmod(0o555)
-        with as_somebody_else(), pytest.raises(RegistryError, match=r"cannot be written .*may be written by this account"):
-            connect(f"sqlite:///{copy}")
+        user = os.geteuid()
+        if user == 0:  # who may write everything
+            os.seteuid(65534)
+        try:
+            with pytest.raises(RegistryError, match=r"cannot be written .*may be written by this account"):
+                connect(f"sqlite:///{copy}")
+        finally:
+            os.seteuid(user)
         Path(folder).chmod(0o755)
-
-
-@contextmanager
-def as_somebody_else() -> Iterator[None]:
-    """Root may write everything."""
-    was = os.geteuid()
-    if was == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(was)
 
 
 def test_a_locked_database_is_told_after_a_while(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

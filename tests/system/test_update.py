@@ -11,6 +11,9 @@ import pytest
 from src.core.command import UserError
 from src.system.update import RESULTS, update
 
+FIRST = "first\nsame\nlast"
+Results = tuple[str | None, ...]
+
 
 class Clone:
     """A clone with a branch `feature`, its remote, and a second clone in which main moves."""
@@ -19,7 +22,7 @@ class Clone:
         self.remote, self.path, self.other = folder / "remote.git", folder / "clone", folder / "other"
         subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", self.remote], check=True)
         self._clone(self.other)
-        self.write(self.other, "first", **dict.fromkeys((*RESULTS, "params.yaml", "data.dvc"), "first\nsame\nlast"))
+        self.write(self.other, "first", **dict.fromkeys((*RESULTS, "params.yaml", "data.dvc"), FIRST))
         self.git("push", "--quiet", "origin", "HEAD:main", folder=self.other)
         self._clone(self.path)
         self.git("switch", "--quiet", "--create", "feature")
@@ -73,18 +76,19 @@ def test_results_of_both_sides_become_mains_and_the_rest_is_merged(clone: Clone,
     assert "git push" in said
 
 
-def test_results_that_do_not_conflict_belong_to_those_that_do(clone: Clone) -> None:
-    clone.here(**{"dvc.lock": "here", "metrics.json": "here\nsame\nlast", "manifest.json": "here"})
-    clone.main(**{"dvc.lock": "main", "metrics.json": "first\nsame\nmain"})
+@pytest.mark.parametrize(
+    ("here", "main", "expected"),
+    [  # of dvc.lock, metrics.json and manifest.json
+        (("here", "here\nsame\nlast", "here"), ("main", "first\nsame\nmain", None), ("main", "first\nsame\nmain", FIRST)),
+        (("here\nsame\nlast", None, None), ("first\nsame\nmain", None, None), ("first\nsame\nmain", FIRST, FIRST)),
+    ],
+    ids=["those that do not conflict belong to those that do", "merged line by line, they are of no run"],
+)
+def test_all_results_are_of_one_run(clone: Clone, here: Results, main: Results, expected: Results) -> None:
+    clone.here(**{name: text for name, text in zip(RESULTS, here, strict=True) if text})
+    clone.main(**{name: text for name, text in zip(RESULTS, main, strict=True) if text})
     update("origin/main")
-    assert [clone.read(name) for name in RESULTS] == ["main", "first\nsame\nmain", "first\nsame\nlast"]
-
-
-def test_results_that_merge_line_by_line_are_of_no_run(clone: Clone) -> None:
-    clone.here(**{"dvc.lock": "here\nsame\nlast"})
-    clone.main(**{"dvc.lock": "first\nsame\nmain"})
-    update("origin/main")
-    assert clone.read("dvc.lock") == "first\nsame\nmain"
+    assert tuple(clone.read(name) for name in RESULTS) == expected
 
 
 def test_results_that_main_has_deleted_are_deleted(clone: Clone) -> None:
@@ -109,14 +113,6 @@ def test_another_conflict_waits_for_a_person(clone: Clone, file: str, advice: st
         update("origin/main")
 
 
-def test_a_main_of_ones_own_can_take_that_of_upstream(clone: Clone) -> None:
-    clone.git("switch", "--quiet", "main")
-    clone.git("remote", "add", "upstream", str(clone.remote))
-    clone.main(**{"dvc.lock": "main"})
-    update("upstream/main")
-    assert clone.read("dvc.lock") == "main"
-
-
 def test_a_base_without_a_commit_in_common_is_refused(clone: Clone) -> None:
     clone.git("checkout", "--quiet", "--orphan", "alone")
     clone.here(**{"dvc.lock": "here"})
@@ -135,12 +131,17 @@ def test_a_shallow_clone_is_told_how_to_get_the_rest(clone: Clone, tmp_path: Pat
         update("origin/main")
 
 
-def test_a_file_in_the_way_changes_nothing(clone: Clone) -> None:
-    clone.main(**{"notes.txt": "main"})
+def test_a_file_in_the_way_changes_nothing_and_ones_own_main_can_take_that_of_upstream(clone: Clone) -> None:
+    clone.main(**{"notes.txt": "main", "dvc.lock": "main"})
     (clone.path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"nothing was changed.*notes\.txt"):
         update("origin/main")
     assert clone.read("notes.txt") == "mine"
+    (clone.path / "notes.txt").unlink()
+    clone.git("switch", "--quiet", "main")
+    clone.git("remote", "add", "upstream", str(clone.remote))
+    update("upstream/main")
+    assert clone.read("dvc.lock") == "main"
 
 
 def test_what_cannot_be_merged_now_is_refused_with_what_to_do(
