@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -131,7 +130,6 @@ class Pull:
     base: str
     branch: str
     head: Repository
-    head_gone: bool = False
     author: str = "author"
     title: str = "A change"
     body: str = ""
@@ -313,7 +311,6 @@ class GitHub:
             "repository": self.repository.shown(),
             "head_repository": head.shown(),
             "actor": user("author"),
-            "triggering_actor": user("author"),
             "created_at": now(),
             **fields,
         }
@@ -360,11 +357,6 @@ class GitHub:
         with (self.git / "refused").open("a") as file:
             file.write(f"refs/heads/{branch}\n")
 
-    def accept_push(self, branch: str) -> None:
-        """Take a branch again that was refused."""
-        kept = [line for line in (self.git / "refused").read_text().split() if line != f"refs/heads/{branch}"]
-        (self.git / "refused").write_text("".join(f"{line}\n" for line in kept))
-
     def fail_next(self, request: str, status: int = 502, times: int = 1) -> None:
         """Answer the next requests whose "METHOD /path" matches a regular expression with an error of the server."""
         self._faults += [(request, status)] * times
@@ -402,8 +394,7 @@ class GitHub:
 
     def _push_payload(self, branch: str = "main", before: str = NOBODY, **_: Any) -> dict[str, Any]:
         sha = self.repository.sha(branch)
-        head = {"id": sha, "message": self.repository.git("log", "-1", "--format=%B", f"refs/heads/{branch}")}
-        return {"ref": f"refs/heads/{branch}", "before": before, "after": sha, "head_commit": head, "forced": False}
+        return {"ref": f"refs/heads/{branch}", "before": before, "after": sha}
 
     def _workflow_dispatch_payload(
         self, branch: str = "main", inputs: Mapping[str, str] | None = None, **_: Any
@@ -488,7 +479,7 @@ class GitHub:
     def show_pull(self, pull: Pull) -> dict[str, Any]:
         repository, head, base = self.repository, pull.head.sha(pull.branch), self.repository.sha(pull.base)
         merge = repository.sha(f"refs/pull/{pull.number}/merge")
-        home = None if pull.head_gone else pull.head.shown()
+        home = pull.head.shown()
         side = {"label": f"{pull.head.owner}:{pull.branch}", "ref": pull.branch, "sha": head, "user": user(pull.head.owner)}
         return {
             "number": pull.number,
@@ -497,7 +488,6 @@ class GitHub:
             "body": pull.body,
             "draft": pull.draft,
             "user": user(pull.author),
-            "author_association": "MEMBER" if pull.head is repository else "NONE",
             "labels": [{"name": label} for label in pull.labels],
             "head": {**side, "repo": home},
             "base": {"ref": pull.base, "sha": base, "repo": repository.shown(), "user": user(repository.owner)},
@@ -702,23 +692,17 @@ def compare(github: GitHub, call: Call, rest: str) -> Answer:
     repository, (base, head) = github.repository, rest.split("...")
     if not repository.sha(base) or not repository.sha(head):
         raise RefusedError(404, "Not Found")
-    count = [int(repository.git("rev-list", "--count", span)) for span in (f"{base}..{head}", f"{head}..{base}")]
     origin = show_commit_object(repository, repository.git("merge-base", base, head))
-    files = changed_files(repository, rest)
-    return 200, {"ahead_by": count[0], "behind_by": count[1], "merge_base_commit": origin, "files": files}
+    return 200, {"merge_base_commit": origin, "files": changed_files(repository, rest)}
 
 
 def changed_files(repository: Repository, span: str) -> list[dict[str, Any]]:
     words = {"A": "added", "D": "removed", "M": "modified", "T": "changed", "R": "renamed"}
     named = [line.split("\t") for line in repository.git("diff", "--name-status", "-M", span).splitlines()]
-    lines = repository.git("diff", "--numstat", "--no-renames", span).splitlines()
-    counts = {path: (added, removed) for added, removed, path in (line.split("\t", 2) for line in lines)}
-    listed = []
-    for status, *paths in named:
-        added, removed = (0 if count == "-" else int(count) for count in counts.get(paths[-1], ("0", "0")))
-        entry = {"filename": paths[-1], "status": words[status[0]], "additions": added, "deletions": removed}
-        listed.append(entry | {"changes": added + removed} | ({"previous_filename": paths[0]} if len(paths) > 1 else {}))
-    return listed
+    return [
+        {"filename": paths[-1], "status": words[status[0]]} | ({"previous_filename": paths[0]} if len(paths) > 1 else {})
+        for status, *paths in named
+    ]
 
 
 def show_commit_object(repository: Repository, sha: str) -> dict[str, Any]:
@@ -1034,9 +1018,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(401, "Bad credentials" if token else "Requires authentication")
         if (method, call.path) in github.answers:
             return github.answers[method, call.path]
-        if call.path == "/rate_limit":
-            limit = {"limit": 1000, "remaining": 1000, "reset": int(time.time()) + 3600}
-            return 200, {"resources": {"core": limit}, "rate": limit}
         if call.path == "/user":
             raise RefusedError(403, "Resource not accessible by integration")
         found = re.fullmatch(r"/repos/([^/]+/[^/]+)(/.*)?", call.path)

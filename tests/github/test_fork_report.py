@@ -77,15 +77,6 @@ def text(before: str, after: str, content: dict[str, Any] | None = None) -> byte
     return whole.replace(before, after, 1).encode()
 
 
-def truncated(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def corrupt(content: bytes) -> bytes:
-    middle = content.index(b"numbers.json") + 20
-    return content[:middle] + bytes(255 - byte for byte in content[middle : middle + 20]) + content[middle + 20 :]
-
-
 FILE = (stat.S_IFREG | 0o644,)
 ACCURACY = '"candidate": 0.91'
 
@@ -120,10 +111,7 @@ REFUSED_TOO: dict[str, tuple[bytes, str]] = {
     "bomb in a packing without bound": (packed(b"0" * 200_000, kind=zipfile.ZIP_BZIP2), "packed in an unusual way"),
     "zip slip": (packed(report(), name="../numbers.json"), "something other than"),
     "a name that ends early": (packed(report(), name="numbers.jsonX").replace(b"jsonX", b"json\0"), "something other than"),
-    "a folder of that name": (packed(b"", mode=stat.S_IFDIR | 0o755), "not a regular file"),
     "an empty zip": (packed_all([]), "something other than"),
-    "no zip": (b"hostile", "its artifact is not a whole zip"),
-    "damaged zip": (corrupt(packed(report())), "its artifact is not a whole zip"),
     "encrypted": (
         packed(report()).replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"),
         "its artifact is not a whole zip",
@@ -131,19 +119,14 @@ REFUSED_TOO: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (packed(json.dumps(report()).encode("utf-16")), "it is not UTF-8"),
     "a key twice": (packed(text('"schema": 1', '"schema": 1, "schema": 1')), "a key twice"),
     "deep nesting": (packed(b"[" * 200_000), "nested too deep"),
-    "Infinity": (packed(text(ACCURACY, '"candidate": -Infinity')), "NaN or infinite"),
     "1e400": (packed(text(ACCURACY, '"candidate": 1e400')), "metrics[0].candidate is not a finite number"),
     "5,000 digits": (packed(text(ACCURACY, f'"candidate": {"9" * 5000}')), "far too large"),
     "a missing key": (packed({k: v for k, v in report().items() if k != "checks"}), "unknown key, or lacks one"),
     "0 for false": (packed(report(baseline=0)), "baseline is neither true nor false"),
-    "unknown verdict": (packed(report(verdict="pass hostile")), "verdict is none of pass, fail, investigate"),
     "recall of two": (packed(classes(recall=2)), "classes[0].recall is not a number from 0 to 1"),
     "one metric twice": (packed(report(metrics=report()["metrics"] * 2)), "metrics has one name twice"),
-    "name too long": (packed(metrics(name="a" * 65)), "metrics[0].name is not of the form"),
     "class name with a line": (packed(classes(name="a\n# hostile")), "classes[0].name is not a printable text"),
     "class name that turns round": (packed(classes(name="\u202ehostile")), "classes[0].name is not a printable text"),
-    "class name too long": (packed(classes(name="x" * 81)), "classes[0].name is not a printable text"),
-    "an object for a list": (packed(report(gates={"hostile": 1})), "gates is not a list"),
 }
 
 
@@ -279,27 +262,6 @@ def test_an_artifact_over_the_limit_is_not_even_downloaded(github: GitHub, poste
     assert not [path for path in asked if path.startswith(("/_blob", "/repos/team/models/actions/artifacts"))]
 
 
-def test_an_artifact_that_is_larger_than_github_says_is_not_read_to_its_end(
-    github: GitHub, poster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = GitHub.upload_artifact
-
-    def lying(self: GitHub, *args: Any, **options: Any) -> int:
-        number = real(self, *args, **options)
-        self._artifacts[number][0]["size_in_bytes"] = 10
-        return number
-
-    monkeypatch.setattr(GitHub, "upload_artifact", lying)
-    poster(b"x" * (2**20 + 1))
-    assert "its artifact is larger than 1024 KiB" in the_comment(github)
-
-
-def test_the_token_is_not_shown_to_the_host_that_stores_artifacts(github: GitHub, poster: Callable[..., str]) -> None:
-    poster(packed(report(commit=github.head(1))))
-    stored = [request for request in github.requests if request["path"].startswith("/_blob")]
-    assert [request["token"] for request in stored] == [None]
-
-
 def test_a_comment_of_another_with_the_marker_is_left_alone(github: GitHub, poster: Callable[..., str]) -> None:
     github.add_comment(1, f"{MARKER}\nall is well", login="stranger")
     poster(packed(report(commit=github.head(1))))
@@ -325,28 +287,25 @@ def test_with_two_pull_requests_of_one_branch_only_the_one_into_the_default_bran
 
 
 @pytest.mark.parametrize(
-    ("case", "run"),
+    ("run", "words"),
     [
-        ("head moved on", {"head_sha": "c" * 40}),
-        ("another branch of the fork", {"head_branch": "main"}),
-        ("the run of another fork", {"head_repository": "other/models"}),
-        ("closed", {}),
+        ({"head_sha": "c" * 40}, "no single open pull request"),
+        ({"head_branch": "main"}, "no single open pull request"),
+        ({"head_repository": "other/models"}, "no single open pull request"),
+        ({"closed": True}, "no single open pull request"),
+        *(({"conclusion": word}, "the run did nothing") for word in ("cancelled", "skipped", "action_required")),
+        ({"head_repository": "team/models"}, "whose own run posts its report"),
+        ({"event": "push"}, "not started by a pull request but by push"),
     ],
 )
-def test_a_run_that_is_not_the_head_of_one_open_pull_request_posts_nothing(
-    github: GitHub, poster: Callable[..., str], case: str, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_no_finished_one_of_an_open_pull_requests_head_posts_nothing(
+    github: GitHub, poster: Callable[..., str], run: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     github.fork("other/models")
-    monkeypatch.setattr(github.pulls[1], "state", "closed" if case == "closed" else "open")
-    said = poster(packed(report(commit=github.head(1))), **run)
-    assert said.startswith("::notice::nothing to post: no single open pull request"), case
+    run = dict(run)
+    monkeypatch.setattr(github.pulls[1], "state", "closed" if run.pop("closed", False) else "open")
+    assert words in poster(None, **run)
     assert github.wrote() == []
-
-
-def test_a_run_of_this_repository_or_of_another_event_is_left_to_itself(github: GitHub, poster: Callable[..., str]) -> None:
-    assert "whose own run posts its report" in poster(None, head_repository="team/models")
-    assert "not started by a pull request but by push" in poster(None, event="push")
-    assert github.requests == []
 
 
 def test_a_fork_that_is_gone_is_no_error(github: GitHub, poster: Callable[..., str], tmp_path: Path) -> None:
@@ -356,14 +315,6 @@ def test_a_fork_that_is_gone_is_no_error(github: GitHub, poster: Callable[..., s
     (tmp_path / "event.json").write_text(json.dumps(event))
     fork_report.main()
     assert github.comments(1) == []
-
-
-@pytest.mark.parametrize("conclusion", ["cancelled", "skipped", "action_required"])
-def test_a_run_that_did_nothing_is_no_reason_for_a_comment(
-    github: GitHub, poster: Callable[..., str], conclusion: str
-) -> None:
-    assert "::notice::nothing to post: the run did nothing" in poster(None, conclusion=conclusion)
-    assert github.wrote() == []
 
 
 @pytest.mark.parametrize(("results", "silent"), [(["skipped", "skipped"], True), (["failure", "skipped"], False)])
@@ -536,7 +487,3 @@ def test_the_command_runs_with_no_package_and_says_what_is_missing(tmp_path: Pat
     done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "GITHUB_EVENT_PATH is not set" in done.stderr
-    (tmp_path / "event.json").write_text("{}")
-    environment = {"GITHUB_EVENT_PATH": str(tmp_path / "event.json")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "event.json is no workflow_run event" in done.stderr

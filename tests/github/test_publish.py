@@ -189,36 +189,34 @@ def test_a_label_of_the_other_kind_is_no_success_and_the_comment_names_the_right
     assert world.github.repository.git("log", "-1", "--format=%s", "wider") == f"Reviewed model: {word}"
 
 
-@pytest.mark.parametrize("missing", ["out/report/verdict.json", "out/report/report.md"])
-def test_without_a_report_the_gate_fails_and_says_so(world: World, missing: str) -> None:
-    (world.report() / missing).unlink()
-    world.publish(world.plan(), TRAINED="failure")
+CRASH, PREVIEW = {"name": "pipeline", "outcome": "fail"}, {"name": "budget", "outcome": "investigate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "gates", "trained", "words"),
+    [
+        ("verdict.json", None, None, "failure", "could not judge this change"),
+        ("report.md", None, None, "failure", "could not judge this change"),
+        *(
+            ("verdict.json", text, None, "success", "")
+            for text in ("", "{", '{"verdict": "splendid", "reasons": [], "gates": []}')
+        ),
+        *(("", "", gate, "success", "") for gate in (CRASH, PREVIEW)),
+        ("", "", None, "failure", "data and model may not be stored"),
+    ],
+)
+def test_without_a_whole_verdict_of_a_stored_model_the_gate_fails_and_nothing_is_committed(
+    world: World, name: str, text: str | None, gates: Any, trained: str, words: str
+) -> None:
+    folder = world.report("fail", gates=[gates]) if gates else world.report()
+    if name and text is None:
+        (folder / "out/report" / name).unlink()
+    elif name:
+        (folder / "out/report" / name).write_text(text or "")
+    world.publish(world.plan(), TRAINED=trained)
     assert world.github.head(world.number) == world.sha
     assert world.status(world.sha) == "failure"
-    assert "could not judge this change" in world.text
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"verdict": "splendid", "reasons": [], "gates": []}'])
-def test_a_damaged_verdict_is_a_failure(world: World, text: str) -> None:
-    (world.report() / "out/report/verdict.json").write_text(text)
-    world.publish(world.plan())
-    assert world.status(world.sha) == "failure"
-
-
-@pytest.mark.parametrize("gate", [{"name": "pipeline", "outcome": "fail"}, {"name": "budget", "outcome": "investigate"}])
-def test_a_crash_or_a_preview_commits_nothing(world: World, gate: dict[str, str]) -> None:
-    world.report("fail", gates=[gate])
-    world.publish(world.plan())
-    assert world.github.head(world.number) == world.sha
-    assert world.status(world.sha) == "failure"
-
-
-def test_a_model_that_was_judged_and_not_stored_is_no_pass(world: World) -> None:
-    world.report()
-    world.publish(world.plan(), TRAINED="failure")
-    assert world.github.head(world.number) == world.sha
-    assert world.status(world.sha) == "failure"
-    assert "data and model may not be stored" in world.text
+    assert words in world.text
 
 
 def test_nothing_to_train_is_a_success_that_says_so(world: World) -> None:

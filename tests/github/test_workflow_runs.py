@@ -142,14 +142,6 @@ class World:
         payload = self.github.payload("workflow_run", run_id=result.run_id)
         return self.see(number, "report-comment.yml", "workflow_run", payload)
 
-    def imitate(self, number: int, artifact: bytes) -> Result:
-        """Record a run of a fork's pull request that has left an artifact."""
-        pull, run_id = self.github.pulls[number], self.github.next_run()
-        head = {"head_sha": self.github.head(number), "head_branch": pull.branch, "head_repository": pull.head.full_name}
-        self.github.add_run(run_id, name="Report", **head)
-        self.github.upload_artifact(run_id, "report", artifact)
-        return Result(run_id)
-
     def gate(self, sha: str) -> tuple[str, str]:
         """Return state and description of `model-gate` as a branch rule sees it: the newest."""
         newest = self.github.statuses(sha, GATE)[0]
@@ -229,12 +221,10 @@ def begin(world: World) -> None:
 
 
 def first_model(world: World) -> dict[str, Seen]:
-    """The first pull request of all, on GitHub's own machine; the branch of pictures is protected by mistake."""
+    """The first pull request of all, on GitHub's own machine."""
     github = world.github
     number = world.propose("first", set_params(train__epochs=8))
-    github.refuse_push("reports")
     seen = world.report(number, "opened", **HOSTED)
-    github.accept_push("reports")
     clone(github, world.folder / "merge")("push", "--quiet", "origin", "origin/first:refs/heads/main")
     github.pulls[number].state = "closed"
     for name, blob in github.artifacts(seen.result.run_id).items():
@@ -376,7 +366,7 @@ def bad_data(world: World) -> dict[str, Seen]:
 
 
 def stranger(world: World) -> dict[str, Seen]:
-    """A fork's pull request, what follows it, and what a hostile one could leave behind."""
+    """A fork's pull request, and what follows it."""
     github = world.github
     world.branch("theirs", set_params(train__epochs=1), to=github.fork("stranger/models"))
     number = github.open_pull_request("theirs", fork="stranger/models", author="stranger")
@@ -384,9 +374,6 @@ def stranger(world: World) -> dict[str, Seen]:
     opened = world.report(number, "opened", secrets=secrets, **NO_STORE)
     seen = {"opened": opened}
     github.add_comment(number, f"{MARKER}\nevil", login="stranger")
-    good = json.loads(unzipped(github.artifacts(opened.result.run_id)["report"])["numbers.json"])
-    for name, make in HOSTILE.items():
-        seen[name] = world.follow(number, world.imitate(number, make(good)))
     seen["followed"] = world.follow(number, opened.result)
     return seen
 
@@ -430,23 +417,6 @@ def search(world: World) -> dict[str, Seen]:
     assert len(opened) == 1, result.log[-8000:]
     head = world.github.head(opened[0])
     return {"opened": Seen(opened[0], result, head, head, {}, 0, unzipped(world.github.artifacts(result.run_id)["sweep"]))}
-
-
-def archive(*entries: tuple[str, bytes, int]) -> bytes:
-    """Zip entries of name, content and file mode."""
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
-        for name, content, mode in entries:
-            info = zipfile.ZipInfo(name)
-            info.external_attr = mode << 16
-            made.writestr(info, content)
-    return target.getvalue()
-
-
-HOSTILE: dict[str, Callable[[dict[str, Any]], bytes]] = {
-    "a link": lambda good: archive(("numbers.json", b"/etc/passwd", 0o120777)),
-    "HTML": lambda good: archive(("numbers.json", json.dumps({**good, "evil": "<img src=evil>"}).encode(), 0o100644)),
-}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -516,14 +486,6 @@ def test_without_a_model_on_main_only_the_floors_count_and_the_report_says_so(wo
     assert "CML cannot be installed" in seen.result.logs["comment"]
 
 
-@about(first_model, "first")
-def test_a_report_whose_pictures_are_refused_is_posted_without_them(seen: Seen) -> None:
-    assert "GH013" in seen.result.logs["publish"]
-    assert "pictures are missing" in seen.text
-    assert "pictures/" not in seen.text
-    assert "out/report/pictures/confusion.png" in seen.files
-
-
 @about(first_model, "kept")
 def test_each_month_mains_model_is_stored_anew(world: World, moments: dict[str, Seen], seen: Seen) -> None:
     assert seen.result.jobs == {"keep": "success"}, seen.result.log[-8000:]
@@ -544,16 +506,6 @@ def test_a_better_model_passes_and_the_pushed_commit_is_mergeable(world: World, 
     assert {"workflow": "ci.yml", "ref": "better", "inputs": {}} in world.github.dispatches
     assert world.github.repository.sha(f"{seen.head}^") == seen.sha
     assert world.gate(seen.sha)[0] == "success"
-
-
-@about(better_model)
-def test_the_pictures_are_on_a_branch_of_the_same_repository(world: World, seen: Seen) -> None:
-    shown = re.findall(r"^!\[.+\]\((.+)\)$", seen.text, re.MULTILINE)
-    assert len(shown) > 1
-    for address in shown:
-        path = re.fullmatch(rf"{world.github.server_url}/team/models/blob/reports/(.+\.png)\?raw=true", address)
-        assert path, address
-        assert world.github.repository.git("cat-file", "-t", f"reports:{path[1]}") == "blob"
 
 
 @about(better_model)
@@ -776,17 +728,6 @@ def test_the_numbers_of_a_fork_are_posted_as_its_own(world: World, seen: Seen) -
     assert "evil" not in seen.text
     assert seen.others == 1
     assert world.gate(seen.sha)[0] == "pending"
-
-
-@about(stranger)
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_artifact_is_refused_in_our_own_words(moments: dict[str, Seen], case: str) -> None:
-    seen = moments[case]
-    assert seen.result.jobs == POSTED, seen.result.log[-8000:]
-    assert "accuracy" not in seen.text
-    for word in ("evil", "root:", "<img"):
-        assert word not in seen.text.lower()
-    assert seen.others == 1
 
 
 @about(similar_model, "requested")
