@@ -31,7 +31,6 @@ def told(log: logging.Logger) -> Iterator[Told]:
     reader, writer = os.pipe()
     handler = logs._Handler(writer, logs._line)
     log.addHandler(handler)
-    propagates, log.propagate = log.propagate, False  # pytest would keep what no worker of it can send, a lone surrogate
 
     def read() -> list[dict[str, Any]]:
         handler.close()
@@ -41,7 +40,6 @@ def told(log: logging.Logger) -> Iterator[Told]:
 
     yield read
     log.removeHandler(handler)
-    log.propagate = propagates
 
 
 def ask(status: int = 200, detail: str = "") -> None:
