@@ -71,14 +71,16 @@ def test_a_traceback_is_one_field_of_errors_only_and_a_line_never_grows_long(log
         except ValueError:
             tell("it failed", exc_info=True)
     log.error("long %s", "y" * 100_000)
-    log.warning('a "quote",\na line and a lone \ud800')
+    text = 'a "quote",\na line and a lone \ud800'  # past pytest, which keeps what is logged and cannot send this to xdist
+    odd = log.makeRecord(log.name, logging.WARNING, "", 0, text, (), None)
+    next(handler for handler in log.handlers if isinstance(handler, logs._Handler)).emit(odd)
     lines = told()
     assert [line["message"][:9] for line in lines[:3]] == ["it failed", "it failed", "long yyyy"]
     assert lines[0]["exception"] == lines[1]["exception"] == "ValueError"
     assert "traceback" not in lines[1]
     assert all(len(json.dumps(line)) < 4096 for line in lines)
     assert lines[0]["traceback"].endswith("\U0001f600" * 50)
-    assert lines[3]["message"] == 'a "quote",\na line and a lone \ud800'
+    assert lines[3]["message"] == text
 
 
 def test_what_repeats_is_told_a_few_times_and_then_counted(log: logging.Logger, told: Told) -> None:
