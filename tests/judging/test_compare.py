@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,11 @@ from src.system import dvc_lock
 
 pytestmark = pytest.mark.slow
 OUT = "out/main"
+JUDGE = [
+    OUT, "out/run.json", "out/report/verdict.json", "manifest.json", "--metrics", "metrics.json", "--evaluation",
+    "out/evaluation", "--manifest", "out/manifest.parquet", "--validation", "out/validation.json",
+    "--history", "out/history",
+]  # fmt: skip
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -57,30 +61,17 @@ def fork(template: Path, tmp_path: Path) -> Path:
     return tmp_path / "fork"
 
 
-def compare(
-    folder: Path, *options: str, base: str = "main", arrays: str = "out/arrays", manifest: str = "out/manifest.parquet"
-) -> dict[str, Any]:
-    paths = ["--arrays", arrays, "--manifest", manifest, "--model", "out/model", *options]
-    require_success(python(folder, "src", "compare", base, OUT, *paths))
+def compare(folder: Path, *options: str) -> dict[str, Any]:
+    paths = ["--arrays", "out/arrays", "--manifest", "out/manifest.parquet", "--model", "out/model", *options]
+    require_success(python(folder, "src", "compare", "main", OUT, *paths))
     return read_json(folder / OUT / "facts.json", "")
 
 
-def judge(folder: Path, plan: dict[str, Any] | None = None, expect: int = 0) -> dict[str, Any]:
-    arguments = [OUT, "out/run.json", "out/report/verdict.json", "manifest.json", "--metrics", "metrics.json"]
-    arguments += [
-        "--evaluation",
-        "out/evaluation",
-        "--manifest",
-        "out/manifest.parquet",
-        "--validation",
-        "out/validation.json",
-        "--history",
-        "out/history",
-    ]
-    command = [sys.executable, "-m", "src", "judge", *arguments]
+def judge(folder: Path, plan: dict[str, Any] | None = None) -> dict[str, Any]:
     environment = {**ENVIRONMENT, "PLAN": json.dumps(plan or {})}
+    command = [sys.executable, "-m", "src", "judge", *JUDGE]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == expect, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return read_json(folder / "out/report/verdict.json", "")
 
@@ -126,40 +117,30 @@ def test_the_same_model_is_no_worse_than_itself(fork: Path) -> None:
     assert git(fork, "worktree", "list").count("\n") == 0
 
 
-def test_the_lineage_has_no_figures_of_another_models_training(fork: Path) -> None:
-    compare(fork)
-    (fork / "out/run.json").write_text(json.dumps({**read_json(fork / "out/run.json", ""), "seconds": {}}))
-    (fork / "out/history").mkdir(exist_ok=True)
-    record = {"images_per_second": 4000.0, "seconds": 45.0, "hardware": {"cores": 1}}
-    for digest, seconds in (("0" * 64, None), (sha256(fork / "out/model/model.onnx"), 45.0)):
-        (fork / "manifest.json").unlink(missing_ok=True)
-        (fork / "out/history/throughput.json").write_text(json.dumps({**record, "model_sha256": digest}))
-        judge(fork, {"sha": "a" * 40, "number": 7})
-        told = read_json(fork / "manifest.json", "")
-        assert told["training_seconds"] == seconds
-        assert bool(told["hardware"]) == bool(told["throughput"]) == (seconds is not None)
-
-
-def test_judging_again_changes_no_file(fork: Path) -> None:
+def test_judging_again_keeps_what_is_true_of_the_manifest_alone(fork: Path) -> None:
+    """No forged basis of later verdicts, and no figures of another model's training."""
     compare(fork)
     judge(fork, {"sha": "a" * 40, "number": 7})
     before = (fork / "manifest.json").read_bytes()
     judge(fork, {"sha": "b" * 40, "number": 7, "run_url": "https://x/2"})
     assert (fork / "manifest.json").read_bytes() == before
-
-
-def test_what_later_verdicts_rest_on_is_not_kept_from_a_manifest_that_a_hand_has_changed(fork: Path) -> None:
-    compare(fork)
-    judge(fork, {"sha": "a" * 40, "number": 7})
     told = read_json(fork / "manifest.json", "")
     main = {**told["main"], "series": {"folds": {}}}
     for forged in ({"looks": {**told["looks"], "examples": 0}}, {"anchor": None}, {"anchor": "x"}, {"main": main}):
         (fork / "manifest.json").write_text(json.dumps({**told, **forged}))
         judge(fork, {"sha": "b" * 40, "number": 7})
         again = read_json(fork / "manifest.json", "")
-        assert {name: again[name] for name in ("looks", "anchor", "main")} == {
-            name: told[name] for name in ("looks", "anchor", "main")
-        }
+        assert [again[name] for name in ("looks", "anchor", "main")] == [told[name] for name in ("looks", "anchor", "main")]
+    (fork / "out/run.json").write_text(json.dumps({**read_json(fork / "out/run.json", ""), "seconds": {}}))
+    (fork / "out/history").mkdir(exist_ok=True)
+    record = {"images_per_second": 4000.0, "seconds": 45.0, "hardware": {"cores": 1}}
+    for digest, seconds in (("0" * 64, None), (sha256(fork / "out/model/model.onnx"), 45.0)):
+        (fork / "manifest.json").unlink()
+        (fork / "out/history/throughput.json").write_text(json.dumps({**record, "model_sha256": digest}))
+        judge(fork, {"sha": "a" * 40, "number": 7})
+        again = read_json(fork / "manifest.json", "")
+        assert again["training_seconds"] == seconds
+        assert bool(again["hardware"]) == bool(again["throughput"]) == (seconds is not None)
 
 
 def test_main_that_moved_is_told_by_what_the_model_depends_on(fork: Path) -> None:
@@ -190,17 +171,12 @@ def test_a_change_of_the_rules_is_told(fork: Path) -> None:
     assert judge(fork)["verdict"] == "investigate"
 
 
-def test_another_image_size_is_prepared_for_mains_model(fork: Path) -> None:
+def test_another_image_size_set_of_classes_and_test_images_is_asked_of_both(fork: Path) -> None:
+    """Grey, at another size, a digit is dropped and one renamed: main's model answers the new test set by its own spec."""
     write_params(fork / "params.yaml", prepare__image_size=6, prepare__channels=1)
     require_success(python(fork, "src", "prepare", "data", "out/arrays", "out/manifest.parquet"))
-    facts = compare(fork)
-    assert facts["found"]
-    metrics = read_json(fork / OUT / "metrics.json", "")
-    assert metrics["accuracy"] == read_json(fork / "metrics.json", "")["accuracy"]
-
-
-def test_another_set_of_classes_and_test_images_is_asked_of_both(fork: Path) -> None:
-    """The branch drops a digit and renames another: main's model answers the new test set, and is wrong on the new name."""
+    assert compare(fork)["found"]
+    assert read_json(fork / OUT / "metrics.json", "")["accuracy"] == read_json(fork / "metrics.json", "")["accuracy"]
     table = pq.read_table(fork / "data/digits.parquet")
     names = ["nine" if label == 9 else str(label) for label in table.column("label").to_pylist()]
     renamed = pa.table({"image": table.column("image"), "label": names})
@@ -223,34 +199,31 @@ def test_another_set_of_classes_and_test_images_is_asked_of_both(fork: Path) -> 
     assert "8" not in rows.column("label").to_pylist()
 
 
+def forget_main(fork: Path) -> None:
+    git(fork, "update-index", "--force-remove", "dvc.lock")
+    git(fork, "branch", "--force", "main", git(fork, "commit-tree", git(fork, "write-tree"), "-m", "no model yet"))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (forget_main, "main has no dvc.lock yet"),
         (lambda fork: git(fork, "branch", "--delete", "--force", "main"), "there is no branch main here"),
         (lambda fork: commit_on_main(fork, (fork / "dvc.lock").unlink), "main's dvc.lock was removed by"),
         (lambda fork: commit_on_main(fork, (fork / "params.yaml").unlink), "'dvc.yaml': Could not find 'kind'"),
         (lose_store, "main's model is in no store (starter: it does not hold all of it)"),
     ],
 )
-def test_a_model_of_main_that_cannot_be_had_asks_for_a_look_with_the_reason(fork: Path, damage: Any, words: str) -> None:
+def test_a_model_of_main_that_cannot_be_had_asks_for_a_look_unless_there_never_was_one(
+    fork: Path, damage: Any, words: str
+) -> None:
     damage(fork)
     facts = compare(fork)
-    assert (facts["found"], facts["never"]) == (False, False)
+    assert (facts["found"], facts["never"]) == (False, damage is forget_main)
     assert words in facts["why"]
     verdict = judge(fork)
-    assert (verdict["verdict"], verdict["baseline"]) == ("investigate", False)
+    assert (verdict["verdict"], verdict["baseline"]) == ("pass" if facts["never"] else "investigate", False)
     assert any(words in reason for reason in verdict["reasons"])
-
-
-def test_where_main_never_had_a_model_floors_decide(fork: Path) -> None:
-    git(fork, "update-index", "--force-remove", "dvc.lock")
-    git(fork, "branch", "--force", "main", git(fork, "commit-tree", git(fork, "write-tree"), "-m", "no model yet"))
-    facts = compare(fork)
-    assert (facts["found"], facts["never"]) == (False, True)
-    assert "main has no dvc.lock yet" in facts["why"]
-    verdict = judge(fork)
-    assert (verdict["verdict"], verdict["baseline"]) == ("pass", False)
-    assert "main has no dvc.lock yet" in verdict["reasons"][-1]
 
 
 def replace_images(fork: Path, keep: int = 0) -> None:
@@ -495,29 +468,26 @@ def test_a_model_that_somebody_changed_in_the_store_is_not_compared_with(fork: P
     assert "somebody changed it there" in facts["why"]
 
 
-def test_a_crash_is_judged_without_the_results_of_an_earlier_run(fork: Path) -> None:
+def test_a_run_that_cannot_be_judged_whole_has_no_lineage(fork: Path) -> None:
+    """A budget, a crash (judged without the results of an earlier run), params that cannot be read, and no run at all."""
     compare(fork)
-    (fork / "out/run.json").write_text(json.dumps({"failed": "train", "said": "boom"}))
+    run = fork / "out/run.json"
+    told = {"failed": None, "budget": {"epochs": 3, "asked": 50}, "lane": {"name": "hosted CPU", "comparable": False}}
+    run.write_text(json.dumps(told))
+    assert judge(fork)["verdict"] == "investigate"
+    run.write_text(json.dumps({"failed": "train", "said": "boom"}))
     verdict = judge(fork)
     assert (verdict["verdict"], verdict["gates"][0]["name"]) == ("fail", "pipeline")
-    assert not (fork / "manifest.json").exists()
-
-
-def test_without_a_run_there_is_nothing_to_judge(fork: Path) -> None:
-    compare(fork)
-    (fork / "out/run.json").unlink()
-    done = python(fork, "src", "judge", OUT, "out/run.json", "out/v.json", "manifest.json", "--metrics", "metrics.json",
-                  "--evaluation", "out/evaluation", "--manifest", "out/m", "--validation", "out/v")  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr == "judge: out/run.json is missing: run make reproduce first, then make report again\n"
-
-
-def test_a_params_file_that_cannot_be_read_is_a_verdict(fork: Path) -> None:
-    compare(fork)
     (fork / "params.yaml").write_text("train: [")
     verdict = judge(fork)
     assert verdict["verdict"] == "fail"
     assert "params.yaml is not valid YAML" in verdict["reasons"][0]
+    run.unlink()
+    done = python(fork, "src", "judge", *JUDGE)
+    assert (done.returncode, done.stderr) == (
+        1, "judge: out/run.json is missing: run make reproduce first, then make report again\n"
+    )  # fmt: skip
+    assert not (fork / "manifest.json").exists()
 
 
 def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork: Path) -> None:
@@ -545,14 +515,6 @@ def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork:
     judge(fork, {"override": later, "engine_reviewed": reviewed})
     assert read_json(fork / "manifest.json", "")["verdict"]["override"] == later
     assert "reviewed by bob (now)" in require_success(python(fork, "src", "lineage", "out/model/model.onnx"))
-
-
-def test_a_small_budget_is_a_preview_without_lineage(fork: Path) -> None:
-    compare(fork)
-    told = {"failed": None, "budget": {"epochs": 3, "asked": 50}, "lane": {"name": "hosted CPU", "comparable": False}}
-    (fork / "out/run.json").write_text(json.dumps(told))
-    assert judge(fork)["verdict"] == "investigate"
-    assert not (fork / "manifest.json").exists()
 
 
 def test_lineage_finds_a_model_by_file_digest_and_commit(fork: Path) -> None:
@@ -588,17 +550,11 @@ def test_the_input_digest_follows_what_makes_a_model_and_nothing_else(fork: Path
 
 
 def test_what_differs_from_the_lock_is_named(fork: Path) -> None:
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
     require_success(python(fork, "dvc", "commit", "--force", "--quiet"))
     assert dvc_lock.stale(fork) == []
     (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
     write_params(fork / "params.yaml", train__epochs=3, gates__min_accuracy=0.1)
     assert dvc_lock.stale(fork) == ["params.yaml: train", "src/model.py"]
-    status = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"], cwd=fork, env=environment, capture_output=True, text=True
-    )
-    told = json.loads(status.stdout)
-    assert set(told) == {"train", "evaluate"}  # DVC's own answer: both depend on the network
 
 
 def test_a_folder_that_the_model_depends_on_stands_for_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,7 +563,7 @@ def test_a_folder_that_the_model_depends_on_stands_for_what_is_in_it(monkeypatch
     assert comparing._moved("base", "main", Path("params.yaml")) == ["src/core/nested/new.py", "src/images/new.py"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"inputs": 1}'])
+@pytest.mark.parametrize("text", ["{", '{"inputs": 1}'])
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
