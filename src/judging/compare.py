@@ -99,20 +99,17 @@ def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
         facts |= _anchor(facts, fresh, paths, retrain)
         write_json(fresh / "timings.json", _time(fresh / "model", paths))
         write_json(fresh / "facts.json", facts)
-    print(_tell(facts))
+    if not facts["found"]:
+        print(f"not compared with main: {facts['why']}")
+        return
+    moved = f", {facts['behind']} commits ahead of this branch" if facts["behind"] else ""
+    print(f"compared with {facts['ref']} at {facts['commit'][:12]}{moved}")
 
 
 def _words(error: Exception, whose: str) -> str:
     if isinstance(error, NoModelError | UserError):
         return str(error)
     return f"{whose} files cannot be read: {type(error).__name__}: {error}"
-
-
-def _tell(facts: dict[str, Any]) -> str:
-    if not facts["found"]:
-        return f"not compared with main: {facts['why']}"
-    moved = f", {facts['behind']} commits ahead of this branch" if facts["behind"] else ""
-    return f"compared with {facts['ref']} at {facts['commit'][:12]}{moved}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def judge(
     try:
         params = load(params_path)
     except UserError as error:
-        write_json(verdict_path, _unjudged(str(error)))
+        # params.yaml does not say what the gates are
+        unjudged = gates.Verdict("fail", [str(error)], [], baseline=False, mcnemar=None, churn=None)
+        write_json(verdict_path, unjudged.to_dict() | _NO_LABELS)
         print(f"verdict: fail\n- {error}")
         return
     told |= _training(told, history, paths.model)
@@ -83,11 +85,6 @@ def judge(
         write_json(lineage_path, described)
 
 
-def _unjudged(why: str) -> dict[str, Any]:
-    """A verdict without gates: params.yaml does not say what they are."""
-    return gates.Verdict("fail", [why], [], baseline=False, mcnemar=None, churn=None).to_dict() | _NO_LABELS
-
-
 def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths: Paths, params: Params) -> Facts:
     """Gather what the gates look at; results of an earlier run are none of this one's when it failed."""
     failed = told.get("failed")
@@ -104,12 +101,13 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
     apart = bool(anchor) and not anchor["is_main"] and anchor["found"]
     best = _of_examples(main_folder / "anchor/predictions.parquet", rows) if apart else theirs
     labels = _column(mine, "label")
+    slices = _of_examples(paths.evaluation / "slices.parquet", rows)
     return Facts(
         validation=validation,
         metrics=read_json(paths.metrics, made_by="evaluate"),
         labels=labels,
         answers=_answers(mine),
-        slices=_slices(_of_examples(paths.evaluation / "slices.parquet", rows)),
+        slices={name: slices.column(name).to_numpy() for name in slices.column_names if name != "digest"},
         latency=timings["candidate"],
         comparable=told.get("lane", {}).get("comparable", True),
         budget=told.get("budget"),
@@ -185,10 +183,6 @@ def _of_examples(path: Path, rows: pa.Table) -> pa.Table:
     if table.column("digest").to_pylist() != rows.column("digest").to_pylist():
         raise UserError(f"{path} is of other test examples than the manifest: run make reproduce, then make report again")
     return table
-
-
-def _slices(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
-    return {name: table.column(name).to_numpy() for name in table.column_names if name != "digest"}
 
 
 def _answers(table: pa.Table) -> Answers:

@@ -37,13 +37,9 @@ def read() -> Plan:
         found = None
     if not isinstance(found, dict):
         raise UserError("PLAN is no JSON object: leave it to CI, which sets it")
-    commit = found.get("sha") or _head()
+    head = ["git", "rev-parse", "HEAD"]
+    commit = found.get("sha") or subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
     known = re.fullmatch(r"[0-9a-f]{40}", commit)
     labels = {key: found[key] for key in ("override", "engine_reviewed") if found.get(key)}
     refused = found.get("refused") or {}
     return Plan(commit if known else _NO_COMMIT, found.get("number"), found.get("run_url"), labels, refused)
-
-
-def _head() -> str:
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip()

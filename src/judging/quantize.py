@@ -20,7 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from src.core import arrays
-from src.core.arrays import Arrays, Split
+from src.core.arrays import Split
 from src.core.command import UserError, cores, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
@@ -39,7 +39,11 @@ def quantize(folder: Path, model_folder: Path, out: Path, params: Params) -> dic
             quantise.
     """
     data, plain = arrays.load(folder, params.prepare), Model(model_folder)
-    _require_match(data, plain)
+    if (plain.size, plain.channels, plain.classes) != (data.size, data.channels, data.classes):
+        raise UserError(f"{plain.path} was made for other classes or another image size than {data.folder}: train again")
+    for name in ("train", "test"):
+        if not len(data.split(name).images):
+            raise UserError(f"{data.folder} has no image in the split {name}: add images, then run dvc repro")
     with replacing(out) as fresh:
         fresh.mkdir()
         for name in ("model.onnx", "card.json"):
@@ -50,14 +54,6 @@ def quantize(folder: Path, model_folder: Path, out: Path, params: Params) -> dic
         write_json(fresh / TABLE, told)
         (fresh / WORDS).write_text(markdown(told))
     return told
-
-
-def _require_match(data: Arrays, model: Model) -> None:
-    if (model.size, model.channels, model.classes) != (data.size, data.channels, data.classes):
-        raise UserError(f"{model.path} was made for other classes or another image size than {data.folder}: train again")
-    for name in ("train", "test"):
-        if not len(data.split(name).images):
-            raise UserError(f"{data.folder} has no image in the split {name}: add images, then run dvc repro")
 
 
 def _make(out: Path, train: Split, model: Model, params: Params) -> dict[str, Any]:

@@ -48,20 +48,24 @@ def judge(path: Path, out: Path) -> None:
     if request["format"] != FORMAT or any(name not in request for name in _FIELDS):
         raise UserError(f"{path} has the format {request['format']}, and this judge reads format {FORMAT}")
     out.mkdir(parents=True, exist_ok=True)
-    _answer(request, out)
+    # the ONNX model answers: the network may be one that this commit's src/model.py does not know
+    read = [request[name] for name in ("arrays", "manifest", "model")]
+    _run("answer", [*read, str(out / "metrics.json"), str(out / "evaluation"), "--baseline"])
     verdict = _verdict(request, out)
-    if _refusing(verdict) == {"latency"}:  # a busy machine is no fault of the model
+    refusing = {
+        gate["name"] for gate in verdict["gates"]
+        if gate["level"] == "enforce" and gate["outcome"] in ("fail", "investigate")
+    }  # fmt: skip
+    if refusing == {"latency"}:  # a busy machine is no fault of the model
         print("only the latency gate does not pass: measuring once more")
         verdict = _verdict(request, out)
     if request["quantize"]:
-        verdict["why_no_int8"] = _quantize(request, out)
+        verdict["why_no_int8"] = ""
+        try:
+            _run("quantize", [request["arrays"], request["model"], str(out / "quantized")])
+        except UserError as error:  # the float model is judged all the same
+            verdict["why_no_int8"] = str(error)
     write_json(out / "verdict.json", {**verdict, "format": FORMAT})
-
-
-def _answer(request: Mapping[str, Any], out: Path) -> None:
-    """Let the ONNX model answer the test split: the network may be one that this commit's src/model.py does not know."""
-    read = [request[name] for name in ("arrays", "manifest", "model")]
-    _run("answer", [*read, str(out / "metrics.json"), str(out / "evaluation"), "--baseline"])
 
 
 def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -102,22 +106,6 @@ def _settle(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {"judging_changed": [], "moved_inputs": [], "ref": "main"}
     write_json(path, facts)
     return facts
-
-
-def _refusing(verdict: Mapping[str, Any]) -> set[str]:
-    return {
-        gate["name"] for gate in verdict["gates"]
-        if gate["level"] == "enforce" and gate["outcome"] in ("fail", "investigate")
-    }  # fmt: skip
-
-
-def _quantize(request: Mapping[str, Any], out: Path) -> str:
-    """Make the INT8 model and its table; return why there is none. The float model is judged all the same."""
-    try:
-        _run("quantize", [request["arrays"], request["model"], str(out / "quantized")])
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def _run(verb: str, arguments: list[str], params: Path = _PARAMS) -> None:

@@ -145,18 +145,23 @@ def _rules(
     kept = frame["split"].notna()
     short_side = frame.loc[kept, ["width", "height"]].min(axis=1).median()
     far = size_problem(image_size, float(short_side)) if kept.any() else None
+    clash = _plain(frame["fault"].notna()) & _plain(frame["digest"].notna())
+    given = frame["given_split"].groupby(frame["digest"]).transform("nunique")
+    leaked = _plain(frame["digest"].notna()) & _plain(given.fillna(0) > 1)
+    moved = [f"{name} {value:.2f}" for name, value in distances.items() if value > params.max_drift]
+    drift = f"far from reference.json, over validate.max_drift {params.max_drift:g}: {', '.join(moved)}"
     return [
         _labels(frame, params.labels),
         _min_images(frame, kept, params),
         _corrupt(frame, params.max_corrupt),
-        _conflicts(frame),
+        Rule("conflicts", clash, "equal images carry different labels and are left out; keep the right copy of each"),
         _duplicates(frame, params.max_duplicates),
-        _leakage(frame),
+        Rule("leakage", leaked, "one image is given to several splits; it is kept in the stricter one. Remove the others"),
         _near_duplicates(frame, near),
         _group_leakage(frame, kept),
         _imbalance(frame, kept, params.max_imbalance),
         Rule("image_size", bool(far), far or ""),
-        _drift(distances, params.max_drift),
+        Rule("drift", bool(moved), f"{drift}. If this is the data you mean to have, record it: make reference"),
     ]
 
 
@@ -194,11 +199,6 @@ def _corrupt(frame: pd.DataFrame, limit: float) -> Rule:
     return Rule("corrupt", broken & (share > limit), message)
 
 
-def _conflicts(frame: pd.DataFrame) -> Rule:
-    clash = _plain(frame["fault"].notna()) & _plain(frame["digest"].notna())
-    return Rule("conflicts", clash, "equal images carry different labels and are left out; keep the right copy of each")
-
-
 def _duplicates(frame: pd.DataFrame, limit: float) -> Rule:
     copies = _plain(frame["duplicate_of"].notna())
     share = copies.sum() / max(1, int(frame["digest"].notna().sum()))
@@ -206,12 +206,6 @@ def _duplicates(frame: pd.DataFrame, limit: float) -> Rule:
         f"{share:.1%} of the images repeat another exactly, over validate.max_duplicates {limit:.1%}; one of each is kept"
     )
     return Rule("duplicates", copies & (share > limit), message)
-
-
-def _leakage(frame: pd.DataFrame) -> Rule:
-    splits = frame["given_split"].groupby(frame["digest"]).transform("nunique")
-    leaked = _plain(frame["digest"].notna()) & _plain(splits.fillna(0) > 1)
-    return Rule("leakage", leaked, "one image is given to several splits; it is kept in the stricter one. Remove the others")
 
 
 def _near_duplicates(frame: pd.DataFrame, near: NDArray[np.int64]) -> Rule:
@@ -239,12 +233,6 @@ def _imbalance(frame: pd.DataFrame, kept: "pd.Series[bool]", limit: float) -> Ru
         f"{counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}, over validate.max_imbalance {limit:g}"
     )
     return Rule("imbalance", bool(ratio > limit), message + "; train.class_weights makes rare classes count more")
-
-
-def _drift(distances: Mapping[str, float], limit: float) -> Rule:
-    moved = [f"{name} {value:.2f}" for name, value in distances.items() if value > limit]
-    message = f"far from reference.json, over validate.max_drift {limit:g}: {', '.join(moved)}"
-    return Rule("drift", bool(moved), message + ". If this is the data you mean to have, record it: make reference")
 
 
 def _plain(mask: "pd.Series[Any]") -> "pd.Series[bool]":
