@@ -162,17 +162,13 @@ def test_a_dead_layer_is_named_by_all_that_it_touches(found: Callable[..., dict[
         assert words in results[name].told
 
 
-@pytest.mark.parametrize(("network", "check"), [(Loud, "first loss"), (Twofold, "evaluation mode")])
-def test_what_may_be_meant_is_a_warning(
-    found: Callable[..., dict[str, Finding]], network: type[nn.Module], check: str
+def test_what_may_be_meant_is_a_warning_and_a_constructor_that_raises_is_told(
+    found: Callable[..., dict[str, Finding]],
 ) -> None:
-    assert found(network)[check].result == "warn"
-
-
-def test_a_constructor_that_raises_is_told_without_a_traceback(found: Callable[..., dict[str, Finding]]) -> None:
     def raising() -> nn.Module:
         raise TypeError("width must be even")
 
+    assert found(Loud)["first loss"].result == found(Twofold)["evaluation mode"].result == "warn"
     assert found(raising)["builds"].told == "TypeError: width must be even"
 
 

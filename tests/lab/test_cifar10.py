@@ -106,12 +106,14 @@ def test_from_a_server_that_cuts_off_it_goes_on_where_it_stopped(server: Server,
     assert len(server.starts) == 4
 
 
-@pytest.mark.parametrize("form", ["path", "file address"])
-def test_from_a_path_which_stays(tmp_path: Path, form: str) -> None:
+def test_from_a_path_which_stays_and_one_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "a b.tar.gz"
     path.write_bytes(ARCHIVE)
-    require_whole(bring(str(path) if form == "path" else path.as_uri(), tmp_path))
-    assert path.exists()
+    for address in (str(path), path.as_uri()):
+        require_whole(bring(address, tmp_path))
+        assert path.exists()
+    with pytest.raises(UserError, match="there is no file /no/such/file.tar.gz: correct CIFAR10_URL"):
+        bring("file:///no/such/file.tar.gz", tmp_path)
 
 
 def test_a_run_that_gave_up_is_continued_by_the_next(server: Server, tmp_path: Path) -> None:
@@ -139,11 +141,6 @@ def test_a_wrong_archive_is_refused_and_data_stay(server: Server, tmp_path: Path
         bring(ADDRESS, tmp_path, cifar10.PUBLISHED_MD5)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine.png"]
     assert list((tmp_path / "downloads").iterdir()) == []
-
-
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no file /no/such/file.tar.gz: correct CIFAR10_URL"):
-        bring("file:///no/such/file.tar.gz", tmp_path)
 
 
 def test_the_starter_digits_are_scikit_learns(tmp_path: Path) -> None:

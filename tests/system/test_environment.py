@@ -132,20 +132,11 @@ def require_sentence(result: subprocess.CompletedProcess[str], words: str) -> No
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_no_clone(project: Path) -> None:
-    require_sentence(
-        setup(project, GIT_CEILING_DIRECTORIES=str(project.parent)), "is no Git clone, and DVC versions data beside"
-    )
-
-
-@pytest.mark.slow
-def test_git_is_missing(project: Path, tmp_path: Path) -> None:
+def test_a_missing_clone_git_or_python_is_told(project: Path, tmp_path: Path) -> None:
+    ceiling = setup(project, GIT_CEILING_DIRECTORIES=str(project.parent))
+    require_sentence(ceiling, "is no Git clone, and DVC versions data beside")
     require_sentence(setup(project, PATH=tools(tmp_path / "bin", "sh")), "git is not installed: install it")
-
-
-@pytest.mark.slow
-def test_python_is_missing(project: Path, tmp_path: Path) -> None:
-    path = tools(tmp_path / "bin", "sh", "make", "git")
+    path = tools(tmp_path / "more", "sh", "make", "git")
     result = subprocess.run(["make", "reproduce"], cwd=project, capture_output=True, text=True, env={"PATH": path})
     assert "there is no python3: install Python 3.11 to 3.13, or name one" in result.stderr
     assert result.returncode != 0
@@ -165,15 +156,11 @@ def test_the_script_can_be_read_by_an_old_python_which_is_told_to_go(project: Pa
 
 
 @pytest.mark.slow
-def test_a_package_that_cannot_be_had_is_named(ready: Path) -> None:
+def test_a_package_that_cannot_be_had_is_named_and_a_broken_download_is_refused_by_its_hash(ready: Path) -> None:
     (ready / "requirements" / "torch.txt").write_text("no-such-package-anywhere==1.0\n")
     result = setup(ready)
     require_sentence(result, "PyTorch could not be installed (ERROR: Could not find a version that satisfies")
     assert "the CPU builds does not answer" in result.stdout or not NO_NVIDIA
-
-
-@pytest.mark.slow
-def test_a_broken_download_is_refused_by_its_hash(ready: Path) -> None:
     add(ready, "run.txt", "broken")
     (ready.parent / "links" / "broken-1.0-py3-none-any.whl").write_bytes(b"half a wheel")
     require_sentence(
