@@ -5,7 +5,7 @@ from pathlib import Path
 
 from src.core.command import UserError
 from src.system.mlflow_client import answering
-from src.system.registry import Registry, Version
+from src.system.registry import Registry
 from src.system.variables import filled
 
 _WEIGHTS, _CARD = "model/weights.safetensors", "model/card.json"  # in the run of a registered version
@@ -28,14 +28,10 @@ def fetch(folder: str) -> tuple[Path, Path, str]:
     with answering(registry.uri):
         kept = {found.path for found in registry.client.list_artifacts(version.run_id, "model")} if version.run_id else set()
         if not {_WEIGHTS, _CARD} <= kept:
-            raise UserError(_without_weights(version, shown))
+            commit = version.tags.get("trained_commit", "COMMIT")[:12]
+            raise UserError(
+                f"{shown} was registered without its weights.safetensors: bring them with `.venv/bin/dvc get . out/model "
+                f"--rev {commit} --out pretrained` and set train.weights to pretrained/weights.safetensors"
+            )
         files = [Path(registry.client.download_artifacts(version.run_id, name, folder)) for name in (_WEIGHTS, _CARD)]
     return files[0], files[1], shown
-
-
-def _without_weights(version: Version, shown: str) -> str:
-    commit = version.tags.get("trained_commit", "COMMIT")[:12]
-    return (
-        f"{shown} was registered without its weights.safetensors: bring them with `.venv/bin/dvc get . out/model --rev "
-        f"{commit} --out pretrained` and set train.weights to pretrained/weights.safetensors"
-    )

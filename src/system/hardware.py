@@ -13,12 +13,15 @@ from src.core.files import rounded
 
 def describe() -> dict[str, Any]:
     """Return accelerator (None without one), cores this process may use, machine, memory in GiB, and processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "accelerator": _accelerator(),
         "cores": cores(),
         "machine": platform.machine(),
         "memory_gib": rounded(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "processor": _processor(),
+        "processor": names[0] if names else platform.processor(),
     }
 
 
@@ -36,10 +39,3 @@ def _accelerator() -> str | None:
     if not names:
         return None
     return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -26,17 +26,14 @@ _PATIENCE = 5.0  # seconds until a server or a locked database counts as dead
 
 
 class RegistryError(UserError):
-    """MLflow does not answer, refuses, or its database is damaged. The text is what happened, then what to do next.
-
-    `passing`: MLflow is well, and the same request may succeed in a moment, as when two processes write one thing.
-    """
+    """MLflow does not answer, refuses, or its database is damaged. The text is what happened, then what to do next."""
 
     kind = "registry"
 
-    def __init__(self, sentence: str, then: str, *, passing: bool = False) -> None:
+    def __init__(self, sentence: str, then: str) -> None:
         sentence = without_secrets(sentence)
         super().__init__(f"{sentence}: {then}")
-        self.sentence, self.then, self.passing = sentence, then, passing
+        self.sentence, self.then = sentence, then
 
 
 def connect(uri: str | None = None) -> tuple[Any, str]:
@@ -194,7 +191,7 @@ def _explained(address: str, error: Exception) -> RegistryError:
     if re.search(r"Max retries|Connection|timed out|Timeout", text):
         return _dead(address, _reason(error))
     then = "mend that, or correct MLFLOW_TRACKING_URI, then run again: what is already there is not made twice"
-    return RegistryError(f"MLflow at {address} failed ({_reason(error)})", then, passing=True)
+    return RegistryError(f"MLflow at {address} failed ({_reason(error)})", then)
 
 
 def _reason(error: BaseException) -> str:

@@ -35,12 +35,13 @@ _ON_ONE_LINE = re.compile(  # no quotes, or those of the whole value: what else 
 
 def protected(paths: Iterable[str]) -> list[str]:
     """Return those of a change's paths that are not free. Of a renamed file both names belong into `paths`."""
-    return sorted({path for path in paths if not _is_free(path)})
-
-
-def _is_free(path: str) -> bool:
-    plain = not {"", ".", ".."} & set(path.split("/"))
-    return plain and (path in FREE or path.startswith(tuple(name for name in FREE if name.endswith("/"))))
+    folders = tuple(name for name in FREE if name.endswith("/"))
+    engine = set()
+    for path in paths:
+        plain = not {"", ".", ".."} & set(path.split("/"))
+        if not (plain and (path in FREE or path.startswith(folders))):
+            engine.add(path)
+    return sorted(engine)
 
 
 def rules_changed(before: str, after: str) -> list[str]:

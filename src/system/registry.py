@@ -199,7 +199,12 @@ class Registry:
         if model is None:
             return
         with answering(self.uri):
-            self._settle(model)
+            # records that a killed process left open
+            for key, open_move, is_open in _records(model):
+                if is_open and _is_done(model, open_move):
+                    self._record(open_move, key)
+                elif is_open:
+                    self.client.delete_registered_model_tag(self.name, key)
             before = model.aliases.get(alias)
             before = None if before is None else str(before)
             if before == number:
@@ -220,14 +225,6 @@ class Registry:
             return []
         records = _records(model)
         return [move for _, move, is_open in records if not is_open or _is_done(model, move)]
-
-    def _settle(self, model: Any) -> None:
-        """Close or remove the records that a killed process left open."""
-        for key, move, is_open in _records(model):
-            if is_open and _is_done(model, move):
-                self._record(move, key)
-            elif is_open:
-                self.client.delete_registered_model_tag(self.name, key)
 
     def _tell_of_others(self, model: Any, alias: str, now: str | None) -> None:
         """Record that somebody moved the alias without this module, as in MLflow's own pages."""

@@ -46,7 +46,7 @@ class Journal:
 
     def hear(self, line: str) -> None:
         """Take a line of DVC's output."""
-        line = _plain(line)
+        line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)  # colours, and what a progress bar overwrote
         found = re.match(r"(?:Running stage|Stage) '([\w-]+)'(.*)", line)
         if found or line.startswith(("Updating lock file", "Use `dvc push`")):
             self.close()
@@ -62,11 +62,6 @@ class Journal:
         if self.stage:
             self.seconds[self.stage] = round(now - self._since, 2)
         self.stage, self._since = None, now
-
-
-def _plain(line: str) -> str:
-    """Remove colours and what a progress bar overwrote."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
 
 
 def reproduce(pull: bool, epochs: int | None, minutes: float | None, journal_path: Path) -> None:
@@ -194,12 +189,6 @@ def _accuracy(metrics: dict[str, Any]) -> str:
     return f"{metrics['accuracy']:.2%} ({metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%})"
 
 
-def _adopt(path: Path) -> None:
-    changed = recipe.adopt(path, _PARAMS)
-    print(f"{_PARAMS} {'now says what' if changed else 'says already what'} {path} says")
-    print("\n".join(f"  {line}" for line in changed))
-
-
 def main() -> None:
     """Parse the command line and reproduce."""
     parser = argparse.ArgumentParser(description="Pull the data, reproduce the pipeline, show the metrics.")
@@ -212,5 +201,7 @@ def main() -> None:
     with dvc_locks.alone():
         dvc_locks.mend()
         if args.params:
-            _adopt(args.params)
+            changed = recipe.adopt(args.params, _PARAMS)
+            print(f"{_PARAMS} {'now says what' if changed else 'says already what'} {args.params} says")
+            print("\n".join(f"  {line}" for line in changed))
         reproduce(args.pull, args.epochs, args.minutes, args.run)

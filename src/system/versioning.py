@@ -37,7 +37,12 @@ def watch_dvc(*arguments: str, heard: Callable[[str], None], seconds: float | No
     On a terminal DVC sees one too, so that progress bars stay. When the time is up, DVC and its stage are asked to stop
     (training keeps its checkpoint), then ended.
     """
-    ours, theirs = _terminal() if sys.stdout.isatty() else os.pipe()
+    if sys.stdout.isatty():
+        ours, theirs = pty.openpty()
+        size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    else:
+        ours, theirs = os.pipe()
     command = [sys.executable, "-P", "-m", "dvc", *arguments]
     process = subprocess.Popen(
         command, env=_environment(), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, start_new_session=True
@@ -52,13 +57,6 @@ def watch_dvc(*arguments: str, heard: Callable[[str], None], seconds: float | No
     finally:
         _end(process)
         listener.join(10)
-
-
-def _terminal() -> tuple[int, int]:
-    ours, theirs = pty.openpty()
-    size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
-    return ours, theirs
 
 
 def _listen(source: int, heard: Callable[[str], None]) -> None:
