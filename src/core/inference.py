@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 builds for Lin
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from src.core.card import Card
 from src.core.command import UserError, cores
 from src.core.files import read_json, sha256
 
@@ -40,13 +40,10 @@ class Model:
             UserError: a file is missing or damaged, the model is not the one that its card describes, or the device is not
                 there.
         """
-        keys = ("classes", "size", "channels", "network", "width", "model_sha256")
-        self.card: dict[str, Any] = read_json(folder / "card.json", made_by="train", keys=keys)
+        self.card = Card.read(folder / "card.json", made_by="train")
         self.path, digest = _file(folder, self.card, precision)
         self.sha256 = digest
-        self.classes: list[str] = self.card["classes"]
-        self.size: tuple[int, int] = tuple(self.card["size"])
-        self.channels: int = self.card["channels"]
+        self.classes, self.size, self.channels = self.card.classes, self.card.size, self.card.channels
         self._session = _open(self.path, digest, self.card, _options(threads), device)
         self._input = self._session.get_inputs()[0].name
 
@@ -59,12 +56,12 @@ class Model:
         return np.concatenate(results) if results else np.empty((0, len(self.classes)), dtype=np.float32)
 
 
-def _file(folder: Path, card: dict[str, Any], precision: str) -> tuple[Path, str]:
+def _file(folder: Path, card: Card, precision: str) -> tuple[Path, str]:
     """Return the file of a precision, and the SHA-256 that it must have."""
     if precision == "fp32":
-        return folder / "model.onnx", card["model_sha256"]
+        return folder / "model.onnx", card.model_sha256
     made = read_json(folder / "quantization.json", made_by="quantize", keys=("model_sha256", "int8_sha256"))
-    if made["model_sha256"] != card["model_sha256"]:
+    if made["model_sha256"] != card.model_sha256:
         raise UserError(f"{folder / 'quantization.json'} is of another model than card.json beside it: run make quantize")
     return folder / "model.int8.onnx", made["int8_sha256"]
 
@@ -78,7 +75,7 @@ def _options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _open(path: Path, digest: str, card: dict[str, Any], options: ort.SessionOptions, device: str) -> ort.InferenceSession:
+def _open(path: Path, digest: str, card: Card, options: ort.SessionOptions, device: str) -> ort.InferenceSession:
     if not path.is_file():
         raise UserError(f"{path} is missing: run `dvc repro train`, which makes it, or `dvc pull`")
     if sha256(path) != digest:
@@ -98,6 +95,6 @@ def _open(path: Path, digest: str, card: dict[str, Any], options: ort.SessionOpt
     if provider not in session.get_providers():  # it is in the build, but its libraries or the GPU are not
         raise UserError(f"{provider} cannot be used here: look at nvidia-smi, or set SERVE_DEVICE=cpu")
     names = session.get_modelmeta().custom_metadata_map.get("classes", "[]")
-    if json.loads(names) != card["classes"]:
+    if json.loads(names) != card.classes:
         raise UserError(f"{path} has other classes than card.json beside it: run `dvc repro -f train`")
     return session

@@ -35,11 +35,11 @@ def _spread(probabilities: NDArray[np.float32], own: list[str], classes: list[st
 
 def _examples_for(model: Model, data: Arrays, raw: Path, params: Path) -> NDArray[np.uint8]:
     """Return the test examples as the model takes them: prepared anew where its input is another."""
-    if (data.size, data.channels, data.fit) == (model.size, model.channels, model.card["fit"]):
+    if (data.size, data.channels, data.fit) == (model.size, model.channels, model.card.fit):
         return data.split("test").images
     if not raw.is_dir():
         raise UserError(f"{model.path} takes other images than {data.folder} holds, and {raw} is not there: dvc pull {raw}")
-    own = {"image_size": list(model.size), "channels": model.channels, "fit": model.card["fit"]}
+    own = {"image_size": list(model.size), "channels": model.channels, "fit": model.card.fit}
     with TemporaryDirectory(dir=model.path.parent) as temporary:
         folder = Path(temporary)
         write_json(folder / "params.yaml", {"prepare": {**(content(params).get("prepare") or {}), **own}})

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src.core import results
+from src.core.card import Trained
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.manifest import read_manifest
@@ -258,7 +259,7 @@ def _training(told: dict[str, Any], history: Path | None, model: Path) -> dict[s
     """
     record, card = (history / "throughput.json" if history else None), model / "card.json"
     measured = read_json(record, made_by="train") if record and record.is_file() else {}
-    if not card.is_file() or measured.get("model_sha256", "") != read_json(card, made_by="train").get("model_sha256"):
+    if not card.is_file() or measured.get("model_sha256", "") != Trained.read(card, made_by="train").model_sha256:
         measured = {}
     here = told.get("seconds", {}).get("train")
     return {

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from src.core import results
+from src.core.card import Trained
 from src.core.command import UserError
 from src.core.files import read_json, sha256
 from src.system import dvc_lock
@@ -29,7 +30,7 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
     file.
     """
     metrics = read_json(root / EVALUATION, made_by="evaluate")
-    card = read_json(root / MODEL.replace("model.onnx", "card.json"), made_by="train", keys=("network", "parameters"))
+    card = Trained.read(root / MODEL.replace("model.onnx", "card.json"), made_by="train").to_json()
     outputs = {"evaluation_sha256": sha256(root / EVALUATION), "model_sha256": sha256(root / MODEL)}
     facts = {
         "inputs": dvc_lock.inputs(root),

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from src.core.card import Card
 from src.core.command import UserError
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.github.labels import LABELS
@@ -324,7 +325,7 @@ def _write(
     table: Mapping[str, Any] | None,
 ) -> None:
     metrics = read_json(tree / lineage.EVALUATION, made_by="evaluate", keys=_NUMBERS)
-    card = read_json(tree / "out/model/card.json", made_by="train", keys=("classes",))
+    card = Card.read(tree / "out/model/card.json", made_by="train")
     release = Release(
         manifest=dvc_lock.digest(manifest),
         model_sha256=manifest["outputs"]["model_sha256"],
@@ -336,7 +337,7 @@ def _write(
         verdict=manifest["verdict"]["verdict"],
         override=manifest["verdict"].get("override"),
         metrics={name: metrics[name] for name in _NUMBERS},
-        classes=card["classes"],
+        classes=card.classes,
         **int8.facts(table),
     )
     with replacing(folder) as fresh:

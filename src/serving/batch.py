@@ -135,7 +135,7 @@ def _run(given: argparse.Namespace, folder: Path) -> None:
     released = str(found.release.get("precision", "fp32"))
     model = Model(given.model, 1, limits.device, released if limits.precision == "auto" else limits.precision)
     top = min(given.top, len(model.classes))
-    about = {"images": sum(source.images), "inputs": source.digest, "model": model.sha256, "fit": model.card["fit"],
+    about = {"images": sum(source.images), "inputs": source.digest, "model": model.sha256, "fit": model.card.fit,
              "version": found.version, "manifest": found.manifest, "top": top,
              "max_pixels": limits.max_pixels, "max_body": limits.max_body}  # fmt: skip
     lost = [field.name for field in source.carried or () if "binary" in str(field.type) and given.out.suffix == ".csv"]
@@ -355,7 +355,7 @@ class Scorer:
         if content is None or len(content) > most:
             raise UndecodableError(f"too large: over SERVE_MAX_BODY_MB {most / 1e6:g}")
         pixels = self._limits.max_pixels
-        return look(content, (pixels, pixels), self._model.size, self._model.channels, str(self._model.card["fit"]))[0]
+        return look(content, (pixels, pixels), self._model.size, self._model.channels, self._model.card.fit)[0]
 
     def _ranked(self, pixels: Any) -> list[list[dict[str, Any]] | None]:
         """Return the most probable labels of each image, rounded as the service does; None where one is no number."""

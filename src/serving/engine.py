@@ -126,7 +126,7 @@ class Engine:
         gc.set_threshold(5_000, 20, 50)  # a request makes few cycles, and a collection takes longer than it
         self.served = {"precision": predictor.precision, "served_sha256": predictor.sha256}
         # what every answer repeats is written once
-        self.written = {label: json.dumps(label, ensure_ascii=False) for label in found.card["classes"]}
+        self.written = {label: json.dumps(label, ensure_ascii=False) for label in found.card.classes}
         signature = {"model_version": found.version, "manifest": found.manifest}
         self.signature = b"," + json.dumps(signature, separators=(",", ":"), ensure_ascii=False).encode()[1:]
         self.headers = [(b"x-model-version", found.version.encode())]
@@ -137,7 +137,7 @@ class Engine:
     def _count(self, found: "Identity", worker: int) -> "Metrics":
         from src.serving.metrics import Metrics
 
-        classes = found.card["classes"]
+        classes = found.card.classes
         if self._shared:
             try:
                 return Metrics(classes, self._shared / f"{worker}.board")

@@ -182,7 +182,7 @@ class Front:
 
     def _top(self, request: Request) -> int:
         assert self._engine.identity
-        classes = len(self._engine.identity.card["classes"])
+        classes = len(self._engine.identity.card.classes)
         given = request.query("top")
         if given is None:
             return min(_DEFAULT_TOP, classes)

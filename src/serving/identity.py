@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.core.card import Card
 from src.core.command import UserError
 from src.core.files import read_json, sha256
 
@@ -19,7 +20,7 @@ _log = logging.getLogger("bentoml.image_classifier")
 class Identity:
     """What /model tells of the model that answers."""
 
-    card: dict[str, Any]  # out/model/card.json
+    card: Card  # out/model/card.json
     version: str  # in the registry
     manifest: str | None  # digest of manifest.json
     release: dict[str, Any]  # identity.json, or nothing
@@ -27,7 +28,8 @@ class Identity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
-        about = {key: self.card[key] for key in ("classes", "size", "channels", "fit", "network", "model_sha256")}
+        card = self.card.to_json()
+        about = {key: card[key] for key in ("classes", "size", "channels", "fit", "network", "model_sha256")}
         fields = ("name", "commit", "pull_request", "data", "verdict", "metrics")
         named = {key: self.release.get(key) for key in fields}
         return {**named, "version": self.version, "manifest": self.manifest, **about}
@@ -47,15 +49,14 @@ def read(folder: Path, root: Path) -> Identity:
 
 
 def _read(folder: Path, root: Path) -> Identity:
-    keys = ("classes", "size", "channels", "fit", "network", "model_sha256")
-    card = read_json(folder / "card.json", made_by="train", keys=keys)
+    card = Card.read(folder / "card.json", made_by="train")
     path = folder / "model.onnx"
     if not path.is_file():
         raise UserError(f"{path} is missing: run make reproduce, which makes it, or dvc pull")
-    if sha256(path) != card["model_sha256"]:
+    if sha256(path) != card.model_sha256:
         raise UserError(f"{path} is not the model that card.json beside it describes: run dvc checkout, or deploy again")
-    release = _release(root / "out" / "release" / "identity.json", card["model_sha256"])
-    manifest = release.get("manifest") if release else _manifest(root / "manifest.json", card["model_sha256"])
+    release = _release(root / "out" / "release" / "identity.json", card.model_sha256)
+    manifest = release.get("manifest") if release else _manifest(root / "manifest.json", card.model_sha256)
     since = float(release.get("committed") or path.stat().st_mtime)
     return Identity(card, str(release.get("version", UNREGISTERED)), manifest, release, since)
 

@@ -165,7 +165,7 @@ class Metrics:
         about = GaugeMetricFamily(
             "model_info", "The model that answers", labels=["version", "manifest", "model_sha256", "precision"]
         )
-        digest = self._identity.card["model_sha256"]
+        digest = self._identity.card.model_sha256
         about.add_metric([version, self._identity.manifest or "", digest, self._precision], 1)
         yield about
         age = GaugeMetricFamily("model_age_seconds", "Since the model was registered, or else since its file was written")

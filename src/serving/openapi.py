@@ -41,13 +41,13 @@ def document(settings: Settings, identity: Identity | None) -> dict[str, Any]:
     form = posts["/predict_batch"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     form["properties"]["images"]["maxItems"] = settings.max_batch
     if identity:
-        classes = identity.card["classes"]
+        classes = identity.card.classes
         told["info"]["version"] = identity.version
         for path in ("/predict", "/predict_batch"):
             posts[path]["parameters"][0]["schema"] |= {"maximum": len(classes), "default": min(5, len(classes))}
         posts["/explain"]["parameters"][0]["schema"]["enum"] = classes
         pixels = posts["/predict_batch"]["requestBody"]["content"]["application/octet-stream"]["schema"]
-        shape = " x ".join(map(str, (*identity.card["size"], identity.card["channels"])))
+        shape = " x ".join(map(str, (*identity.card.size, identity.card.channels)))
         pixels["description"] = pixels["description"].replace("H x W x C", shape)
     if not settings.demo:
         del told["paths"]["/explain"], told["paths"]["/demo"]

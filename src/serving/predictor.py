@@ -75,7 +75,7 @@ class Predictor:
         self._decoder = Decoder(
             model.size,
             model.channels,
-            str(identity.card["fit"]),
+            identity.card.fit,
             settings.max_pixels,
             max(2, settings.threads),
             folder,

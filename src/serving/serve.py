@@ -30,9 +30,7 @@ def main() -> None:
     found = identity.read(folder, ROOT)
     _check_port(given.host, given.port)
     host = "127.0.0.1" if given.host in ("0.0.0.0", "::") else given.host  # noqa: S104 - to show, not to listen
-    print(
-        f"serve: {found.card['network']}, version {found.version}: http://{host}:{given.port} (Ctrl-C stops it)", flush=True
-    )
+    print(f"serve: {found.card.network}, version {found.version}: http://{host}:{given.port} (Ctrl-C stops it)", flush=True)
     os.environ.setdefault("BENTOML_HOME", str(ROOT / "out" / "bentoml"))  # else below the home folder, perhaps read-only
     os.environ |= {"SERVE_MODEL": str(folder), "BENTOML_DO_NOT_TRACK": "true", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]

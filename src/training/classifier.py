@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from src import model
+from src.core.card import Card
 from src.core.command import UserError
 from src.core.shape import Shape
 from src.images.views import views
@@ -99,15 +99,15 @@ def save(classifier: Classifier, path: Path) -> None:
     path.write_bytes(serialize(weights))  # its own way of writing hides a full disk behind an error of its own
 
 
-def load(card: dict[str, Any], weights: Path) -> Classifier:
+def load(card: Card, weights: Path) -> Classifier:
     """Rebuild the classifier that a card.json describes, with its weights.
 
     Raises:
         UserError: the weights are missing, damaged or of another network.
     """
-    shape = Shape(tuple(card["size"]), card["channels"], len(card["classes"]))
+    shape = Shape(card.size, card.channels, len(card.classes))
     blank = [0.0] * shape.channels, [1.0] * shape.channels
-    classifier = build(card["network"], shape, card["width"], *blank, card.get("tta", "none"))
+    classifier = build(card.network, shape, card.width, *blank, card.tta)
     advice = "run `dvc repro -f train`, which makes it"
     if not weights.is_file():
         raise UserError(f"{weights} is missing: {advice}")
@@ -117,7 +117,5 @@ def load(card: dict[str, Any], weights: Path) -> Classifier:
         raise UserError(f"{weights} is no safetensors file ({error}): {advice}") from None
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{weights} does not fit network {card['network']} of src/model.py ({reason}); train again"
-        ) from None
+        raise UserError(f"{weights} does not fit network {card.network} of src/model.py ({reason}); train again") from None
     return classifier.eval()

@@ -22,6 +22,7 @@ import torch
 
 from src.core import arrays, metrics
 from src.core.arrays import Arrays
+from src.core.card import Card
 from src.core.files import check_outputs, replacing, rounded, sha256, write_json
 from src.core.params import section
 from src.images.prepare_params import Prepare
@@ -102,7 +103,7 @@ def _write(
         export.write(export.to_onnx(classifier, data.size, data.channels, data.classes), fresh / "model.onnx")
         save(classifier, fresh / "weights.safetensors")
         _write_csv(fresh / "history.csv", fitted.history)
-        write_json(fresh / "card.json", _card(fitted, data, fresh, params))
+        write_json(fresh / "card.json", _card(fitted, data, fresh, params).to_json())
         for name, runs in evidence.items():
             write_json(fresh / f"{name}.json", runs)
         speeds.mkdir()
@@ -124,32 +125,32 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _card(fitted: Fitted, data: Arrays, folder: Path, params: Train) -> dict[str, Any]:
+def _card(fitted: Fitted, data: Arrays, folder: Path, params: Train) -> Card:
     """What the model is, for whoever loads it; nothing in it differs between equal runs."""
     classifier, best = fitted.classifier, fitted.best
-    return {
-        "channels": data.channels,
-        "classes": data.classes,
-        "epoch": best["epoch"],
-        "epochs": params.epochs,
-        "fit": data.fit,
-        "flops": export.flops(classifier, data.size, data.channels),
-        "input": {"name": export.INPUT, "dtype": "uint8", "shape": ["batch", *data.size, data.channels]},
-        "manifest_sha256": data.manifest_sha256,
-        "model_sha256": sha256(folder / "model.onnx"),
-        "network": params.network,
-        "output": {"name": export.OUTPUT, "dtype": "float32", "shape": ["batch", len(data.classes)]},
-        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
-        "seed": params.seed,
-        "size": list(data.size),
-        "start_weights_sha256": params.weights_sha256 if params.weights else None,
-        "temperature": rounded(float(classifier.temperature)),
-        "torch": torch.__version__,
-        "tta": params.tta,
-        "validation": {name: rounded(best[f"validation_{name}"]) for name in ("accuracy", "loss")},
-        "weights_sha256": sha256(folder / "weights.safetensors"),
-        "width": params.width,
-    }
+    return Card(
+        channels=data.channels,
+        classes=data.classes,
+        epoch=best["epoch"],
+        epochs=params.epochs,
+        fit=data.fit,
+        flops=export.flops(classifier, data.size, data.channels),
+        input={"name": export.INPUT, "dtype": "uint8", "shape": ["batch", *data.size, data.channels]},
+        manifest_sha256=data.manifest_sha256,
+        model_sha256=sha256(folder / "model.onnx"),
+        network=params.network,
+        output={"name": export.OUTPUT, "dtype": "float32", "shape": ["batch", len(data.classes)]},
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        seed=params.seed,
+        size=data.size,
+        start_weights_sha256=params.weights_sha256 if params.weights else None,
+        temperature=rounded(float(classifier.temperature)),
+        torch=torch.__version__,
+        tta=params.tta,
+        validation={name: rounded(best[f"validation_{name}"]) for name in ("accuracy", "loss")},
+        weights_sha256=sha256(folder / "weights.safetensors"),
+        width=params.width,
+    )
 
 
 def main(callbacks: Callbacks = NO_CALLBACKS) -> None:

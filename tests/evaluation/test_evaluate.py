@@ -144,7 +144,7 @@ def rewrite_card(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "arrays" / "test.images.npy").write_bytes(b"\x93NUMPY"), "split test cannot be read"),
         (lambda f: (f / "m.parquet").unlink(), "m.parquet is missing"),
         (lambda f: (f / "m.parquet").write_bytes(b"PAR1"), "m.parquet cannot be read"),
-        (lambda f: (f / "model" / "card.json").write_text("[]"), "card.json lacks classes"),
+        (lambda f: (f / "model" / "card.json").write_text("[]"), "card.json lacks network"),
         (lambda f: (f / "arrays" / "card.json").write_text("{}"), "card.json lacks classes"),
         (lambda f: (f / "model" / "history.csv").write_text("a,b\nx,y\n"), "history.csv is missing or damaged"),
         (lambda f: np.save(f / "arrays" / "test.labels.npy", np.full(30, 99)), "split test|other labels|shape"),

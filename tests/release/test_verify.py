@@ -76,7 +76,10 @@ def test_a_release_holds_no_picture_that_params_forbid(tmp_path: Path, pictures:
                 "inputs": {"digest": "i"}, "verdict": PASS}  # fmt: skip
     write_json(tree / "manifest.json", manifest)
     write_json(tree / "metrics.json", dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5))
-    write_json(tree / "out/model/card.json", {"classes": ["cat"]})
+    write_json(
+        tree / "out/model/card.json",
+        {"classes": ["cat"], "size": [8, 8], "channels": 3, "network": "n", "model_sha256": "5" * 64},
+    )
     write_params(tree / "params.yaml", report__pictures=pictures)
     verifying._write(tmp_path / "release", tree, "a" * 40, manifest, tree / "judged", None)
     shown = {path.name for path in (tmp_path / "release/evaluation").iterdir()}
