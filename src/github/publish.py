@@ -24,6 +24,7 @@ from src.github.git import GitError, Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
 from src.github.status import CONTEXT, run_url, set_status, summarize
 from src.github.text import prose
+from src.system.judged import JudgedFile
 from src.system.protection import RESULTS
 
 _KEEP = 50
@@ -76,30 +77,31 @@ def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
     if plan["lane"] == "bump":
         return _bump(plan)
     try:
-        verdict = json.loads((folder / "out/report/verdict.json").read_text())
+        path = folder / "out/report/verdict.json"
+        verdict = JudgedFile.parse(path.read_text(), path.name)
         markdown = (folder / "out/report/report.md").read_text()
         if trained != "success" and _has_model(verdict):
             return _unstored(verdict, markdown, trained)
         return _held(_judged(verdict, markdown, plan, folder), plan)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, UserError) as error:
         what = "there is no report" if isinstance(error, OSError) else "the report cannot be read"
         return _crashed(f"{what}: the job that trains and judges ended with `{trained or 'nothing'}`")
 
 
-def _judged(verdict: Mapping[str, Any], markdown: str, plan: Mapping[str, Any], folder: Path) -> Outcome:
-    word, lacking = verdict["verdict"], [LABELS[key] for key in verdict.get("lacking", [])]
-    reasons = "; ".join(verdict["reasons"]) or "every gate holds"
+def _judged(verdict: JudgedFile, markdown: str, plan: Mapping[str, Any], folder: Path) -> Outcome:
+    word, lacking = verdict.verdict, [LABELS[key] for key in verdict.lacking]
+    reasons = "; ".join(verdict.reasons) or "every gate holds"
     state = {"pass": "success", "fail": "failure", "investigate": "pending"}[word]
     description = f"{word}: {reasons}"
-    claimed = [key for key in LABELS if verdict.get(key)]
+    claimed = [key for key in LABELS if getattr(verdict, key)]
     # verdict.json is the work of the branch's own code: who gave a label is what plan has asked GitHub for
-    if word != "pass" and verdict.get("accepted") and claimed and all(plan.get(key) for key in claimed):
+    if word != "pass" and verdict.accepted and claimed and all(plan.get(key) for key in claimed):
         people = dict.fromkeys(plan[key]["by"] for key in claimed)
         state, description = "success", f"{word}, accepted by {' and '.join(people)}: {reasons}"
     elif word == "investigate" and lacking:
         description = f"investigate: a reviewer may add the label {' and '.join(lacking)}; {reasons}"
     reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in RESULTS) and _has_model(verdict)
-    started = word == "investigate" or any(verdict.get(key) for key in LABELS)
+    started = word == "investigate" or bool(claimed)
     return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
 
 
@@ -122,18 +124,18 @@ def _engine(plan: Mapping[str, Any]) -> str:
     return f"**This change touches the engine: {files}.** `{CONTEXT}` waits until a person with write access {what}.{why}"
 
 
-def _unstored(verdict: Mapping[str, Any], markdown: str, trained: str) -> Outcome:
+def _unstored(verdict: JudgedFile, markdown: str, trained: str) -> Outcome:
     """Judged, but the job failed after that: what was reviewed may lie nowhere, so that nothing could be deployed."""
-    said = f"judged {verdict['verdict']}, but the job ended with {trained or 'nothing'}: data and model may not be stored"
+    said = f"judged {verdict.verdict}, but the job ended with {trained or 'nothing'}: data and model may not be stored"
     advice = (
         f"**{said[0].upper()}{said[1:]}.** See [the run]({run_url()}), mend the store (`DVC_REMOTE_URL`), run it again.\n"
     )
     return Outcome("failure", said, f"{markdown}\n> [!CAUTION]\n> {advice}")
 
 
-def _has_model(verdict: Mapping[str, Any]) -> bool:
+def _has_model(verdict: JudgedFile) -> bool:
     """False after a failed pipeline and for a preview: the files beside the verdict are then those of an earlier model."""
-    gates = {gate["name"]: gate["outcome"] for gate in verdict["gates"]}
+    gates = {gate.name: gate.outcome for gate in verdict.gates}
     return bool(gates) and "pipeline" not in gates and gates.get("budget", "pass") == "pass"
 
 

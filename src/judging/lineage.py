@@ -13,12 +13,12 @@ from src.core.card import Trained
 from src.core.command import UserError
 from src.core.files import read_json, sha256
 from src.system import dvc_lock
+from src.system.judged import Lineage
 from src.system.worktree import git
 
 MODEL = "out/model/model.onnx"
 EVALUATION = "metrics.json"
 TEST_ROWS = "out/manifest.parquet"
-_KEYS = ("inputs", "outputs", "data", "commit", "metrics", "verdict")
 
 
 def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -120,8 +120,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    found: dict[str, Any] = read_json(path, made_by="evaluate", keys=_KEYS)
-    return found
+    return parse_manifest(path.read_text(errors="replace"), str(path))
 
 
 def parse_manifest(text: str, where: str) -> dict[str, Any]:
@@ -130,13 +129,8 @@ def parse_manifest(text: str, where: str) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(key in found for key in _KEYS):
-        raise UserError(f"{where} is no lineage of a model: restore it, or remove it and let the next report write it")
-    return found
+    Lineage.parse(text, where)
+    return dict(json.loads(text))  # whole: its digest covers what a later version adds
 
 
 def manifest_at(commit: str) -> dict[str, Any]:

@@ -11,18 +11,19 @@ report/        report.md, report.html, pictures/ of the verdict given again; qua
 metrics.json, params.yaml
 """
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
+from src.core.records import Record
 
 RELEASE = "release.json"
 
 
 @dataclass(frozen=True)
-class Release:
+class Release(Record):
     """What is released. `manifest` is the digest that names it everywhere (`dvc_lock.digest` of manifest.json)."""
 
     manifest: str
@@ -44,14 +45,10 @@ class Release:
         """Return the SHA-256 of the file that answers."""
         return str(self.int8["sha256"]) if self.int8 else self.model_sha256
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        return asdict(self)
-
 
 def write(folder: Path, release: Release) -> None:
     """Write release.json over the files that lie in the folder."""
-    write_json(folder / RELEASE, {**release.to_dict(), "files": _digests(folder)})
+    write_json(folder / RELEASE, {**release.to_json(), "files": _digests(folder)})
 
 
 def read(folder: Path) -> Release:
@@ -80,12 +77,10 @@ def load(folder: Path) -> Release:
 
 
 def _load(folder: Path) -> tuple[Release, dict[str, str]]:
-    names = [field.name for field in fields(Release) if field.default is MISSING]
     if not (folder / RELEASE).is_file():
         raise UserError(f"{folder / RELEASE} is missing: run python -m src verify {folder}, which makes it")
-    content = read_json(folder / RELEASE, made_by="evaluate", keys=[*names, "files"])
-    known = {field.name for field in fields(Release)}
-    return Release(**{name: value for name, value in content.items() if name in known}), content["files"]
+    content = read_json(folder / RELEASE, made_by="evaluate", keys=["files"])
+    return Release.from_json(content, str(folder / RELEASE)), content["files"]
 
 
 def _digests(folder: Path) -> dict[str, str]:

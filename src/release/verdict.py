@@ -19,6 +19,7 @@ from src.core.yaml_files import parse_yaml
 from src.release import int8
 from src.release.outcome import RefusedError
 from src.release.production import Deployed
+from src.system.judged import JudgedFile
 from src.system.params import filled
 from src.system.worktree import bring, checked_out, git
 
@@ -111,7 +112,11 @@ def _ask(
     if not (out / "verdict.json").is_file():
         raise CannotJudgeError("it wrote no verdict")
     found = read_json(out / "verdict.json", made_by="evaluate")
-    if not (found.get("format") == _FORMAT and found.get("verdict") in _VERDICTS and isinstance(found.get("reasons"), list)):
+    try:
+        answer = JudgedFile.from_json(found, "verdict.json")
+    except UserError as error:
+        raise CannotJudgeError(f"its verdict has another format: {error}") from None
+    if answer.format != _FORMAT or answer.verdict not in _VERDICTS:
         raise CannotJudgeError("its verdict has another format")
     return dict(found)
 

@@ -24,6 +24,7 @@ from src.core.files import read_json
 from src.core.yaml_files import read_yaml
 from src.judging import plan
 from src.reporting import changes
+from src.system.judged import JudgedFile
 from src.system.params import filled
 from src.system.worktree import git
 
@@ -159,6 +160,7 @@ def read(paths: Paths) -> Facts:
             raise UserError(f"{path} is missing: run `{command}` first, which makes it")
     run = read_json(paths.run, made_by="", keys=("failed",))
     verdict = read_json(paths.verdict, made_by="evaluate", keys=("verdict", "reasons", "gates"))
+    JudgedFile.from_json(verdict, str(paths.verdict))
     failed = None if run["failed"] is None else str(run["failed"])
     if failed is None and verdict["verdict"] == "fail" and not verdict["gates"]:
         failed = "params"  # params.yaml was refused, so nothing has run

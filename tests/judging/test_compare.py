@@ -420,7 +420,7 @@ def test_a_merge_that_takes_mains_files_hides_no_earlier_model(tmp_path: Path, m
 
     def commit(model: str, where: str) -> str:
         told: dict[str, Any] = {name: {} for name in ("inputs", "metrics", "verdict")}
-        told |= {"outputs": {"model_sha256": model}, "data": {"test_sha256": ""}, "commit": {}}
+        told |= {"outputs": {"model_sha256": model}, "data": {"test_sha256": ""}, "commit": None}
         (tmp_path / "manifest.json").write_text(json.dumps(told))
         git(tmp_path, "add", "manifest.json")
         git(tmp_path, "commit", "--quiet", "--message", where)

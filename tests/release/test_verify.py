@@ -751,7 +751,7 @@ def test_models_of_other_pull_requests_since_the_deployed_commit_are_no_looks_of
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told: dict[str, Any] = {name: {} for name in ("inputs", "outputs", "data", "commit", "metrics", "verdict")}
+    told = {"commit": None, **{name: {} for name in ("inputs", "outputs", "data", "metrics", "verdict")}}
     write_json(tmp_path / "manifest.json", {**told, "looks": {"pull_request": 2}})
     write_json(tmp_path / "facts.json", {"looks": {"pull_request": 5, "examples": 9}, "why": ""})
     judging._settle(tmp_path / "facts.json", {"deployed": "a" * 40, "why": ""})
