@@ -4,6 +4,7 @@ The standard library alone: what stands beside a token reads them too.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -81,7 +82,8 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         return tuple(_checked(one, part, where) for one, part in zip(value, arguments, strict=True))
     expected = (int, float) if kind is float else (origin or kind)
-    if origin is not tuple and isinstance(value, expected) and (kind is bool or not isinstance(value, bool)):
+    finite = not isinstance(value, float) or math.isfinite(value)  # no comparison refuses NaN
+    if origin is not tuple and finite and isinstance(value, expected) and (kind is bool or not isinstance(value, bool)):
         return value
     name = kind.__name__ if isinstance(kind, type) else str(kind)
     raise UserError(f"{where} is {_shown(value)}, expected {name}: restore the file, or make it again")

@@ -11,7 +11,8 @@ import pyarrow as pa
 from src.core import results
 from src.core.card import Trained
 from src.core.command import UserError
-from src.core.files import read_json, sha256
+from src.core.files import sha256
+from src.core.metrics_file import MetricsFile
 from src.system import dvc_lock
 from src.system.judged import Lineage
 from src.system.worktree import git
@@ -29,14 +30,14 @@ def manifest(root: Path, told: Mapping[str, Any], previous: Mapping[str, Any] | 
     previous manifest of the same inputs, outputs, verdict and basis is returned as it is, so that judging again changes no
     file.
     """
-    metrics = read_json(root / EVALUATION, made_by="evaluate")
+    metrics = MetricsFile.read(root / EVALUATION, made_by="evaluate")
     card = Trained.read(root / MODEL.replace("model.onnx", "card.json"), made_by="train").to_json()
     outputs = {"evaluation_sha256": sha256(root / EVALUATION), "model_sha256": sha256(root / MODEL)}
     facts = {
         "inputs": dvc_lock.inputs(root),
         "outputs": outputs,
         "data": _data(root, metrics),
-        "metrics": {name: metrics[name] for name in ("accuracy", "macro_f1", "log_loss", "ece")},
+        "metrics": metrics.headline(),
         "network": {name: card[name] for name in ("network", "width", "parameters", "epoch", "epochs", "seed")},
     }
     same_model = previous is not None and previous["outputs"] == outputs and previous["inputs"] == facts["inputs"]
@@ -73,14 +74,14 @@ def _basis(found: Mapping[str, Any]) -> tuple[Any, ...]:
     return found["looks"], anchor.get("model_sha256"), (main.get("model_sha256"), series) if series else None
 
 
-def _data(root: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    classes = sorted(metrics["per_class"])
+def _data(root: Path, metrics: MetricsFile) -> dict[str, Any]:
+    classes = sorted(metrics.per_class)
     rows = root / TEST_ROWS
     test = test_digest(results.test_rows(rows)) if rows.is_file() else None
     return {
         "classes": classes,
         "digest": dvc_lock.tracked(root, "data"),
-        "test_images": metrics["images"],
+        "test_images": metrics.images,
         "test_sha256": test,
     }
 

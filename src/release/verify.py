@@ -21,6 +21,7 @@ from typing import Any
 from src.core.card import Card
 from src.core.command import UserError
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
+from src.core.metrics_file import MetricsFile
 from src.github.labels import LABELS
 from src.judging import lineage
 from src.release import int8, modelcheck, overriding, production, reviewed, verdict
@@ -34,7 +35,6 @@ from src.system.worktree import bring, checked_out, git, share_dvc
 
 _PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")
 _TRACKED = ("manifest.json", "dvc.lock", "dvc.yaml", "params.yaml", "metrics.json")
-_NUMBERS = ("accuracy", "macro_f1", "log_loss", "ece")
 _WITHIN = {"accuracy": 0.002, "log_loss": 0.01}  # of the reviewed numbers, on another processor
 _TRIES = 3
 _RETRAIN = (
@@ -291,17 +291,15 @@ def _same_answers(tree: Path, out: Path) -> None:
     Raises:
         RefusedError: the same model gives others here; the review was of something else, or this machine computes wrongly.
     """
-    told, found = (
-        read_json(path, made_by="evaluate", keys=_NUMBERS) for path in (tree / lineage.EVALUATION, out / "metrics.json")
-    )
-    image = 1.5 / max(1, told["images"])  # where one image is worth more than the tolerance, one may differ
+    told, found = (MetricsFile.read(path, "evaluate") for path in (tree / lineage.EVALUATION, out / "metrics.json"))
+    image = 1.5 / max(1, told.images)  # where one image is worth more than the tolerance, one may differ
     differs = [
-        f"{name} {found[name]:.4f}, reviewed {told[name]:.4f}"
+        f"{name} {getattr(found, name):.4f}, reviewed {getattr(told, name):.4f}"
         for name, within in _WITHIN.items()
-        if abs(found[name] - told[name]) > max(within, image if name == "accuracy" else 0)
+        if abs(getattr(found, name) - getattr(told, name)) > max(within, image if name == "accuracy" else 0)
     ]
-    if found["images"] != told["images"]:
-        differs.append(f"{found['images']} test images, reviewed {told['images']}")
+    if found.images != told.images:
+        differs.append(f"{found.images} test images, reviewed {told.images}")
     if differs:
         raise RefusedError(
             "tampered",
@@ -324,7 +322,7 @@ def _write(
     judged: Path,
     table: Mapping[str, Any] | None,
 ) -> None:
-    metrics = read_json(tree / lineage.EVALUATION, made_by="evaluate", keys=_NUMBERS)
+    metrics = MetricsFile.read(tree / lineage.EVALUATION, made_by="evaluate")
     card = Card.read(tree / "out/model/card.json", made_by="train")
     release = Release(
         manifest=dvc_lock.digest(manifest),
@@ -336,7 +334,7 @@ def _write(
         inputs=manifest["inputs"]["digest"],
         verdict=manifest["verdict"]["verdict"],
         override=manifest["verdict"].get("override"),
-        metrics={name: metrics[name] for name in _NUMBERS},
+        metrics=metrics.headline(),
         classes=card.classes,
         **int8.facts(table),
     )

@@ -40,7 +40,9 @@ def test_a_key_of_another_type_is_named_with_its_file(tmp_path: Path, change: di
     assert words in str(caught.value)
 
 
-def test_a_missing_key_and_no_object_are_named() -> None:
+def test_a_missing_key_a_number_that_is_none_and_no_object_are_named() -> None:
+    with pytest.raises(UserError, match="validation.accuracy is nan, expected float"):
+        Card.from_json(CARD | {"validation": {"accuracy": float("nan")}}, "card.json")
     with pytest.raises(UserError, match="HEAD:card.json lacks network"):
         Card.parse("{}", "HEAD:card.json")
     with pytest.raises(UserError, match=r"HEAD:card.json is \[\], expected an object"):
