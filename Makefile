@@ -7,7 +7,7 @@ export RUN := .venv/bin/python
 export RETRAIN ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks reproduce params report update upgrade lineage quantize serve image deploy rollback status doctor settings runner-doctor test lint test-yours test-slow test-all workflows reference data-cifar10 suggest sweep check-model find-lr profile bench-train bench-gpu bench-serve starter record lock clean
+.PHONY: help setup setup-checks reproduce params report update upgrade lineage quantize serve image deploy rollback status doctor settings runner-doctor test lint test-yours test-journeys test-all workflows reference data-cifar10 suggest sweep check-model find-lr profile bench-train bench-gpu bench-serve starter record lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +74,7 @@ runner-doctor: ## check a machine that is to be a self-hosted GPU runner (run it
 	@"$$PYTHON" -m src runner-doctor
 
 test: setup-checks test-yours lint ## test-yours, lint, and the fast tests; no GPU, Docker or account
-	@"$$RUN" -P -m pytest -m "not slow and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
+	@"$$RUN" -P -m pytest -m "not journey and not template" --ignore tests/test_yours.py --numprocesses auto --dist loadfile
 
 lint: setup-checks ## ruff and mypy; of src/data.py, src/model.py and tests/test_yours.py only what breaks at run time
 	@"$$RUN" -P -m ruff check .
@@ -86,8 +86,8 @@ test-yours: setup-checks ## the contract of your data, params and network, in un
 	@test -e data || "$$RUN" -P -m dvc pull --quiet data.dvc || true # where data cannot be had, the tests say what to do
 	@TEST_ROOT="$$PWD" "$$RUN" -P -m pytest tests/test_yours.py -rs
 
-test-slow: setup-checks ## the slow tests: trains, clones, fills disks, deploys (with Docker and nginx where they are)
-	@"$$RUN" -P -m pytest -m "slow and not act" --numprocesses auto --dist loadfile
+test-journeys: setup-checks ## the journeys: trains, clones, fills disks, deploys (with Docker and nginx where they are)
+	@"$$RUN" -P -m pytest -m "journey and not act" --numprocesses auto --dist loadfile
 
 workflows: setup-checks ## run the GitHub workflows with act against a stand-in for GitHub
 	@"$$RUN" -P -m pytest -m act

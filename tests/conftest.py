@@ -65,6 +65,7 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 PATIENCE = 600  # seconds until a process counts as hanging; no measure of speed: ten of them may share two slow cores
 
 
+in_unit = False  # whether a unit test runs now
 torch.set_num_threads(1)  # every network here is tiny
 # a shell that starts the tests in the background has Ctrl-C ignored, by them and by all that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -122,6 +123,33 @@ def _in_root() -> Iterator[None]:
     os.chdir(ROOT)
     yield
     os.chdir(before)
+
+
+# what a unit test may not do, by the name of Python's audit event
+PROCESS_EVENTS = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.fork", "os.exec")
+
+
+def _refuse_process(event: str, _: tuple[Any, ...]) -> None:
+    if event in PROCESS_EVENTS and in_unit:
+        raise RuntimeError(f"a unit test starts no process ({event}): mark it journey, or hand in what it would start")
+
+
+def _refuse_sleep(_: float) -> None:
+    raise RuntimeError("a unit test does not sleep: mark it journey, or hand it a clock")
+
+
+sys.addaudithook(_refuse_process)
+
+
+@pytest.fixture(autouse=True)
+def _is_unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse processes and sleep in a test that is no journey (marked journey, act or template)."""
+    global in_unit  # noqa: PLW0603
+    in_unit = not {"journey", "act", "template"} & {mark.name for mark in request.node.iter_markers()}
+    if in_unit:
+        monkeypatch.setattr(time, "sleep", _refuse_sleep)
+    yield
+    in_unit = False
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def test_ruff_takes_a_careless_style_and_refuses_an_undefined_name(clone: Path) 
     assert "Undefined name `undefined_name`" in refused[0]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_mypy_takes_functions_without_annotations(clone: Path) -> None:
     assert [run.stdout for run in lint(clone, "mypy") if run.returncode] == []
 

@@ -54,7 +54,7 @@ def require_success(result: subprocess.CompletedProcess[str]) -> str:
     return result.stdout + result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_starter_data_reproduce_twice_the_same(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "fork")
     first = require_success(python(folder, "src", "reproduce"))
@@ -74,7 +74,7 @@ def test_the_starter_data_reproduce_twice_the_same(tmp_path: Path) -> None:
     assert "index.html" in shown
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a core")
 def test_every_output_is_equal_with_one_core_and_with_all_of_them_shared(tmp_path: Path) -> None:
     """The model is small: one that takes several threads sums in another order with each number of them."""
@@ -108,7 +108,7 @@ def test_every_output_is_equal_with_one_core_and_with_all_of_them_shared(tmp_pat
     assert made[0] == made[1]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_plain_pull_of_a_fresh_clone_brings_data_and_model(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "fork")
     require_success(python(folder, "dvc", "pull"))
@@ -119,7 +119,7 @@ def test_a_plain_pull_of_a_fresh_clone_brings_data_and_model(tmp_path: Path) -> 
     assert read_json(folder / "metrics.json", "")["accuracy"] == pytest.approx(shipped["accuracy"], abs=0.003)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_another_data_set_and_network_need_four_places(tmp_path: Path) -> None:
     """2,000 photographs of 10 classes, 100x100, some corrupt, some copied, one text; a network of our own."""
     folder = copy_repository(tmp_path / "fork")
@@ -183,7 +183,7 @@ def photographs(root: Path, random: np.random.Generator) -> None:
     (root / "class 3" / "notes.txt").write_text("remember the milk")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_changes_of_data_that_dvc_does_not_know_are_used_not_lost(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "fork")
     write_params(folder / "params.yaml", train__epochs=1)
@@ -238,7 +238,7 @@ BAD_DATA = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_data_stop_with_one_sentence(tmp_path: Path, case: str) -> None:
     make, words = BAD_DATA[case]
@@ -267,7 +267,7 @@ def test_bad_data_stop_with_one_sentence(tmp_path: Path, case: str) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     """A limit on the size of a file stands in for the disk: each stage writes one that is larger."""
     folder = copy_repository(tmp_path / "fork")
@@ -289,7 +289,7 @@ def outputs(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "out").rglob("*") if "checkpoints" not in path.parts)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     """The peak of the whole process tree while 5,000 and then 20,000 photographs of 32x32 are prepared."""
     random = np.random.default_rng(1)

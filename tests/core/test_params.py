@@ -78,6 +78,7 @@ def list_params(path: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.journey
 def test_the_listing_is_a_file_of_params_that_marks_what_is_set(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     params = write_params(path, train__epochs=7)
@@ -90,6 +91,7 @@ def test_the_listing_is_a_file_of_params_that_marks_what_is_set(tmp_path: Path) 
     assert len(re.findall(r"^ *[\w.]+: \S.*# \S", printed, re.MULTILINE)) == len(list(dials()))
 
 
+@pytest.mark.journey
 def test_the_listing_of_a_faulty_file_tells_the_fault(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("train: {epochs: none}\n")
     done = list_params(tmp_path / "params.yaml")
@@ -194,7 +196,7 @@ def test_no_param_has_a_name_that_dvc_leaves_out() -> None:
             Sweep.model_validate({"space": {key: [1, 2]}})
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.filterwarnings("ignore")  # deprecations inside DVC
 def test_a_change_of_any_dial_runs_each_stage_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The params of the real dvc.yaml, with a command for each stage that notes that it ran, through DVC's run cache."""

@@ -32,6 +32,7 @@ def test_grey_and_replicated_grey_measure_alike(random: np.random.Generator) -> 
         np.testing.assert_allclose(one, three, atol=1e-5)
 
 
+@pytest.mark.journey
 @pytest.mark.skipif(
     not any("avx512f" in path.read_text() for path in Path("/proc").glob("cpuinfo")),
     reason="no processor whose products round otherwise",

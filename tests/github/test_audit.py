@@ -57,6 +57,7 @@ def test_a_lock_without_a_result_is_an_error(look: Callable[..., list[str]], tex
         found(tmp_path, tmp_path)
 
 
+@pytest.mark.journey
 def test_one_issue_stands_open_while_something_is_found(tmp_path: Path) -> None:
     with Standin(tmp_path) as standin:
         github = GitHub("team/models", standin.token({"issues": "write"}), standin.url)

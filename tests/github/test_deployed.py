@@ -82,6 +82,7 @@ def deploy(github: GitHub, folder: Path, **changes: Any) -> None:
     deployed.tell(write(folder, "deploy", outcome | {"record": make_record(github, **changes)}), needs(**DONE))
 
 
+@pytest.mark.journey
 def test_the_record_is_the_payload_and_only_the_newest_is_active(github: GitHub, tmp_path: Path) -> None:
     github.add_check(github.repository.sha("main") or "", "all-green", None)  # which does not hold up a deployment
     deploy(github, tmp_path / "first")
@@ -97,6 +98,7 @@ def test_the_record_is_the_payload_and_only_the_newest_is_active(github: GitHub,
     assert live["version"] == "5"
 
 
+@pytest.mark.journey
 def test_a_stranger_or_githubs_own_deployment_is_not_what_is_live(github: GitHub) -> None:
     record = make_record(github)
     for login, payload in (("stranger", record), (BOT, {}), (BOT, ""), (BOT, {**record, "commit": "x"})):
@@ -106,6 +108,7 @@ def test_a_stranger_or_githubs_own_deployment_is_not_what_is_live(github: GitHub
     assert deployments.live(Api.from_environment()) is None
 
 
+@pytest.mark.journey
 def test_what_stopped_without_a_word_is_told_with_the_job_and_the_way_on(github: GitHub, tmp_path: Path) -> None:
     deployed.tell(tmp_path / "none", needs(verify="success", build="failure", deploy="skipped"))
     [issue] = github.issues.values()
@@ -122,6 +125,7 @@ def test_a_run_for_another_branch_did_nothing_and_says_why() -> None:
         assert (found.word, "only the default branch is deployed" in found.sentence) == ("nothing", True)
 
 
+@pytest.mark.journey
 def test_an_issue_or_pull_request_that_only_looks_like_ours_is_left_alone(github: GitHub, tmp_path: Path) -> None:
     marked = "<!-- deployment-stopped -->\nmine"
     theirs = github.open_issue("Deployment stopped: evil", marked, login="stranger")
@@ -133,6 +137,7 @@ def test_an_issue_or_pull_request_that_only_looks_like_ours_is_left_alone(github
     assert [one["state"] for one in github.issues.values()] == ["open", "closed"]
 
 
+@pytest.mark.journey
 def test_a_rollback_that_failed_has_an_issue_of_its_own_which_a_deployment_closes(github: GitHub, tmp_path: Path) -> None:
     deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))
     deployed.tell(write(tmp_path / "b", "rollback", {**STOPPED, "step": "rollback"}), needs(rollback="failure"))
@@ -142,6 +147,7 @@ def test_a_rollback_that_failed_has_an_issue_of_its_own_which_a_deployment_close
     assert [one["state"] for one in github.issues.values()] == ["open", "closed"]
 
 
+@pytest.mark.journey
 def test_a_commit_that_changes_nothing_of_what_is_deployed_is_told_and_closes_the_issue(
     github: GitHub, tmp_path: Path
 ) -> None:
@@ -152,12 +158,14 @@ def test_a_commit_that_changes_nothing_of_what_is_deployed_is_told_and_closes_th
     assert [one["state"] for one in github.issues.values()] == ["closed"]
 
 
+@pytest.mark.journey
 def test_where_issues_are_switched_off_the_summary_has_it_and_the_job_is_green(github: GitHub, tmp_path: Path) -> None:
     github.has_issues = False
     deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))
     assert "stopped at Verify" in (tmp_path / "summary.md").read_text()
 
 
+@pytest.mark.journey
 def test_a_part_that_github_refuses_is_told_and_the_others_are_done(github: GitHub, tmp_path: Path) -> None:
     github.fail_next("POST .*/deployments$", 500)
     with pytest.raises(UserError, match="the deployment of deploy: POST .*: 500"):
@@ -190,6 +198,7 @@ RECORDS: dict[str, Change] = {
 }
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("case", [*BAD, *RECORDS])
 def test_an_outcome_of_another_form_is_refused_and_names_the_job(github: GitHub, tmp_path: Path, case: str) -> None:
     outcome = BAD.get(case)
@@ -238,6 +247,7 @@ def test_a_command_in_a_text_can_be_copied() -> None:
 IMAGE = "registry.example.com/models/classifier@sha256:" + "5" * 64
 
 
+@pytest.mark.journey
 def test_every_option_of_the_verification_is_known_to_the_real_gh() -> None:
     words = attested.command(IMAGE)
     told = subprocess.run([words[0], "attestation", "verify", "--help"], capture_output=True, text=True, check=True).stdout
@@ -252,6 +262,7 @@ def test_an_image_that_cannot_be_verified_does_not_run(made: str, image: str) ->
         attested.verify({"image": image}, made)
 
 
+@pytest.mark.journey
 def test_an_attestation_that_does_not_hold_is_refused_and_leaves_its_outcome(tmp_path: Path) -> None:
     folder = tmp_path / "release"
     folder.mkdir()

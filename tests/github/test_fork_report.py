@@ -223,6 +223,7 @@ def the_comment(github: GitHub) -> str:
     return found[0]
 
 
+@pytest.mark.journey
 def test_a_report_is_posted_with_the_warning_that_it_is_the_forks_own(
     github: GitHub, poster: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_report_is_posted_with_the_warning_that_it_is_the_forks_own(
     assert "posted by GitHub's API, not by CML" in said
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_hostile_artifact_is_refused_in_our_own_words(github: GitHub, poster: Callable[..., str], case: str) -> None:
     artifact, words = REFUSED[case]
@@ -256,12 +258,14 @@ def test_a_hostile_artifact_is_refused_in_our_own_words(github: GitHub, poster: 
         assert trace not in body
 
 
+@pytest.mark.journey
 def test_an_artifact_over_the_limit_is_not_even_downloaded(github: GitHub, poster: Callable[..., str]) -> None:
     poster(b"x" * (2**20 + 1))
     asked = [request["path"] for request in github.requests]
     assert not [path for path in asked if path.startswith(("/_blob", "/repos/team/models/actions/artifacts"))]
 
 
+@pytest.mark.journey
 def test_a_comment_of_another_with_the_marker_is_left_alone(github: GitHub, poster: Callable[..., str]) -> None:
     github.add_comment(1, f"{MARKER}\nall is well", login="stranger")
     poster(packed(report(commit=github.head(1))))
@@ -269,6 +273,7 @@ def test_a_comment_of_another_with_the_marker_is_left_alone(github: GitHub, post
     assert "This fork reports of itself" in the_comment(github)
 
 
+@pytest.mark.journey
 def test_with_two_pull_requests_of_one_branch_only_the_one_into_the_default_branch_is_meant(
     github: GitHub, poster: Callable[..., str]
 ) -> None:
@@ -308,6 +313,7 @@ def test_a_run_that_is_no_finished_one_of_an_open_pull_requests_head_posts_nothi
     assert github.wrote() == []
 
 
+@pytest.mark.journey
 def test_a_fork_that_is_gone_is_no_error(github: GitHub, poster: Callable[..., str], tmp_path: Path) -> None:
     poster(None, conclusion="skipped")
     event = json.loads((tmp_path / "event.json").read_text())
@@ -317,6 +323,7 @@ def test_a_fork_that_is_gone_is_no_error(github: GitHub, poster: Callable[..., s
     assert github.comments(1) == []
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(("results", "silent"), [(["skipped", "skipped"], True), (["failure", "skipped"], False)])
 def test_without_an_artifact_the_jobs_decide_whether_there_was_anything_to_report(
     github: GitHub, poster: Callable[..., str], results: list[str], silent: bool
@@ -333,6 +340,7 @@ def test_without_an_artifact_the_jobs_decide_whether_there_was_anything_to_repor
         assert "or there are none: the run left none (it ended with `failure`)." in the_comment(github)
 
 
+@pytest.mark.journey
 def test_an_artifact_that_is_too_old_is_said_so(github: GitHub, poster: Callable[..., str]) -> None:
     number = github.upload_artifact(7, "report", packed(report()))
     github._artifacts[number][0]["expired"] = True
@@ -344,6 +352,7 @@ def test_an_artifact_that_is_too_old_is_said_so(github: GitHub, poster: Callable
     assert "it is too old and no longer kept" in the_comment(github)
 
 
+@pytest.mark.journey
 def test_the_gate_is_left_pending_and_an_earlier_status_stands(github: GitHub, poster: Callable[..., str]) -> None:
     sha = github.head(1)
     poster(packed(report(commit=sha)))
@@ -352,6 +361,7 @@ def test_the_gate_is_left_pending_and_an_earlier_status_stands(github: GitHub, p
     assert len(github.statuses(sha)[0]["description"]) <= 140
 
 
+@pytest.mark.journey
 def test_a_fork_that_leaves_the_model_alone_passes_by_githubs_own_list_of_files(
     github: GitHub, poster: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -367,6 +377,7 @@ def test_a_fork_that_leaves_the_model_alone_passes_by_githubs_own_list_of_files(
         github.refresh()
 
 
+@pytest.mark.journey
 def test_a_fork_that_touches_the_engine_alone_waits_for_the_label_at_its_head(
     github: GitHub, poster: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +412,7 @@ def test_a_fork_that_touches_the_engine_alone_waits_for_the_label_at_its_head(
         github.refresh()
 
 
+@pytest.mark.journey
 def test_a_token_that_may_not_set_statuses_still_posts(
     github: GitHub, poster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +421,7 @@ def test_a_token_that_may_not_set_statuses_still_posts(
     assert the_comment(github)
 
 
+@pytest.mark.journey
 def test_changes_to_what_judges_are_named_by_githubs_own_list(
     github: GitHub, poster: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -482,6 +495,7 @@ def test_no_damaged_zip_or_json_is_anything_but_a_refusal() -> None:
                 continue
 
 
+@pytest.mark.journey
 def test_the_command_runs_with_no_package_and_says_what_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-m", "src", "fork-report", str(tmp_path / "comment.md")]
     done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True)

@@ -109,6 +109,7 @@ def ours(github: StandIn) -> list[str]:
     return [one["body"] for one in github.comments(1) if one["user"]["login"] == BOT]
 
 
+@pytest.mark.journey
 def test_cml_creates_the_comment_and_a_second_post_updates_it(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -121,6 +122,7 @@ def test_cml_creates_the_comment_and_a_second_post_updates_it(
     assert [line.split()[0] for line in github.wrote()] == ["POST", "PATCH"]
 
 
+@pytest.mark.journey
 def test_cml_gets_one_token_a_throwaway_home_and_no_say(
     api: GitHub, fake: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def test_cml_gets_one_token_a_throwaway_home_and_no_say(
     assert not any(api.token in argument for argument in seen["arguments"])
 
 
+@pytest.mark.journey
 def test_beyond_forty_other_comments_there_is_still_one_of_ours(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -153,6 +156,7 @@ def test_beyond_forty_other_comments_there_is_still_one_of_ours(
     assert results[1].why == "our comment is not among the first 30, and CML looks at no others"
 
 
+@pytest.mark.journey
 def test_beyond_a_hundred_comments_ours_is_found_on_the_second_page(github: StandIn, api: GitHub) -> None:
     for i in range(130):
         github.add_comment(1, f"comment {i}")
@@ -162,6 +166,7 @@ def test_beyond_a_hundred_comments_ours_is_found_on_the_second_page(github: Stan
     assert len(github.comments(1)) == 131
 
 
+@pytest.mark.journey
 def test_the_marker_of_somebody_else_is_left_alone(github: StandIn, api: GitHub, fake: Callable[[str], Path]) -> None:
     fake("works")
     github.add_comment(1, f"{MARKER}\nI am the report", login="mallory")
@@ -171,6 +176,7 @@ def test_the_marker_of_somebody_else_is_left_alone(github: StandIn, api: GitHub,
     assert len(ours(github)) == 1
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_cmls_mark_in_a_comment_of_somebody_else_keeps_cml_away(
     github: StandIn, api: GitHub, fake: Callable[[str], Path], ours_first: bool
@@ -188,6 +194,7 @@ def test_cmls_mark_in_a_comment_of_somebody_else_keeps_cml_away(
     assert ours(github)[0].startswith(f"{MARKER}\nthe report\n")
 
 
+@pytest.mark.journey
 def test_a_comment_of_ours_without_cmls_mark_is_not_doubled(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -198,6 +205,7 @@ def test_a_comment_of_ours_without_cmls_mark_is_not_doubled(
     assert len(ours(github)) == 1
 
 
+@pytest.mark.journey
 def test_doubles_of_an_earlier_race_are_removed_and_the_first_is_kept(github: StandIn, api: GitHub) -> None:
     numbers = [github.add_comment(1, f"{MARKER}\ndouble {i}", login=BOT) for i in range(3)]
     github.add_comment(1, "a bot's other comment", login=BOT)
@@ -206,6 +214,7 @@ def test_doubles_of_an_earlier_race_are_removed_and_the_first_is_kept(github: St
     assert [body.splitlines()[1:2] for body in ours(github)] == [["the report"], []]
 
 
+@pytest.mark.journey
 def test_without_cml_the_api_posts_the_same_text_and_says_why(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -219,6 +228,7 @@ def test_without_cml_the_api_posts_the_same_text_and_says_why(
     assert ours(github) == by_api
 
 
+@pytest.mark.journey
 def test_when_cml_fails_the_api_posts_and_the_token_is_in_no_message(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -229,6 +239,7 @@ def test_when_cml_fails_the_api_posts_and_the_token_is_in_no_message(
     assert len(ours(github)) == 1
 
 
+@pytest.mark.journey
 def test_when_cml_hangs_it_is_ended_and_there_is_one_comment(
     github: StandIn, api: GitHub, fake: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +253,7 @@ def test_when_cml_hangs_it_is_ended_and_there_is_one_comment(
     assert [body.splitlines()[1] for body in ours(github)] == ["the report"]
 
 
+@pytest.mark.journey
 def test_cml_that_says_done_and_posted_nothing_is_not_believed(github: StandIn, api: GitHub, tmp_path: Path) -> None:
     program = tmp_path / "bin" / "cml"
     program.write_text(f"#!{sys.executable}\nprint('ok')\n")
@@ -251,6 +263,7 @@ def test_cml_that_says_done_and_posted_nothing_is_not_believed(github: StandIn, 
     assert len(ours(github)) == 1
 
 
+@pytest.mark.journey
 def test_a_comment_deleted_meanwhile_is_made_again(github: StandIn, api: GitHub) -> None:
     github.add_comment(1, f"{MARKER}\nold", login=BOT)
     github.fail_next("PATCH /repos/team/models/issues/comments", status=404)
@@ -258,6 +271,7 @@ def test_a_comment_deleted_meanwhile_is_made_again(github: StandIn, api: GitHub)
     assert ours(github)[-1].startswith(f"{MARKER}\nnew")
 
 
+@pytest.mark.journey
 def test_a_report_that_is_too_long_is_cut_at_a_line_and_says_so(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -279,6 +293,7 @@ def test_a_report_that_just_fits_is_not_cut() -> None:
     assert comment.fitted(f"{MARKER}\nonce") == f"{MARKER}\nonce"
 
 
+@pytest.mark.journey
 def test_a_missing_permission_is_named(github: StandIn) -> None:
     reader = GitHub("team/models", github.token({"pull-requests": "read"}), github.url)
     with pytest.raises(ApiError, match="403 Resource not accessible.*give the job `pull-requests: write` under") as caught:
@@ -320,6 +335,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.journey
 def test_cml_is_installed_from_its_pinned_commit_once_without_scripts_and_without_a_token(
     tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +356,7 @@ def test_cml_is_installed_from_its_pinned_commit_once_without_scripts_and_withou
     assert "ghs_secret" not in (folder / "environment").read_text()
 
 
+@pytest.mark.journey
 def test_another_commit_than_the_pinned_one_is_not_taken(
     tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +371,7 @@ def test_another_commit_than_the_pinned_one_is_not_taken(
 # -- The API client -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.journey
 def test_the_token_does_not_follow_a_redirect_to_another_host(github: StandIn, tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_text("{}")
     number = github.upload_artifact(7, "report", tmp_path / "numbers.json")
@@ -363,6 +381,7 @@ def test_the_token_does_not_follow_a_redirect_to_another_host(github: StandIn, t
     assert sent == {"repos": client.token, "_blob": None}
 
 
+@pytest.mark.journey
 def test_a_download_stops_at_its_limit(github: StandIn, tmp_path: Path) -> None:
     number = github.upload_artifact(7, "report", b"x" * 2000)
     client = GitHub("team/models", github.token({"actions": "read"}), github.url)
@@ -371,6 +390,7 @@ def test_a_download_stops_at_its_limit(github: StandIn, tmp_path: Path) -> None:
         client.download(f"actions/artifacts/{number}/zip", 1999)
 
 
+@pytest.mark.journey
 def test_a_read_is_tried_again_after_a_fault_and_a_creation_is_not(github: StandIn, api: GitHub) -> None:
     github.fail_next("GET .*/comments", status=502, times=3)
     assert list(api.pages("issues/1/comments")) == []
@@ -426,6 +446,7 @@ def test_a_rate_limit_is_waited_for_as_long_as_it_asks_and_a_half_answer_is_none
     assert pauses[0] == 1
 
 
+@pytest.mark.journey
 def test_a_server_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "_PAUSE", 0.01)
     with pytest.raises(ApiError, match=r"GET http://127\.0\.0\.1:1/repos/team/models: no answer .*refused.*run again"):

@@ -57,6 +57,7 @@ def changed(github: Standin) -> list[str]:
     return github.repository.git("diff", "--name-only", "main", "bump").split()
 
 
+@pytest.mark.journey
 def test_the_locks_are_one_commit_and_their_checks_are_started(github: Standin, publish: Publish) -> None:
     publish(evil_py="import os", setup_txt="x==1\n")
     assert github.repository.git("show", "bump:requirements/run.txt") + "\n" == LOCK
@@ -67,6 +68,7 @@ def test_the_locks_are_one_commit_and_their_checks_are_started(github: Standin, 
     assert github.repository.sha("bump") == before
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "line", ["--index-url http://x", "-r other.txt", "numpy @ http://x/y.whl", "numpy", "numpy==1 --hash=md5:1", "-e ."]
 )
@@ -76,6 +78,7 @@ def test_what_is_no_lock_is_refused(github: Standin, publish: Publish, line: str
     assert changed(github) == ["requirements/run.in"]
 
 
+@pytest.mark.journey
 def test_the_default_branch_and_one_that_moved_on_are_refused(github: Standin, publish: Publish) -> None:
     with pytest.raises(UserError, match="main is the default branch"):
         publish("main")

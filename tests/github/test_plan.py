@@ -75,6 +75,7 @@ def test_what_a_change_touches_decides_whether_its_head_is_trained(
     assert made.relevant == ([path] if kind == "train" else [])
 
 
+@pytest.mark.journey
 def test_a_bump_trains_nothing_until_a_person_starts_it(push: Any, decide: Any, github: Standin, monkeypatch: Any) -> None:
     sha = push("bump", **{"requirements__run.txt": "numpy==2"})
     number = github.open_pull_request("bump", author="dependabot[bot]")
@@ -112,6 +113,7 @@ def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> No
     assert changes.relevant([path], manifest) == [path]
 
 
+@pytest.mark.journey
 def test_a_list_that_github_cut_may_hide_anything(
     monkeypatch: pytest.MonkeyPatch, push: Any, decide: Any, github: Standin
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_list_that_github_cut_may_hide_anything(
     assert decide("pull_request", number=github.open_pull_request("words")).lane == "train"
 
 
+@pytest.mark.journey
 def test_where_github_lists_no_files_anything_may_have_changed(push: Any, decide: Any, github: Standin) -> None:
     push("words", **{"docs__a.md": "a"})
     number = github.open_pull_request("words")
@@ -128,6 +131,7 @@ def test_where_github_lists_no_files_anything_may_have_changed(push: Any, decide
     assert (made.lane, made.protected) == ("train", [changes.ANYTHING])
 
 
+@pytest.mark.journey
 def test_a_fork_is_a_fork_also_when_it_is_gone(push: Any, github: Standin) -> None:
     push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
     number = github.open_pull_request("mine", fork="stranger/models")
@@ -137,6 +141,7 @@ def test_a_fork_is_a_fork_also_when_it_is_gone(push: Any, github: Standin) -> No
     assert plan("pull_request", payload, GitHub("team/models", token, github.url)).lane == "fork"
 
 
+@pytest.mark.journey
 def test_a_merge_group_is_judged_at_its_own_commit(push: Any, decide: Any, github: Standin) -> None:
     push("wider", **{"params.yaml": "x: 1"})
     number = github.open_pull_request("wider")
@@ -145,6 +150,7 @@ def test_a_merge_group_is_judged_at_its_own_commit(push: Any, decide: Any, githu
     assert made.sha == github.merge_commit(number)
 
 
+@pytest.mark.journey
 def test_a_maintainer_starts_a_forks_exact_commit(push: Any, decide: Any, github: Standin) -> None:
     sha = push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
     number = github.open_pull_request("mine", fork="stranger/models")
@@ -153,6 +159,7 @@ def test_a_maintainer_starts_a_forks_exact_commit(push: Any, decide: Any, github
     assert made.environment == "fork-training"
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -169,6 +176,7 @@ def test_a_dispatch_for_another_commit_is_refused(push: Any, decide: Any, github
         decide("workflow_dispatch", inputs=inputs)
 
 
+@pytest.mark.journey
 def test_a_dispatch_on_a_branch_finds_its_pull_request(push: Any, decide: Any, github: Standin, monkeypatch: Any) -> None:
     sha = push("wider", **{"params.yaml": "x: 1"})
     number = github.open_pull_request("wider")
@@ -180,6 +188,7 @@ def test_a_dispatch_on_a_branch_finds_its_pull_request(push: Any, decide: Any, g
     assert decide("workflow_dispatch").branch == ""
 
 
+@pytest.mark.journey
 def test_an_unknown_event_is_refused(github: Standin) -> None:
     with pytest.raises(UserError, match="does not know the event issue_comment"):
         plan("issue_comment", {}, GitHub("team/models", github.token({}), github.url))
@@ -190,12 +199,14 @@ def test_an_unknown_event_is_refused(github: Standin) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.journey
 def test_a_change_of_the_engine_is_named(push: Any, decide: Any, github: Standin) -> None:
     paths = [".github/workflows/deploy.yml", "Makefile", "runner/hooks/job-started.sh", "src/judging/gates.py", "torch.py"]
     push("engine", **dict.fromkeys([*paths, "README.md"], "x"))
     assert decide("pull_request", number=github.open_pull_request("engine")).protected == paths
 
 
+@pytest.mark.journey
 def test_both_names_of_a_moved_file_count_and_so_does_one_that_is_gone(
     push: Any, decide: Any, github: Standin, tmp_path: Path
 ) -> None:
@@ -225,23 +236,27 @@ def engine(push: Any, decide: Any, github: Standin) -> Callable[..., list[str]]:
     return go
 
 
+@pytest.mark.journey
 def test_the_rules_in_params_are_protected_and_the_rest_of_it_is_free(engine: Callable[..., list[str]]) -> None:
     assert engine(**{"params.yaml": GATES.replace("train: {}", "train: {epochs: 9}")}) == []
     assert engine(**{"params.yaml": GATES.replace("enforce", "off")}) == ["params.yaml: gates"]
 
 
+@pytest.mark.journey
 def test_the_rules_below_an_indented_root_are_protected(engine: Callable[..., list[str]]) -> None:
     indented = "".join(f" {line}\n" for line in GATES.splitlines())
     hidden = ' sweep:\n   space: {network: ["\n' + f'{GATES}x:\n "]}}\n{indented.replace("enforce", "off")}'
     assert engine(**{"params.yaml": hidden}) == ["params.yaml: its form"]
 
 
+@pytest.mark.journey
 def test_rules_that_main_changed_since_are_none_of_this_change(push: Any, engine: Callable[..., list[str]]) -> None:
     push("change", **{"README.md": "words"})
     push("main", **{"params.yaml": GATES.replace("enforce", "warn")})
     assert engine(start="change", **{"params.yaml": GATES.replace("train: {}", "train: {epochs: 9}")}) == []
 
 
+@pytest.mark.journey
 def test_params_that_become_a_link_are_rules_that_changed(
     push: Any, decide: Any, github: Standin, tmp_path: Path, engine: Callable[..., list[str]]
 ) -> None:
@@ -252,11 +267,13 @@ def test_params_that_become_a_link_are_rules_that_changed(
     assert "params.yaml: gates" in decide("pull_request", number=github.open_pull_request("linked")).protected
 
 
+@pytest.mark.journey
 def test_params_that_cannot_be_read_are_protected(github: Standin, engine: Callable[..., list[str]]) -> None:
     github.fail_next("GET .*/compare/.*", status=404)
     assert engine(**{"params.yaml": GATES + "x: 1\n"}) == ["params.yaml, which could not be read"]
 
 
+@pytest.mark.journey
 def test_the_first_rules_of_ones_own_beside_the_first_data_are_free(push: Any, engine: Callable[..., list[str]]) -> None:
     example, other = (json.dumps({"data": {"digest": digest}}) for digest in "ab")
     weaker = {"params.yaml": GATES.replace("enforce", "off")}
@@ -267,6 +284,7 @@ def test_the_first_rules_of_ones_own_beside_the_first_data_are_free(push: Any, e
     assert engine(**weaker, **{"data.dvc": "mine"}) == ["params.yaml: gates"]
 
 
+@pytest.mark.journey
 def test_a_base_of_ones_own_making_hides_nothing(push: Any, decide: Any, github: Standin) -> None:
     push("mine", Makefile="x")
     push("change", start="mine", **{"README.md": "more words"})
@@ -274,6 +292,7 @@ def test_a_base_of_ones_own_making_hides_nothing(push: Any, decide: Any, github:
     assert (made.changed, made.protected) == (["README.md"], ["Makefile"])
 
 
+@pytest.mark.journey
 def test_a_run_started_by_hand_looks_at_the_engine_too(push: Any, decide: Any, github: Standin, monkeypatch: Any) -> None:
     sha = push("engine", Makefile="x")
     monkeypatch.setenv("GITHUB_REF_NAME", "engine")
@@ -285,6 +304,7 @@ def test_a_run_started_by_hand_looks_at_the_engine_too(push: Any, decide: Any, g
     assert (made.lane, made.protected) == ("train", ["Makefile"])
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(("path", "state"), [("Makefile", "pending"), ("docs/a.md", "success")])
 def test_a_green_of_its_own_making_is_taken_back(push: Any, decide: Any, github: Standin, path: str, state: str) -> None:
     sha = push("change", **{path: "x"})
@@ -352,6 +372,7 @@ def given(made: Plan) -> list[tuple[str, str] | None]:
     return [(label["by"], label["head"]) if label else None for label in (made.override, made.engine_reviewed)]
 
 
+@pytest.mark.journey
 def test_a_label_counts_at_the_head_where_it_was_given(labelled: Labelled) -> None:
     head = labelled.github.head(labelled.number)
     made = labelled.label()
@@ -361,6 +382,7 @@ def test_a_label_counts_at_the_head_where_it_was_given(labelled: Labelled) -> No
     assert made.override["label"] == LABEL
 
 
+@pytest.mark.journey
 def test_later_events_at_that_head_leave_it_and_the_other_label_its_own(labelled: Labelled) -> None:
     head = labelled.github.head(labelled.number)
     labelled.label()
@@ -368,6 +390,7 @@ def test_later_events_at_that_head_leave_it_and_the_other_label_its_own(labelled
     assert given(labelled.label(ENGINE, "bob")) == [("alice", head), ("bob", head)]
 
 
+@pytest.mark.journey
 def test_a_later_push_ends_it_and_giving_it_again_brings_it_back(labelled: Labelled) -> None:
     old = labelled.github.head(labelled.number)
     labelled.label()
@@ -379,6 +402,7 @@ def test_a_later_push_ends_it_and_giving_it_again_brings_it_back(labelled: Label
     assert given(labelled.label()) == [("alice", head), None]
 
 
+@pytest.mark.journey
 def test_the_reports_own_commits_on_top_leave_it(labelled: Labelled) -> None:
     head = labelled.github.head(labelled.number)
     labelled.label()
@@ -388,6 +412,7 @@ def test_the_reports_own_commits_on_top_leave_it(labelled: Labelled) -> None:
     assert given(labelled.happens("reopened")) == [("alice", head), ("bob", first)]
 
 
+@pytest.mark.journey
 def test_a_manifest_of_the_authors_own_making_makes_no_label_count(labelled: Labelled) -> None:
     """It claims what the report would write, lies on the head where the label was given, and was judged by a run since."""
     head = labelled.github.head(labelled.number)
@@ -400,6 +425,7 @@ def test_a_manifest_of_the_authors_own_making_makes_no_label_count(labelled: Lab
     assert given(labelled.happens("synchronize")) == [None, None]
 
 
+@pytest.mark.journey
 def test_a_label_that_is_gone_does_not_count_though_a_repeated_run_still_names_it(labelled: Labelled) -> None:
     labelled.label()
     stale = labelled.github.payload("pull_request", number=labelled.number, action="labeled", label=LABEL, sender="alice")
@@ -443,6 +469,7 @@ def test_a_label_counts_only_where_github_answers(labelled: Labelled, path: str,
     assert why in made.refused["override"]
 
 
+@pytest.mark.journey
 def test_the_label_of_the_engine_counts_at_its_head_in_every_lane_and_in_the_merge_queue(
     labelled: Labelled, github: Standin
 ) -> None:
@@ -457,6 +484,7 @@ def test_the_label_of_the_engine_counts_at_its_head_in_every_lane_and_in_the_mer
     assert f"was given to commit {head[:12]}" in made.refused["engine_reviewed"]
 
 
+@pytest.mark.journey
 def test_a_forks_label_counts_where_a_maintainer_starts_its_commit(push: Any, decide: Any, github: Standin) -> None:
     github.collaborators["alice"] = "write"
     sha = push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})

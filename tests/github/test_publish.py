@@ -111,6 +111,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(github, tmp_path, github.open_pull_request("wider"), sha)
 
 
+@pytest.mark.journey
 def test_a_bump_waits_for_a_person_and_is_not_pushed_onto(world: World) -> None:
     world.publish(world.plan(lane="bump"))
     assert world.github.head(world.number) == world.sha
@@ -118,6 +119,7 @@ def test_a_bump_waits_for_a_person_and_is_not_pushed_onto(world: World) -> None:
     assert "gh workflow run lock.yml -f branch=wider" in world.text
 
 
+@pytest.mark.journey
 def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> None:
     world.report()
     world.publish(world.plan())
@@ -140,6 +142,7 @@ def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> 
     assert world.github.head(world.number) == head
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(("word", "state"), [("pass", "success"), ("fail", "failure"), ("investigate", "pending")])
 def test_each_verdict_has_its_status(world: World, word: str, state: str) -> None:
     world.report(word)
@@ -150,6 +153,7 @@ def test_each_verdict_has_its_status(world: World, word: str, state: str) -> Non
 ALICE, BOB = ({"by": by, "label": "any", "at": "2026-11-24T00:00:00Z", "head": "a" * 40} for by in ("alice", "bob"))
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("given", "names"), [({"override": ALICE}, "alice"), ({"override": ALICE, "engine_reviewed": BOB}, "alice and bob")]
 )
@@ -161,6 +165,7 @@ def test_what_people_accept_is_a_success_that_names_them(world: World, given: An
     assert status["description"].startswith(f"fail, accepted by {names}:")
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("claimed", [{}, {"override": ALICE}, {"override": ALICE, "engine_reviewed": BOB}])
 def test_a_verdict_is_not_accepted_by_a_label_that_github_does_not_know(world: World, claimed: Any) -> None:
     world.report("fail", accepted=True, **claimed)
@@ -168,6 +173,7 @@ def test_a_verdict_is_not_accepted_by_a_label_that_github_does_not_know(world: W
     assert world.status(world.github.head(world.number)) == "failure"
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("word", "given", "lacking", "named"),
     [
@@ -219,6 +225,7 @@ def test_without_a_whole_verdict_of_a_stored_model_the_gate_fails_and_nothing_is
     assert words in world.text
 
 
+@pytest.mark.journey
 def test_nothing_to_train_is_a_success_that_says_so(world: World) -> None:
     world.publish(world.plan(lane="unchanged", changed=["README.md", "a`b@c.md"], relevant=[]))
     assert world.status(world.sha) == "success"
@@ -230,6 +237,7 @@ def test_nothing_to_train_is_a_success_that_says_so(world: World) -> None:
 ENGINE = ["Makefile", "src/@team.py"]
 
 
+@pytest.mark.journey
 def test_a_change_of_the_engine_waits_for_its_label_where_nothing_was_trained(world: World) -> None:
     told = {"lane": "unchanged", "changed": [*ENGINE, "README.md"], "relevant": [], "protected": ENGINE}
     refused = {"engine_reviewed": "the label engine: reviewed was given to commit abc"}
@@ -245,6 +253,7 @@ def test_a_change_of_the_engine_waits_for_its_label_where_nothing_was_trained(wo
     assert "the engine was read by alice" in world.text
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("word", "changes", "state"),
     [
@@ -264,6 +273,7 @@ def test_no_verdict_of_its_own_passes_a_change_of_the_engine(world: World, word:
     assert "touches the engine" not in world.text
 
 
+@pytest.mark.journey
 def test_a_branch_that_moved_on_is_left_alone(world: World) -> None:
     world.report()
     git = clone(world.github, world.tmp / "second")
@@ -277,6 +287,7 @@ def test_a_branch_that_moved_on_is_left_alone(world: World) -> None:
     assert "::warning::" in said
 
 
+@pytest.mark.journey
 def test_a_branch_that_refuses_pictures_costs_the_pictures_only(world: World) -> None:
     world.report()
     world.github.refuse_push("reports")
@@ -288,6 +299,7 @@ def test_a_branch_that_refuses_pictures_costs_the_pictures_only(world: World) ->
     assert "Repository rule violations" in said
 
 
+@pytest.mark.journey
 def test_a_report_without_pictures_makes_no_branch_of_them(world: World) -> None:
     folder = world.report()
     (folder / "out/report/report.md").write_text("## pass\n\nthe end\n")
@@ -297,6 +309,7 @@ def test_a_report_without_pictures_makes_no_branch_of_them(world: World) -> None
     assert world.github.repository.sha("reports") is None
 
 
+@pytest.mark.journey
 def test_the_branch_of_pictures_keeps_the_last_reports_and_no_history(world: World) -> None:
     for _ in range(4):
         world.report()
@@ -306,6 +319,7 @@ def test_the_branch_of_pictures_keeps_the_last_reports_and_no_history(world: Wor
     assert world.github.repository.git("rev-list", "--count", "reports") == "1"
 
 
+@pytest.mark.journey
 def test_a_status_that_is_refused_is_an_error_of_one_sentence(world: World) -> None:
     world.report()
     said = world.publish(world.plan(), expect=1, permissions={**PERMISSIONS, "statuses": "read"})
@@ -313,6 +327,7 @@ def test_a_status_that_is_refused_is_an_error_of_one_sentence(world: World) -> N
     assert "permission" in said
 
 
+@pytest.mark.journey
 def test_a_fork_that_was_trained_here_gets_the_commands_and_no_push(world: World) -> None:
     world.report()
     world.publish(world.plan(fork=True, branch=""))
@@ -320,6 +335,7 @@ def test_a_fork_that_was_trained_here_gets_the_commands_and_no_push(world: World
     assert "gh run download 1 --repo team/models --name reviewed" in world.text
 
 
+@pytest.mark.journey
 def test_the_token_is_in_no_file_and_no_output(world: World) -> None:
     world.report()
     said = world.publish(world.plan())
@@ -359,6 +375,7 @@ def cancelled(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     return go
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("with_number", [True, False])
 def test_a_cancelled_run_says_so(world: World, cancelled: Any, with_number: bool) -> None:
     world.github.add_run(6, head_sha=world.sha)  # completed, as are those that a label of others started
@@ -366,11 +383,13 @@ def test_a_cancelled_run_says_so(world: World, cancelled: Any, with_number: bool
     assert cancelled(with_number) == said
 
 
+@pytest.mark.journey
 def test_a_newer_run_of_the_same_commit_keeps_its_status(world: World, cancelled: Any) -> None:
     world.github.add_run(8, head_sha=world.sha, status="pending", conclusion=None)
     assert cancelled() == ("pending", "being judged")
 
 
+@pytest.mark.journey
 def test_a_newer_push_supersedes(world: World, cancelled: Any) -> None:
     git = clone(world.github, world.tmp / "second")
     git("checkout", "-q", "wider")

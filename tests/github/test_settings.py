@@ -301,6 +301,7 @@ def lines(text: str, word: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(f"  {word} ")]
 
 
+@pytest.mark.journey
 @needs_gh
 def test_settings_make_everything_right_once_and_the_doctor_only_looks(site: Site, command: Run) -> None:
     before = command("doctor")
@@ -366,7 +367,7 @@ def test_an_engine_that_nobody_owns_is_told(tmp_path: Path) -> None:
     assert [finding.word for finding in _owners(repository)] == ["ok"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_the_printed_commands_do_what_settings_do(
     site: Site, command: Run, tmp_path: Path, certificate: tuple[Path, Path]
@@ -402,7 +403,7 @@ def test_the_printed_commands_do_what_settings_do(
     assert command("doctor").returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: Run) -> None:
     site.refused["POST rulesets"] = (403, "Upgrade to GitHub Pro or make this repository public", {})
@@ -417,7 +418,7 @@ def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: R
     assert done.stderr.count("\n") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_what_the_plan_lacks_is_told_as_that(site: Site, command: Run) -> None:
     site.refused["GET rules/branches/main"] = (403, "Upgrade to GitHub Pro or make this repository public", {})
@@ -425,7 +426,7 @@ def test_what_the_plan_lacks_is_told_as_that(site: Site, command: Run) -> None:
     assert line.endswith("; your plan does not have it in a private repository: README has the table of plans")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_stricter_settings_of_the_owner_stay(site: Site, command: Run) -> None:
     ours = json.loads((SETTINGS / "ruleset-main.json").read_text())
@@ -447,7 +448,7 @@ def test_stricter_settings_of_the_owner_stay(site: Site, command: Run) -> None:
     assert site.rulesets[0]["bypass_actors"] == ours["bypass_actors"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_a_public_repository_with_its_own_runner_and_wrong_variables_are_told(site: Site, command: Run) -> None:
     site.variables = {f"OTHER_{i}": "x" for i in range(30)}  # fills the first page
@@ -481,7 +482,7 @@ def test_a_public_repository_with_its_own_runner_and_wrong_variables_are_told(si
     assert "a runner with the labels self-hosted, gpu is online: box" in command("doctor").stdout
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_a_private_repository_keeps_secrets_from_forks(site: Site, command: Run) -> None:
     path = "actions/permissions/fork-pr-workflows-private-repos"
@@ -504,7 +505,7 @@ def test_a_private_repository_keeps_secrets_from_forks(site: Site, command: Run)
     assert ("PUT", "actions/permissions/fork-pr-contributor-approval") not in site.writes()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_who_is_no_administrator_is_told_what_stays_unknown(site: Site, command: Run) -> None:
     site.repository["permissions"] = {"admin": False, "push": True, "pull": True}
@@ -518,6 +519,7 @@ def test_who_is_no_administrator_is_told_what_stays_unknown(site: Site, command:
     assert all("403, Must have admin rights" in line and "Administration, read" in line for line in unknown)
 
 
+@pytest.mark.journey
 @needs_gh
 @pytest.mark.parametrize(
     ("refusal", "words"),
@@ -542,6 +544,7 @@ def test_when_github_does_not_answer_there_is_one_sentence(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.journey
 @needs_gh
 @pytest.mark.parametrize(
     ("variables", "words"),
@@ -560,6 +563,7 @@ def test_what_is_missing_on_this_side_is_one_sentence(command: Run, variables: d
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.journey
 @needs_gh
 def test_nothing_is_changed_without_an_answer(site: Site, command: Run) -> None:
     done = command("settings")
@@ -648,7 +652,7 @@ def test_both_workflows_hand_on_every_variable_that_a_deployment_reads() -> None
         assert read - {"DEPLOY_ENVIRONMENT"} <= set(handed), name
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_gh
 def test_production_is_for_main_alone_and_keeps_its_reviewers(site: Site, command: Run) -> None:
     reviewer = {"type": "User", "reviewer": {"id": 9}}

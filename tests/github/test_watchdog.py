@@ -41,6 +41,7 @@ def waits(github: Standin, *jobs: dict[str, Any], file: str = "report.yml", **mo
     )
 
 
+@pytest.mark.journey
 def test_a_pull_request_is_told_once_with_a_way_out(github: Standin) -> None:
     number = github.open_pull_request("change")
     sha = github.head(number)
@@ -55,6 +56,7 @@ def test_a_pull_request_is_told_once_with_a_way_out(github: Standin) -> None:
     assert len(WAITS) <= 140
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "calm",
     [job(29), job(500, "in_progress"), job(500, "waiting"), job(500, "completed"), job(500, labels=("ubuntu-24.04",))],
@@ -67,6 +69,7 @@ def test_a_job_that_waits_for_no_runner_is_left_alone(github: Standin, calm: dic
     assert github.wrote() == []
 
 
+@pytest.mark.journey
 def test_a_deployment_that_waits_has_the_issue_once(github: Standin) -> None:
     waits(github, job(45, labels=("self-hosted", "deploy")), file="deploy.yml", event="push")
     waits(github, job(45), file="sweep.yml")  # nobody waits for it

@@ -30,7 +30,7 @@ from standin import BOT, GitHub, clone, commit
 from src.core.command import cores
 from src.core.files import read_json, sha256
 
-pytestmark = [pytest.mark.slow, pytest.mark.act]
+pytestmark = [pytest.mark.journey, pytest.mark.act]
 
 MARKER = "<!-- model-report -->"
 GATE = "model-gate"
@@ -380,7 +380,7 @@ def stranger(world: World) -> dict[str, Seen]:
 
 def integration(world: World) -> dict[str, Seen]:
     """ci.yml, with the work of its jobs replaced, since they would run these very tests; the engine is as it is recorded."""
-    targets = ("lint", "test-yours", "test", "test-slow", "workflows")
+    targets = ("lint", "test-yours", "test", "test-journeys", "workflows")
 
     def record(folder: Path) -> None:
         (folder / "Makefile").write_text("".join(f"{target}:\n\ttrue\n" for target in targets))
@@ -392,7 +392,7 @@ def integration(world: World) -> dict[str, Seen]:
         "documents": REMARK,
         "yours": set_params(train__epochs=3),
         "engine": append("Makefile", "# more\n"),
-        "broken": lambda folder: (folder / "Makefile").write_text("test:\n\tfalse\ntest-slow workflows:\n\ttrue\n"),
+        "broken": lambda folder: (folder / "Makefile").write_text("test:\n\tfalse\ntest-journeys workflows:\n\ttrue\n"),
     }
     seen = {}
     for name, edit in edits.items():

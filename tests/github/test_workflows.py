@@ -539,6 +539,7 @@ def actionlint(*paths: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.journey
 def test_zizmor_finds_nothing_as_an_auditor_and_each_ignore_is_known() -> None:
     result = zizmor(FOLDER)
     assert result.returncode == 0, result.stdout
@@ -549,11 +550,13 @@ def test_zizmor_finds_nothing_as_an_auditor_and_each_ignore_is_known() -> None:
     assert not list((ROOT / ".github").rglob("*zizmor*")), "no configuration file that could hide findings"
 
 
+@pytest.mark.journey
 def test_actionlint_finds_nothing() -> None:
     result = actionlint(*FILES)
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.journey
 def test_the_linters_find_what_is_there(tmp_path: Path) -> None:
     bad = tmp_path / ".github" / "workflows" / "bad.yml"
     bad.parent.mkdir(parents=True)

@@ -336,6 +336,7 @@ def die_on_black(content: bytes, max_pixels: int) -> Any:
     return decoded
 
 
+@pytest.mark.journey
 def test_a_decoder_that_takes_its_process_down_costs_one_image(
     colours: Path, params: MakeParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from src.judging import compare as comparing
 from src.judging import lineage
 from src.system import dvc_lock
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.journey
 OUT = "out/main"
 JUDGE = [
     OUT, "out/run.json", "out/report/verdict.json", "manifest.json", "--metrics", "metrics.json", "--evaluation",

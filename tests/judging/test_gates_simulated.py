@@ -55,7 +55,7 @@ def green(won: NDArray[np.float64], lost: NDArray[np.float64], n: int, margin: f
     return significance.tango(won, lost, n, margin) >= significance.quantile(1 - alpha)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("n", [100, 150, 200, 300, 388, 600, 1000, 1558, 3000])
 def test_a_model_at_the_margin_is_green_in_few_cases_at_every_size(n: int) -> None:
     """Exact, over all numbers of examples that were won and lost."""
@@ -70,7 +70,7 @@ def test_a_model_at_the_margin_is_green_in_few_cases_at_every_size(n: int) -> No
     assert worst <= 0.055
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_an_equal_model_is_green_with_folds_and_three_seeds_and_one_at_the_margin_is_not() -> None:
     world, streams = World(np.random.default_rng(3)), 1500
     share = {}
@@ -88,7 +88,7 @@ def test_an_equal_model_is_green_with_folds_and_three_seeds_and_one_at_the_margi
     assert share[MARGIN] <= 0.055
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_ten_pushes_of_a_worse_model_find_no_way_through() -> None:
     world, streams, looks = World(np.random.default_rng(3)), 3000, 10
     alphas = [gates._alpha(look, 1 - PARAMS.pass_confidence) for look in range(1, looks + 1)]
@@ -101,7 +101,7 @@ def test_ten_pushes_of_a_worse_model_find_no_way_through() -> None:
     assert through.mean() <= 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("n", [TEST, 3000])
 @pytest.mark.parametrize("fresh", [False, True])
 def test_fifty_small_losses_do_not_add_up(n: int, fresh: bool) -> None:

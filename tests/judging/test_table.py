@@ -71,6 +71,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 CASES = {"pass": (range(10), range(20, 80)), "investigate": (range(14), range(8)), "fail": (range(150), range(8))}
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("expected", CASES)
 def test_rows_of_a_table_get_a_verdict_and_a_lineage(project: Path, expected: str) -> None:
     """In a process of its own, which then tells that nothing was imported that opens a picture or trains."""
@@ -95,6 +96,7 @@ def test_rows_of_a_table_get_a_verdict_and_a_lineage(project: Path, expected: st
     assert [name for name in imported if name.startswith(of_pixels) and not name.endswith("_params")] == []
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("expected", CASES)
 def test_the_judge_of_a_merge_reads_files_alone(project: Path, monkeypatch: pytest.MonkeyPatch, expected: str) -> None:
     """Only `answer` and `compare`, commands that it starts, open the model and the arrays."""

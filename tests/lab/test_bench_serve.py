@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("generator", ["wrk", "own client"])
 def test_answers_and_failures_are_counted_once(tmp_path: Path, generator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if generator == "own client":
@@ -131,7 +131,7 @@ def test_a_table_has_medians_and_ratios_of_the_same_round() -> None:
     assert [row[:3] for row in rows(summary)][:3] == [["this service", str(one), "400"] for one in CONNECTIONS]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_benchmark_measures_three_services_with_a_network_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "src", "bench-serve", "--network", "--seconds", "1", "--rounds", "1", "--out"]
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

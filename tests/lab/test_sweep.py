@@ -345,7 +345,7 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_branch_changes_values_alone_and_leaves_the_working_tree_as_it_is(repository: Path, tmp_path: Path) -> None:
     (repository / "other.txt").write_text("two\n")
     (repository / "new.txt").write_text("new\n")
@@ -366,7 +366,7 @@ def test_the_branch_changes_values_alone_and_leaves_the_working_tree_as_it_is(re
     assert "is there already" in make_branch("sweep/x-3", Path("params.yaml"), tmp_path / "out" / "params.yaml", BETTER)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_where_git_cannot_the_params_are_told(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = tmp_path / "out" / "params.yaml"
     assert "no branch was made" in make_branch("a..b", Path("params.yaml"), best, BETTER)
@@ -422,7 +422,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(github, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_best_params_become_one_pull_request_or_a_branch_and_an_address_or_nothing(place: Place) -> None:
     place.github.pulls_by_workflows = False
     assert "compare/main...sweep/0123456789ab-3?expand=1" in place.publish()
@@ -558,7 +558,7 @@ def wait_for_trials(process: "subprocess.Popen[str]", trials: int) -> None:
         seen += line.startswith("trial ")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_of_two_workers_one_is_killed_and_no_trial_is_lost_and_the_same_command_goes_on(
     colours: Path, tmp_path: Path, empty_database: Path
 ) -> None:
@@ -599,7 +599,7 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_and_the_same_command_
     assert len(tracked) >= TRIALS - 1, "each but the params as they are, where both workers asked for these"
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_ctrl_c_ends_with_one_sentence(colours: Path, tmp_path: Path) -> None:
     process = start(colours, tmp_path, "--trials", "500", "--workers", "2")
     wait_for_trials(process, 1)
@@ -610,7 +610,7 @@ def test_ctrl_c_ends_with_one_sentence(colours: Path, tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_sweep_is_kept_in_postgresql(worker: Callable[..., list[Any]]) -> None:
     with postgres() as address:
         assert len(worker(good, address)) == 4

@@ -398,7 +398,7 @@ def test_the_bill_of_materials_names_packages_and_the_model() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_uv_is_pinned_by_its_hash_and_the_base_by_its_digest(checkout: Path, content: Content, tmp_path: Path) -> None:
     """BentoML's own line installs uv only where there is none yet."""
     assembled(checkout, content, tmp_path / "source")
@@ -457,7 +457,7 @@ def image(release: Path, command: Command) -> Iterator[dict[str, Any]]:
     remove_images(NAME)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_engine
 class TestEngine:
     """With a real Docker engine."""

@@ -175,7 +175,7 @@ def test_the_log_is_read_from_where_the_canary_began_and_half_a_line_waits(tmp_p
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_nginx
 @pytest.mark.parametrize(
     ("mirror", "status", "expected"),

@@ -375,7 +375,7 @@ with locked(home / "lock", str) as lock, guarding.guarded(home, lock):
 '''
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_guard_outlives_a_killed_deployment_and_its_job_and_holds_the_lock(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNER_TRACKING_ID": "github_0001"}
     done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], env=environment, check=False)

@@ -19,7 +19,7 @@ from standin import BOT, GitHub, clone, states_of
 
 from src.core.files import write_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.act]
+pytestmark = [pytest.mark.journey, pytest.mark.act]
 
 HOST = {"DEPLOY_RUNNER": '["self-hosted","deploy"]', "DEPLOY_PORT": "9090", "DEPLOY_URL": "https://models.example.com"}
 MANIFEST = "ab" * 32

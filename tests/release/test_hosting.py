@@ -104,6 +104,7 @@ def test_the_first_engine_that_answers_is_taken_but_the_one_that_is_named_or_in_
     assert open_host(given).kind == "docker"
 
 
+@pytest.mark.journey
 def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(tmp_path / "tools", "podman", 1)
     monkeypatch.setenv("PATH", str(tmp_path / "tools"))
@@ -140,6 +141,7 @@ def test_memory_is_read_from_control_groups_of_both_versions(
     assert containers.memory_of("abc", 8, tmp_path) is None
 
 
+@pytest.mark.journey
 def test_an_engine_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docker").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "docker").chmod(0o755)
@@ -191,7 +193,7 @@ def contained(image: dict[str, Any], **environment: str) -> Workload:
     return Workload(f"test-hosting-{os.getpid()}-a", image, free_port(), environment)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_container_starts_answers_is_known_and_goes(docker: Containers, image: dict[str, Any]) -> None:
     given = contained(image, SERVE_WORD="a b")
     assert docker.state(given.name) == ABSENT
@@ -216,7 +218,7 @@ def test_a_container_starts_answers_is_known_and_goes(docker: Containers, image:
     docker.remove(given.name)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_container_has_no_rights_and_no_disk_and_is_on_loopback_only(docker: Containers, image: dict[str, Any]) -> None:
     given = contained(image)
     docker.start(given)
@@ -237,7 +239,7 @@ def test_a_container_has_no_rights_and_no_disk_and_is_on_loopback_only(docker: C
     assert policy.split() == ["unless-stopped", str(128 * 2**20)]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("wait", [True, False])
 def test_requests_in_flight_are_answered_before_a_container_stops_and_it_comes_back(
     docker: Containers, image: dict[str, Any], wait: bool
@@ -261,7 +263,7 @@ def test_requests_in_flight_are_answered_before_a_container_stops_and_it_comes_b
     assert "UID=" in get(given.port)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_too_much_memory_and_restarts_are_seen(docker: Containers, image: dict[str, Any]) -> None:
     given = contained(image)
     docker.start(given)
@@ -271,7 +273,7 @@ def test_too_much_memory_and_restarts_are_seen(docker: Containers, image: dict[s
     until(lambda: docker.state(given.name).restarts > 0)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_what_a_container_cannot_have_is_named(docker: Containers, image: dict[str, Any], tmp_path: Path) -> None:
     given = contained(image)
     with socket.socket() as stranger:
@@ -289,7 +291,7 @@ def test_what_a_container_cannot_have_is_named(docker: Containers, image: dict[s
         docker.resume("nobody-here")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_local_image_that_was_tagged_anew_is_not_taken(docker: Containers, image: dict[str, Any]) -> None:
     subprocess.run(["docker", "tag", "python:3.11-slim", f"{IMAGE}:moved"], check=True, capture_output=True)
     try:
@@ -300,7 +302,7 @@ def test_a_local_image_that_was_tagged_anew_is_not_taken(docker: Containers, ima
         subprocess.run(["docker", "rmi", f"{IMAGE}:moved"], check=True, capture_output=True)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_an_engine_that_stops_answering_is_one_sentence(
     docker: Containers, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

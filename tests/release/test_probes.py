@@ -190,7 +190,7 @@ def container() -> Iterator[Any]:
     shutil.rmtree(given["DEPLOY_HOME"])
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @needs_engine
 @pytest.mark.parametrize(
     ("code", "words"),
@@ -308,7 +308,7 @@ def real(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_real_service_passes_all_that_is_asked_of_it(real: str, tmp_path: Path) -> None:
     client = Client(real)
     probes.wait_ready(client, 60, Engine())

@@ -67,6 +67,7 @@ def test_on_github_it_is_the_live_deployment_and_one_made_inactive_is_not_never_
     assert production.find() == Deployed(github.repository.sha("main"))
 
 
+@pytest.mark.journey
 def test_without_a_host_it_is_the_last_run_that_built_the_default_branch(
     github: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_without_a_host_it_is_the_last_run_that_built_the_default_branch(
     assert "the deployed commit cccccccccccc is not in this clone: run git fetch --unshallow" in production.find().why
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("path", ["deployments", "actions/workflows/deploy.yml/runs"])
 def test_a_fault_of_github_is_no_answer(github: GitHub, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("DEPLOY_RUNNER", "[]" if path == "deployments" else "")
@@ -93,12 +95,14 @@ def test_a_fault_of_github_is_no_answer(github: GitHub, monkeypatch: pytest.Monk
     assert "500" in found.why
 
 
+@pytest.mark.journey
 def test_an_answer_of_another_form_is_none(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEPLOY_RUNNER")
     github.answer("GET /repos/team/models/actions/workflows/deploy.yml/runs", 200, [{"id": 1}])
     assert "check GITHUB_API_URL" in production.find().why
 
 
+@pytest.mark.journey
 def test_what_changes_neither_model_nor_engine_is_unchanged(host: str, tmp_path: Path) -> None:
     free = ("docs/deploy.md", "README.md", "tests/test_x.py")
     others = ("manifest.json", "data.dvc", "src/serving/http.py", "src/judging/request.py", "requirements/serving.txt")
@@ -138,6 +142,7 @@ def keep(tmp_path: Path, text: str) -> None:
     (tmp_path / "home/production/state.json").write_text(text)
 
 
+@pytest.mark.journey
 def test_elsewhere_it_is_what_this_host_has_live(host: str, tmp_path: Path) -> None:
     live = {"name": "n", "image": {}, "port": 1, "version": "1", "manifest": "m", "folder": "f", "since": "s"}
     live |= {"environment": {}, "record": {"commit": host}}
@@ -146,6 +151,7 @@ def test_elsewhere_it_is_what_this_host_has_live(host: str, tmp_path: Path) -> N
     assert production.find() == Deployed(host)
 
 
+@pytest.mark.journey
 def test_a_host_that_has_nothing_asks_the_registry(host: str) -> None:
     assert production.find() == Deployed(None)
     registry = Registry.connect()
@@ -157,6 +163,7 @@ def test_a_host_that_has_nothing_asks_the_registry(host: str) -> None:
     assert production.find() == Deployed(host)
 
 
+@pytest.mark.journey
 def test_a_damaged_state_and_a_dead_registry_are_no_answers(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def master(proxy: Proxy) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_a_route_serves_and_is_read_back_from_the_file(
     proxy: Proxy, versions: tuple[Version, Version], monkeypatch: pytest.MonkeyPatch
@@ -178,6 +179,7 @@ def test_a_route_serves_and_is_read_back_from_the_file(
     assert proxy.route() == Route(old.port, "1")
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_only_known_paths_reach_a_version(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     proxy.point(Route(versions[0].port, "1"))
@@ -213,6 +215,7 @@ def test_only_known_paths_reach_a_version(proxy: Proxy, versions: tuple[Version,
     assert len(versions[0].seen) == count
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_every_error_is_a_problem_in_json(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     proxy.point(Route(versions[0].port, "1"))
@@ -244,6 +247,7 @@ def test_every_error_is_a_problem_in_json(proxy: Proxy, versions: tuple[Version,
     assert headers["Server"] == "nginx"
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_headers_are_for_browsers_and_hide_who_answered_and_no_other_site_may_ask(
     proxy: Proxy, versions: tuple[Version, Version]
@@ -272,6 +276,7 @@ def test_headers_are_for_browsers_and_hide_who_answered_and_no_other_site_may_as
     assert versions[0].seen[-1]["Host"] == "shop.example:8443"
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_keys_go_through_and_into_no_log(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     old, new = versions
@@ -286,6 +291,7 @@ def test_keys_go_through_and_into_no_log(proxy: Proxy, versions: tuple[Version, 
     assert [file for file in proxy.folder.rglob("*.*") if "a-secret" in file.read_text()] == []
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_one_address_cannot_take_all_places(
     proxy: Proxy, versions: tuple[Version, Version], monkeypatch: pytest.MonkeyPatch
@@ -345,6 +351,7 @@ def _switch(proxy: Proxy, versions: tuple[Version, Version], times: int) -> None
         assert {ask(proxy)[2] for _ in range(10)} == {version.name}, f"switch {i}"
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_a_switch_under_load_fails_no_request_and_new_connections_only_meet_the_new_version(
     proxy: Proxy, versions: tuple[Version, Version]
@@ -355,6 +362,7 @@ def test_a_switch_under_load_fails_no_request_and_new_connections_only_meet_the_
     assert answered > 200
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_a_request_in_flight_is_answered_by_the_version_that_has_it(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     proxy.point(Route(versions[0].port, "1"))
@@ -366,6 +374,7 @@ def test_a_request_in_flight_is_answered_by_the_version_that_has_it(proxy: Proxy
         assert connection.getresponse().read() == b"1"
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_the_same_route_again_disturbs_nothing_and_an_edited_file_is_mended(
     proxy: Proxy, versions: tuple[Version, Version]
@@ -394,6 +403,7 @@ def test_the_same_route_again_disturbs_nothing_and_an_edited_file_is_mended(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_a_candidate_gets_its_share_and_the_log_tells_who_answered(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     old, new = versions
@@ -414,6 +424,7 @@ def test_a_candidate_gets_its_share_and_the_log_tells_who_answered(proxy: Proxy,
     assert 0 < float(first["upstream_time"]) < 5
 
 
+@pytest.mark.journey
 @needs_nginx
 @pytest.mark.parametrize("fault", ["dead", "failing"])
 def test_clients_see_nothing_of_a_candidates_failures_but_the_log_does(
@@ -430,6 +441,7 @@ def test_clients_see_nothing_of_a_candidates_failures_but_the_log_does(
     assert {line["upstream_status"] for line in tried} == {f"{status}, 200"}
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_a_shadow_gets_a_copy_and_its_answers_are_thrown_away(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     old, new = versions
@@ -450,6 +462,7 @@ def test_a_shadow_gets_a_copy_and_its_answers_are_thrown_away(proxy: Proxy, vers
     assert sorted((line["target"], line["status"]) for line in logged(proxy)[20:]) == [("candidate", 200), ("live", 502)]
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_without_a_candidate_no_request_is_logged_and_large_logs_start_anew(
     proxy: Proxy, versions: tuple[Version, Version], monkeypatch: pytest.MonkeyPatch
@@ -471,6 +484,7 @@ def test_without_a_candidate_no_request_is_logged_and_large_logs_start_anew(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_a_configuration_that_nginx_refuses_leaves_the_old_route(proxy: Proxy, versions: tuple[Version, Version]) -> None:
     route = Route(versions[0].port, "1")
@@ -483,6 +497,7 @@ def test_a_configuration_that_nginx_refuses_leaves_the_old_route(proxy: Proxy, v
     assert ask(proxy)[2] == "1"
 
 
+@pytest.mark.journey
 @needs_nginx
 def test_a_port_that_a_stranger_has_is_named_and_the_old_route_stays(
     tmp_path: Path, proxy: Proxy, versions: tuple[Version, Version], monkeypatch: pytest.MonkeyPatch
@@ -504,6 +519,7 @@ def test_a_port_that_a_stranger_has_is_named_and_the_old_route_stays(
     assert ask(proxy)[2] == "1"
 
 
+@pytest.mark.journey
 @needs_nginx
 @pytest.mark.parametrize("killed", ["master", "all"])
 def test_a_killed_nginx_comes_back_with_its_route(proxy: Proxy, versions: tuple[Version, Version], killed: str) -> None:

@@ -335,7 +335,7 @@ def test_a_dead_server_is_one_sentence_and_an_outcome(folder: Path, monkeypatch:
     assert "secret" not in str(raised.value) + json.dumps(told)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_two_registers_at_once_make_one_version(folder: Path, tmp_path: Path) -> None:
     """Also where neither finds a database."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -424,7 +424,7 @@ for left in range(1000):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_killed_at_any_write_and_run_again_it_is_whole_and_single(
     folder: Path, tmp_path: Path, empty_database: Path
 ) -> None:
@@ -488,7 +488,7 @@ def postgres() -> Iterator[str]:
             tool("pg_ctl", "-m", "immediate", "stop")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_server_with_users_takes_the_right_one_and_its_end_is_told_in_under_a_minute(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from src.system.registry import Registry
 
 NAME = "test-release"
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.journey,
     needs_engine,
     needs_registry,
     needs_nginx,

@@ -24,7 +24,7 @@ from src.release import storage
 from src.release.storage import artifact_name
 from src.system.objects import remove_changed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.journey
 READ = {"contents": "read", "actions": "read", "metadata": "read"}
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -180,7 +180,7 @@ def stored(folder: Path, name: str) -> Path:
     return folder / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_reviewed_model_is_written_whole_and_no_document_or_forged_run_cache_changes_it(
     fork: Path, template: Path
 ) -> None:
@@ -260,13 +260,13 @@ def change_manifest(fork: Path) -> str:
     return "manifest.json does not fit metrics.json, data.dvc and the model of this commit (metrics differ)"
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("change", [change_remote, change_golden_in_cache, change_manifest])
 def test_one_changed_byte_is_refused_by_name(fork: Path, change: Callable[[Path], str]) -> None:
     assert change(fork) in refuse(fork, "tampered")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_numbers_forged_in_all_files_at_once_are_refused(fork: Path) -> None:
     told = read_json(fork / "metrics.json", "")
     (fork / "metrics.json").write_text(json.dumps({**told, "accuracy": 0.9999, "log_loss": 0.001}))
@@ -293,7 +293,7 @@ def code_and_packages_changed_since(fork: Path) -> None:
     (fork / "requirements/torch.txt").write_text("torch==9")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -309,7 +309,7 @@ def test_a_model_of_other_inputs_is_not_the_reviewed_one(fork: Path, change: Cha
     assert "make reproduce report" in said
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_what_was_never_reviewed_or_is_lost_is_missing(fork: Path) -> None:
     assert "has no manifest.json, dvc.lock, metrics.json" in refuse(fork, "missing", "--commit", "empty")
     shutil.rmtree(fork / ".dvc/cache")
@@ -390,7 +390,7 @@ def weaken_code(fork: Path) -> None:
     assert 'verdict="pass",' in code.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_gates_weakened_in_the_merge_or_one_merge_earlier_do_not_judge_it(fork: Path) -> None:
     """B, bad and with weak gates, was merged by force and refused; C on top of it is judged by A, which is deployed."""
     deploy(fork, git(fork, "rev-parse", "main"))
@@ -425,7 +425,7 @@ def override(by: str = "alice") -> dict[str, Any]:
     return {"verdict": "fail", "reasons": ["worse"], "override": {"by": by, "at": "2026-11-24T00:00:00Z", "label": LABEL}}
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_where_the_deployed_judge_cannot_judge_two_labels_accept_a_worse_model(fork: Path, github: GitHub) -> None:
     """The folder of the judge was moved since: the commit's own judges, and what it says is investigate at best."""
     git(fork, "checkout", "--quiet", "main")
@@ -489,6 +489,7 @@ def confirm(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return go
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("key", "label", "number"),
     [
@@ -503,6 +504,7 @@ def test_a_label_counts_where_that_person_gave_it(
     assert confirm("alice", lambda _: give(github, "alice", label), number=number, key=key) == ""
 
 
+@pytest.mark.journey
 def test_a_label_that_was_given_before_a_later_push_is_refused_and_outside_of_ci_nobody_is_asked(
     confirm: Any, github: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -519,6 +521,7 @@ def test_a_label_that_was_given_before_a_later_push_is_refused_and_outside_of_ci
 ELSEWHERE = {"override": {"by": "alice", "head": "0" * 40}}
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("by", "label", "claimed", "why"),
     [
@@ -569,12 +572,14 @@ def read(github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return go
 
 
+@pytest.mark.journey
 def test_what_a_green_pull_request_brought_of_the_engine_and_what_is_free_are_deployed(read: Callable[..., str]) -> None:
     assert read("README.md") == ""
     assert read("params.yaml", text="gates: {a: 1}\nx: 1\n") == ""
     assert read("Makefile", "success") == ""
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("name", "how", "why"),
     [
@@ -599,7 +604,7 @@ def test_a_change_of_the_engine_that_nobody_read_is_deployed_by_hand_alone(
     overriding.require_read("HEAD^", "HEAD")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_int8_ships_by_the_margins_from_before(fork: Path) -> None:
     git(fork, "checkout", "--quiet", "--detach", "main")
     write_params(fork / "params.yaml", quantize__min_speedup=0.01, quantize__max_accuracy_drop=0.5)
@@ -665,6 +670,7 @@ def judged(sha: str, deployed: Deployed, out: Path) -> verdict.Judgement:
         return verdict.judge(tree, sha, {}, deployed, out)
 
 
+@pytest.mark.journey
 def test_the_deployed_commit_judges_however_often_gates_were_weakened(merge: Callable[..., str], tmp_path: Path) -> None:
     first = merge(0.95, 0.9)
     merge(0.1, 0.0)
@@ -682,6 +688,7 @@ MOVED = {
 }
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("case", MOVED)
 def test_a_deployed_judge_that_cannot_judge_is_investigate_and_no_crash(
     merge: Callable[..., str], tmp_path: Path, case: str
@@ -701,6 +708,7 @@ def test_a_deployed_judge_that_cannot_judge_is_investigate_and_no_crash(
         assert found.verdict["reasons"][0] == f"judging moved: {found.moved}"
 
 
+@pytest.mark.journey
 def test_no_judge_gets_a_token(merge: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge's own code judges where nothing was ever deployed, and nothing that judges needs GitHub."""
     for name in ("GITHUB_TOKEN", "GH_TOKEN"):
@@ -715,6 +723,7 @@ def test_no_judge_gets_a_token(merge: Callable[..., str], tmp_path: Path, monkey
         assert "hush-hush" not in reason
 
 
+@pytest.mark.journey
 def test_unknown_is_investigate_and_never_deployed_is_not(merge: Callable[..., str], tmp_path: Path) -> None:
     sha = merge(0.95, 0.9)
     found = judged(sha, Deployed(None, "GitHub answers 500"), tmp_path / "out")

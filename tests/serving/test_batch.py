@@ -316,7 +316,7 @@ def test_a_run_that_ended_goes_on_after_its_parts_and_writes_what_an_unbroken_on
     assert not parts.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_killed_run_goes_on(call: Any, model: Path, tmp_path: Path) -> None:
     source = many(tmp_path / "many.parquet", 30_000)
     whole, out, parts = tmp_path / "whole.csv", tmp_path / "out.csv", tmp_path / "out.csv.parts"

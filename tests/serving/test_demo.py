@@ -133,7 +133,7 @@ def pixels(page: Page, opacity: int) -> np.ndarray:
 
 
 @in_a_browser
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_dropped_picture_shows_what_predict_says_and_where_it_looked(
     urls: dict[str, str], visit: Callable[..., Page]
 ) -> None:
@@ -152,7 +152,7 @@ def test_a_dropped_picture_shows_what_predict_says_and_where_it_looked(
 
 
 @in_a_browser
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_label_that_looks_like_html_stays_text(urls: dict[str, str], visit: Callable[..., Page]) -> None:
     page = visit(urls["open"])
     drop(page, (f"{EVIL}.png", "image/png", square(1)))
@@ -163,7 +163,7 @@ def test_a_label_that_looks_like_html_stays_text(urls: dict[str, str], visit: Ca
 
 
 @in_a_browser
-@pytest.mark.slow
+@pytest.mark.journey
 def test_no_script_of_the_page_could_make_html_of_a_text(urls: dict[str, str], browser: Browser) -> None:
     with browser.new_page() as page:
         page.goto(f"{urls['open']}/demo")
@@ -172,7 +172,7 @@ def test_no_script_of_the_page_could_make_html_of_a_text(urls: dict[str, str], b
 
 
 @in_a_browser
-@pytest.mark.slow
+@pytest.mark.journey
 def test_what_is_no_image_gives_the_sentence_of_the_service(urls: dict[str, str], visit: Callable[..., Page]) -> None:
     page = visit(urls["open"])
     drop(page, ("a.txt", "text/plain", b"no picture"))
@@ -188,7 +188,7 @@ def test_what_is_no_image_gives_the_sentence_of_the_service(urls: dict[str, str]
 
 
 @in_a_browser
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_keyboard_is_enough(urls: dict[str, str], visit: Callable[..., Page], tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(square(0))
     page = visit(urls["open"])
@@ -212,7 +212,7 @@ def test_a_keyboard_is_enough(urls: dict[str, str], visit: Callable[..., Page], 
 
 
 @in_a_browser
-@pytest.mark.slow
+@pytest.mark.journey
 def test_it_asks_for_a_key_and_goes_on_with_it(urls: dict[str, str], visit: Callable[..., Page]) -> None:
     page = visit(urls["key"])
     expect(page.locator("#key")).to_be_focused()
@@ -230,7 +230,7 @@ def test_it_asks_for_a_key_and_goes_on_with_it(urls: dict[str, str], visit: Call
 
 
 @in_a_browser
-@pytest.mark.slow
+@pytest.mark.journey
 def test_several_files_are_a_list_on_a_phone_in_which_a_bad_one_spoils_nothing(
     urls: dict[str, str], visit: Callable[..., Page]
 ) -> None:

@@ -93,7 +93,7 @@ def test_an_answer_has_all_that_is_told_of_it_and_nothing_more(client: httpx.Cli
         assert {*answer.json()} == {*document["components"]["schemas"][name]["properties"]}
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_schemathesis_finds_nothing_in_the_service_as_it_runs(model: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"tester: {KEY}")
     (tmp_path / "keys").chmod(0o600)

@@ -591,6 +591,7 @@ print(sorted({"numpy", "onnxruntime", "PIL", "prometheus_client"} & watching))
 """
 
 
+@pytest.mark.journey
 def test_the_service_imports_what_the_image_holds_and_nothing_that_trains() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
     modules, trains, heavy = done.stdout.splitlines()
@@ -650,7 +651,7 @@ def wait_ready(url: str, seconds: float = 180) -> float:
 SERVICE = ["bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_bentoml_serves_it_with_page_document_health_and_metrics(model: Path, tmp_path: Path) -> None:
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (_, url):
         wait_ready(url)
@@ -670,7 +671,7 @@ def test_bentoml_serves_it_with_page_document_health_and_metrics(model: Path, tm
             assert client.get("/schema.json").status_code == 404
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Path) -> None:
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_TIMEOUT="20") as (process, url):
         wait_ready(url)
@@ -687,7 +688,7 @@ def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Pa
         assert process.wait(PATIENCE) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_path: Path) -> None:
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model)) as (process, url):
         wait_ready(url)
@@ -698,7 +699,7 @@ def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_p
         assert not alive
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_worker_whose_server_died_before_it_began_ends_too(model: Path, tmp_path: Path) -> None:
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="1") as (process, _):
         server = psutil.Process(process.pid)
@@ -723,7 +724,7 @@ def unprivileged(command: list[str]) -> list[str]:
     return ["setpriv", f"--bounding-set={away}", f"--inh-caps={away}", *command]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("fault", ["unreadable", "cut short", "setting"])
 def test_what_cannot_be_served_ends_the_server_with_one_sentence(model: Path, tmp_path: Path, fault: str) -> None:
     folder = shutil.copytree(model, tmp_path / "model")
@@ -740,7 +741,7 @@ def test_what_cannot_be_served_ends_the_server_with_one_sentence(model: Path, tm
     assert re.fullmatch(r"serve: (\S*model\.onnx (is|cannot be read)|SERVE_TIMEOUT is) ?[^\n]+\n", done.stdout + done.stderr)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_model_that_the_runtime_cannot_open_never_gets_ready_and_says_why_once(model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model, tmp_path / "model")
     (folder / "model.onnx").write_bytes(b"no model")
@@ -761,7 +762,7 @@ def test_a_model_that_the_runtime_cannot_open_never_gets_ready_and_says_why_once
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_make_serve_says_where_and_answers_as_the_golden_examples_say(tmp_path: Path) -> None:
     folder = copy_repository(tmp_path / "project")
     require_success(python(folder, "dvc", "pull"))
@@ -795,7 +796,7 @@ def test_serve_keeps_the_files_of_bentoml_out_of_the_home_folder(
     assert os.environ["BENTOML_HOME"] == str(home)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_serve_refuses_a_taken_port_and_a_missing_model_in_one_sentence(model: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -809,7 +810,7 @@ def test_serve_refuses_a_taken_port_and_a_missing_model_in_one_sentence(model: P
             assert done.stderr.startswith(sentence)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_bento_holds_the_listed_files_only_and_runs_from_its_folder(model: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     include = YAML(typ="safe").load((ROOT / "bentofile.yaml").read_text())["include"]

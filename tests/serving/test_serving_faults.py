@@ -87,7 +87,7 @@ class Asking:
                     self.seen[told] += 1
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_path: Path) -> None:
     """A client that asks over a kept connection may meet its end, which HTTP has it ask again for; then nobody listens."""
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
@@ -101,7 +101,7 @@ def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_pa
         assert asking.seen["broken"] <= 4 * len(asking.threads)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_killed_worker_is_replaced_and_only_its_own_requests_are_lost(model: Path, tmp_path: Path) -> None:
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
         wait_ready(url)
@@ -141,7 +141,7 @@ def has_namespaces() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.skipif(not has_namespaces(), reason="this system lets no user mount a small disk (unshare --mount)")
 def test_with_a_full_disk_the_service_goes_on_answering(model: Path, tmp_path: Path) -> None:
     disk, full = tmp_path / "disk", tmp_path / "fill-it"
@@ -234,7 +234,7 @@ class Log:
         self.thread.join(20)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_model_that_is_replaced_under_the_service_is_not_served_by_a_new_worker(model: Path, tmp_path: Path) -> None:
     """Two models behind one address would be worse than one worker less, which says why it does not answer."""
     folder = shutil.copytree(model, tmp_path / "model")

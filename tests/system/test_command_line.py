@@ -60,7 +60,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 POISON = ("torch.py", "onnxruntime.py", "ruamel.py", "numpy/__init__.py", "json.py", "pathlib.py", "subprocess.py")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("python", "verb", "also"),
     [(sys.executable, "evaluate", "PYTHONPATH"), (sys._base_executable, "doctor", "")],

@@ -78,7 +78,7 @@ def outputs(stage: dict[str, list[str | dict[str, str]]]) -> list[str]:
     return [next(iter(out)) if isinstance(out, dict) else out for out in [*stage["outs"], *stage.get("metrics", [])]]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_one_edit_in_each_folder_makes_exactly_its_stages_stale(recorded: Path) -> None:
     assert dvc_lock.stale(recorded) == []  # so each folder's digest is the one that DVC gave it
     command = [sys.executable, "-c", STATUS, json.dumps(EDITS)]
@@ -99,7 +99,7 @@ def test_one_edit_in_each_folder_makes_exactly_its_stages_stale(recorded: Path) 
         assert {stage for stage, content in wiring if f"src/{folder}" in content["deps"]} == expected, place
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_digest_of_data_that_nothing_tracks_is_dvcs(recorded: Path) -> None:
     lock = YAML(typ="safe").load((recorded / "dvc.lock").read_text())["stages"]["prepare"]["deps"]
     assert dvc_lock.md5(recorded / "data") == next(dep["md5"] for dep in lock if dep["path"] == "data")

@@ -66,7 +66,7 @@ def start(tmp_path: Path) -> Any:
     return lambda: subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_second_run_names_the_first_and_waits_for_it(start: Any, tmp_path: Path) -> None:
     (tmp_path / ".dvc/tmp/rwlock").touch()  # as a kill left it
     first = start()

@@ -131,7 +131,7 @@ def require_sentence(result: subprocess.CompletedProcess[str], words: str) -> No
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_missing_clone_git_or_python_is_told(project: Path, tmp_path: Path) -> None:
     ceiling = setup(project, GIT_CEILING_DIRECTORIES=str(project.parent))
     require_sentence(ceiling, "is no Git clone, and DVC versions data beside")
@@ -142,7 +142,7 @@ def test_a_missing_clone_git_or_python_is_told(project: Path, tmp_path: Path) ->
     assert result.returncode != 0
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_script_can_be_read_by_an_old_python_which_is_told_to_go(project: Path, tmp_path: Path) -> None:
     """Another version number stands in for another Python; its syntax is held to 3.6 by compiling."""
     source = (project / "src" / "system" / "environment.py").read_text()
@@ -155,7 +155,7 @@ def test_the_script_can_be_read_by_an_old_python_which_is_told_to_go(project: Pa
     require_sentence(result, "Python 3.8 cannot run this project, which needs 3.11 to 3.13")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_package_that_cannot_be_had_is_named_and_a_broken_download_is_refused_by_its_hash(ready: Path) -> None:
     (ready / "requirements" / "torch.txt").write_text("no-such-package-anywhere==1.0\n")
     result = setup(ready)
@@ -168,7 +168,7 @@ def test_a_package_that_cannot_be_had_is_named_and_a_broken_download_is_refused_
     )
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_second_run_does_nothing_and_a_changed_lock_is_installed_beside_what_is_there(ready: Path) -> None:
     add(ready, "run.txt", "first")
     add(ready, "check.txt", "second")
@@ -182,7 +182,7 @@ def test_a_second_run_does_nothing_and_a_changed_lock_is_installed_beside_what_i
     assert versions(ready, "first", "second", "third") == ["2.0", "1.0", "1.0"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_plug_in_of_a_dvc_remote_is_installed_when_a_remote_is_added(ready: Path) -> None:
     for number, lock in enumerate(("run.txt", "remote-s3.txt", "remote-gs.txt", "remote-azure.txt", "remote-ssh.txt")):
         add(ready, lock, f"package{number}")
@@ -199,7 +199,7 @@ def test_the_plug_in_of_a_dvc_remote_is_installed_when_a_remote_is_added(ready: 
     assert setup(ready, DVC_REMOTE_URL="s3://bucket").stdout == ""
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_dvc_remote_whose_plug_in_is_not_locked_is_named(ready: Path) -> None:
     webdav = partial(setup, ready, "--plugins", DVC_REMOTE_URL="webdavs://host/path")
     require_sentence(webdav(), "a DVC remote begins with webdavs:// and needs the package dvc-webdav: write it")
@@ -217,7 +217,7 @@ def test_a_plug_in_changes_no_version_that_is_installed_already(scheme: str) -> 
     assert {name for name in mine.keys() & others if mine[name] != others[name]} == set()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_where_no_uv_can_be_had_pip_does_it(ready: Path, tmp_path: Path) -> None:
     add(ready, "run.txt", "first")
     (ready / "requirements" / "uv.txt").write_text(f"uv==0 --hash=sha256:{'0' * 64}\n")
@@ -226,7 +226,7 @@ def test_where_no_uv_can_be_had_pip_does_it(ready: Path, tmp_path: Path) -> None
     assert versions(ready, "first") == ["1.0"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_an_environment_whose_installation_was_killed_is_made_anew(ready: Path) -> None:
     add(ready, "run.txt", "first")
     setup(ready)
@@ -237,7 +237,7 @@ def test_an_environment_whose_installation_was_killed_is_made_anew(ready: Path) 
     assert versions(ready, "first") == ["1.0"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("kind", "words"), [("link", "is a link"), ("folder", "was not made by setup"), ("file", "was not made")]
 )
@@ -255,7 +255,7 @@ def test_an_environment_of_somebody_else_is_left_alone(project: Path, tmp_path: 
     assert sorted(path.name for path in (project / ".venv").glob("*")) == before
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_stop_is_one_sentence_and_the_next_run_goes_on(ready: Path, tmp_path: Path) -> None:
     add(ready, "run.txt", "first")
     path = tools(tmp_path / "bin", "git", "sh", "cat")
@@ -281,7 +281,7 @@ def test_a_stop_is_one_sentence_and_the_next_run_goes_on(ready: Path, tmp_path: 
     assert versions(ready, "first") == ["1.0"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_second_setup_waits_for_the_first(ready: Path) -> None:
     add(ready, "run.txt", "first")
     with (ready / ".venv" / "install.log").open("a") as log:
@@ -304,7 +304,7 @@ def serving(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.skipif(not NO_NVIDIA or not sys.platform.startswith("linux"), reason="this machine gets the build with CUDA")
 def test_without_a_gpu_pytorch_is_its_cpu_build_unless_a_variable_names_another_index(ready: Path, tmp_path: Path) -> None:
     for folder, version in (("cpu", "1.0+cpu"), ("other", "1.0+other"), ("extra", "1.0+zzz")):

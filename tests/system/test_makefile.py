@@ -48,7 +48,7 @@ def make(folder: Path, goal: str, *arguments: str, **environment: str) -> list[l
     return [call.split("\0")[:-1] for call in calls.read_text().split("\n\0")[:-1]] if calls.exists() else []
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("variable", TAKERS)
 def test_a_value_arrives_as_it_was_given(folder: Path, variable: str, value: str) -> None:
@@ -62,7 +62,7 @@ def test_a_value_arrives_as_it_was_given(folder: Path, variable: str, value: str
     assert not (folder / "y").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("variable", [*FLAGS, *PROGRAMS])
 def test_a_switch_or_a_program_is_not_run_by_a_shell(folder: Path, variable: str, value: str) -> None:
@@ -74,7 +74,7 @@ def test_a_switch_or_a_program_is_not_run_by_a_shell(folder: Path, variable: str
     assert not (folder / "y").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_what_is_not_given_has_its_default(folder: Path) -> None:
     assert make(folder, "report")[0][2:4] == ["compare", "origin/main"]
     assert "--retrain" in make(folder, "report")[0]

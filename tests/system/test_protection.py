@@ -27,7 +27,7 @@ LOOKS_FREE = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_all_that_is_tracked_is_protected_but_the_list() -> None:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     paths = [path for path in tracked.split("\0") if path]

@@ -312,7 +312,7 @@ def test_a_server_that_accepts_and_never_answers_is_told(monkeypatch: pytest.Mon
         connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.usefixtures("_no_credentials")
 def test_a_refused_user_is_told_and_a_token_or_a_user_and_password_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Answers) as port:

@@ -50,7 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return go
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_failed_stage_is_named_with_its_last_words(run: Run) -> None:
     done, told = run("import sys\nprint('\\n'.join(map(str, range(99))))\nsys.exit('train: the disk is full')")
     assert done.returncode == 1
@@ -63,7 +63,7 @@ def test_a_failed_stage_is_named_with_its_last_words(run: Run) -> None:
     assert told["seconds"]["train"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_run_ends_with_its_budget_of_minutes_and_takes_its_children_along(run: Run, tmp_path: Path) -> None:
     note = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
     done, told = run(f"import os, time\n{note}\nprint('on it', flush=True)\ntime.sleep(600)", "--minutes", "0.2")
@@ -124,7 +124,7 @@ def test_a_merge_queue_trains_nothing(budget: Callable[..., dict[str, Any]], mon
     assert "another model than the one that was reviewed (src/model.py differ from dvc.lock)" in told["said"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_password_in_an_address_is_in_no_file_of_a_run(run: Run, tmp_path: Path) -> None:
     """run.json is an artifact, and its last lines are posted: neither an own message nor a raw one tells the password."""
     word = "hun" + "ter2"

@@ -225,7 +225,7 @@ def test_the_deploy_level_takes_the_default_branch_only(tmp_path: Path, case: st
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.journey
 def test_what_lies_in_the_workspace_or_the_environment_decides_nothing(tmp_path: Path) -> None:
     for name in ("json.py", "argparse.py", "sitecustomize.py"):
         (tmp_path / name).write_text("raise SystemExit(0)\n")
@@ -279,14 +279,14 @@ def run_job(folder: Path, payload: Any, check: str | None) -> subprocess.Complet
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.journey
 def test_an_allowed_job_runs_its_steps(tmp_path: Path) -> None:
     assert run_job(tmp_path, PUSH, "").returncode == 0
     assert (tmp_path / "step").exists()
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize("case", CHECKS)
 def test_no_step_of_a_refused_job_runs_by_saying_always_by_cancelling_or_by_waiting(tmp_path: Path, case: str) -> None:
     if case == "cancelled":
@@ -299,7 +299,7 @@ def test_no_step_of_a_refused_job_runs_by_saying_always_by_cancelling_or_by_wait
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.journey
 def test_after_a_job_nothing_of_it_is_left(tmp_path: Path) -> None:
     kept = ("runner/_work/_temp/_runner_file_commands/set_env_1", "runner/_work/_temp/_github_workflow/event.json")
     kept += ("runner/_work/_actions/actions/checkout/index.js", "tmp/dotnet-diagnostic-1-1-socket")
@@ -409,7 +409,7 @@ def test_an_organisation_registers_in_its_runner_group(tmp_path: Path, github: G
     assert github.requests[0][2]["runner_group_id"] == 5
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_the_app_signs_its_claim_and_asks_for_the_least(tmp_path: Path, github: GitHub) -> None:
     key, public = secret(tmp_path / "app.pem", ""), tmp_path / "public.pem"
@@ -476,7 +476,7 @@ def test_settings_that_cannot_work_are_named_before_anything_is_sent(
 # The container's first process
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_configuration_reaches_the_runner_and_no_file_or_argument_nor_a_used_folder(tmp_path: Path) -> None:
     program, work = tmp_path / "program", tmp_path / "work"
     lines = ('echo "$PWD|$*|$ACTIONS_RUNNER_INPUT_JITCONFIG"', 'env | grep -c "$ACTIONS_RUNNER_INPUT_JITCONFIG"', "exit 7")
@@ -512,7 +512,7 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("digest", "version", "sha", "words"),
     [
@@ -534,7 +534,7 @@ def test_an_image_is_not_built_from_what_is_not_pinned(
     assert "docs/runner.md" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_an_image_is_built_from_the_pins_without_the_data(tmp_path: Path) -> None:
     for name in ("runner", "requirements"):
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -613,7 +613,7 @@ esac
 """
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_network_shuts_out_metadata_and_the_host_however_often_it_is_set_up(tmp_path: Path) -> None:
     executable(tmp_path / "bin/iptables", IPTABLES.format(folder=tmp_path))
     executable(tmp_path / "bin/docker", f'[ "$2" = create ] && echo "$*" >>{tmp_path}/networks; test -e {tmp_path}/networks')
@@ -814,7 +814,7 @@ def test_a_deploy_level_that_is_not_enabled_is_not_asked_for(machine: Machine) -
     assert "deploy: allowed" not in lines
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_what_install_sh_puts_in_place_passes_belongs_to_its_owner_alone_and_stays_as_it_is_set(
     machine: Machine, tmp_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ class Clone:
         return (self.path / name).read_text().strip()
 
 
-pytestmark = pytest.mark.slow  # Git
+pytestmark = pytest.mark.journey  # Git
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def mine(request: pytest.FixtureRequest, template: Path, tmp_path: Path, monkeyp
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_an_upgrade_replaces_the_engine_and_keeps_what_is_the_forks(
     template: Path, mine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,7 +125,7 @@ def test_an_upgrade_replaces_the_engine_and_keeps_what_is_the_forks(
         upgrade(str(template), go_on=False)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_key_that_the_new_version_does_not_know_is_taken_out_and_told(
     template: Path, mine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +136,7 @@ def test_a_key_that_the_new_version_does_not_know_is_taken_out_and_told(
     assert "gone_dial" not in (mine / "params.yaml").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_changed_engine_is_listed_and_nothing_is_done_until_it_is_told_to_go_on(
     template: Path, mine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_changed_engine_is_listed_and_nothing_is_done_until_it_is_told_to_go_o
     assert template_version.changed(mine) == ["Makefile", GATES]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_where_the_template_lies_and_which_version_is_meant(template: Path, mine: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make upgrade TO=https://"):
         upgrade("v1.1.0", go_on=False)  # nobody has said of what

@@ -61,7 +61,7 @@ def test_a_rule_says_where_it_pays(
     assert "train.compile" in said
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_real_compiler_computes_the_same(classifier: Classifier, params: Callable[..., Params]) -> None:
     module, said = compiled(classifier, IMAGES, LABELS, False, 100, params(train__compile="on").train)
     if module is classifier:

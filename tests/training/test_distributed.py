@@ -94,7 +94,7 @@ def probe(tmp_path: Path) -> Callable[[str], "subprocess.CompletedProcess[str]"]
     )
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_two_processes_add_share_level_and_average(probe: Callable[[str], Any], tmp_path: Path) -> None:
     done = probe("fine")
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def test_two_processes_add_share_level_and_average(probe: Callable[[str], Any], 
     assert done.stdout.splitlines() == ["said once"]
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -245,7 +245,7 @@ def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> 
     return condition()
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow
 def test_killed_it_goes_on_and_ends_as_an_unbroken_run(
     prepared: Path, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
@@ -278,7 +278,7 @@ def test_killed_it_goes_on_and_ends_as_an_unbroken_run(
     assert broken.writers == {"0"}
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_second_run_waits_for_the_first_and_then_goes_on(prepared: Path, tmp_path: Path) -> None:
     stage = Stage(prepared, tmp_path / "run", train__epochs=400, train__processes=2)
     first = stage.start()
