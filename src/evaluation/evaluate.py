@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from src.core import arrays, metrics, results
-from src.core.arrays import Arrays, Split
+from src.core.arrays import Split
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
@@ -41,7 +41,10 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
     data = arrays.load(folder)
     model = Model(model_folder)
     test = data.split("test")
-    _require_match(model, data, test)
+    if (model.size, model.channels, model.classes) != (data.size, data.channels, data.classes):
+        raise UserError(f"{model.path} was made for other classes or another image size than {data.folder}: train again")
+    if not len(test.images):
+        raise UserError("there is no test image: raise prepare.test_share, or add images")
     probabilities = model.probabilities(test.images)
     classifier = load_classifier(model.card, model_folder / "weights.safetensors")
     parity = _parity(classifier, test, probabilities, params.parity_tolerance)
@@ -56,19 +59,14 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
         _write_golden(fresh / "golden", test, probabilities, data.classes, params)
         _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
         write_json(fresh_metrics, told)
-    print(_summary(told))
+    shown = ("accuracy", "macro_f1", "log_loss")
+    summary = [[name, f"{told[name]:.4f}", f"{told['baseline'][name]:.4f}"] for name in shown]
+    print(table(["test", "model", "logistic regression"], summary))
     predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(data.classes)).tolist()
     if warning := metrics.one_class_warning(predicted, data.classes, "test images"):
         print(warning)
     elif told["baseline"]["margin"] < 0:
         print(f"the model is less accurate than the logistic regression on the same pixels. {metrics.WHAT_TO_TRY}")
-
-
-def _require_match(model: Model, data: Arrays, test: Split) -> None:
-    if (model.size, model.channels, model.classes) != (data.size, data.channels, data.classes):
-        raise UserError(f"{model.path} was made for other classes or another image size than {data.folder}: train again")
-    if not len(test.images):
-        raise UserError("there is no test image: raise prepare.test_share, or add images")
 
 
 def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float32], tolerance: float) -> float:
@@ -83,16 +81,6 @@ def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float
             "an operation of src/model.py is not exported faithfully; do not ship this model"
         )
     return difference
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _summary(told: Mapping[str, Any]) -> str:
-    rows = [[name, f"{told[name]:.4f}", f"{told['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")]
-    return table(["test", "model", "logistic regression"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

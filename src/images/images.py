@@ -129,18 +129,14 @@ def _to_8_bit(values: NDArray[Any], mode: str) -> Pixels:
 
 def _reason(content: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        if _looks_like_an_image(content):
+        magic = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+        if content.startswith(magic) or content[8:12] == b"WEBP":
             return "corrupt image: its header cannot be read"
         return f"not an image of {', '.join(FORMATS)}"
     if isinstance(error, MemoryError):
         return "corrupt image: it asks for more memory than there is"
     text = " ".join(str(error).split())[:120]
     return f"corrupt image: {text or type(error).__name__}"
-
-
-def _looks_like_an_image(content: bytes) -> bool:
-    magic = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
-    return content.startswith(magic) or content[8:12] == b"WEBP"
 
 
 def fit(pixels: Pixels, size: tuple[int, int], channels: int, how: str) -> Pixels:

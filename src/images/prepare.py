@@ -69,7 +69,8 @@ def resolve(decoded: pa.Table, params: Prepare) -> pa.Table:
     """Add to the decoded rows what needs all of them: conflicting labels, copies, the split, the place in its array."""
     digests = decoded.column("digest").combine_chunks().dictionary_encode()
     codes = digests.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    given = _given(decoded, params.use_given_splits)
+    own = decoded.column("given_split").to_numpy()
+    given = own if params.use_given_splits else np.full(len(decoded), None, dtype=object)
     fault = _label_conflicts(decoded, codes)
     first = _kept_copy(codes, given, usable=pc.is_null(fault).to_numpy(zero_copy_only=False))
     rows = np.arange(len(decoded))
@@ -97,11 +98,6 @@ def _names(rows: pa.Table) -> pa.Array:
     numbers = pc.cast(rows.column("row"), pa.string())
     in_shard = pc.binary_join_element_wise(rows.column("path"), numbers, "#")
     return pc.if_else(pc.less(rows.column("row"), 0), rows.column("path"), in_shard).combine_chunks()
-
-
-def _given(rows: pa.Table, obey: bool) -> NDArray[Any]:
-    given = rows.column("given_split").to_numpy()
-    return given if obey else np.full(len(rows), None, dtype=object)
 
 
 def _label_conflicts(rows: pa.Table, codes: NDArray[Any]) -> pa.Array:

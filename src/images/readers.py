@@ -96,17 +96,14 @@ def _walk(root: Path, folder: str, seen: frozenset[str] = frozenset()) -> Iterat
     with os.scandir(root / folder) as entries:
         for entry in entries:
             relative = f"{folder}/{entry.name}" if folder else entry.name
-            if _is_folder(entry):
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself; as a file it becomes a fault
+                is_folder = False
+            if is_folder:
                 yield from _walk(root, relative, seen | {here})
             else:
                 yield relative
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; as a file it becomes a fault
-        return False
 
 
 def _shard_rows(root: Path, shard: str) -> int:
@@ -278,17 +275,16 @@ def _shard_examples(shard: str, first_row: int, batch: pa.RecordBatch) -> Iterat
     image = batch.column("image")
     contents = (image if _is_bytes(image.type) else image.field("bytes")).to_pylist()
     present = image.is_valid().to_pylist()  # a null struct hides its children: ask the parent too
-    group, split = (_optional(batch, column) for column in ("group", "split"))
+    group, split = (
+        _values(batch.column(column)) if column in batch.schema.names else [None] * len(batch)
+        for column in ("group", "split")
+    )
     rows = zip(contents, present, _values(batch.column("label")), group, split, strict=True)
     for row, (content, there, label, group_value, split_value) in enumerate(rows, start=first_row):
         text = _label_text(label, names)
         given, fault = _given_split(split_value, name_split)
         fault = fault or _row_fault(content if there else None, text)
         yield Example(shard, text, _text(group_value), given, None if fault else content, row, fault)
-
-
-def _optional(batch: pa.RecordBatch, column: str) -> list[Any]:
-    return _values(batch.column(column)) if column in batch.schema.names else [None] * len(batch)
 
 
 def _values(column: pa.Array) -> list[Any]:
