@@ -21,7 +21,9 @@ from src.training.train_params import Train
 
 
 def test_the_shipped_file_is_valid_short_and_remarked() -> None:
-    load(ROOT / "params.yaml")
+    params = load(ROOT / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.train.epochs = 3
     lines = (ROOT / "params.yaml").read_text().splitlines()
     assert len(lines) < 70
     keys = [line for line in lines if line.startswith("  ")]
@@ -100,18 +102,10 @@ def test_the_listing_of_a_faulty_file_tells_the_fault(tmp_path: Path) -> None:
     assert not done.stdout
 
 
-def test_values_cannot_be_changed_after_reading() -> None:
-    params = load(ROOT / "params.yaml")
-    with pytest.raises(ValidationError, match="frozen"):
-        params.train.epochs = 3
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"train__epochs": -3}, ["train.epochs is -3", "greater than or equal to 1"]),
-        ({"train__epochs": "ten"}, ["train.epochs is 'ten'", "valid integer"]),
-        ({"train__epochs": 2.5}, ["train.epochs is 2.5", "valid integer"]),
         ({"train__epochs": True}, ["train.epochs is True", "valid integer"]),
         ({"train__epoch": 3}, ["train.epoch is unknown", "epochs", "batch_size"]),
         ({"train__augment__flop": True}, ["train.augment.flop is unknown", "flip"]),
@@ -120,8 +114,7 @@ def test_values_cannot_be_changed_after_reading() -> None:
         ({"prepare__size": 8}, ["prepare: size was renamed to image_size"]),
         ({"prepare__image_size": -8}, ["prepare.image_size is -8", "greater than or equal to 2"]),
         ({"prepare__image_size": [8, 8, 8]}, ["prepare.image_size", "one side or [height, width]"]),
-        ({"prepare__image_size": []}, ["prepare.image_size", "one side or [height, width]"]),
-        ({"prepare__channels": 4}, ["prepare.channels is 4", "1 or 3"]),
+        ({"train__epochs": 0, "prepare__channels": 4}, ["train.epochs", "prepare.channels is 4", "1 or 3"]),  # all at once
         ({"prepare__test_share": 0.95}, ["validation_share + test_share"]),
         ({"validate__checks__drift": "fatal"}, ["validate.checks.drift is 'fatal'", "'error', 'warn' or 'off'"]),
         ({"nonsense": 1}, ["nonsense is unknown", "prepare, validate, train, evaluate"]),
@@ -135,36 +128,23 @@ def test_a_bad_value_is_named_with_what_is_expected(tmp_path: Path, change: dict
     assert "\n" not in str(caught.value)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        write_params(tmp_path / "params.yaml", train__epochs=0, prepare__channels=2)
-    assert "train.epochs" in str(caught.value)
-    assert "prepare.channels" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("train: [", "not valid YAML"),
         ("", "holds no sections"),
-        ("- a\n- b\n", "holds no sections"),
         ("train: {}\ntrain: {}\n", "not valid YAML"),
         ("train: {}\n", "section prepare is missing: write `prepare:`"),
-        ("1: 2\n", "holds no sections"),
-        ("[" * 3000 + "]" * 3000, "not valid YAML"),
         ("prepare: {channels: 2020-13-45}\n", "not valid YAML"),
     ],
 )
-def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+def test_a_broken_or_missing_file_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "params.yaml"
+    with pytest.raises(UserError, match="is missing: run from the repository's root"):
+        load(path)
     path.write_text(text)
     with pytest.raises(UserError, match=words):
         load(path)
-
-
-def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is missing: run from the repository's root"):
-        load(tmp_path / "params.yaml")
 
 
 def test_a_side_stands_for_a_square(tmp_path: Path) -> None:
