@@ -33,14 +33,8 @@ TORCH = "torch.txt"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNFINISHED = "unfinished"
 OLDEST, NEWEST = (3, 11), (3, 13)
-WITHOUT_LOCK = (
-    "gdrive",
-    "hdfs",
-    "oss",
-    "webdav",
-    "webdavs",
-    "webhdfs",
-)  # schemes of DVC that need a package of a fork's own
+# schemes of DVC that need a package of a fork's own
+WITHOUT_LOCK = ("gdrive", "hdfs", "oss", "webdav", "webdavs", "webhdfs")
 UV_VARIABLES = {  # pip's setting: uv's variable
     "index-url": "UV_INDEX_URL",
     "extra-index-url": "UV_EXTRA_INDEX_URL",
@@ -310,9 +304,8 @@ def install(locks, log):
 def install_torch(digest, log):
     # type: (str, typing.IO[str]) -> None
     """Install PyTorch with pip; on Linux without an NVIDIA GPU its CPU build, whose needs are locked packages."""
-    if (
-        read_stamp().get(TORCH, "").startswith(fingerprint(TORCH))
-    ):  # pip takes the same version of another index for installed
+    # pip takes the same version of another index for installed
+    if read_stamp().get(TORCH, "").startswith(fingerprint(TORCH)):
         run([PYTHON, "-m", "pip", "uninstall", "--yes", "torch"], log)
     installed = begin({TORCH: digest})
     path = os.path.join(REQUIREMENTS, TORCH)
@@ -420,9 +413,8 @@ def uv_environment(settings):
         if name in settings:
             value = settings[name].replace(" ", ",") if name == "find-links" else settings[name]
             environment.setdefault(variable, value)
-    environment.setdefault(
-        "UV_INDEX_STRATEGY", "unsafe-best-match"
-    )  # all indexes count, as for pip: every file has its hash
+    # all indexes count, as for pip: every file has its hash
+    environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     environment.setdefault("UV_SYSTEM_CERTS", "true")
     return environment
 

@@ -1,7 +1,9 @@
 """Values put into the text of a params file, of which all else stays as a person wrote it."""
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from io import StringIO
+from operator import getitem
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -41,13 +43,16 @@ def taken_out(text: str, path: Place) -> str:
     if node is None:
         return text
     wanted = YAML(typ="safe").load(text)
-    section = wanted
-    for name in path[:-1]:
-        section = section[name]
-    del section[path[-1]]
+    del reduce(getitem, path[:-1], wanted)[path[-1]]
     lines = text.split("\n")
     result = "\n".join(lines[: key.start_mark.line] + lines[_last_line(node) + 1 :])
-    return result if _reads_as(result, wanted) else _anew_without(text, path)
+    if _reads_as(result, wanted):
+        return result
+    yaml, target = _yaml(), StringIO()
+    content = yaml.load(text)
+    del reduce(getitem, path[:-1], content)[path[-1]]
+    yaml.dump(content, target)
+    return target.getvalue()
 
 
 def same(one: Any, other: Any) -> bool:
@@ -149,17 +154,6 @@ def _anew(text: str, path: Place, value: Any) -> str:
     written = StringIO()
     yaml.dump(_with(yaml.load(text), path, value), written)
     return written.getvalue()
-
-
-def _anew_without(text: str, path: Place) -> str:
-    yaml, target = _yaml(), StringIO()
-    content = yaml.load(text)
-    section = content
-    for name in path[:-1]:
-        section = section[name]
-    del section[path[-1]]
-    yaml.dump(content, target)
-    return target.getvalue()
 
 
 def _yaml() -> YAML:
