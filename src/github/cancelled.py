@@ -22,16 +22,15 @@ def tell(github: GitHub, sha: str, number: str, run_id: str) -> str:
     head = github.get(f"pulls/{number}")["head"]["sha"] if number else sha
     if head != sha:
         said = f"superseded: a newer push is judged, {head[:12]}"
-    elif any(_goes_on(one, run_id) for one in github.pages("actions/workflows/report.yml/runs", head_sha=sha)):
+    elif any(
+        str(one["id"]) != run_id and one["status"] != "completed"
+        for one in github.pages("actions/workflows/report.yml/runs", head_sha=sha)
+    ):
         return "a newer run judges this commit"
     else:
         said = "the run was cancelled: push again or re-run it"
     set_status(github, sha, "error", said)
     return said
-
-
-def _goes_on(other: dict[str, str], run_id: str) -> bool:
-    return str(other["id"]) != run_id and other["status"] != "completed"
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,10 @@ def find_or_install(folder: Path) -> list[str]:
         raise UserError(
             f"CML is not on PATH, and {' and '.join(missing)} to install it with neither: install Git and Node.js"
         )
-    if not _is_installed(folder):
+    whole, head = folder / "node_modules" / ".package-lock.json", folder / ".git" / "HEAD"  # npm writes its file last
+    if not (whole.is_file() and head.is_file() and head.read_text().strip() == COMMIT):
         _install(folder)
     return ["node", str(folder / "bin" / "cml.js")]
-
-
-def _is_installed(folder: Path) -> bool:
-    whole = (folder / "node_modules" / ".package-lock.json").is_file()  # npm writes it last
-    head = folder / ".git" / "HEAD"
-    return whole and head.is_file() and head.read_text().strip() == COMMIT
 
 
 def _install(folder: Path) -> None:
@@ -145,19 +141,12 @@ def _run(command: Sequence[str], seconds: float, folder: Path, environment: Mapp
         except subprocess.TimeoutExpired:
             raise UserError(f"`{_shown(command)}` was not done after {seconds:.0f} s") from None
         finally:
-            _end(process)
+            with suppress(ProcessLookupError, PermissionError):  # also a grandchild that would hold the pipes open
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         last = _last_words(f"{said}\n{complaint}")
         raise UserError(f"`{_shown(command)}` failed with code {process.returncode} ({last})")
     return said.strip()
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    """Kill what is left of the group: also a grandchild that would hold the pipes open."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def _last_words(said: str) -> str:

@@ -175,7 +175,10 @@ def tell(folder: Path, needs: Mapping[str, Any]) -> None:
     github = GitHub.from_environment()
     for job in ("staging", "deploy", "rollback"):
         if job in found:
-            _attempt(faults, f"the deployment of {job}", partial(_record, github, found[job]))
+            done, url = found[job], os.environ.get("DEPLOY_URL", "")
+            if done.record:
+                add = partial(deployments.add, github, done.record, done.ok, done.sentence, url)
+                _attempt(faults, f"the deployment of {job}", add)
     live = _attempt(faults, "what is in production", lambda: deployments.live(github))
     _attempt(faults, "the issue", lambda: _issue(github, end, live, "rollback" in results))
     last = found.get("rollback") or found.get("deploy")
@@ -186,11 +189,6 @@ def tell(folder: Path, needs: Mapping[str, Any]) -> None:
         faults.insert(0, f"{end.sentence}: {end.then}")
     if faults:
         raise UserError("; ".join(faults))
-
-
-def _record(github: GitHub, outcome: Outcome) -> None:
-    if outcome.record:
-        deployments.add(github, outcome.record, outcome.ok, outcome.sentence, os.environ.get("DEPLOY_URL", ""))
 
 
 def _issue(github: GitHub, end: Ending, live: Mapping[str, Any] | None, rollback: bool) -> None:

@@ -64,14 +64,12 @@ def last_built(github: GitHub) -> str | None:
     query = {"branch": github.get("")["default_branch"], "status": "success"}
     for run in github.pages("actions/workflows/deploy.yml/runs", **query):
         # a fork's pull request may write itself another trigger, and name its branch as it likes
-        if run["event"] in ("push", "workflow_dispatch") and _built(github, run["id"]):
+        if run["event"] not in ("push", "workflow_dispatch"):
+            continue
+        jobs = github.pages(f"actions/runs/{run['id']}/jobs")
+        if any(job["name"] == _BUILD and job["conclusion"] == "success" for job in jobs):
             return str(run["head_sha"])
     return None
-
-
-def _built(github: GitHub, number: int) -> bool:
-    jobs = github.pages(f"actions/runs/{number}/jobs")
-    return any(job["name"] == _BUILD and job["conclusion"] == "success" for job in jobs)
 
 
 def _live(github: GitHub, environment: str) -> tuple[int, dict[str, Any]] | None:

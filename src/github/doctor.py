@@ -12,7 +12,6 @@ from pathlib import Path
 
 from src.github.gh import Gh
 from src.github.state import inspect
-from src.github.wanted import Finding
 
 
 def main() -> None:
@@ -31,13 +30,9 @@ def main() -> None:
                 print(f"  {finding.word:<8} {finding.sentence}")
                 if finding.word != "ok" and finding.mend:
                     print(textwrap.indent(f"mend: {finding.mend}", " " * 11))
-    print(f"\n{_summary(findings)}")
-    sys.exit(any(finding.required and finding.word != "ok" for finding in findings))
-
-
-def _summary(findings: list[Finding]) -> str:
-    required = [finding for finding in findings if finding.required]
-    good = sum(finding.word == "ok" for finding in required)
+    must = [finding for finding in findings if finding.required]
+    good = sum(finding.word == "ok" for finding in must)
     fixable = sum(finding.change is not None for finding in findings)
     more = f"; `make settings` mends {fixable} of the above" if fixable else ""
-    return f"{good} of {len(required)} required settings hold{more}"
+    print(f"\n{good} of {len(must)} required settings hold{more}")
+    sys.exit(good < len(must))

@@ -47,18 +47,16 @@ def read(folder: Path) -> tuple[dict[str, Outcome], list[str]]:
     for path in sorted([*folder.glob(FILE), *folder.glob(f"outcome-*/{FILE}")]):
         job = path.parent.name.removeprefix("outcome-") if path.parent != folder else ""
         try:
-            outcome = parse(_text(path, job), job)
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+                raise UserError(
+                    f"the outcome of {job} is no plain file of at most {_LARGEST} bytes: look at the log of that job"
+                )
+            outcome = parse(path.read_text(encoding="utf-8", errors="replace"), job)
         except UserError as error:
             faults.append(str(error))
         else:
             found[job or outcome.step] = outcome
     return found, faults
-
-
-def _text(path: Path, job: str) -> str:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
-        raise UserError(f"the outcome of {job} is no plain file of at most {_LARGEST} bytes: look at the log of that job")
-    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def parse(text: str, job: str) -> Outcome:

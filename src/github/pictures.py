@@ -3,6 +3,7 @@
 The branch has one commit without history, and a folder for each of the last reports: old pictures cost no space for ever.
 """
 
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -52,7 +53,9 @@ def _fetch(remote: Remote, repository: Path) -> str:
 def _commit(repository: Path, before: str, folder: Path, name: str, keep: int) -> str:
     entries = git(repository, "ls-tree", before).splitlines() if before else []
     others = [line for line in entries if line.split()[1] == "tree" and line.partition("\t")[2] != name]
-    others.sort(key=lambda line: _age(line.partition("\t")[2]))
+    number = re.compile(r"\d+(?=-|$)")
+    ages = {line: number.match(line.partition("\t")[2]) for line in others}
+    others.sort(key=lambda line: (int(age[0]) if (age := ages[line]) else 0, line.partition("\t")[2]))
     kept = others[len(others) - min(len(others), keep - 1) :]
     pictures = [
         f"100644 blob {git(repository, 'hash-object', '-w', str(path.resolve()))}\t{path.name}"
@@ -65,8 +68,3 @@ def _commit(repository: Path, before: str, folder: Path, name: str, keep: int) -
 
 def _tree(repository: Path, entries: list[str]) -> str:
     return git(repository, "mktree", text="".join(f"{entry}\n" for entry in entries))
-
-
-def _age(name: str) -> tuple[int, str]:
-    number = name.partition("-")[0]
-    return (int(number) if number.isdecimal() else 0, name)

@@ -159,18 +159,6 @@ def _trusted(number: str, sha: str, github: GitHub) -> Plan:
     return made
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Telling
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _write_outputs(made: Plan) -> None:
-    whole = {**asdict(made), **{name: getattr(made, name)[:_SHOWN] for name in ("changed", "protected", "relevant")}}
-    outputs = {name: whole[name] for name in ("lane", "sha", "base", "environment")}
-    outputs |= {"code": git(Path(), "rev-parse", "HEAD"), "number": made.number or "", "plan": json.dumps(whole)}
-    set_outputs(**outputs)
-
-
 def main() -> None:
     """Read the event, decide, tell."""
     argparse.ArgumentParser(description="Decide what an event of GitHub asks for.").parse_args()
@@ -179,7 +167,10 @@ def main() -> None:
     made = plan(os.environ["GITHUB_EVENT_NAME"], event, github)
     if made.is_published:
         set_status(github, made.sha, "pending", "being judged")
-    _write_outputs(made)
+    whole = {**asdict(made), **{name: getattr(made, name)[:_SHOWN] for name in ("changed", "protected", "relevant")}}
+    outputs = {name: whole[name] for name in ("lane", "sha", "base", "environment")}
+    outputs |= {"code": git(Path(), "rev-parse", "HEAD"), "number": made.number or "", "plan": json.dumps(whole)}
+    set_outputs(**outputs)
     if made.lane == "fork-unchanged":
         summarize("Nothing that the model depends on changed: nothing was trained.")
     print(f"{made.lane}: {made.sha} against {made.base}" + (f", pull request #{made.number}" if made.number else ""))

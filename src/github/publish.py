@@ -211,8 +211,13 @@ def _with_pictures(markdown: str, folder: Path, plan: Mapping[str, Any], remote:
         return _PICTURE.sub("", markdown)
     run, attempt = os.environ.get("GITHUB_RUN_ID") or "0", os.environ.get("GITHUB_RUN_ATTEMPT", "1")
     name = f"{run}-{attempt}-{plan['number'] or 'branch'}"
+    text, keep = os.environ.get("REPORT_KEEP") or str(_KEEP), _KEEP
+    if text.isdecimal() and int(text) >= 1:
+        keep = int(text)
+    else:
+        print(f"::warning::REPORT_KEEP is {text!r}, which is no number of reports: {_KEEP} are kept")
     try:
-        address = pictures.push(remote, folder, name, _keep())
+        address = pictures.push(remote, folder, name, keep)
     except GitError as error:
         print(f"::warning::the pictures could not be pushed to the branch {pictures.BRANCH}: {error}")
         note = (
@@ -220,14 +225,6 @@ def _with_pictures(markdown: str, folder: Path, plan: Mapping[str, Any], remote:
         )
         return _PICTURE.sub("", markdown) + f"\n{note} `reviewed` of [the run]({run_url()}).\n"
     return _PICTURE.sub(rf"![\1]({address}\2?raw=true)", markdown)
-
-
-def _keep() -> int:
-    text = os.environ.get("REPORT_KEEP") or str(_KEEP)
-    if not text.isdecimal() or int(text) < 1:
-        print(f"::warning::REPORT_KEEP is {text!r}, which is no number of reports: {_KEEP} are kept")
-        return _KEEP
-    return int(text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 from src.core.command import UserError
 from src.github.gh import PLAN, Gh, RefusedError
 from src.github.state import inspect
-from src.github.wanted import Change, Finding
+from src.github.wanted import Change
 
 
 def main() -> None:
@@ -31,8 +31,15 @@ def main() -> None:
         print(f"  {finding.sentence}\n    {finding.mend}")
     failed = 0
     if changes and not arguments.dry_run and (arguments.yes or _agreed(gh)):
-        failed = _apply_all(gh, changes)
-    _by_hand(findings)
+        try:
+            failed = sum(not _apply(gh, finding.change) for finding in changes if finding.change)
+        except KeyboardInterrupt:
+            raise UserError(
+                "interrupted: what stands above as changed is changed; run make settings again for the rest"
+            ) from None
+    for finding in findings:
+        if finding.required and finding.word != "ok" and not finding.change:  # it needs a person
+            print(f"by hand  {finding.sentence}" + (f"\n         {finding.mend}" if finding.mend else ""))
     sys.exit(failed > 0)
 
 
@@ -47,16 +54,6 @@ def _agreed(gh: Gh) -> bool:
     if not agreed:
         print("nothing was changed")
     return agreed
-
-
-def _apply_all(gh: Gh, findings: list[Finding]) -> int:
-    """Make the changes one by one; return how many failed."""
-    try:
-        return sum(not _apply(gh, finding.change) for finding in findings if finding.change)
-    except KeyboardInterrupt:
-        raise UserError(
-            "interrupted: what stands above as changed is changed; run make settings again for the rest"
-        ) from None
 
 
 def _apply(gh: Gh, change: Change) -> bool:
@@ -78,10 +75,3 @@ def _advice(error: RefusedError) -> str:
         409: ": your organisation forbids it; ask its owner",
         422: ": your plan does not have it, or the file asks for what GitHub does not know",
     }.get(error.status, "; run make settings again")
-
-
-def _by_hand(findings: list[Finding]) -> None:
-    """Name what needs a person: required, and no request to mend it."""
-    for finding in findings:
-        if finding.required and finding.word != "ok" and not finding.change:
-            print(f"by hand  {finding.sentence}" + (f"\n         {finding.mend}" if finding.mend else ""))

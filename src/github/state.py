@@ -152,7 +152,7 @@ def _checks(repository: Repository) -> list[_Check]:
         _Check("the owners of the engine", _owners, required=False),
         _Check("the variables", _variables, required=False, permission=_COLLABORATOR),
         _Check("the secret of the DVC remote", _secret, required=False, permission=_COLLABORATOR),
-        _Check("the runners", _runners, required=False),
+        *(_Check("the runners", partial(_runner, name), required=False) for name in ("TRAIN_RUNNER", "DEPLOY_RUNNER")),
         _Check("the events that start a workflow", _policy, required=False),
     ]
 
@@ -396,11 +396,6 @@ def _secret(repository: Repository) -> Iterator[Finding]:
         mend = repository.gh.command("secret", "set", name, "--env", environment, "--repo", repository.name)
         sentence = f"the environment {environment} has no secret {name}; without it the machine's own login opens the remote"
         yield Finding("missing", False, sentence, mend)
-
-
-def _runners(repository: Repository) -> Iterator[Finding]:
-    for name in ("TRAIN_RUNNER", "DEPLOY_RUNNER"):
-        yield from _runner(name, repository)
 
 
 def _runner(name: str, repository: Repository) -> Iterator[Finding]:

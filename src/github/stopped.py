@@ -28,7 +28,8 @@ def tell(github: GitHub, what: str, sentence: str, body: str) -> None:
         ApiError: GitHub refuses for another reason than that issues are switched off.
     """
     text = f"{_MARKERS[what]}\n{body}\n\nIt is updated while this lasts, and closes by itself afterwards.\n"
-    title = _title(what, sentence)
+    plain = "".join(sign if sign.isprintable() else " " for sign in sentence).replace("@", "@\u200b")
+    title = shortened(f"{_TITLES[what]}: {plain}", _LONGEST)
     try:
         ours = _open(github, what)
         if ours is None:
@@ -74,8 +75,3 @@ def _open(github: GitHub, what: str) -> Any:
         if author == BOT and marked and "pull_request" not in issue:
             return issue
     return None
-
-
-def _title(what: str, sentence: str) -> str:
-    plain = "".join(sign if sign.isprintable() else " " for sign in sentence).replace("@", "@\u200b")
-    return shortened(f"{_TITLES[what]}: {plain}", _LONGEST)

@@ -11,12 +11,13 @@ _HARMLESS = " ,.()%/;'\"=?!-"
 def prose(text: str) -> str:
     """Return a text on one line; what stands between back-ticks in it, as a command does, stays code."""
     parts = re.split(r"`([^`]+)`", " ".join(text.split()))
-    return "".join(_code(part) if i % 2 else _plain(part) for i, part in enumerate(parts))
-
-
-def _code(text: str) -> str:
-    """Between back-ticks nothing is read but a table's border, which even there would end the cell."""
-    return f"`{text}`" if text.isprintable() and "|" not in text and text.strip() == text else shown(text)
+    for i, part in enumerate(parts):
+        if i % 2:  # between back-ticks nothing is read but a table's border, which even there would end the cell
+            whole = part.isprintable() and "|" not in part and part.strip() == part
+            parts[i] = f"`{part}`" if whole else shown(part)
+        else:
+            parts[i] = _plain(part)
+    return "".join(parts)
 
 
 def _plain(text: str) -> str:

@@ -89,20 +89,16 @@ def raised(want: Any, have: Any, key: str = "") -> Any:
     if isinstance(want, dict):
         return have | {name: raised(value, have.get(name), name) for name, value in want.items()}
     if isinstance(want, list):
-        return _united(want, have)
+        if "~ALL" in have:  # GitHub takes no other pattern beside it
+            return have
+        wanted = {_identity(item): item for item in want}
+        there = [raised(wanted.pop(_identity(item), item), item) for item in have]
+        return [*there, *wanted.values()]
     if isinstance(want, bool):
         return want or have
     if isinstance(want, int):
         return have if key.endswith("_id") else max(want, have)
     return want
-
-
-def _united(want: list[Any], have: list[Any]) -> list[Any]:
-    if "~ALL" in have:  # GitHub takes no other pattern beside it
-        return have
-    wanted = {_identity(item): item for item in want}
-    there = [raised(wanted.pop(_identity(item), item), item) for item in have]
-    return [*there, *wanted.values()]
 
 
 def _identity(item: Any) -> str:

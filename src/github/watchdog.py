@@ -6,7 +6,7 @@ command that trains it on a hosted machine; a deployment's wait opens the issue 
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePath
 from typing import Any
@@ -33,20 +33,22 @@ def look(github: GitHub, now: datetime) -> list[str]:
         file = PurePath(run["path"].partition("@")[0]).name
         if file != "report.yml" and file not in _RELEASES:
             continue
-        for job in _waiting(github, run, now):
+        for job in github.pages(f"actions/runs/{run['id']}/jobs"):
+            own = any(not _HOSTED.fullmatch(label) for label in job["labels"])
+            if not own or job["status"] != "queued" or now - datetime.fromisoformat(job["created_at"]) < PATIENCE:
+                continue
             said.append(f"{job['name']} of {run['html_url']} waits for {_runner(job)}")
             if file == "report.yml":
                 _tell_pull_request(github, run, job)
             else:
-                _tell_issue(github, run, job, _RELEASES[file])
+                text = (
+                    f"[The run]({run['html_url']}) waits for {_runner(job)}, and later runs wait for it.\n\n**Next:** start "
+                    "the runner (docs/runner.md), and the run goes on by itself; or give the run up with "
+                    f"`gh run cancel {run['id']}`."
+                )
+                sentence = f"no runner has taken the job {job['name']} for 30 minutes"
+                stopped.tell(github, _RELEASES[file], sentence, text)
     return said
-
-
-def _waiting(github: GitHub, run: Mapping[str, Any], now: datetime) -> Iterator[dict[str, Any]]:
-    for job in github.pages(f"actions/runs/{run['id']}/jobs"):
-        own = any(not _HOSTED.fullmatch(label) for label in job["labels"])
-        if own and job["status"] == "queued" and now - datetime.fromisoformat(job["created_at"]) >= PATIENCE:
-            yield job
 
 
 def _runner(job: Mapping[str, Any]) -> str:
@@ -69,15 +71,6 @@ def _tell_pull_request(github: GitHub, run: Mapping[str, Any], job: Mapping[str,
     github.post(f"issues/{number}/comments", {"body": text})
     told = {"context": CONTEXT, "state": "pending", "description": WAITS, "target_url": run["html_url"]}
     github.post(f"statuses/{sha}", told)
-
-
-def _tell_issue(github: GitHub, run: Mapping[str, Any], job: Mapping[str, Any], what: str) -> None:
-    sentence = f"no runner has taken the job {job['name']} for 30 minutes"
-    text = (
-        f"[The run]({run['html_url']}) waits for {_runner(job)}, and later runs wait for it.\n\n**Next:** start the runner "
-        f"(docs/runner.md), and the run goes on by itself; or give the run up with `gh run cancel {run['id']}`."
-    )
-    stopped.tell(github, what, sentence, text)
 
 
 def main() -> None:
