@@ -265,10 +265,7 @@ def test_an_artifact_over_the_limit_is_not_even_downloaded(github: GitHub, poste
     assert not [path for path in asked if path.startswith(("/_blob", "/repos/team/models/actions/artifacts"))]
 
 
-<<<<<<< ours
 @pytest.mark.journey
-||||||| base
-=======
 def test_an_artifact_that_is_larger_than_github_says_is_not_read_to_its_end(
     github: GitHub, poster: Callable[..., str]
 ) -> None:
@@ -278,7 +275,7 @@ def test_an_artifact_that_is_larger_than_github_says_is_not_read_to_its_end(
     assert "its artifact is larger than 1024 KiB" in the_comment(github)
 
 
->>>>>>> theirs
+@pytest.mark.journey
 def test_a_comment_of_another_with_the_marker_is_left_alone(github: GitHub, poster: Callable[..., str]) -> None:
     github.add_comment(1, f"{MARKER}\nall is well", login="stranger")
     poster(packed(report(commit=github.head(1))))
