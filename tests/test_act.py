@@ -87,6 +87,7 @@ def start(github: GitHub, number: int, folder: Path, **options: Any) -> Result:
     return run_workflow(github, "toy.yml", "pull_request", payload, folder=folder, **options)
 
 
+@pytest.mark.journey
 def test_jobs_run_with_a_token_a_clone_and_artifacts_of_their_own(github: GitHub, tmp_path: Path) -> None:
     number = github.open_pull_request("change")
     result = start(github, number, tmp_path, variables={"SWITCH": "on"}, secrets={"STORE": "hunter2"})
@@ -106,6 +107,7 @@ def test_jobs_run_with_a_token_a_clone_and_artifacts_of_their_own(github: GitHub
     assert (run["conclusion"], run["head_sha"], run["name"]) == ("success", github.head(number), "Toy")
 
 
+@pytest.mark.journey
 def test_a_fork_gets_no_variable_no_secret_and_a_token_that_only_reads(github: GitHub, tmp_path: Path) -> None:
     number = github.open_pull_request("change", fork="stranger/models")
     result = start(github, number, tmp_path, variables={"SWITCH": "on"}, secrets={"STORE": "hunter2"})
@@ -117,6 +119,7 @@ def test_a_fork_gets_no_variable_no_secret_and_a_token_that_only_reads(github: G
     assert github.runs[result.run_id]["head_repository"]["full_name"] == "stranger/models"
 
 
+@pytest.mark.journey
 def test_the_workflow_file_is_the_one_of_the_commit_that_the_event_names(github: GitHub, tmp_path: Path) -> None:
     number = github.open_pull_request("change")
     folder = tmp_path / "clone"

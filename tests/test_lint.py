@@ -61,6 +61,7 @@ def lint(folder: Path, tool: str) -> list[subprocess.CompletedProcess[str]]:
     ]
 
 
+@pytest.mark.journey
 def test_ruff_takes_a_careless_style_and_refuses_an_undefined_name(clone: Path) -> None:
     assert [run.stdout for run in lint(clone, "ruff") if run.returncode] == []
     with (clone / "src/model.py").open("a") as file:

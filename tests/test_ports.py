@@ -11,6 +11,7 @@ from ports import BLOCK, free_ports
 CHILD = "import ports, sys; print(ports.free_ports(), flush=True); sys.stdin.read()"
 
 
+@pytest.mark.journey
 def test_ports_of_a_process_are_given_to_no_other_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", CHILD]
     with subprocess.Popen(command, cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

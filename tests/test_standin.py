@@ -49,6 +49,7 @@ WRITES = {
 }
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("case", WRITES)
 def test_a_write_needs_its_own_permission(github: GitHub, case: str) -> None:
     method, path, body, permissions, status = WRITES[case]
@@ -70,6 +71,7 @@ def push(github: GitHub, folder: Path, permissions: dict[str, str], refspec: str
     return subprocess.run(["git", "push", address, refspec], cwd=folder, env=IDENTITY, capture_output=True, text=True)
 
 
+@pytest.mark.journey
 def test_refused_branches_and_workflow_files_cannot_be_pushed(github: GitHub, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     github.refuse_push("reports")

@@ -109,6 +109,7 @@ def place(module: str) -> str:
     return module.split("/")[1]
 
 
+@pytest.mark.journey
 def test_tests_use_the_model_of_the_template_whatever_the_fork_has() -> None:
     code = "import importlib.util; print(importlib.util.find_spec('src.model').origin)"
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -210,6 +211,7 @@ def test_torch_is_for_stages_and_the_lab(folder: str) -> None:
             assert not [path for path in reach(module, lazily=False) if "torch" in packages(path, lazily=False)], module
 
 
+@pytest.mark.journey
 def test_what_runs_beside_a_write_token_or_before_setup_needs_no_package() -> None:
     files = [ROOT / "Makefile", *(ROOT / ".github/workflows").glob("*.yml")]
     verbs = {verb for path in files for verb in re.findall(r"(?:python3|\$PYTHON\W) -m src ([a-z-]+)", path.read_text())}
@@ -294,6 +296,7 @@ def help_lines() -> dict[str, str]:
     return dict(re.findall(r"^  make (\S+)\s+(.+)$", printed, re.MULTILINE))
 
 
+@pytest.mark.journey
 def test_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split())
@@ -301,6 +304,7 @@ def test_help_lists_every_target() -> None:
     assert targets == set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
 
 
+@pytest.mark.journey
 def test_help_names_only_options_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target, line in help_lines().items():
@@ -314,6 +318,7 @@ def test_help_names_only_options_that_exist() -> None:
                 assert any(word in source for source in sources for word in made), f"{target} has no {option}"
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("verb", [*(verb for verb, path in COMMANDS.items() if path.startswith("src/github/")), "guard"])
 def test_a_command_asked_for_help_says_what_it_does_and_does_nothing(verb: str) -> None:
     environment = {"PATH": os.environ["PATH"]}  # nothing that GitHub sets

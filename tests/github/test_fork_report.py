@@ -301,6 +301,7 @@ def test_with_two_pull_requests_of_one_branch_only_the_one_into_the_default_bran
         del github.pulls[other]
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("run", "words"),
     [

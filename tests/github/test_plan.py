@@ -62,6 +62,7 @@ def decide(github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return go
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(("name", "kind"), [("params.yaml", "train"), ("docs__a.md", "unchanged")])
 @pytest.mark.parametrize("fork", [None, "stranger/models"])
 def test_what_a_change_touches_decides_whether_its_head_is_trained(
@@ -435,6 +436,7 @@ def test_a_label_that_is_gone_does_not_count_though_a_repeated_run_still_names_i
     assert given(labelled.happens("unlabeled", label=LABEL)) == [None, None]
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("label", "by", "why"),
     [
@@ -450,6 +452,7 @@ def test_who_may_not_write_and_another_label_decide_nothing(labelled: Labelled, 
     assert why in made.refused.get("override", "")
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("path", "status", "why"),
     [

@@ -198,6 +198,7 @@ def test_a_label_of_the_other_kind_is_no_success_and_the_comment_names_the_right
 CRASH, PREVIEW = {"name": "pipeline", "outcome": "fail"}, {"name": "budget", "outcome": "investigate"}
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize(
     ("name", "text", "gates", "trained", "words"),
     [

@@ -173,6 +173,7 @@ def test_what_is_no_image_is_called_so(content: bytes) -> None:
         decode(content, LIMIT)
 
 
+@pytest.mark.journey
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_no_damage_raises_anything_else(data: st.DataObject) -> None:

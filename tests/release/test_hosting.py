@@ -82,6 +82,7 @@ def pretend(folder: Path, engine: str, status: int) -> None:
     path.chmod(0o755)
 
 
+@pytest.mark.journey
 def test_the_first_engine_that_answers_is_taken_but_the_one_that_is_named_or_in_use_must_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

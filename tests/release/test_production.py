@@ -55,6 +55,7 @@ def built(github: GitHub, number: int, **fields: Any) -> None:
     github.add_run(number, path=".github/workflows/deploy.yml", jobs=jobs, **{"event": "push", **fields})
 
 
+@pytest.mark.journey
 def test_on_github_it_is_the_live_deployment_and_one_made_inactive_is_not_never_deployed(github: GitHub) -> None:
     assert production.find() == Deployed(None)
     sha = deploy(github)

@@ -72,6 +72,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return list(pq.read_table(path).to_pylist())
 
 
+@pytest.mark.journey
 def test_it_says_what_the_service_says_of_the_same_files(call: Any, model: Path, tmp_path: Path) -> None:
     folder = colours(tmp_path / "in")
     for path in HOSTILE.glob("*/*.[jpgt]*"):

@@ -163,6 +163,7 @@ thread.join()
 """
 
 
+@pytest.mark.journey
 def test_whoever_speaks_speaks_json_once_and_the_process_ends_although_nobody_reads() -> None:
     command = [sys.executable, "-c", CONFIGURE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)

@@ -222,6 +222,7 @@ def test_processes_on_one_machine_share_its_memory() -> None:
     assert one_of_four < alone / 2
 
 
+@pytest.mark.journey
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of this process alone")
 def test_memory_stays_bounded_by_the_window(tmp_path: Path) -> None:
     """An array of 400 MB through a window of 16 MiB: statistics, an epoch and an evaluation take little more than that."""

@@ -1,6 +1,7 @@
 """Networks are wired right, load what fits and export faithfully: python -m pytest tests/training/test_model.py"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from src.core.card import Card
 from src.core.command import UserError
 from src.core.shape import Shape
 from src.model import ResidualBlock
@@ -77,11 +79,11 @@ def test_save_and_load_give_the_same_answers(tmp_path: Path) -> None:
     made = classifier().eval()
     made.temperature.fill_(0.7)
     save(made, tmp_path / "w.safetensors")
-    card = {"size": [16, 16], "channels": 3, "classes": list("abcde"), "network": "small_resnet", "width": 8}
+    card = Card(size=(16, 16), channels=3, classes=list("abcde"), network="small_resnet", width=8, model_sha256="0" * 64)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     assert torch.equal(load(card, tmp_path / "w.safetensors")(images), made(images))
     with pytest.raises(UserError, match="does not fit network small_resnet"):
-        load(card | {"width": 16}, tmp_path / "w.safetensors")
+        load(replace(card, width=16), tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes(b"garbage")
     with pytest.raises(UserError, match="is no safetensors file .*run `dvc repro -f train`"):
         load(card, tmp_path / "w.safetensors")
@@ -154,6 +156,6 @@ def test_test_time_augmentation_costs_nothing_in_training_and_is_counted_in_serv
     made.eval()(torch.zeros(2, 3, 16, 16))
     assert seen == [2, 12]
     save(made, tmp_path / "w.safetensors")
-    card = {"size": [16, 16], "channels": 3, "classes": list("abcde"), "network": "small_resnet", "width": 8}
-    assert load(card | {"tta": "flip_shift"}, tmp_path / "w.safetensors").tta == "flip_shift"
+    card = Card(size=(16, 16), channels=3, classes=list("abcde"), network="small_resnet", width=8, model_sha256="0" * 64)
+    assert load(replace(card, tta="flip_shift"), tmp_path / "w.safetensors").tta == "flip_shift"
     assert load(card, tmp_path / "w.safetensors").tta == "none"
