@@ -53,11 +53,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template") / "template"
     copy_files(ROOT, folder)
     git(folder, "init", "--quiet", "--initial-branch=main")
+    (folder / "README.md").write_text("The template.\n")  # a fork of it has another
+    (folder / "src/judging/gone.py").write_text('"""A file that the next version does not have."""\n')
     record(folder, "1.0.0")
     edit(folder, GATES, '"""', '"""Next version. ')
-    edit(folder, "README.md", "# ML CI/CD template", "# The template, next version")
+    (folder / "README.md").write_text("The template, next version.\n")
     (folder / "src/judging/next.py").write_text('"""A file of the next version."""\n')
-    (folder / "SECURITY.md").unlink()
+    (folder / "src/judging/gone.py").unlink()
     edit(folder, "params.yaml", "  width: 24 ", "  width: 32 ")
     edit(
         folder,
@@ -107,7 +109,7 @@ def test_an_upgrade_replaces_the_engine_and_keeps_what_is_the_forks(
     assert {path: (mine / path).read_text() for path in kept} == before
     for path in (GATES, "src/judging/next.py", "src/validation/validate_params.py", "CHANGELOG.md", "Makefile"):
         assert (mine / path).read_text() == (template / path).read_text(), path
-    assert not (mine / "SECURITY.md").exists()
+    assert not (mine / "src/judging/gone.py").exists()
     assert git(mine, "status", "--porcelain") == ""
     assert template_version.read(mine).version == "1.1.0"
     assert template_version.changed(mine) == []
