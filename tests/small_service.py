@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         content = b""
         while size := int(self.rfile.readline(), 16):
             content += self.rfile.read(size + 2)[:-2]
-            if len(content) > LARGEST and "swallows" not in self.server.faults:
+            if len(content) > LARGEST:
                 return None
         return content
 
