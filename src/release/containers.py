@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from src.core import cgroups
 from src.core.command import UserError
 from src.core.files import write_bytes
 from src.release import device
@@ -161,7 +162,7 @@ class Containers:
 
     def _memory(self, name: str, container: str, pid: int) -> int | None:
         """Read the memory from the kernel; the engine itself takes a second or two, so it is asked seldom."""
-        memory = memory_of(container, pid)
+        memory = cgroups.memory_of(pid, container)
         if memory is not None:
             return memory
         when, known = self._asked.get(name, (0.0, None))
@@ -277,30 +278,3 @@ def _detach(command: list[str]) -> None:
         ["sh", "-c", '"$@" >/dev/null 2>&1 </dev/null &', "sh", *command],
         cwd="/", env=environment, start_new_session=True, check=True,
     )  # fmt: skip
-
-
-def memory_of(container: str, pid: int, kernel: Path = Path("/")) -> int | None:
-    """Return the bytes that a container's control group uses, as `docker stats` counts: without what is only file cache.
-
-    None where the files cannot be read: the engine runs on another machine, or this is a container beside it. Version 1
-    and 2 of control groups: docs.kernel.org/admin-guide/cgroup-v1/memory.html and cgroup-v2.html.
-    """
-    try:
-        lines = (kernel / f"proc/{pid}/cgroup").read_text().splitlines()
-        for line in lines:
-            _, controllers, path = line.split(":", 2)
-            if container not in path:  # the process id is one of another machine
-                continue
-            place = path.lstrip("/")
-            if "memory" in controllers.split(","):
-                return _used(kernel / "sys/fs/cgroup/memory" / place, "memory.usage_in_bytes", "total_inactive_file")
-            if not controllers and (kernel / "sys/fs/cgroup" / place / "memory.current").is_file():
-                return _used(kernel / "sys/fs/cgroup" / place, "memory.current", "inactive_file")
-    except (OSError, ValueError):
-        return None
-    return None
-
-
-def _used(folder: Path, usage: str, cache: str) -> int:
-    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    return max(int((folder / usage).read_text()) - int(stat.get(cache, 0)), 0)

@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.core import cgroups
 from src.core.command import Stopped, UserError, progress
 from src.core.files import check_outputs, read_json, replacing, write_json
 from src.core.inference import Model
 from src.images.images import UndecodableError
-from src.serving import identity, layout, settings
+from src.serving import identity, settings
 from src.serving.decoding import look
 
 try:
@@ -377,8 +378,8 @@ class Scorer:
 
 def _score_all(pieces: Iterator[Piece], score: Callable[[Piece], Any], max_pixels: int) -> Generator[Any, None, None]:
     """Score pieces in as many threads as processors and memory allow; yield tables in order, few of them in memory."""
-    room = layout.memory()
-    threads = max(1, round(layout.processors()))
+    room = cgroups.memory_limit()
+    threads = max(1, round(cgroups.processors()))
     if room is not None:
         threads = max(1, min(threads, room // 2 // (max_pixels * _BYTES_OF_A_PIXEL)))
     waiting: deque[Future[Any]] = deque()

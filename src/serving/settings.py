@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.core import cgroups
 from src.serving import layout
 from src.system.variables import filled, number, word
 
@@ -42,7 +43,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     given = filled(environment)
     model = Path(given.get("SERVE_MODEL", ROOT / "out" / "model"))
     device = word(given, "SERVE_DEVICE", ("cpu", "cuda")) or "cpu"
-    share = layout.processors()
+    share = cgroups.processors()
     side_by_side = 1 if device == "cuda" or layout.is_heavy(model) else layout.processes(share)
     workers = int(number(given, "SERVE_WORKERS", side_by_side, 1, 256))
     keys = given.get("SERVE_API_KEYS_FILE")

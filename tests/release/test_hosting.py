@@ -121,27 +121,6 @@ def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Pa
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("line", "folder", "usage", "cache"),
-    [
-        ("4:cpu,memory:/docker/{id}", "memory/docker/{id}", "memory.usage_in_bytes", "total_inactive_file"),
-        ("0::/system.slice/docker-{id}.scope", "system.slice/docker-{id}.scope", "memory.current", "inactive_file"),
-    ],
-)
-def test_memory_is_read_from_control_groups_of_both_versions(
-    tmp_path: Path, line: str, folder: str, usage: str, cache: str
-) -> None:
-    place = tmp_path / "sys" / "fs" / "cgroup" / folder.format(id="abc")
-    place.mkdir(parents=True)
-    (place / usage).write_text("5000\n")
-    (place / "memory.stat").write_text(f"anon 3\n{cache} 1200\n")
-    (tmp_path / "proc" / "7").mkdir(parents=True)
-    (tmp_path / "proc" / "7" / "cgroup").write_text(f"9:pids:/x\n{line.format(id='abc')}\n")
-    assert containers.memory_of("abc", 7, tmp_path) == 3800
-    assert containers.memory_of("other", 7, tmp_path) is None
-    assert containers.memory_of("abc", 8, tmp_path) is None
-
-
 @pytest.mark.journey
 def test_an_engine_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docker").write_text("#!/bin/sh\nexec sleep 60\n")

@@ -35,7 +35,7 @@ from ports import free_port
 from ruamel.yaml import YAML
 from test_pipeline import copy_repository, python, require_success
 
-from src.core.command import UserError, cores
+from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.images import images
 from src.serving import identity, layout, logs, multipart, serve, settings
@@ -480,55 +480,11 @@ def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: str) -> N
         settings.read({name: value})
 
 
-@pytest.mark.parametrize(
-    ("files", "membership", "share"),
-    [
-        ({"cpu.max": "50000 100000\n"}, "0::/\n", 0.5),
-        ({"cpu.max": "max 100000\n"}, "0::/\n", None),
-        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "25000 100000"}, "0::/a/b\n", 0.25),
-        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "300000"}, "4:cpu,cpuacct:/docker/1\n", 0.5),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/\n", None),
-        ({"cpu/d/cpu.cfs_quota_us": "10000", "cpu/d/cpu.cfs_period_us": "100000"}, "4:cpu:/d\n", 0.1),
-        ({"cpu.max": "damaged"}, "0::/\n", None),
-        ({}, "", None),
-    ],
-)  # fmt: skip
-def test_the_processors_are_what_the_control_group_grants(
-    tmp_path: Path, files: dict[str, str], membership: str, share: float | None
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    (tmp_path / "membership").write_text(membership)
-    assert layout.processors(tmp_path, tmp_path / "membership") == (cores() if share is None else share)
-
-
-@pytest.mark.parametrize(
-    ("files", "membership", "granted"),
-    [
-        ({"memory.max": "805306368\n"}, "0::/\n", 805306368),
-        ({"memory.max": "max\n"}, "0::/\n", None),
-        ({"a/memory.max": "max", "memory.max": "100"}, "0::/a\n", 100),
-        ({"memory/d/memory.limit_in_bytes": "5000"}, "7:memory:/d\n", 5000),
-        ({"memory/memory.limit_in_bytes": str(2**63 - 4096)}, "7:memory:/\n", None),
-        ({}, "", None),
-    ],
-)
-def test_the_memory_is_what_the_control_group_grants(
-    tmp_path: Path, files: dict[str, str], membership: str, granted: int | None
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    (tmp_path / "membership").write_text(membership)
-    assert layout.memory(tmp_path, tmp_path / "membership") == granted
-
-
 def test_a_light_network_gets_a_process_a_processor_and_a_heavy_one_a_single_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "processors", lambda: 4.0)
-    monkeypatch.setattr(layout, "memory", lambda: None)
+    monkeypatch.setattr(settings.cgroups, "processors", lambda: 4.0)
+    monkeypatch.setattr(layout, "memory_limit", lambda: None)
     (tmp_path / "model.onnx").write_bytes(b"small")
     found = {}
     for name, card in {"light": {"flops": 10**6}, "heavy": {"flops": 10**9}, "untold": {}}.items():
@@ -537,7 +493,7 @@ def test_a_light_network_gets_a_process_a_processor_and_a_heavy_one_a_single_pro
         found[name] = (told.workers, told.threads)
     assert found == {"light": (4, 1), "heavy": (1, 4), "untold": (4, 1)}
     assert settings.read({"SERVE_MODEL": str(tmp_path), "SERVE_DEVICE": "cuda"}).workers == 1
-    monkeypatch.setattr(layout, "memory", lambda: 768 * 2**20)
+    monkeypatch.setattr(layout, "memory_limit", lambda: 768 * 2**20)
     assert settings.read({"SERVE_MODEL": str(tmp_path)}).workers == 2, "four processes do not fit into the memory"
 
 

@@ -201,22 +201,6 @@ def test_channel_statistics_are_exact(tmp_path: Path, random: np.random.Generato
         np.testing.assert_allclose(deviation, expected.std(axis=(0, 1, 2)), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("files", "line", "left"),
-    [
-        ({"memory.max": "5000", "memory.current": "3000", "memory.stat": "anon 1\ninactive_file 500"}, "0::/", 2500),
-        ({"a/memory.max": "max", "memory.high": "900", "memory.max": "5000", "memory.current": "100"}, "0::/a", 800),
-        ({"memory.max": "100", "memory.current": "300"}, "0::/", 0),
-    ],
-)
-def test_what_a_control_group_grants_binds(tmp_path: Path, files: dict, line: str, left: int) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / "self").write_text(line + "\n")
-    assert memory.available(tmp_path, tmp_path / "self") == left
-
-
 def test_processes_on_one_machine_share_its_memory() -> None:
     alone, one_of_four = (memory.room(CPU, World(0, 4, 0, local)).host for local in (1, 4))
     assert one_of_four < alone / 2
