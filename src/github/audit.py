@@ -13,7 +13,7 @@ from pathlib import Path
 from src.core.command import UserError
 from src.github import stopped
 from src.github.api import GitHub
-from src.github.text import prose
+from src.system.escaping import prose
 
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)([^\\\n]*)", re.MULTILINE)
 

@@ -18,10 +18,9 @@ from typing import Any
 from src.core.command import UserError
 from src.github import deployments, outcomes, stopped
 from src.github.api import ApiError, GitHub
-from src.github.fork_words import shown
 from src.github.outcomes import Outcome
 from src.github.status import run_url, summarize
-from src.github.text import prose
+from src.system.escaping import code, prose
 
 TITLES = {
     "verify": "Verify",
@@ -133,16 +132,16 @@ def _what_next() -> list[str]:
 def _serving(live: Mapping[str, Any] | None) -> list[str]:
     if live is None:
         return ["Nothing of this repository is known to be in production."]
-    before = f", before it {shown(str(live['from']['version']))}" if live["from"] else ""
+    before = f", before it {code(str(live['from']['version']))}" if live["from"] else ""
     pull = f"#{live['pull_request']}" if live["pull_request"] else "none"
     rows = {
-        "version": shown(live["version"]) + before,
+        "version": code(live["version"]) + before,
         "pull request": pull,
-        "commit": shown(live["commit"]),
-        "manifest": shown(live["manifest"]),
-        "image": shown(str(live.get("image_digest", ""))[:80]),
-        "verdict": shown(str(live.get("verdict", ""))[:40]),
-        "since": shown(f"{str(live.get('when', ''))[:40]}, by {str(live.get('who', ''))[:60]} ({live['what']})"),
+        "commit": code(live["commit"]),
+        "manifest": code(live["manifest"]),
+        "image": code(str(live.get("image_digest", ""))[:80]),
+        "verdict": code(str(live.get("verdict", ""))[:40]),
+        "since": code(f"{str(live.get('when', ''))[:40]}, by {str(live.get('who', ''))[:60]} ({live['what']})"),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return ["### In production now", "\n".join(["| | |", "|---|---|", *lines])]
@@ -200,13 +199,13 @@ def _issue(github: GitHub, end: Ending, live: Mapping[str, Any] | None, rollback
 
 
 def _body(end: Ending, live: Mapping[str, Any] | None) -> str:
-    kind = f" ({shown(end.kind)})" if end.kind else ""
+    kind = f" ({code(end.kind)})" if end.kind else ""
     sha, actor = os.environ.get("GITHUB_SHA", ""), os.environ.get("GITHUB_ACTOR", "")
-    serves = f"Version {shown(live['version'])} goes on serving." if live else ""
+    serves = f"Version {code(live['version'])} goes on serving." if live else ""
     blocks = [
         f"**Stopped at {TITLES.get(end.job, end.job)}**{kind}: {_sentence(end.sentence)}",
         f"**Next:** {prose(end.then)}" if end.then else "",
-        f"At commit {shown(sha)}, started by {shown(actor)}; [the run]({run_url()}) has the log. {serves}".rstrip(),
+        f"At commit {code(sha)}, started by {code(actor)}; [the run]({run_url()}) has the log. {serves}".rstrip(),
         *_serving(live),
     ]
     return "\n\n".join(filter(None, blocks))

@@ -1,14 +1,10 @@
-"""The trusted template of a fork's report: validated numbers in, Markdown out. A text of the fork stays a text.
+"""The trusted template of a fork's report: validated numbers in, Markdown out. A text of the fork stays a text."""
 
-A name that is plain goes into back-ticks, any other into <code> with each sign as a number: GitHub reads neither mentions,
-issue numbers, addresses nor emoji inside of code, and no sign of it can end the code, the table or the line.
-"""
-
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.github.comment import MARKER
+from src.system.escaping import code
 from src.system.numbers import Numbers
 
 _SHOWN = 50
@@ -55,7 +51,7 @@ def unchanged(files: Sequence[str], place: Place, protected: Sequence[str], revi
         f"## {'🔎 investigate' if held else '✅ pass'}: nothing that the model depends on changed",
         f"Nothing was trained at `{place.sha}`; the model of main stays as it is. Changed: {_names(files)}.{by}",
         *(_warning(protected) if held else []),
-        *([f"`model-gate` waits for the label `engine: reviewed`. {shown(refused) if refused else ''}"] if held else []),
+        *([f"`model-gate` waits for the label `engine: reviewed`. {code(refused) if refused else ''}"] if held else []),
         f"[The run]({place.url})",
     ]
     return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
@@ -63,16 +59,7 @@ def unchanged(files: Sequence[str], place: Place, protected: Sequence[str], revi
 
 def _names(paths: Sequence[str]) -> str:
     rest = len(paths) - _SHOWN_CLASSES
-    return ", ".join(shown(path[:120]) for path in paths[:_SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def shown(text: str) -> str:
-    """Return any text as code on one line, without effect: no mention, link, tag, table border or line break."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
-        return f"`{text}`"
-    signs = (sign if sign.isprintable() else "?" for sign in text)
-    coded = "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in signs)
-    return f"<code>{coded.replace('&#64;', '&#64;&#8203;')}</code>"
+    return ", ".join(code(path[:120]) for path in paths[:_SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def figure(value: float | None) -> str:
@@ -106,12 +93,12 @@ def _warning(protected: Sequence[str]) -> list[str]:
 
 def _tables(found: Numbers) -> list[str]:
     metrics = [
-        [shown(row.name), figure(row.main), figure(row.candidate), _interval(row.low, row.high)] for row in found.metrics
+        [code(row.name), figure(row.main), figure(row.candidate), _interval(row.low, row.high)] for row in found.metrics
     ]
-    gates = [[shown(row.name), row.level, row.outcome, figure(row.value), figure(row.limit)] for row in found.gates]
+    gates = [[code(row.name), row.level, row.outcome, figure(row.value), figure(row.limit)] for row in found.gates]
     ordered = sorted(found.classes, key=lambda row: 2.0 if row.recall is None else row.recall)
-    classes = [[shown(row.name), str(row.images), figure(row.main), figure(row.recall)] for row in ordered]
-    checks = [[shown(row.name), row.level] for row in found.checks]
+    classes = [[code(row.name), str(row.images), figure(row.main), figure(row.recall)] for row in ordered]
+    checks = [[code(row.name), row.level] for row in found.checks]
     heads = ["class", "test images", "recall of main", "of this fork"]
     return [
         *_table("Metrics", ["metric", "main", "this fork", "interval of the difference"], metrics, _SHOWN),

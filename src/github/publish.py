@@ -23,7 +23,7 @@ from src.github.api import GitHub, start
 from src.github.git import GitError, Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
 from src.github.status import CONTEXT, run_url, set_status, summarize
-from src.github.text import prose
+from src.system.escaping import prose
 from src.system.judged import JudgedFile
 from src.system.protection import RESULTS
 

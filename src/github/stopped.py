@@ -8,7 +8,7 @@ from typing import Any
 from src.github.api import ApiError, GitHub
 from src.github.git import BOT
 from src.github.status import run_url, shortened
-from src.github.text import prose
+from src.system.escaping import prose
 
 _MARKERS = {
     "deploy": "<!-- deployment-stopped -->",

@@ -3,11 +3,11 @@
 Its sections follow "Model Cards for Model Reporting" (Mitchell et al., 2019), as far as the reviewed numbers can fill them.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from src.release.reviewed import Release
+from src.system.escaping import escape
 
 LARGEST = 5000  # characters; the column of MLflow's database
 _SHOWN = 20  # classes that are named
@@ -98,14 +98,9 @@ def _worst(rows: Row | None, number: str) -> str | None:
     if not rows:
         return None
     name = min(rows, key=lambda name: (rows[name][number], name))
-    return f"{escape(name)}, {number} {rows[name][number]:.2%} of {rows[name]['images']} images"
+    return f"{escape(name, 60)}, {number} {rows[name][number]:.2%} of {rows[name]['images']} images"
 
 
 def _named(names: list[str]) -> str:
     rest = len(names) - _SHOWN
-    return ", ".join(escape(name) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def escape(text: str, longest: int = 60) -> str:
-    """Return text cut to `longest` characters, as Markdown shows it as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#~&!])", r"\\\1", " ".join(text.split())[:longest])
+    return ", ".join(escape(name, 60) for name in names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -16,7 +16,6 @@ from standin import BOT, GitHub, clone, commit, states_of
 from src.core.command import UserError
 from src.github import attested, deployed, deployments, outcomes
 from src.github.api import GitHub as Api
-from src.github.text import prose
 
 TELLER = {"deployments": "write", "issues": "write", "contents": "read"}
 STOPPED = {"step": "verify", "ok": False, "kind": "moved", "sentence": "main moved", "next": "open one", "record": None}
@@ -219,29 +218,6 @@ def test_a_link_is_no_outcome(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere.json")
     found, faults = outcomes.read(tmp_path)
     assert (found, len(faults)) == ({}, 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "seen"),
-    [
-        ("ask @team", "ask @\u200bteam"),
-        ("see #12 and GH-12", "see #\u200b12 and GH\u200b-12"),
-        ("<img src=x> [a](javascript:x) | **b**", "<img src=x> [a](javascript:\u200bx) | **b**"),
-        ("line\none\u202etwo", "line one?two"),
-        ("- a list", "\u200b- a list"),
-        ("www.evil.org", "www\u200b.evil.org"),
-    ],
-)
-def test_a_text_is_shown_as_it_is_and_does_nothing(text: str, seen: str) -> None:
-    shown = prose(text)
-    assert html.unescape(shown) == seen
-    assert not re.search(r"[<>\[\]|*@:]|#(?!\d+;)", shown)
-
-
-def test_a_command_in_a_text_can_be_copied() -> None:
-    command = "git switch -c x && gh issue list --search 'a@b #1'"
-    assert prose(f"run `{command}` now") == f"run `{command}` now"
-    assert "|" not in prose("`a | b`")
 
 
 IMAGE = "registry.example.com/models/classifier@sha256:" + "5" * 64
