@@ -7,14 +7,15 @@ same four commands, each where it belongs.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from src.core.locks import locked
 from src.release import settings as all_settings
 from src.release.containers import open_host
 from src.release.reviewed import RELEASE
-from src.system.locks import locked
 
 
 def steps(folder: Path, *, again: bool) -> int:
@@ -26,7 +27,7 @@ def steps(folder: Path, *, again: bool) -> int:
     open_host(all_settings.read())  # without a container engine the last step fails, after minutes
     # another run would replace the folder in between
     lock = folder.with_name(f"{folder.name}.lock")
-    with locked(lock, lambda: f"waiting: another make deploy uses {folder}"):
+    with locked(lock, f"process {os.getpid()}", lambda holder: f"waiting: another make deploy uses {folder}: {holder}"):
         code = _step("verify", folder, *(["--again"] if again else []))
         if code == 0 and not (folder / RELEASE).is_file():
             if _step("deploy", folder, "--unchanged") == 0:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from src.system.locks import locked
+from src.core.locks import locked
 
 _FOLDER = Path(".dvc/tmp")
 
@@ -21,16 +21,11 @@ _FOLDER = Path(".dvc/tmp")
 @contextmanager
 def alone() -> Iterator[None]:
     """Run the pipeline of this folder alone: wait for another `make reproduce`, and say which process that is."""
-    path = _FOLDER / "reproduce.lock"
 
-    def waiting() -> str:
-        return (
-            f"make reproduce runs in this folder already (process {path.read_text().strip() or 'unknown'}): waiting for it"
-        )
+    def waiting(process: str) -> str:
+        return f"make reproduce runs in this folder already (process {process or 'unknown'}): waiting for it"
 
-    with locked(path, waiting, longest=float("inf")) as descriptor:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+    with locked(_FOLDER / "reproduce.lock", str(os.getpid()), waiting, longest=-1):
         yield
 
 
@@ -40,7 +35,7 @@ def mend() -> None:
     if not path.is_file():
         return
     # DVC holds this one whenever it writes the list: what is spoilt now stays so
-    with locked(_FOLDER / "rwlock.lock", lambda: "waiting for another process of DVC", longest=60):
+    with locked(_FOLDER / "rwlock.lock", str(os.getpid()), lambda _: "waiting for another process of DVC", longest=60):
         try:
             content = json.loads(path.read_text())
             alive = {

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from src.core import locks
 from src.core.command import UserError
-from src.system import locks
 from src.system.addresses import without_secrets
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -210,5 +210,6 @@ def locked(database: Path) -> Iterator[None]:
     Raises:
         UserError: another process did not let go within an hour.
     """
-    with locks.locked(database.with_name(f"{database.name}.lock"), lambda: "waiting for another process that registers"):
+    lock = database.with_name(f"{database.name}.lock")
+    with locks.locked(lock, f"process {os.getpid()}", lambda holder: f"waiting until another one has registered: {holder}"):
         yield

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from src.core.command import UserError
 from src.core.files import replacing
+from src.core.locks import locked
 
 _SHARE_OF_TIME = 0.05  # that saving may cost
 _PATIENCE = 60.0  # seconds
@@ -82,23 +81,12 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process does not let go within a minute.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lock"
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waiting = f"another training goes on with {folder}: {path.read_text().strip() or 'a process that began just now'}"
-        print(waiting, flush=True)
-        try:
-            lock.acquire(timeout=_PATIENCE)
-        except Timeout:
-            raise UserError(f"{waiting}; {path} is still held: look at that process, end it, run again") from None
-    try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+
+    def waiting(holder: str) -> str:
+        return f"another training goes on with {folder}: {holder or 'a process that began just now'}"
+
+    with locked(folder / "lock", f"process {os.getpid()} on {socket.gethostname()}", waiting, longest=_PATIENCE):
         yield
-    finally:
-        lock.release()
 
 
 def key(*parts: Any) -> str:
