@@ -69,7 +69,7 @@ def per_class(labels: Labels, probabilities: Probabilities, classes: Sequence[st
     """Return precision, recall, F1 and the number of test images of each class."""
     columns = _scores(labels, probabilities.argmax(axis=1), len(classes))
     return {
-        name: {"precision": rounded(p), "recall": rounded(r), "f1": rounded(f), "images": int(n)}
+        name: {"precision": rounded(p), "recall": rounded(r), "f1": rounded(f), "examples": int(n)}
         for name, p, r, f, n in zip(classes, *columns, strict=True)
     }
 
@@ -95,7 +95,7 @@ def calibration(labels: Labels, probabilities: Probabilities, bins: int) -> list
         {
             "confidence": rounded(confidence[places == place].mean()),
             "accuracy": rounded(right[places == place].mean()),
-            "images": int((places == place).sum()),
+            "examples": int((places == place).sum()),
         }
         for place in np.unique(places)
     ]
@@ -141,7 +141,7 @@ def slices(
 ) -> dict[str, dict[str, float]]:
     """Return the accuracy, with interval, of each named subset that holds images."""
     return {
-        name: {**accuracy(right[mask], confidence), "images": int(mask.sum())}
+        name: {**accuracy(right[mask], confidence), "examples": int(mask.sum())}
         for name, mask in members.items()
         if mask.any()
     }

@@ -14,7 +14,7 @@ class MetricsFile(Record):
     macro_f1: float
     log_loss: float
     ece: float
-    images: int = 0
+    examples: int = 0
     accuracy_low: float | None = None
     accuracy_high: float | None = None
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -38,7 +38,7 @@ def numbers(
     right = probabilities.argmax(axis=1) == labels
     return {
         **metrics.overall(labels, probabilities, confidence, calibration_bins),
-        "images": len(labels),
+        "examples": len(labels),
         "per_class": metrics.per_class(labels, probabilities, classes),
         "slices": metrics.slices(right, members, confidence),
     }
@@ -47,14 +47,16 @@ def numbers(
 def trainings(model: Path, confidence: float) -> dict[str, Any]:
     """Return what the folds and the seeds beside a model amount to: {} where none were trained.
 
-    Each of `folds` and `repeats` has its `runs` by number, `overlap` (held-out over training images, 0 for seeds), the
+    Each of `folds` and `repeats` has its `runs` by number, `overlap` (held-out over training examples, 0 for seeds), the
     digest of what was scored, and for each metric mean, deviation, low and high.
     """
     told = {}
     for kind in ("folds", "repeats"):
         path = model / f"{kind}.json"
         if path.is_file():
-            told[kind] = _spread(read_json(path, made_by="train", keys=("runs", "split_sha256")), kind, confidence)
+            made = read_json(path, made_by="train", keys=("runs", "split_sha256"))
+            if all("examples" in run for run in made["runs"]):  # else an earlier version of this code trained them
+                told[kind] = _spread(made, kind, confidence)
     return told
 
 
@@ -62,7 +64,7 @@ def _spread(made: dict[str, Any], kind: str, confidence: float) -> dict[str, Any
     runs = made["runs"]
     if kind == "folds":  # those of the model's own seed: further seeds are trained on the same folds
         runs = [run for run in runs if run["seed"] == runs[0]["seed"]]
-    overlap = float(np.mean([run["images"] / run["training_images"] for run in runs])) if kind == "folds" else 0.0
+    overlap = float(np.mean([run["examples"] / run["training_examples"] for run in runs])) if kind == "folds" else 0.0
     spreads = {name: significance.spread(np.array([run[name] for run in runs]), overlap, confidence) for name in _SPREAD}
     return {
         **{name: {key: rounded(value) for key, value in found._asdict().items()} for name, found in spreads.items()},
@@ -75,7 +77,7 @@ def _spread(made: dict[str, Any], kind: str, confidence: float) -> dict[str, Any
 def predictions(
     labels: NDArray[np.int64], probabilities: NDArray[np.float32], classes: Sequence[str], rows: pa.Table
 ) -> pa.Table:
-    """Return one row an image: where it is, its label, what was predicted, how surely, at what loss."""
+    """Return one row an example: where it is, its label, what was predicted, how surely, at what loss."""
     names = np.array(classes, dtype=object)
     table = rows.select(["path", "row", "digest", "label", "group"])
     for name, values in (

@@ -63,7 +63,7 @@ def calibration(path: Path, curve: Sequence[Mapping[str, float]], results: Mappi
     made = pictures.figure(4.5, 4.2)
     axes = made.subplots()
     axes.plot([0, 1], [0, 1], color=pictures.GREY, linestyle="--", label="perfect")
-    sizes = [10 + 190 * row["images"] / results["images"] for row in curve]
+    sizes = [10 + 190 * row["examples"] / results["examples"] for row in curve]
     confidence, right = ([row[name] for row in curve] for name in ("confidence", "accuracy"))
     axes.plot(confidence, right, color=pictures.BLUE, linewidth=1)
     axes.scatter(confidence, right, s=sizes, color=pictures.BLUE, label="model (area: images)")

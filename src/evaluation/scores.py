@@ -30,7 +30,7 @@ def numbers(
     """Return the numbers of metrics.json for a model's probabilities over `classes`, those of the data first."""
     test = data.split("test")
     told = results.numbers(test.labels, probabilities, classes, members, params.confidence, params.calibration_bins)
-    told["per_class"] = {name: row for name, row in told["per_class"].items() if row["images"] or name in model.classes}
+    told["per_class"] = {name: row for name, row in told["per_class"].items() if row["examples"] or name in model.classes}
     told["model_bytes"] = model.path.stat().st_size
     if with_baseline:
         simple = baseline.probabilities(data.split("train"), test, len(data.classes))

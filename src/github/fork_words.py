@@ -77,8 +77,8 @@ def _claim(found: Numbers, place: Place) -> str:
     ]
     if found.failed_stage:
         sentences.append(f"The pipeline failed in the stage `{found.failed_stage}`.")
-    if found.images is not None:
-        sentences.append(f"Judged on {found.images} test images.")
+    if found.examples is not None:
+        sentences.append(f"Judged on {found.examples} test images.")
     if not found.baseline:
         sentences.append("There was no model of main to compare with.")
     return "> [!NOTE]\n> " + " ".join(sentences)
@@ -97,7 +97,7 @@ def _tables(found: Numbers) -> list[str]:
     ]
     gates = [[code(row.name), row.level, row.outcome, figure(row.value), figure(row.limit)] for row in found.gates]
     ordered = sorted(found.classes, key=lambda row: 2.0 if row.recall is None else row.recall)
-    classes = [[code(row.name), str(row.images), figure(row.main), figure(row.recall)] for row in ordered]
+    classes = [[code(row.name), str(row.examples), figure(row.main), figure(row.recall)] for row in ordered]
     checks = [[code(row.name), row.level] for row in found.checks]
     heads = ["class", "test images", "recall of main", "of this fork"]
     return [

@@ -73,7 +73,7 @@ def checked(facts: Any) -> dict[str, Any]:
     if not re.fullmatch(r"sweep-[0-9a-f]{12}", facts["study"]):
         raise ValueError("the study's name is none")
     found: dict[str, Any] = {"study": facts["study"]}
-    found |= {name: _number(facts[name], 1, 10**9, whole=True) for name in ("images", "trials")}
+    found |= {name: _number(facts[name], 1, 10**9, whole=True) for name in ("examples", "trials")}
     for name in ("best", "present"):
         one = facts[name]
         found[name] = {"trial": _number(one["trial"], 0, 10**6, whole=True)}
@@ -154,7 +154,7 @@ def words(facts: Mapping[str, Any], values: list[tuple[str, str, str]]) -> tuple
     table = "\n".join(["| | now | proposed |", "|---|---|---|", *lines])
     found = f"Trial {best['trial']} of {facts['trials']} was the best of {facts['study']}"
     body = (
-        f"{found} on {facts['images']} validation images.\n\n{table}\n\n"
+        f"{found} on {facts['examples']} validation images.\n\n{table}\n\n"
         "It was chosen for these numbers, so they flatter it. The report below compares it with the base on test images "
         f"that took no part in the choice: it decides.\n\n[The sweep]({run_url()}): its artifact `sweep` has the table, the "
         "importance of each key and the history.\n"

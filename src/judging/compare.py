@@ -120,7 +120,7 @@ def _words(error: Exception, whose: str) -> str:
 def _history(base: str, params: Path) -> dict[str, Any]:
     names = [base, base.removeprefix("origin/")]  # a repository without a remote has its own main
     commit = next(filter(None, (git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") for name in names)), "")
-    nothing: dict[str, Any] = {"images": 0, "examples": []}
+    nothing: dict[str, Any] = {"examples": 0, "names": []}
     facts: dict[str, Any] = {
         "behind": 0,
         "commit": commit,
@@ -367,7 +367,7 @@ def _test_changes(tree: Path, out: Path, paths: Paths) -> dict[str, Any]:
     rows = theirs.select(["path", "row", "digest", "label"]).to_pylist()
     gone = [row for row in rows if row["digest"] not in labels]
     other = [row for row in rows if row["digest"] in labels and labels[row["digest"]] != row["label"]]
-    left: dict[str, Any] = {"images": len(gone), "of": len(rows), "examples": [_named(row) for row in gone[:_NAMED]]}
+    left: dict[str, Any] = {"examples": len(gone), "of": len(rows), "names": [_named(row) for row in gone[:_NAMED]]}
     if _has_no_image_of(tree, paths) and _is_example(tree) is None:
         left["why"] = f"whether main's model is the template's example is not known, as {_EXAMPLE} there cannot be read"
     if gone and not bring(tree, ["out/evaluation"]):
@@ -380,8 +380,8 @@ def _test_changes(tree: Path, out: Path, paths: Paths) -> dict[str, Any]:
         "labels_gone": sorted(set(known) - set(here)),
         "left_test": left,
         "relabelled": {
-            "images": len(other),
-            "examples": [f"{_named(row)}, now {labels[row['digest']]}" for row in other[:_NAMED]],
+            "examples": len(other),
+            "names": [f"{_named(row)}, now {labels[row['digest']]}" for row in other[:_NAMED]],
         },
         "same_test_set": _same(mine, theirs),
         "same_training": _same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet")),

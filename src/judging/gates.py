@@ -84,7 +84,7 @@ class Facts:
     shared: NDArray[np.bool_] | None = None
     folds: Trainings | None = None
     seeds: Trainings | None = None
-    training_images: int = 0
+    training_examples: int = 0
     same_training: bool = True
     labels_added: Sequence[str] = ()
     labels_gone: Sequence[str] = ()
@@ -502,13 +502,13 @@ def _test_set(facts: Facts, params: Gates) -> _Finding:
     found = []
     if facts.labels_gone:
         found.append(f"labels are gone or renamed: {_listed(facts.labels_gone)}")
-    if left.get("images"):
+    if left.get("examples"):
         right = f", of which main's model had {left['main_right']} right" if left.get("main_right") is not None else ""
-        found.append(f"{left['images']} of main's {left['of']} test images are no longer tested{right}{_named(left)}")
+        found.append(f"{left['examples']} of main's {left['of']} test images are no longer tested{right}{_named(left)}")
     if left.get("why"):
         found.append(left["why"])
-    if other.get("images"):
-        found.append(f"{other['images']} test images have another label than on main{_named(other)}")
+    if other.get("examples"):
+        found.append(f"{other['examples']} test images have another label than on main{_named(other)}")
     found += _diluted(facts, params)
     added = f"labels are new: {_listed(facts.labels_added)}" if facts.labels_added else ""
     if found:
@@ -532,8 +532,8 @@ def _diluted(facts: Facts, params: Gates) -> list[str]:
     return [f"{(~old).sum()} test images are new; on the {len(mine)} of main this model looks worse: accuracy {shares}"]
 
 
-def _named(images: Mapping[str, Any]) -> str:
-    return f" ({_listed(images['examples'], 5)})" if images.get("examples") else ""
+def _named(left: Mapping[str, Any]) -> str:
+    return f" ({_listed(left['names'], 5)})" if left.get("names") else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -579,13 +579,13 @@ def _way_out(facts: Facts, paired: tuple[Answers, Answers], found: significance.
     ways = []
     for repeats in (seeds, *(count for count in _SEEDS if count > seeds)) if facts.same_training else ():
         for with_folds in {folded, True}:
-            examples = (test + facts.training_images * with_folds) * (_SEED_GAIN * repeats if repeats > 1 else 1)
+            examples = (test + facts.training_examples * with_folds) * (_SEED_GAIN * repeats if repeats > 1 else 1)
             trainings = repeats * (1 + _FOLDS * with_folds)
             dials = [f"train.folds: {_FOLDS}"] if with_folds > folded else []
             dials += [f"train.repeats: {repeats}"] if repeats > seeds else []
             if dials and examples >= needed:
                 ways.append((trainings, " and ".join(dials)))
-    more = math.ceil(needed / (_SEED_GAIN * seeds if seeds > 1 else 1)) - test - facts.training_images * folded
+    more = math.ceil(needed / (_SEED_GAIN * seeds if seeds > 1 else 1)) - test - facts.training_examples * folded
     images = f"about {max(more, 1):,} more test images"
     cheapest = "{1} ({0} trainings in all, and as many of main unless it has them) or ".format(*min(ways)) if ways else ""
     return f"{cheapest}{images} would most likely settle it, if the difference is what it looks like"

@@ -29,7 +29,7 @@ from src.system.params import Params, load
 _ENGINE = ("judging",)  # gates that the label `engine: reviewed` covers; `model-gate: override` covers every other
 _STOPPING = ("fail", "investigate")
 _NO_LABELS: dict[str, Any] = {"override": None, "engine_reviewed": None, "accepted": False, "lacking": []}
-_THROUGHPUT = ("threads", "images_per_second", "data_wait_share", "memory_gib", "energy_kwh")
+_THROUGHPUT = ("threads", "examples_per_second", "data_wait_share", "memory_gib", "energy_kwh")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths
         why_no_main=known["why"],
         folds=_trainings(paths.model, main_folder / "model", "folds") if compared else None,
         seeds=_trainings(paths.model, main_folder / "model", "repeats") if compared else None,
-        training_images=read_manifest(paths.manifest).column("split").to_pylist().count("train"),
+        training_examples=read_manifest(paths.manifest).column("split").to_pylist().count("train"),
         same_training=known.get("same_training", True),
         moved_inputs=known["moved_inputs"],
         judging_changed=known["judging_changed"],

@@ -81,7 +81,7 @@ def _data(root: Path, metrics: MetricsFile) -> dict[str, Any]:
     return {
         "classes": classes,
         "digest": dvc_lock.tracked(root, "data"),
-        "test_images": metrics.images,
+        "test_examples": metrics.examples,
         "test_sha256": test,
     }
 
@@ -171,7 +171,7 @@ def lines(found: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if reviewed := verdict.get("engine_reviewed"):
         yield "engine", f"reviewed by {reviewed['by']} ({reviewed['at']})"
     yield "why", "; ".join(verdict.get("reasons", [])) or "not recorded"
-    yield "accuracy", f"{found['metrics']['accuracy']:.2%} of {found['data']['test_images']} test images"
+    yield "accuracy", f"{found['metrics']['accuracy']:.2%} of {found['data'].get('test_examples', 'unknown')} test examples"
     network = found.get("network") or {}
     yield "network", f"{network.get('network')}, {network.get('parameters', 0):,} parameters, seed {network.get('seed')}"
     yield "data", found["data"]["digest"] or "not tracked"

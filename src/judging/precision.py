@@ -27,7 +27,7 @@ def compare(
     low, high = significance.paired_interval(right[1], right[0], gates.confidence, gates.resamples)
     rows = [_overall(labels, probabilities, bins) for probabilities in (plain, int8)]
     return {
-        "images": len(labels),
+        "examples": len(labels),
         "float": rows[0],
         "int8": rows[1],
         "difference": rounded(right[1].mean() - right[0].mean()),
@@ -73,7 +73,7 @@ def judge(accuracy: Numbers, speed: Sequence[Numbers], limits: Quantize, gates: 
 def _accuracy(found: Numbers, margin: float) -> tuple[bool, str]:
     """A loss has to be surely under the margin."""
     difference, low = found["difference"], found["low"]
-    told = f"accuracy {difference:+.2%} ({low:+.2%} to {found['high']:+.2%}) on {found['images']} test images"
+    told = f"accuracy {difference:+.2%} ({low:+.2%} to {found['high']:+.2%}) on {found['examples']} test images"
     if low >= -margin:
         return True, f"{told}, within quantize.max_accuracy_drop {margin:.2%}"
     if difference >= -margin:

@@ -69,7 +69,7 @@ def _make(out: Path, train: Split, model: Model, params: Params) -> dict[str, An
         "size": {"float_bytes": before, "int8_bytes": after, "ratio": rounded(before / after, 3)},
         "calibration": {
             "activations": "uint8",
-            "images": len(rows),
+            "examples": len(rows),
             "method": quantization.METHOD,
             "seconds": rounded(time.monotonic() - started, 2),
             "split": "train",
@@ -153,7 +153,7 @@ def machine(told: Mapping[str, Any]) -> str:
     found, made = told["processor"], told["calibration"]
     has = ", ".join(found["integer"]) or "no VNNI, AMX or dot products that the system names"
     return (
-        f"{told['accuracy']['images']} test images; {made['method']} calibration on {made['images']} training images, "
+        f"{told['accuracy']['examples']} test images; {made['method']} calibration on {made['examples']} training images, "
         f"{made['weight_bits']}-bit weights. Measured side by side on {found['name']} ({has}), "
         f"ONNX Runtime {told['onnxruntime']}."
     )

@@ -54,7 +54,7 @@ def _numbers(card: Row, metrics: Row) -> Iterator[str]:
         "logistic regression, for comparison": f"{metrics['baseline']['accuracy']:.2%}" if "baseline" in metrics else None,
         "accuracy on validation images": f"{card['validation']['accuracy']:.2%}" if "validation" in card else None,
     }
-    yield from ("", "## Numbers", f"On {metrics['images']:,} test images that training never saw:", "")
+    yield from ("", "## Numbers", f"On {metrics['examples']:,} test images that training never saw:", "")
     yield from ("| measure | value |", "| --- | --- |")
     yield from (f"| {name} | {value} |" for name, value in rows.items() if value)
 
@@ -68,7 +68,7 @@ def _limits(card: Row, metrics: Row) -> Iterator[str]:
         yield f"- Weakest class: {found}."
     if found := _worst(metrics.get("slices"), "accuracy"):
         yield f"- Weakest slice: {found}."
-    if few := [name for name, row in metrics.get("per_class", {}).items() if row["images"] < _FEW]:
+    if few := [name for name, row in metrics.get("per_class", {}).items() if row["examples"] < _FEW]:
         yield f"- Under {_FEW} test images, so hardly measured: {_named(few)}."
     if "ece" in metrics:
         yield f"- A probability is off by {metrics['ece']:.2%} on average."
@@ -80,7 +80,7 @@ def _origin(release: Release, card: Row, metrics: Row, manifest: Row) -> Iterato
     yield from ("", "## Verdict", f"{release.verdict}{by}")
     yield from (f"- {escape(str(reason), 300)}" for reason in manifest["verdict"].get("reasons", []))
     yield from ("", "## Data and training")
-    yield f"- data: {manifest['data']['digest'] or 'not tracked'}, {metrics['images']:,} test images"
+    yield f"- data: {manifest['data']['digest'] or 'not tracked'}, {metrics['examples']:,} test images"
     if "epochs" in card:
         yield f"- {card['epochs']} epochs, the best was {card.get('epoch')}; seed {card.get('seed')}"
     machine = hardware.get("accelerator") or hardware.get("processor") or "an unknown machine"
@@ -98,7 +98,7 @@ def _worst(rows: Row | None, number: str) -> str | None:
     if not rows:
         return None
     name = min(rows, key=lambda name: (rows[name][number], name))
-    return f"{escape(name, 60)}, {number} {rows[name][number]:.2%} of {rows[name]['images']} images"
+    return f"{escape(name, 60)}, {number} {rows[name][number]:.2%} of {rows[name]['examples']} images"
 
 
 def _named(names: list[str]) -> str:

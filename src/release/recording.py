@@ -103,7 +103,7 @@ def _log(client: Any, run: Any, folder: Path, release: Release, note: str) -> No
         client.log_batch(run_id, metrics=points[start : start + _METRICS])
     if release.data:
         source = json.dumps({"tags": {"mlflow.source.git.commit": release.trained_commit, "path": "data.dvc"}})
-        profile = json.dumps({"test_images": test.get("images"), "classes": len(release.classes)})
+        profile = json.dumps({"test_examples": test.get("examples"), "classes": len(release.classes)})
         data = Dataset("data", release.data[:36], "code", source, profile=profile)
         client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
     with TemporaryDirectory() as temporary:

@@ -292,14 +292,14 @@ def _same_answers(tree: Path, out: Path) -> None:
         RefusedError: the same model gives others here; the review was of something else, or this machine computes wrongly.
     """
     told, found = (MetricsFile.read(path, "evaluate") for path in (tree / lineage.EVALUATION, out / "metrics.json"))
-    image = 1.5 / max(1, told.images)  # where one image is worth more than the tolerance, one may differ
+    one = 1.5 / max(1, told.examples)  # where one example is worth more than the tolerance, it may differ
     differs = [
         f"{name} {getattr(found, name):.4f}, reviewed {getattr(told, name):.4f}"
         for name, within in _WITHIN.items()
-        if abs(getattr(found, name) - getattr(told, name)) > max(within, image if name == "accuracy" else 0)
+        if abs(getattr(found, name) - getattr(told, name)) > max(within, one if name == "accuracy" else 0)
     ]
-    if found.images != told.images:
-        differs.append(f"{found.images} test images, reviewed {told.images}")
+    if told.examples and found.examples != told.examples:
+        differs.append(f"{found.examples} test examples, reviewed {told.examples}")
     if differs:
         raise RefusedError(
             "tampered",

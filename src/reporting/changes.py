@@ -115,8 +115,8 @@ def shares(main: Mapping[str, Any], this: Mapping[str, Any], number: str) -> lis
     found = []
     for name in names:
         sides = [side.get(name, {}) for side in (main, this)]
-        then, now = (side.get(number) if side.get("images", 1) else None for side in sides)
-        found.append(Share(name, then, now, int(sides[1].get("images", sides[0].get("images", 0)))))
+        then, now = (side.get(number) if side.get("examples", 1) else None for side in sides)
+        found.append(Share(name, then, now, int(sides[1].get("examples", sides[0].get("examples", 0)))))
     return sorted(found, key=lambda share: (share.difference >= 0, -abs(share.difference)))
 
 
@@ -159,7 +159,7 @@ def overall(predictions: pd.DataFrame, bins: int) -> dict[str, float]:
         "accuracy": float((predictions["prediction"] == labels).mean()),
         "macro_f1": float(macro),
         "log_loss": float(predictions["log_loss"].mean()),
-        "ece": sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in curve) / len(predictions),
+        "ece": sum(row["examples"] * abs(row["confidence"] - row["accuracy"]) for row in curve) / len(predictions),
     }
 
 
@@ -172,6 +172,6 @@ def reliability(predictions: pd.DataFrame, bins: int) -> list[dict[str, float]]:
     right = (predictions["prediction"] == predictions["label"]).to_numpy()
     places = np.minimum((sure * bins).astype(int), bins - 1)
     return [
-        {"confidence": sure[mine].mean(), "accuracy": right[mine].mean(), "images": int(mine.sum())}
+        {"confidence": sure[mine].mean(), "accuracy": right[mine].mean(), "examples": int(mine.sum())}
         for mine in (places == place for place in np.unique(places))
     ]

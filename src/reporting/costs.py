@@ -89,7 +89,7 @@ def _speed(sides: list[Json], price: str | None) -> list[tuple[Line, ...]]:
     """Throughput, memory and energy, where either side has them; energy only where the machine counts it."""
     written: list[tuple[str, str, words.Writer]] = [
         ("threads of the CPU", "threads", words.whole),
-        ("training images a second", "images_per_second", words.whole),
+        ("training images a second", "examples_per_second", words.whole),
         ("time waiting for data", "data_wait_share", words.percent),
         ("memory at most", "memory_gib", lambda size: f"{size:,.2f} GiB"),
         ("energy", "energy_kwh", lambda energy: f"{words.general(energy)} kWh"),

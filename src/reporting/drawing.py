@@ -127,10 +127,10 @@ def _calibration(facts: Facts, folder: Path) -> Drawn:
     looks = (("main", pictures.ORANGE, "--", "s"), ("this pull request", pictures.BLUE, "-", "o"))
     for (name, colour, style, marker), answers in zip(looks, facts.answers, strict=True):
         curve = changes.reliability(answers, facts.calibration_bins)
-        images = sum(row["images"] for row in curve)
+        images = sum(row["examples"] for row in curve)
         sure, right = ([row[key] for row in curve] for key in ("confidence", "accuracy"))
         axes.plot(sure, right, color=colour, linestyle=style, linewidth=1)
-        sizes = [12 + 140 * row["images"] / images for row in curve]
+        sizes = [12 + 140 * row["examples"] / images for row in curve]
         error = changes.overall(answers, facts.calibration_bins)["ece"]
         label = f"{name} (error {error:.3f})"
         axes.scatter(sure, right, s=sizes, color=colour, marker=marker, alpha=0.85, label=label)

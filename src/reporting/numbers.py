@@ -33,7 +33,7 @@ def collect(facts: Facts) -> Json:
         "verdict": facts.verdict["verdict"],
         "failed_stage": facts.failed if facts.failed in STAGES else None,
         "budget": {key: int(budget[key]) for key in ("epochs", "asked")} if budget else None,
-        "images": facts.this.metrics.get("images"),
+        "examples": facts.this.metrics.get("examples"),
         "baseline": facts.has_main,
         "metrics": _metrics(facts),
         "gates": _once(_gate(gate) for gate in facts.verdict["gates"]),
@@ -70,7 +70,7 @@ def _classes(facts: Facts) -> Iterable[Json]:
     shares = changes.shares(main if facts.has_main else {}, this, "recall")
     for share in sorted(shares, key=lambda share: -abs(share.difference)):
         recalls = {"recall": _number(share.this), "main": _number(share.main)}
-        yield {"name": schema.label(share.name), **recalls, "images": share.images}
+        yield {"name": schema.label(share.name), **recalls, "examples": share.images}
 
 
 def _once(rows: Iterable[Json]) -> list[Json]:

@@ -209,15 +209,15 @@ def _test_set(facts: Facts) -> Iterator[Line]:
     left, relabelled = (facts.base.get(key) or {} for key in ("left_test", "relabelled"))
 
     def such_as(found: Json) -> str:
-        names = [str(name) for name in found.get("examples") or []]
-        return f": {', '.join(names)}{' and more' if found['images'] > len(names) else ''}." if names else "."
+        names = [str(name) for name in found.get("names") or []]
+        return f": {', '.join(names)}{' and more' if found['examples'] > len(names) else ''}." if names else "."
 
-    if left.get("images"):
+    if left.get("examples"):
         had = f"{left['main_right']:,} of them right" if isinstance(left.get("main_right"), int) else "not answered them"
-        lead = f"{left['images']:,} of {words.count(left['of'], 'image')} left main's test split"
+        lead = f"{left['examples']:,} of {words.count(left['of'], 'image')} left main's test split"
         yield (Bold(lead), f" (main had {had}){such_as(left)}")
-    if relabelled.get("images"):
-        lead = f"{words.count(relabelled['images'], 'test image')} relabelled"
+    if relabelled.get("examples"):
+        lead = f"{words.count(relabelled['examples'], 'test image')} relabelled"
         yield (Bold(lead), f" since main{such_as(relabelled)}")
 
 
@@ -417,7 +417,7 @@ def findings_table(found: list[Json]) -> Table:
         shown = (*names, f" and {rest:,} more" if rest > 0 else "") if files else words.NONE
         mark: Line = (Bold(level),) if level == "error" else level
         rows.append((mark, (Code(str(finding.get("check"))),), str(finding.get("message")), shown))
-    return table(("level", "check", "finding", "images"), rows, "llll", 20, "out/validation.json")
+    return table(("level", "check", "finding", "examples"), rows, "llll", 20, "out/validation.json")
 
 
 def _crash(facts: Facts) -> Section:

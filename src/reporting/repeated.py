@@ -26,7 +26,7 @@ def sections(facts: Facts) -> list[Section]:
 
 
 def _folds(told: Json) -> str:
-    images = sum(run["images"] for run in told["runs"].values())
+    images = sum(run["examples"] for run in told["runs"].values())
     return (
         f"The recipe was trained once for each fold on the others, and scored on the {images:,} training images that its "
         "model did not see. The mean says how good the recipe is, not this very model; the interval allows for the images "
@@ -52,6 +52,6 @@ def _table(facts: Facts, told: Json, name: str) -> Table:
     for number in sorted(told["runs"], key=int):
         run = told["runs"][number]
         values = (write(run[key]) for key, _, write in _METRICS)
-        rows.append((str(run["name"]), f"{run['images']:,}", *values))
-    header = (name, "images", *(label for _, label, _ in _METRICS))
+        rows.append((str(run["name"]), f"{run['examples']:,}", *values))
+    header = (name, "examples", *(label for _, label, _ in _METRICS))
     return table(header, rows, "lrrrrr", _LARGEST, "out/model")

@@ -46,7 +46,7 @@ def later_sections(facts: Facts, drawn: Drawn) -> list[Section]:
 
 
 def _metrics(facts: Facts) -> Section:
-    images = words.count(int(facts.this.metrics.get("images") or 0), "test image")
+    images = words.count(int(facts.this.metrics.get("examples") or 0), "test image")
     if not facts.has_main:
         return Section("Metrics", (Paragraph(f"On {images}."), _alone(facts)))
     said = f"Both models on the same {images}; differences are this pull request minus main."
@@ -106,7 +106,7 @@ def _worst_row(facts: Facts, part: str, number: str, name: str) -> tuple[Line, .
 
 
 def _worst(parts: Json, number: str) -> tuple[str, float | None]:
-    found = [(name, scores[number]) for name, scores in parts.items() if scores.get("images", 1) and number in scores]
+    found = [(name, scores[number]) for name, scores in parts.items() if scores.get("examples", 1) and number in scores]
     return min(found, key=lambda pair: pair[1]) if found else ("", None)
 
 

@@ -57,7 +57,7 @@ class ClassRow:
     name: str
     recall: float | None
     main: float | None
-    images: int
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Numbers:
     verdict: str
     failed_stage: str | None
     budget: Budget | None
-    images: int | None
+    examples: int | None
     baseline: bool
     metrics: tuple[Metric, ...]
     gates: tuple[Gate, ...]
@@ -228,7 +228,7 @@ _GATE = {
     "value": _NUMBER,
     "limit": _NUMBER,
 }
-_CLASS = {"name": _label, "recall": _SHARE, "main": _SHARE, "images": _count}
+_CLASS = {"name": _label, "recall": _SHARE, "main": _SHARE, "examples": _count}
 _BUDGET = {"epochs": _count, "asked": _count}
 _FILE = {
     "schema": _count,
@@ -236,7 +236,7 @@ _FILE = {
     "verdict": _one_of(*VERDICTS),
     "failed_stage": _optional(_one_of(*STAGES)),
     "budget": _optional(lambda value, at: _object(Budget, _BUDGET, value, at, f"{at}.")),
-    "images": _optional(_count),
+    "examples": _optional(_count),
     "baseline": _flag,
     "metrics": _rows(Metric, _METRIC),
     "gates": _rows(Gate, _GATE),

@@ -182,7 +182,7 @@ def _results() -> str:
     worst, score = min(((name, scores["recall"]) for name, scores in metrics["per_class"].items()), key=lambda pair: pair[1])
     rows.append(["worst class", f"{worst}: recall {score:.2%}", ""])
     rows.append(["model size", f"{metrics['model_bytes'] / 2**20:.1f} MiB", ""])
-    return table([f"test, {metrics['images']} images", "model", "logistic regression"], rows)
+    return table([f"test, {metrics['examples']} images", "model", "logistic regression"], rows)
 
 
 def _accuracy(metrics: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ class Meter:
         row = {
             "epoch": epoch,
             "seconds": rounded(seconds, 4),
-            "images_per_second": rounded(images / seconds, 1),
+            "examples_per_second": rounded(images / seconds, 1),
             "data_wait_share": rounded(self._wait.close() / seconds, 5),
             "memory_gib": rounded(_memory(self._device) / 2**30, 3),
         }
@@ -97,7 +97,7 @@ class Meter:
             return whole
         counted = self.rows[1:] or self.rows
         seconds = sum(row["seconds"] for row in counted)
-        names = ("images_per_second", "data_wait_share")
+        names = ("examples_per_second", "data_wait_share")
         means = {name: rounded(sum(row[name] * row["seconds"] for row in counted) / seconds, 5) for name in names}
         return {
             **whole,
@@ -117,7 +117,7 @@ def sentence(summary: Mapping[str, Any]) -> str:
     told = f", {energy:.4g} kWh of the GPU" if energy is not None else ""
     resumed = f"; of epochs {first} to {last}, since an earlier process trained those before" if first > 1 else ""
     return (
-        f"{summary['images_per_second']:,.0f} images/s, {summary['data_wait_share']:.1%} of the time waiting for data, "
+        f"{summary['examples_per_second']:,.0f} images/s, {summary['data_wait_share']:.1%} of the time waiting for data, "
         f"{summary['memory_gib']:.1f} GiB of {summary['memory_of']} memory{told}{resumed}"
     )
 

@@ -144,7 +144,7 @@ def run(
     for one in todo:
         row = done[one.folder] = train(setting, one, world)
         if world.writes:
-            print(f"{one.name}: accuracy {row['accuracy']:.2%} of {row['images']:,} images, best epoch {row['epoch']}")
+            print(f"{one.name}: accuracy {row['accuracy']:.2%} of {row['examples']:,} images, best epoch {row['epoch']}")
     return _told(made, done, fitted, params, data, world) if world.writes else {}
 
 
@@ -172,7 +172,7 @@ def train(setting: Setting, job: Job, world: World | None = None) -> Row:
         exportable=False,
         quiet=True,
     )
-    facts = {"epoch": fitted.best["epoch"], "seed": job.seed, "training_images": len(training.labels)}
+    facts = {"epoch": fitted.best["epoch"], "seed": job.seed, "training_examples": len(training.labels)}
     if not world.writes:
         return facts
     device = machine.device(params, world)
@@ -216,7 +216,7 @@ def score(classifier: Classifier, split: Split, device: torch.device) -> tuple[R
     probabilities = torch.cat(parts).numpy()
     found = metrics.overall(split.labels, probabilities, 0.95, _BINS)
     marks = "".join("01"[right] for right in (probabilities.argmax(axis=1) == split.labels).astype(int))
-    return {"images": len(split.labels), **{name: found[name] for name in METRICS}}, marks
+    return {"examples": len(split.labels), **{name: found[name] for name in METRICS}}, marks
 
 
 def remove(checkpoints: Path) -> None:
@@ -233,11 +233,11 @@ def summary(written: dict[str, Any]) -> str:
     rows: list[list[str]] = []
     for kind, told in written.items():
         values = np.array([[run[name] for name in METRICS] for run in told["runs"]])
-        rows += [[run["name"], f"{run['images']:,}", *map("{:.4f}".format, line)]
+        rows += [[run["name"], f"{run['examples']:,}", *map("{:.4f}".format, line)]
                  for run, line in zip(told["runs"], values, strict=True)]  # fmt: skip
         for name, line in (("mean", values.mean(axis=0)), ("deviation", values.std(axis=0, ddof=1))):
             rows.append([f"{kind}: {name}", "", *map("{:.4f}".format, line)])
-    return table(["training", "images", *METRICS], rows)
+    return table(["training", "examples", *METRICS], rows)
 
 
 def _told(made: Plan, done: dict[str, Row], fitted: Fitted, params: Train, data: Arrays, world: World) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _told(made: Plan, done: dict[str, Row], fitted: Fitted, params: Train, data:
     if "repeats" in told:
         task, device = of(data), machine.device(params, world)
         own, _ = score(fitted.classifier, task.validation, device)
-        facts = {"epoch": fitted.best["epoch"], "seed": params.seed, "training_images": len(task.training.labels)}
+        facts = {"epoch": fitted.best["epoch"], "seed": params.seed, "training_examples": len(task.training.labels)}
         told["repeats"]["runs"].insert(0, {"name": f"seed {params.seed}", **facts, **own})
         _, told["repeats"]["answers"]["right"][str(params.seed)] = score(fitted.classifier, data.split("test"), device)
     if "folds" in told:

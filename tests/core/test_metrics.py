@@ -41,8 +41,8 @@ def test_per_class_and_confusion_by_hand() -> None:
     probabilities = np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 0, 0]]
     assert metrics.confusion(labels, probabilities).tolist() == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
     found = metrics.per_class(labels, probabilities, ["a", "b", "c"])
-    assert found["a"] == {"precision": 0.5, "recall": 0.666667, "f1": 0.571429, "images": 3}
-    assert found["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1}
+    assert found["a"] == {"precision": 0.5, "recall": 0.666667, "f1": 0.571429, "examples": 3}
+    assert found["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "examples": 1}
 
 
 def test_calibration_error_by_hand() -> None:

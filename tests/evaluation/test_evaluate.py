@@ -71,7 +71,7 @@ def test_everything_asked_for_is_there(run: Callable[..., Any], tmp_path: Path) 
         with Image.open(tmp_path / "details" / f"{name}.png") as picture:
             assert min(picture.size) > 50
     predictions = pq.read_table(tmp_path / "details" / "predictions.parquet").to_pandas()
-    assert len(predictions) == results["images"]
+    assert len(predictions) == results["examples"]
     assert (predictions["label"] == predictions["prediction"]).mean() == pytest.approx(results["accuracy"], abs=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_a_model_that_learnt_nothing_is_named(
     assert "less accurate than the logistic regression on the same pixels. Try `make suggest`" in capsys.readouterr().out
     monkeypatch.setattr(Model, "probabilities", lambda _, images: one_hot[np.zeros(len(images), dtype=int)])
     results = run("one")
-    assert f"gives all {results['images']} test images to the class blue. Try `make suggest`" in capsys.readouterr().out
+    assert f"gives all {results['examples']} test images to the class blue. Try `make suggest`" in capsys.readouterr().out
 
 
 def test_equal_runs_give_equal_files(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -38,11 +38,11 @@ def report(**changes: Any) -> dict[str, Any]:
         "verdict": "investigate",
         "failed_stage": None,
         "budget": {"epochs": 10, "asked": 50},
-        "images": 388,
+        "examples": 388,
         "baseline": True,
         "metrics": [metric],
         "gates": [{"name": "accuracy", "level": "enforce", "outcome": "pass", "value": 0.91, "limit": 0.9}],
-        "classes": [{"name": "3", "recall": 0.5, "main": 1, "images": 28}],
+        "classes": [{"name": "3", "recall": 0.5, "main": 1, "examples": 28}],
         "checks": [{"name": "drift", "level": "warn"}],
     } | changes
 
@@ -465,7 +465,7 @@ def test_names_of_classes_and_files_are_shown_and_do_nothing() -> None:
         "*b* _i_",
         "ok ß",
     ]
-    rows = [{"name": name, "recall": 0.5, "main": None, "images": 1} for name in evil]
+    rows = [{"name": name, "recall": 0.5, "main": None, "examples": 1} for name in evil]
     found = numbers.validate(report(classes=rows))
     body = render(found, Place(1, SHA, "https://x/run"), [f".github/{name}\n{name}" for name in evil])
     shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(body).replace("\u200b", "")

@@ -106,13 +106,13 @@ def test_the_same_model_is_no_worse_than_itself(fork: Path) -> None:
     assert timings["candidate"]["p95"] > 0
     assert len(timings["main"]["blocks"]) == len(timings["candidate"]["blocks"])
     (fork / "out/history").mkdir(exist_ok=True)
-    trained = {"images_per_second": 4000.0, "model_sha256": sha256(fork / "out/model/model.onnx")}
+    trained = {"examples_per_second": 4000.0, "model_sha256": sha256(fork / "out/model/model.onnx")}
     (fork / "out/history/throughput.json").write_text(json.dumps(trained))
     verdict = judge(fork, {"sha": "a" * 40, "number": 7, "run_url": "https://x/1"})
     assert verdict["verdict"] == "pass"
     told = read_json(fork / "manifest.json", "")
     assert (told["commit"], told["pull_request"], told["training_seconds"]) == ("a" * 40, 7, 12.5)
-    assert (told["throughput"]["images_per_second"], told["throughput"]["energy_kwh"]) == (4000.0, None)
+    assert (told["throughput"]["examples_per_second"], told["throughput"]["energy_kwh"]) == (4000.0, None)
     assert told["outputs"]["model_sha256"] == sha256(fork / "out/model/model.onnx")
     assert git(fork, "worktree", "list").count("\n") == 0
 
@@ -133,7 +133,7 @@ def test_judging_again_keeps_what_is_true_of_the_manifest_alone(fork: Path) -> N
         assert [again[name] for name in ("looks", "anchor", "main")] == [told[name] for name in ("looks", "anchor", "main")]
     (fork / "out/run.json").write_text(json.dumps({**read_json(fork / "out/run.json", ""), "seconds": {}}))
     (fork / "out/history").mkdir(exist_ok=True)
-    record = {"images_per_second": 4000.0, "seconds": 45.0, "hardware": {"cores": 1}}
+    record = {"examples_per_second": 4000.0, "seconds": 45.0, "hardware": {"cores": 1}}
     for digest, seconds in (("0" * 64, None), (sha256(fork / "out/model/model.onnx"), 45.0)):
         (fork / "manifest.json").unlink()
         (fork / "out/history/throughput.json").write_text(json.dumps({**record, "model_sha256": digest}))
@@ -187,11 +187,11 @@ def test_another_image_size_set_of_classes_and_test_images_is_asked_of_both(fork
     assert (facts["found"], facts["same_test_set"]) == (True, False)
     assert (facts["labels_added"], facts["labels_gone"]) == (["nine"], ["8", "9"])
     left, other = facts["left_test"], facts["relabelled"]
-    assert min(left["images"], other["images"]) > 10
-    assert 0.9 * left["images"] < left["main_right"] <= left["images"] < left["of"]
-    assert len(left["examples"]) == len(other["examples"]) == 5
-    assert all(text.endswith("(8)") for text in left["examples"])
-    assert all(text.endswith("(9), now nine") for text in other["examples"])
+    assert min(left["examples"], other["examples"]) > 10
+    assert 0.9 * left["examples"] < left["main_right"] <= left["examples"] < left["of"]
+    assert len(left["names"]) == len(other["names"]) == 5
+    assert all(text.endswith("(8)") for text in left["names"])
+    assert all(text.endswith("(9), now nine") for text in other["names"])
     metrics = read_json(fork / OUT / "metrics.json", "")
     assert metrics["per_class"]["nine"]["recall"] == 0
     assert metrics["per_class"]["3"]["recall"] > 0.9
@@ -261,7 +261,7 @@ def test_data_that_keep_one_of_the_examples_images_are_compared_as_usual(fork: P
     replace_images(fork, keep=1)
     facts = compare(fork)
     assert (facts["example"], facts["never"], facts["found"]) == (False, False, True)
-    assert facts["left_test"]["images"] >= facts["left_test"]["of"] - 1
+    assert facts["left_test"]["examples"] >= facts["left_test"]["of"] - 1
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_main_gets_the_folds_that_this_models_recipe_has(fork: Path) -> None:
     write_params(fork / "params.yaml", train__folds=2)
     model = sha256(fork / "out/model/model.onnx")
     (fork / "out/model").chmod(0o755)
-    run = {"seed": 1, "accuracy": 0.9, "macro_f1": 0.9, "log_loss": 0.1, "ece": 0.1, "images": 1, "training_images": 1}
+    run = {"seed": 1, "accuracy": 0.9, "macro_f1": 0.9, "log_loss": 0.1, "ece": 0.1, "examples": 1, "training_examples": 1}
     mine: dict[str, Any] = {"runs": [run, run], "split_sha256": "0" * 64, "answers": {"examples": [], "right": {"1": ""}}}
     (fork / "out/model/folds.json").write_text(json.dumps(mine))
     facts = compare(fork, "--retrain")

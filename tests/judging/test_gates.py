@@ -307,8 +307,8 @@ def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[...
     gone: dict[str, Any] = {
         "labels_gone": ["owl"],
         "labels_added": ["eagle"],
-        "left_test": {"images": 50, "of": 400, "main_right": 12, "examples": ["owl/1.png (owl)", "owl/2.png (owl)"]},
-        "relabelled": {"images": 3, "examples": ["cat/7.png (cat)"]},
+        "left_test": {"examples": 50, "of": 400, "main_right": 12, "names": ["owl/1.png (owl)", "owl/2.png (owl)"]},
+        "relabelled": {"examples": 3, "names": ["cat/7.png (cat)"]},
     }
     verdict = judge(facts(wrong([]), wrong([]), **gone))
     assert verdict.verdict == "investigate"
@@ -322,10 +322,10 @@ def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[...
         assert judge(facts(wrong([]), wrong([]), **{key: gone[key]})).verdict == "investigate"
     new = gate(judge(facts(wrong([]), wrong([]), labels_added=["eagle"])), "test_set")
     assert (new.outcome, new.sentence) == ("pass", "labels are new: eagle")
-    left = {"images": 388, "of": 388, "main_right": 385, "examples": [], "why": "its copy cannot be read"}
+    left = {"examples": 388, "of": 388, "main_right": 385, "names": [], "why": "its copy cannot be read"}
     said = gate(judge(facts(wrong([]), wrong([]), left_test=left)), "test_set").sentence
     assert "of which main's model had 385 right; its copy cannot be read" in said
-    nothing = {"images": 0, "of": 400, "main_right": 0, "examples": []}
+    nothing = {"examples": 0, "of": 400, "main_right": 0, "names": []}
     assert gate(judge(facts(wrong([]), wrong([]), left_test=nothing)), "test_set").outcome == "pass"
 
 
@@ -526,19 +526,23 @@ def test_pooled_seeds_count_an_example_by_its_share_and_trainings_that_are_worse
     ("changes", "words"),
     [
         (
-            {"answers": answers(wrong(range(8))), "main_answers": answers(wrong(range(100, 108))), "training_images": 2800},
+            {
+                "answers": answers(wrong(range(8))),
+                "main_answers": answers(wrong(range(100, 108))),
+                "training_examples": 2800,
+            },
             "train.folds: 5 (6 trainings in all, and as many of main unless it has them) or about 2,",
         ),
         (
-            {"training_images": 0},
+            {"training_examples": 0},
             "train.repeats: 5 (5 trainings in all, and as many of main unless it has them) or about 877 more test images",
         ),
         (
-            {"training_images": 1200, "folds": trainings(1, 1200, lost=9)},
+            {"training_examples": 1200, "folds": trainings(1, 1200, lost=9)},
             "train.repeats: 10 (60 trainings in all, and as many of main unless it has them) or about ",
         ),
-        ({"training_images": 1200, "same_training": False}, "about 877 more test images would most likely"),
-        ({"answers": answers(wrong(range(8))), "training_images": 9000}, "a better model will"),
+        ({"training_examples": 1200, "same_training": False}, "about 877 more test images would most likely"),
+        ({"answers": answers(wrong(range(8))), "training_examples": 9000}, "a better model will"),
     ],
 )
 def test_a_verdict_that_cannot_tell_names_the_cheapest_way_out(

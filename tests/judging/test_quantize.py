@@ -155,7 +155,7 @@ def test_calibration_takes_every_class_and_the_same_rows_each_time() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-ACCURACY = {"difference": -0.002, "low": -0.004, "high": 0.0, "images": 5000, "log_loss_rise": 0.001}
+ACCURACY = {"difference": -0.002, "low": -0.004, "high": 0.0, "examples": 5000, "log_loss_rise": 0.001}
 ROWS = (
     {"batch": 1, "threads": 1, "ratio": 1.5, "low": 1.4, "high": 1.6},
     {"batch": 32, "threads": 2, "ratio": 2.0, "low": 1.3, "high": 2.5},
@@ -178,7 +178,7 @@ def test_surely_no_worse_and_surely_faster_passes_with_its_numbers(params: Calla
     ("accuracy", "row", "why"),
     [
         ({"difference": -0.02, "low": -0.03}, {}, "more is lost than quantize.max_accuracy_drop 0.50%"),
-        ({"difference": 0.0, "low": -0.01, "images": 50}, {}, "on 50 test images: too few to be sure"),
+        ({"difference": 0.0, "low": -0.01, "examples": 50}, {}, "on 50 test images: too few to be sure"),
         ({"log_loss_rise": 0.2}, {}, "its probabilities are worse"),
         ({}, {"ratio": 1.1, "low": 1.0}, "under quantize.min_speedup 1.2"),
         ({}, {"ratio": 1.3, "low": 1.1}, "too uncertain to be over quantize.min_speedup 1.2"),
@@ -250,7 +250,7 @@ def test_the_folder_serves_int8_and_the_table_describes_it(
     command: Callable[..., dict[str, Any]], run: Path, random: np.random.Generator
 ) -> None:
     told = command(quantize__min_speedup=1.2)
-    assert (told["verdict"], told["calibration"]["images"]) == ("pass", 120)
+    assert (told["verdict"], told["calibration"]["examples"]) == ("pass", 120)
     assert told["int8_sha256"] == sha256(run / "out/model.int8.onnx")
     assert {(row["batch"], row["threads"]) for row in told["speed"]["rows"]} >= {(1, 1), (32, 1)}
     pixels, labels = images(5, random)
@@ -361,7 +361,7 @@ def test_a_version_says_which_file_answers_and_what_that_cost() -> None:
     assert recording.tags_of(RELEASE)["precision"] == "fp32"
     assert "int8_sha256" not in recording.tags_of(RELEASE)
     shape = {"size": [8, 8], "channels": 3, "network": "x"}
-    numbers, manifest = {"accuracy": 0.9, "images": 5}, {"verdict": {}, "data": {"digest": None}}
+    numbers, manifest = {"accuracy": 0.9, "examples": 5}, {"verdict": {}, "data": {"digest": None}}
     assert "Served as INT8: accuracy -0.10%" in card.write(release, shape, numbers, manifest)
     assert "INT8" not in card.write(RELEASE, shape, numbers, manifest)
 

@@ -90,7 +90,7 @@ def test_rows_of_a_table_get_a_verdict_and_a_lineage(project: Path, expected: st
     slices = next(gate for gate in verdict["gates"] if gate["name"] == "worst_slice")
     assert "income: low" in slices["sentence"]
     lineage = read_json(project / "manifest.json", "")
-    assert (lineage["data"]["classes"], lineage["data"]["test_images"]) == (CLASSES, N)
+    assert (lineage["data"]["classes"], lineage["data"]["test_examples"]) == (CLASSES, N)
     imported = json.loads(done.stdout.splitlines()[-1])
     of_pixels = ("PIL", "torch", "simplejpeg", "src.images.", "src.evaluation.", "src.training.", "src.data", "src.model")
     assert [name for name in imported if name.startswith(of_pixels) and not name.endswith("_params")] == []

@@ -494,7 +494,7 @@ def test_values_are_compared_as_a_person_wrote_them() -> None:
         {"study": "sweep-../../main"},
         {"trials": "many"},
         {"trials": True},
-        {"images": 0},
+        {"examples": 0},
         {"best": {"trial": 2, "accuracy": 2.0, "log_loss": 0.1}},
         {"best": {"trial": 2, "accuracy": float("nan"), "log_loss": 0.1}},
         {"present": {"trial": 0}},

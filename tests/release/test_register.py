@@ -73,10 +73,10 @@ def make_release(folder: Path, shuffled: bool = False, pull_request: int | None 
         writer.writerows(history())
     write_params(folder / "params.yaml", train__epochs=EPOCHS)
     metrics = {
-        "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "ece": 0.02, "images": 60, "log_loss": 0.3,
+        "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "ece": 0.02, "examples": 60, "log_loss": 0.3,
         "macro_f1": 0.89, "baseline": {"accuracy": 0.7},
-        "per_class": {name: {"recall": 0.95 - 0.1 * i, "images": 20 - i} for i, name in enumerate(CLASSES)},
-        "slices": {"brightness: low": {"accuracy": 0.7, "images": 30}, "brightness: high": {"accuracy": 1, "images": 30}},
+        "per_class": {name: {"recall": 0.95 - 0.1 * i, "examples": 20 - i} for i, name in enumerate(CLASSES)},
+        "slices": {"brightness: low": {"accuracy": 0.7, "examples": 30}, "brightness: high": {"accuracy": 1, "examples": 9}},
     }  # fmt: skip
     write_json(folder / "metrics.json", metrics)
     manifest = {

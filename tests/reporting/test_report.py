@@ -100,7 +100,7 @@ class Case:
         told = metrics.overall(self.labels, probabilities, 0.95, 15)
         right = said == self.labels
         told |= {
-            "images": len(said),
+            "examples": len(said),
             "model_bytes": 500_000 if numbers == self.folder else 400_000,
             "per_class": metrics.per_class(self.labels, probabilities, self.classes),
             "slices": metrics.slices(right, {"dark": self.labels == 0, "light": self.labels != 0}, 0.95),
@@ -396,8 +396,8 @@ def test_numbers_over_the_shared_classes_are_those_of_the_evaluation(case: Case)
 
 
 def test_what_left_the_test_split_is_in_the_first_lines(case: Case) -> None:
-    left = {"images": 50, "of": 388, "main_right": 40, "examples": ["a.png (cat)", "b.png (owl)"]}
-    relabelled = {"images": 1, "examples": ["c.png (dog)"]}
+    left = {"examples": 50, "of": 388, "main_right": 40, "names": ["a.png (cat)", "b.png (owl)"]}
+    relabelled = {"examples": 1, "names": ["c.png (dog)"]}
     text = first_lines(case.change("main/facts.json", left_test=left, relabelled=relabelled).told())
     said = "(main had 40 of them right): a.png (cat), b.png (owl) and more."
     assert f"- **50 of 388 images left main's test split** {said}\n" in text
@@ -614,7 +614,7 @@ def test_a_crash_shows_its_last_words_and_no_numbers_of_an_earlier_run(case: Cas
     assert (numbers.failed_stage, numbers.metrics, numbers.verdict) == (stage, (), "fail")
 
 
-SPEED = {"threads": 2, "images_per_second": 4610.4, "data_wait_share": 0.004, "memory_gib": 0.61}
+SPEED = {"threads": 2, "examples_per_second": 4610.4, "data_wait_share": 0.004, "memory_gib": 0.61}
 
 
 def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
@@ -626,7 +626,7 @@ def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
     assert [name for name, this in rows.items() if f"| {name} | - | {this} |" not in told] == []
     assert "cost of energy" not in told  # energy.price is null
     main_run = json.loads((case.folder / "main/facts.json").read_text())["main_run"]
-    case.change("main/facts.json", main_run={**main_run, "throughput": {**SPEED, "images_per_second": 4000.0}})
+    case.change("main/facts.json", main_run={**main_run, "throughput": {**SPEED, "examples_per_second": 4000.0}})
     write_params(case.folder / "params.yaml", energy__price=0.3)
     told = case.told()
     assert "| training images a second | 4,000 | 4,610 |" in told
@@ -780,7 +780,7 @@ def test_numbers_keep_to_the_schema_that_the_poster_reads(tmp_path: Path) -> Non
     case.change("validation.json", findings=[finding])
     case.write()
     told = schema.parse(case.text("numbers.json").encode())
-    assert (told.commit, told.verdict, told.images, told.baseline) == (COMMIT, "pass", 600, True)
+    assert (told.commit, told.verdict, told.examples, told.baseline) == (COMMIT, "pass", 600, True)
     assert told.metrics[0].name == "accuracy"
     assert (told.metrics[0].low, told.metrics[0].high) == (0.0167, 0.2)
     assert [check.name for check in told.checks] == ["near_duplicates_"]
@@ -870,7 +870,7 @@ def test_hostile_names_everywhere_stay_names(tmp_path: Path) -> None:
     finding = {"check": EVIL, "level": "warn", "message": EVIL, "count": 3, "files": [EVIL, "a`b", "c|d"]}
     case.change("validation.json", findings=[finding])
     case.change("main/facts.json", behind=1, moved_inputs=[EVIL], ref=EVIL, judging_changed=[EVIL], retrained=EVIL)
-    left = {"images": 2, "of": 9, "main_right": 1, "examples": [EVIL]}
+    left = {"examples": 2, "of": 9, "main_right": 1, "names": [EVIL]}
     case.change("main/facts.json", labels_added=[EVIL], labels_gone=[EVIL], left_test=left, relabelled=left)
     case.change("report/verdict.json", reasons=[EVIL], override={"by": EVIL, "label": EVIL, "at": EVIL}, verdict="fail")
     case.change("run.json", lane={"name": EVIL, "comparable": False}, hardware={"processor": EVIL})
@@ -951,8 +951,8 @@ def test_rows_are_compared_by_content() -> None:
 
 
 def test_shares_name_falls_first_and_keep_what_only_one_side_has() -> None:
-    main = {"a": {"recall": 0.5, "images": 4}, "b": {"recall": 0.9, "images": 4}, "gone": {"recall": 1.0, "images": 1}}
-    this = {"a": {"recall": 0.75, "images": 4}, "b": {"recall": 0.4, "images": 4}, "new": {"recall": 0.1, "images": 2}}
+    main = {"a": {"recall": 0.5, "examples": 4}, "b": {"recall": 0.9, "examples": 4}, "gone": {"recall": 1.0, "examples": 1}}
+    this = {"a": {"recall": 0.75, "examples": 4}, "b": {"recall": 0.4, "examples": 4}, "new": {"recall": 0.1, "examples": 2}}
     found = changes.shares(main, this, "recall")
     assert [share.name for share in found] == ["b", "a", "new", "gone"]
     assert (found[2].main, found[2].this, found[3].this) == (None, 0.1, None)

@@ -146,8 +146,8 @@ def test_the_model_that_ships_is_the_same_with_folds_and_seeds_or_without(
     of_first = ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3"]
     assert [one["name"] for one in made["runs"]] == [*of_first, *(f"{name}, seed 2" for name in of_first)]
     images = len(arrays.load(prepared / "arrays").split("train").labels)
-    assert sum(one["images"] for one in made["runs"]) == 2 * images
-    assert all(one["images"] + one["training_images"] == images for one in made["runs"])
+    assert sum(one["examples"] for one in made["runs"]) == 2 * images
+    assert all(one["examples"] + one["training_examples"] == images for one in made["runs"])
     seeds = json.loads((whole / "repeats.json").read_text())["runs"]
     assert [one["seed"] for one in seeds] == [1, 2]
     card = json.loads((alone / "card.json").read_text())
@@ -166,7 +166,7 @@ def test_every_answer_is_kept_under_its_example(whole: Path, prepared: Path) -> 
         assert {len(marks) for marks in kept["right"].values()} == {len(kept["examples"])}
         assert not any("right" in one for one in made[kind]["runs"])
     for seed, marks in made["folds"]["answers"]["right"].items():
-        right = sum(one["accuracy"] * one["images"] for one in made["folds"]["runs"] if str(one["seed"]) == seed)
+        right = sum(one["accuracy"] * one["examples"] for one in made["folds"]["runs"] if str(one["seed"]) == seed)
         assert marks.count("1") == pytest.approx(right, abs=0.01)
     test = arrays.load(prepared / "arrays").split("test")
     answers = Model(whole).probabilities(test.images).argmax(axis=1)
@@ -260,7 +260,7 @@ def test_intervals_are_those_of_the_textbook() -> None:
 @pytest.fixture
 def trained(tmp_path: Path) -> Iterator[Path]:
     runs = [
-        {"name": f"fold {i} of 3", "seed": 1, "epoch": 2, "images": 10, "training_images": 20, "macro_f1": 0.9,
+        {"name": f"fold {i} of 3", "seed": 1, "epoch": 2, "examples": 10, "training_examples": 20, "macro_f1": 0.9,
          "accuracy": 0.9 + i / 100, "log_loss": 0.2, "ece": 0.01}
         for i in range(1, 4)
     ]  # fmt: skip

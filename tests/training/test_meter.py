@@ -44,17 +44,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_waiting_for_data_is_told_from_working(clock: Clock) -> None:
     measuring = Meter(CPU, World())
     row = clock.epoch(measuring, 1, 0.75, 0.25)
-    assert (row["data_wait_share"], row["seconds"], row["images_per_second"]) == (0.75, 3.0, 100.0)
+    assert (row["data_wait_share"], row["seconds"], row["examples_per_second"]) == (0.75, 3.0, 100.0)
     assert clock.epoch(measuring, 2, 0.0, 0.25)["data_wait_share"] == 0.0
 
 
 def test_the_first_epoch_counts_only_where_it_is_alone(clock: Clock) -> None:
     measuring = Meter(CPU, World())
     clock.epoch(measuring, 1, 0.0, 10.0)
-    assert measuring.summary()["images_per_second"] == pytest.approx(10)
+    assert measuring.summary()["examples_per_second"] == pytest.approx(10)
     clock.epoch(measuring, 2, 0.0, 1.0)
     whole = measuring.summary()
-    assert whole["images_per_second"] == pytest.approx(100)
+    assert whole["examples_per_second"] == pytest.approx(100)
     assert whole["training_seconds"] == 33.0
 
 

@@ -63,7 +63,7 @@ class Ours:
         self._epoch += 1
         loop.train_epoch(self.learner, self.batches, self._meter, self._epoch)
         row = self._meter.rows[-1]
-        return float(row["images_per_second"]), float(row["data_wait_share"])
+        return float(row["examples_per_second"]), float(row["data_wait_share"])
 
 
 class Plain:

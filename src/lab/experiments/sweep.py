@@ -142,7 +142,7 @@ def _message(results: Results) -> str:
     numbers = f"accuracy {best.accuracy:.2%}, log loss {best.log_loss:.4f}"
     return (
         f"Params of {results.study}, trial {best.question} of {len(results.tried)}\n\n{values}\n\n"
-        f"On {results.images} validation images: {numbers}; {results.gain}.\n"
+        f"On {results.examples} validation images: {numbers}; {results.gain}.\n"
         "Chosen for that number, so it flatters; the test images of the pull request are the judge.\n"
     )
 

@@ -45,12 +45,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Results:
-    """All that was answered, the best first; judged on so many `images`, of as many trials as were `wanted`."""
+    """All that was answered, the best first; judged on so many `examples`, of as many trials as were `wanted`."""
 
     study: str
     objective: str
     wanted: int
-    images: int
+    examples: int
     tried: list[Tried]
     importance: dict[str, float]
 
@@ -69,11 +69,11 @@ class Results:
         """How far the best is ahead of the present params, in words."""
         if self.present.accuracy is None or self.best.accuracy is None:
             return "the present params did not train to the end, so there is nothing to compare with"
-        more = round((self.best.accuracy - self.present.accuracy) * self.images)
-        return f"{more:+d} of {self.images:,} validation images against the present params"
+        more = round((self.best.accuracy - self.present.accuracy) * self.examples)
+        return f"{more:+d} of {self.examples:,} validation images against the present params"
 
 
-def collect(study: optuna.Study, present: Values, objective: str, wanted: int, images: int) -> Results:
+def collect(study: optuna.Study, present: Values, objective: str, wanted: int, examples: int) -> Results:
     """Read the finished trials.
 
     Raises:
@@ -98,7 +98,7 @@ def collect(study: optuna.Study, present: Values, objective: str, wanted: int, i
             warnings.simplefilter("ignore")  # all values alike: the shares are then zero
             # Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter Importance" (2014)
             importance = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return Results(study.study_name, objective, wanted, images, tried, importance)
+    return Results(study.study_name, objective, wanted, examples, tried, importance)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def facts(results: Results) -> dict[str, Any]:
     """Return what a pull request tells: numbers and names only."""
     pair = {"best": results.best, "present": results.present}
     return {
-        "images": results.images,
+        "examples": results.examples,
         "objective": results.objective,
         "params": results.best.values,
         "study": results.study,
@@ -173,7 +173,7 @@ def document(results: Results) -> str:
         )
     curse = (
         f"The best of {len(results.tried)} on one validation split looks better than it is: it was chosen for that number "
-        f"(the winner's curse). One image is {1 / results.images:.2%} of accuracy here. The pull request's test images, "
+        f"(the winner's curse). One image is {1 / results.examples:.2%} of accuracy here. The pull request's test images, "
         "which took no part in the choice, are the judge."
     )
     parts = [
