@@ -251,7 +251,7 @@ def task() -> Task:
         drawn = True
     if drawn:
         return check_model().drawn(params())
-    return Task(split, split, list(places), prepare.image_size, prepare.channels, prepare.fit, "")
+    return Task(split, split, list(places), prepare.spec, "")
 
 
 @cache

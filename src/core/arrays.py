@@ -1,23 +1,22 @@
-"""The decoded splits that `prepare` wrote, as later stages see them: memory-mapped uint8 images with their labels."""
+"""The decoded splits that `prepare` wrote, as later stages see them: memory-mapped examples with their labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.core.command import UserError
-from src.core.files import read_json
+from src.core.records import Record
+from src.core.shape import Spec
 
 
 class Rows:
     """Some rows of a memory-mapped array: answers shape, length and indexing as the array would, and copies nothing."""
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, base: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        self.base, self.rows = base, rows
+    def __init__(self, base: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        self.base, self.rows, self.dtype = base, rows, base.dtype
         self.shape = (len(rows), *base.shape[1:])
 
     def __len__(self) -> int:
@@ -29,28 +28,33 @@ class Rows:
 
 @dataclass(frozen=True)
 class Split:
-    """`images`: uint8, shape (n, height, width, channels), memory-mapped. `labels`: int64, shape (n,)."""
+    """`examples`: shape (n, *spec.shape), memory-mapped. `labels`: int64, shape (n,)."""
 
-    images: NDArray[np.uint8]
+    examples: NDArray[Any]
     labels: NDArray[np.int64]
 
     def subset(self, rows: NDArray[np.int64]) -> "Split":
-        """Return a split of some rows, in their order, that copies no pixel."""
-        images: Any = self.images
-        chosen: Any = Rows(images.base, images.rows[rows]) if isinstance(images, Rows) else Rows(images, rows)
+        """Return a split of some rows, in their order, that copies no example."""
+        own: Any = self.examples
+        chosen: Any = Rows(own.base, own.rows[rows]) if isinstance(own, Rows) else Rows(own, rows)
         return Split(chosen, self.labels[rows])
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """What `prepare` says of the arrays: class names in label order, how images were fitted, the manifest's digest."""
+@dataclass(frozen=True, kw_only=True)
+class ArraysCard(Record):
+    """card.json beside the arrays: class names in label order, what an example is, and of which manifest they are."""
+
+    classes: list[str]
+    spec: Spec
+    manifest_sha256: str
+    examples: dict[str, int] = field(default_factory=dict)  # of each split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays(ArraysCard):
+    """The arrays in `folder`."""
 
     folder: Path
-    classes: list[str]
-    size: tuple[int, int]
-    channels: int
-    fit: str
-    manifest_sha256: str
 
     def split(self, name: str) -> Split:
         """Open one split.
@@ -58,16 +62,19 @@ class Arrays:
         Raises:
             UserError: a file is missing, damaged or of another shape than the card says.
         """
-        paths = [self.folder / f"{name}.{part}.npy" for part in ("images", "labels")]
+        paths = [self.folder / f"{name}.{part}.npy" for part in ("examples", "labels")]
         try:
-            images, labels = (np.load(path, mmap_mode="r") for path in paths)
+            examples, labels = (np.load(path, mmap_mode="r") for path in paths)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{self.folder}: split {name} cannot be read ({error}); run `dvc repro -f prepare`") from None
-        if images.shape[1:] != (*self.size, self.channels) or len(images) != len(labels):
-            raise UserError(f"{paths[0]} has shape {images.shape}, not what card.json says; run `dvc repro -f prepare`")
+        if (examples.shape[1:], str(examples.dtype)) != (self.spec.shape, self.spec.dtype) or len(examples) != len(labels):
+            raise UserError(
+                f"{paths[0]} holds {examples.dtype} of shape {examples.shape}, not what card.json says: "
+                "run `dvc repro -f prepare`"
+            )
         if labels.dtype != np.int64 or not np.all((labels >= 0) & (labels < len(self.classes))):
             raise UserError(f"{paths[1]} holds other labels than card.json says; run `dvc repro -f prepare`")
-        return Split(images, np.asarray(labels))
+        return Split(examples, np.asarray(labels))
 
     def thumbnails(self) -> NDArray[np.uint8]:
         """Open the small grey copies of all images, a manifest row each: uint8 (rows, height, width), memory-mapped.
@@ -82,41 +89,19 @@ class Arrays:
             raise UserError(f"{path} cannot be read ({error}); run `dvc repro -f prepare`") from None
 
 
-class Fitted(Protocol):
-    """What params ask of the arrays; their section `prepare` has it."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width."""
-
-    @property
-    def channels(self) -> int:
-        """3 or 1."""
-
-    @property
-    def fit(self) -> str:
-        """How an image gets that shape."""
-
-
-def load(folder: Path, params: Fitted | None = None) -> Arrays:
+def load(folder: Path, spec: Spec | None = None) -> Arrays:
     """Read the card of the arrays in `folder`.
 
     Args:
         folder: that prepare wrote.
-        params: the section `prepare` that the arrays must have been made by; None compares nothing.
+        spec: that params ask for, and that the arrays must have been made by; None compares nothing.
 
     Raises:
-        UserError: the card is missing or damaged, or the arrays have another size, channels or fit than `params`.
+        UserError: the card is missing or damaged, or the arrays are of another spec.
     """
-    card = read_json(folder / "card.json", made_by="prepare", keys=("classes", "size", "channels", "fit", "manifest_sha256"))
-    data = Arrays(folder, card["classes"], tuple(card["size"]), card["channels"], card["fit"], card["manifest_sha256"])
-    if params:
-        pairs = {
-            "image_size": (list(data.size), list(params.image_size)),
-            "channels": (data.channels, params.channels),
-            "fit": (data.fit, params.fit),
-        }
-        unequal = [f"prepare.{key} {one}, params.yaml says {other}" for key, (one, other) in pairs.items() if one != other]
-        if unequal:
-            raise UserError(f"{folder} was prepared with {'; '.join(unequal)}: run `dvc repro -f prepare`, then `dvc repro`")
-    return data
+    card = ArraysCard.read(folder / "card.json", made_by="prepare")
+    if spec not in (None, card.spec):
+        raise UserError(
+            f"{folder} holds {card.spec}, params.yaml asks for {spec}: run `dvc repro -f prepare`, then `dvc repro`"
+        )
+    return Arrays(folder=folder, **vars(card))

@@ -1,9 +1,9 @@
 """card.json: what a model takes, what it answers, and from which data and params it was trained."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from src.core.records import Record
+from src.core.shape import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,12 @@ class Trained(Record):
     torch: str = ""
     temperature: float | None = None
     validation: dict[str, float] = field(default_factory=dict)
-    input: dict[str, Any] = field(default_factory=dict)
-    output: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card(Trained):
-    """The card beside a model of images. Classes are in the order of the probabilities; equal trainings have equal cards."""
+    """The card beside a model. Classes are in the order of the probabilities; equal trainings have equal cards."""
 
     classes: list[str]
-    size: tuple[int, int]  # height, width
-    channels: int
-    fit: str = ""
+    spec: Spec
     tta: str = "none"

@@ -1,8 +1,9 @@
-"""Run the ONNX file that is served, through ONNX Runtime: uint8 images in, probabilities out. No torch here."""
+"""Run the ONNX file that is served, through ONNX Runtime: examples in, probabilities out. No torch here."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ _PRECISE = {"cpu": {}, "cuda": {"use_tf32": "0"}}  # with ten bits of mantissa a
 class Model:
     """An ONNX classifier with its card.
 
-    `classes` are in the order of the probabilities; `size` (height, width) and `channels` are what it takes.
+    `classes` are in the order of the probabilities; `spec` says what it takes.
     """
 
     def __init__(self, folder: Path, threads: int = 0, device: str = "cpu", precision: str = "fp32") -> None:
@@ -43,15 +44,15 @@ class Model:
         self.card = Card.read(folder / "card.json", made_by="train")
         self.path, digest = _file(folder, self.card, precision)
         self.sha256 = digest
-        self.classes, self.size, self.channels = self.card.classes, self.card.size, self.card.channels
+        self.classes, self.spec = self.card.classes, self.card.spec
         self._session = _open(self.path, digest, self.card, _options(threads), device)
         self._input = self._session.get_inputs()[0].name
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return probabilities, float32 of shape (n, classes), for uint8 images of shape (n, height, width, channels)."""
-        if 0 < len(images) <= _BATCH:
-            return np.asarray(self._session.run(None, {self._input: images})[0])
-        pieces = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    def probabilities(self, examples: NDArray[Any]) -> NDArray[np.float32]:
+        """Return probabilities, float32 of shape (n, classes), for examples of shape (n, *spec.shape)."""
+        if 0 < len(examples) <= _BATCH:
+            return np.asarray(self._session.run(None, {self._input: examples})[0])
+        pieces = [examples[start : start + _BATCH] for start in range(0, len(examples), _BATCH)]
         results = [self._session.run(None, {self._input: np.ascontiguousarray(piece)})[0] for piece in pieces]
         return np.concatenate(results) if results else np.empty((0, len(self.classes)), dtype=np.float32)
 

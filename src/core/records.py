@@ -79,8 +79,10 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
         return {key: _checked(one, arguments[1], f"{where}.{key}") for key, one in value.items()}
     if origin is list and isinstance(value, list):
         return [_checked(one, arguments[0], f"{where}[{row}]") for row, one in enumerate(value)]
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
-        return tuple(_checked(one, part, where) for one, part in zip(value, arguments, strict=True))
+    if origin is tuple and isinstance(value, list | tuple):
+        parts = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(value) == len(parts):
+            return tuple(_checked(one, part, where) for one, part in zip(value, parts, strict=True))
     expected = (int, float) if kind is float else (origin or kind)
     finite = not isinstance(value, float) or math.isfinite(value)  # no comparison refuses NaN
     if origin is not tuple and finite and isinstance(value, expected) and (kind is bool or not isinstance(value, bool)):

@@ -25,21 +25,21 @@ _TOLERANCE = 1e-8
 
 def probabilities(train: Split, test: Split, classes: int) -> NDArray[np.float32]:
     """Fit on the training split; return probabilities for the test split, float32 of shape (n, classes)."""
-    rows = min(len(train.images), max(1000, _NUMBERS // count(train.images)))
-    chosen = np.linspace(0, len(train.images) - 1, rows).astype(np.int64)
+    rows = min(len(train.examples), max(1000, _NUMBERS // count(train.examples)))
+    chosen = np.linspace(0, len(train.examples) - 1, rows).astype(np.int64)
     found = np.unique(train.labels[chosen])
-    result = np.zeros((len(test.images), classes), dtype=np.float32)
+    result = np.zeros((len(test.examples), classes), dtype=np.float32)
     if len(found) == 1:  # nothing to tell apart
         result[:, found] = 1
         return result
-    learnt = features(train.images, chosen)
+    learnt = features(train.examples, chosen)
     iterations = int(np.clip(_PRODUCTS / (learnt.size * max(classes, _CLASSES)), _LEAST, _MOST))
-    if rows < len(train.images) or iterations < _MOST:
-        told = f"{rows:,} of {len(train.images):,} training images, at most {iterations} iterations"
+    if rows < len(train.examples) or iterations < _MOST:
+        told = f"{rows:,} of {len(train.examples):,} training images, at most {iterations} iterations"
         print(f"logistic regression, to compare with: {told}; this takes up to half a minute", flush=True)
     fitted = LogisticRegression(max_iter=iterations, tol=_TOLERANCE)
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the iterations are the budget of a baseline
         fitted.fit(learnt, train.labels[chosen])
-        result[:, fitted.classes_] = fitted.predict_proba(features(test.images, np.arange(len(test.images))))
+        result[:, fitted.classes_] = fitted.predict_proba(features(test.examples, np.arange(len(test.examples))))
     return result

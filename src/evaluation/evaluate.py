@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from src.core import arrays, metrics, results
-from src.core.arrays import Split
+from src.core.arrays import Arrays, Split
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
@@ -41,11 +41,11 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
     data = arrays.load(folder)
     model = Model(model_folder)
     test = data.split("test")
-    if (model.size, model.channels, model.classes) != (data.size, data.channels, data.classes):
-        raise UserError(f"{model.path} was made for other classes or another image size than {data.folder}: train again")
-    if not len(test.images):
+    if (model.spec, model.classes) != (data.spec, data.classes):
+        raise UserError(f"{model.path} was made for other classes or other examples than {data.folder}: train again")
+    if not len(test.examples):
         raise UserError("there is no test image: raise prepare.test_share, or add images")
-    probabilities = model.probabilities(test.images)
+    probabilities = model.probabilities(test.examples)
     classifier = load_classifier(model.card, model_folder / "weights.safetensors")
     parity = _parity(classifier, test, probabilities, params.parity_tolerance)
     rows = results.test_rows(manifest)
@@ -56,7 +56,7 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
         fresh.mkdir()
         write_tables(fresh, test.labels, probabilities, data.classes, rows, members)
         _write_curves(fresh, test, probabilities, told, data.classes, params)
-        _write_golden(fresh / "golden", test, probabilities, data.classes, params)
+        _write_golden(fresh / "golden", test, probabilities, data, params)
         _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
         write_json(fresh_metrics, told)
     shown = ("accuracy", "macro_f1", "log_loss")
@@ -71,7 +71,7 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
 
 def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float32], tolerance: float) -> float:
     """Return the largest difference of a probability between PyTorch and ONNX; over the tolerance it is an error."""
-    images = torch.from_numpy(np.array(test.images[:_PARITY_IMAGES])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.array(test.examples[:_PARITY_IMAGES])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         own = torch.cat([classifier(part).softmax(dim=1) for part in torch.split(images, 256)]).numpy()
     difference = float(np.abs(own - probabilities[:_PARITY_IMAGES]).max())
@@ -114,21 +114,17 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _write_golden(
-    folder: Path, test: Split, probabilities: NDArray[np.float32], classes: Sequence[str], params: Evaluate
-) -> None:
+def _write_golden(folder: Path, test: Split, probabilities: NDArray[np.float32], data: Arrays, params: Evaluate) -> None:
     """Write test examples with the probabilities that a deployment must reproduce."""
     folder.mkdir()
     examples = []
     rows = _spread(test.labels, params.golden)
-    for row, name in zip(rows, golden.write(folder, test.images, rows), strict=True):
+    for row, name in zip(rows, golden.write(folder, test.examples, rows, data.spec), strict=True):
         values = [rounded(value) for value in probabilities[row]]
-        prediction = classes[int(probabilities[row].argmax())]
-        label = classes[int(test.labels[row])]
+        prediction = data.classes[int(probabilities[row].argmax())]
+        label = data.classes[int(test.labels[row])]
         examples.append({"file": name, "label": label, "prediction": prediction, "probabilities": values})
-    write_json(
-        folder / "golden.json", {"classes": list(classes), "examples": examples, "tolerance": params.parity_tolerance}
-    )
+    write_json(folder / "golden.json", {"classes": data.classes, "examples": examples, "tolerance": params.parity_tolerance})
 
 
 def _spread(labels: NDArray[np.int64], count: int) -> list[int]:
@@ -181,6 +177,6 @@ def main() -> None:
     args = parser.parse_args()
     inputs = [args.arrays, args.manifest, args.model]
     check_outputs(inputs, folders=[args.details], files=[args.metrics])
-    arrays.load(args.arrays, section(args.params, "prepare", Prepare))
+    arrays.load(args.arrays, section(args.params, "prepare", Prepare).spec)
     params = section(args.params, "evaluate", Evaluate)
     evaluate(args.arrays, args.manifest, args.model, args.metrics, args.details, params)

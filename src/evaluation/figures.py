@@ -88,7 +88,7 @@ def errors(
         predicted = int(probabilities[row].argmax())
         guess = f"{pictures.shorten(classes[predicted], 12)} ({probabilities[row, predicted]:.0%})"
         truth = pictures.shorten(classes[int(test.labels[row])], 18)
-        pictures.show_image(axes, test.images[row], f"{guess}\n{truth}", pictures.RED)
+        pictures.show_image(axes, test.examples[row], f"{guess}\n{truth}", pictures.RED)
     pictures.save(made, path)
 
 
@@ -105,7 +105,7 @@ def activation(
     made, squares = pictures.grid(len(shown), 8, title)
     for axes, row in zip(squares, shown, strict=True):
         colour = "black" if predicted[row] == test.labels[row] else pictures.RED
-        pictures.show_image(axes, test.images[row], pictures.shorten(classes[int(predicted[row])]), colour)
-        heat = occlusion(test.images[row], int(predicted[row]), model.probabilities)
-        pictures.show_heat(axes, heat, test.images[row])
+        pictures.show_image(axes, test.examples[row], pictures.shorten(classes[int(predicted[row])]), colour)
+        heat = occlusion(test.examples[row], int(predicted[row]), model.probabilities)
+        pictures.show_heat(axes, heat, test.examples[row])
     pictures.save(made, path)

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from src.core import statistics
-from src.core.command import cores, progress
+from src.core.command import UserError, cores, progress
 from src.core.example import Example
 from src.core.manifest import MANIFEST
+from src.core.shape import Spec
 from src.images import images, readers
 from src.images.prepare_params import Prepare
 from src.images.readers import Piece
@@ -151,7 +153,7 @@ def decode_examples(examples: list[Example], params: Prepare) -> tuple[NDArray[n
 
     A faulty example has zeros.
     """
-    pixels = np.zeros((len(examples), *params.image_size, params.channels), dtype=np.uint8)
+    pixels = np.zeros((len(examples), *params.spec.shape), params.spec.dtype)
     thumbnails = np.zeros((len(examples), *images.THUMBNAIL), dtype=np.uint8)
     rows = [_decode_example(example, pixels[i], thumbnails[i], params) for i, example in enumerate(examples)]
     facts = dict(zip(_FACTS, zip(*rows, strict=True), strict=True))
@@ -164,20 +166,43 @@ def _decode_example(
 ) -> tuple[Any, ...]:
     """Decode one example into `out` and `thumbnail`; return its _FACTS."""
     origin = (_text(example.path), example.row, _text(example.label), _text(example.group), example.split)
-    if example.fault or example.content is None:
+    if example.fault:
         return (*origin, None, None, None, None, None, example.fault)
     try:
-        content = example.content
-        if isinstance(content, str):
-            content = Path(content).read_bytes()
-        decoded = images.decode(content, int(params.max_megapixels * 1e6))
-        out[:] = images.fit(decoded.pixels, params.image_size, params.channels, params.fit)
-        thumbnail[:] = images.thumbnail(decoded.pixels)
+        out[:], decoded = images.encode(readers.content(example), params.spec, params.max_pixels)
+        thumbnail[:] = images.thumbnail(decoded.picture)
     except (images.UndecodableError, OSError) as error:
         fault = f"unreadable: {error.strerror}" if isinstance(error, OSError) else str(error)
         return (*origin, None, None, None, None, None, fault)
-    height, width = decoded.pixels.shape[:2]
-    return (*origin, width, height, decoded.mode, decoded.format, images.digest(decoded.pixels), None)
+    height, width = decoded.size
+    return (*origin, width, height, decoded.mode, decoded.format, images.digest(decoded.picture), None)
+
+
+def encode_split(root: Path, manifest: pa.Table, split: str, spec: Spec, max_pixels: int) -> NDArray[Any]:
+    """Encode one split of data/ anew, for a model of another spec: (n, *spec.shape), in the order of the split's array.
+
+    Raises:
+        UserError: data/ holds other images than the manifest says.
+    """
+    found = readers.scan(root)
+    rows = np.flatnonzero(pc.equal(manifest.column("split"), split).fill_null(False).to_numpy())
+    chosen = manifest.take(rows)
+    places = dict(zip(rows.tolist(), chosen.column("index").to_pylist(), strict=True))
+    digests = dict(zip(rows.tolist(), chosen.column("digest").to_pylist(), strict=True))
+    result = np.empty((len(rows), *spec.shape), spec.dtype)
+    examples = (example for piece in readers.read(found) for example in readers.examples(piece))
+    for row, example in enumerate(examples):
+        if row in places:
+            try:
+                result[places[row]], decoded = images.encode(readers.content(example), spec, max_pixels)
+            except (images.UndecodableError, OSError):
+                break
+            if images.digest(decoded.picture) != digests[row]:
+                break
+            del digests[row]
+    if digests:
+        raise UserError(f"{root} holds other images than the manifest says: run `dvc checkout`, or `dvc repro`")
+    return result
 
 
 def _text(text: str | None) -> str | None:

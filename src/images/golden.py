@@ -1,5 +1,6 @@
 """Golden examples: images that a deployment must answer as the reviewed model did."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,16 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from src.core.shape import Spec
+from src.images.images import encode
 
-def write(folder: Path, images: NDArray[np.uint8], rows: Sequence[int]) -> list[str]:
-    """Write some of the images, as PNG files that a client sends and, in inputs.npy, as the model takes them.
+
+def write(folder: Path, examples: NDArray[np.uint8], rows: Sequence[int], spec: Spec) -> list[str]:
+    """Write some of the images, as PNG files that a client sends and, in inputs.npy, as `encode` makes of these files.
 
     Returns:
         The names of the PNG files.
     """
-    chosen = np.array(images[list(rows)])
-    np.save(folder / "inputs.npy", chosen)
     names = [f"{row:06d}.png" for row in rows]
-    for name, image in zip(names, chosen, strict=True):
-        Image.fromarray(image.squeeze()).save(folder / name)
+    for name, row in zip(names, rows, strict=True):
+        Image.fromarray(np.squeeze(examples[row])).save(folder / name)
+    encoded = [encode((folder / name).read_bytes(), spec, math.prod(spec.shape))[0] for name in names]
+    np.save(folder / "inputs.npy", np.array(encoded))
     return names

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -9,14 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from src.core.shape import Spec
 
 Pixels = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 THUMBNAIL = (16, 16)  # height and width, whatever `prepare.image_size` is
 
-_PNG = b"\x89PNG\r\n\x1a\n"  # of https://www.w3.org/TR/png-3/: after it the length and name of a chunk, width, height
+Image.MAX_IMAGE_PIXELS = None  # `encode` has a stricter limit, with our message
+warnings.filterwarnings("ignore", module="PIL")  # of odd metadata; what matters here is whether pixels come out
 
 
 class UndecodableError(Exception):
@@ -28,15 +32,36 @@ class UndecodableError(Exception):
 
 
 class Decoded(NamedTuple):
-    """An upright RGB image, uint8 of shape (height, width, 3), and what its file was."""
+    """An upright RGB image, as the library that decoded it gives it, and what its file was."""
 
-    pixels: Pixels
+    picture: Image.Image | Pixels
     mode: str
     format: str
 
+    @property
+    def pixels(self) -> Pixels:
+        """Return it as uint8 of shape (height, width, 3)."""
+        return np.asarray(self.picture)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (height, width)."""
+        width, height = self.picture.size if isinstance(self.picture, Image.Image) else self.picture.shape[1::-1]
+        return height, width
+
+
+def encode(content: bytes, spec: Spec, max_pixels: int) -> tuple[Pixels, Decoded]:
+    """Make an image file what a model takes: an array of the spec's shape; and return what it was made of.
+
+    Raises:
+        UndecodableError: as `decode`.
+    """
+    decoded = decode(content, max_pixels)
+    return fit(decoded.picture, spec), decoded
+
 
 def decode(content: bytes, max_pixels: int) -> Decoded:
-    """Decode an image file to upright RGB, uint8 of shape (height, width, 3); of an animation, the first frame.
+    """Decode an image file to upright RGB; of an animation, the first frame.
 
     Transparent pixels are laid on white. 16-bit values keep their high byte. Colour profiles are not applied.
 
@@ -44,13 +69,8 @@ def decode(content: bytes, max_pixels: int) -> Decoded:
         UndecodableError: no image, a format outside FORMATS, a damaged file, or over `max_pixels` (then nothing was
             decoded).
     """
-    quick = _decode_plain_jpeg(content, max_pixels)
-    if quick is not None:
-        return quick
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters here is whether pixels come out
-            return _decode_any(content, max_pixels)
+        return _decode_plain_jpeg(content, max_pixels) or _decode_any(content, max_pixels)
     except UndecodableError:
         raise
     except Exception as error:  # Pillow's readers raise almost any class on a damaged file
@@ -74,29 +94,21 @@ def _decode_plain_jpeg(content: bytes, max_pixels: int) -> Decoded | None:
 
 
 def _decode_any(content: bytes, max_pixels: int) -> Decoded:
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the check below is stricter and has our message
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise UndecodableError(_too_large(width, height, max_pixels), width * height)
-            image.load()
-            kind, mode = image.format or "", image.mode
-            upright = _upright(image)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    return Decoded(np.asarray(_to_rgb(upright)), mode, "JPEG" if kind == "MPO" else kind)
-
-
-def _too_large(width: int, height: int, max_pixels: int) -> str:
-    return f"too large: {width}x{height} pixels is over prepare.max_megapixels {max_pixels / 1e6:g}"
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            sentence = f"too large: {width}x{height} pixels is over prepare.max_megapixels {max_pixels / 1e6:g}"
+            raise UndecodableError(sentence, width * height)
+        image.load()
+        kind, mode = image.format or "", image.mode
+        return Decoded(_to_rgb(_upright(image)), mode, "JPEG" if kind == "MPO" else kind)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing of the pixels, which are whole
-        return image.copy()
+    with suppress(Exception):  # damaged EXIF says nothing of the pixels, which are whole
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -139,44 +151,22 @@ def _reason(content: bytes, error: Exception) -> str:
     return f"corrupt image: {text or type(error).__name__}"
 
 
-def fit(pixels: Pixels, size: tuple[int, int], channels: int, how: str) -> Pixels:
-    """Bring an RGB image to what the model sees: uint8 of shape (height, width, channels).
+def fit(picture: Image.Image | Pixels, spec: Spec) -> Pixels:
+    """Bring an RGB image to what the model sees: uint8 of the spec's (height, width, channels).
 
-    Resampling is Pillow's bilinear, which averages all pixels under it when it shrinks. `how`: `crop` keeps the aspect
-    and cuts the centre, `pad` keeps all of it between black bars, `stretch` keeps neither.
+    Resampling is Pillow's bilinear, which averages all pixels under it when it shrinks. The spec's `fit`: `crop` keeps the
+    aspect and cuts the centre, `pad` keeps all of it between black bars, `stretch` keeps neither.
     """
-    if pixels.shape[:2] == size and channels == 3:
-        return pixels
-    image, (height, width) = Image.fromarray(pixels), size
-    if image.size != (width, height):
-        image = _resize(image, (width, height), how)
+    if isinstance(picture, np.ndarray):
+        if picture.shape == spec.shape:
+            return picture
+        picture = Image.fromarray(picture)
+    height, width, channels = spec.shape
+    if picture.size != (width, height):
+        picture = _resize(picture, (width, height), spec.encoding["fit"])
     if channels == 1:
-        image = image.convert("L")
-    return np.asarray(image).reshape(height, width, channels)
-
-
-def load(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, how: str) -> tuple[Pixels, int]:
-    """Do both, `decode` and `fit`; return what the model sees and how many pixels the file has.
-
-    Raises:
-        UndecodableError: as `decode`.
-    """
-    pixels = decode(content, max_pixels).pixels
-    return fit(pixels, size, channels, how), pixels.shape[0] * pixels.shape[1]
-
-
-def load_small(content: bytes, max_pixels: int, size: tuple[int, int], channels: int, how: str) -> tuple[Pixels, int] | None:
-    """Do what `load` does, for a PNG or JPEG of at most so many pixels; None: it is not that, or not usable."""
-    if content.startswith(_PNG):
-        if int.from_bytes(content[16:20]) * int.from_bytes(content[20:24]) > max_pixels:
-            return None
-        with suppress(UndecodableError):
-            return load(content, max_pixels, size, channels, how)
-    found = _decode_plain_jpeg(content, max_pixels)
-    if found is None:
-        return None
-    height, width, _ = found.pixels.shape
-    return fit(found.pixels, size, channels, how), height * width
+        picture = picture.convert("L")
+    return np.frombuffer(picture.tobytes(), np.uint8).reshape(spec.shape)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
@@ -189,7 +179,7 @@ def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def size_problem(size: tuple[int, int], short_side: float) -> str | None:
+def size_problem(size: Sequence[int], short_side: float) -> str | None:
     """Say why images of this median short side, in pixels, hardly fit (height, width) of the model's; None: they do."""
     side, problem = min(size), ""
     if side < 32 and short_side > 2 * side:
@@ -200,14 +190,16 @@ def size_problem(size: tuple[int, int], short_side: float) -> str | None:
     return f"{sizes}: {problem}. Take what `make suggest` names" if problem else None
 
 
-def thumbnail(pixels: Pixels) -> Pixels:
+def thumbnail(picture: Image.Image | Pixels) -> Pixels:
     """Shrink an RGB image of any size to grey, uint8 of shape THUMBNAIL: what near duplicates are compared by."""
-    small = Image.fromarray(pixels).resize(THUMBNAIL[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    small = image.resize(THUMBNAIL[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
     return np.asarray(small.convert("L"))
 
 
-def digest(pixels: Pixels) -> str:
+def digest(picture: Image.Image | Pixels) -> str:
     """Return 128 bits of BLAKE2b over shape and pixels, in hexadecimal: equal images have equal digests in any format."""
+    pixels = np.asarray(picture)
     state = blake2b(b"%d %d %d" % pixels.shape, digest_size=16)
     state.update(np.ascontiguousarray(pixels).data)
     return state.hexdigest()

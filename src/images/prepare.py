@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from src.core.arrays import ArraysCard
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing, sha256, write_json
 from src.core.manifest import MANIFEST, SPLITS, class_order, group_digest, split_of
 from src.core.params import section
+from src.core.shape import Spec
 from src.images import images, readers
 from src.images.decoding import Pixels, decode_all
 from src.images.prepare_params import Prepare
@@ -44,15 +46,9 @@ def prepare(root: Path, arrays: Path, manifest: Path, params: Prepare) -> None:
         _require_images(rows, root)
         classes = sorted(set(_kept(rows).column("label").to_pylist()), key=class_order)
         pq.write_table(rows, fresh_manifest, compression="zstd")
-        card = {
-            "channels": params.channels,
-            "classes": classes,
-            "fit": params.fit,
-            "images": _write_splits(rows, classes, scratch, fresh_arrays, params),
-            "manifest_sha256": sha256(fresh_manifest),
-            "size": list(params.image_size),
-        }
-        write_json(fresh_arrays / "card.json", card)
+        lengths = _write_splits(rows, classes, scratch, fresh_arrays, params.spec)
+        card = ArraysCard(classes=classes, examples=lengths, manifest_sha256=sha256(fresh_manifest), spec=params.spec)
+        write_json(fresh_arrays / "card.json", card.to_json())
     print(_summary(rows, classes))
     kept = _kept(rows)
     short = np.median(np.minimum(kept.column("width").to_numpy(), kept.column("height").to_numpy()))
@@ -173,27 +169,27 @@ def _require_images(rows: pa.Table, root: Path) -> None:
     )
 
 
-def _write_splits(rows: pa.Table, classes: list[str], scratch: Path, out: Path, params: Prepare) -> dict[str, int]:
+def _write_splits(rows: pa.Table, classes: list[str], scratch: Path, out: Path, spec: Spec) -> dict[str, int]:
     """Write each split's labels and, in one pass over the scratch file, its pixels in manifest order; return the lengths.
 
     Plain reads and writes: a memory map would count against this process's memory as it grows.
     """
     chosen = {name: pc.equal(rows.column("split"), name).fill_null(False).to_numpy() for name in SPLITS}
-    shape = (*params.image_size, params.channels)
-    image_bytes = int(np.prod(shape))
-    block = max(1, _COPY_BYTES // image_bytes)
+    dtype = np.dtype(spec.dtype)
+    example_bytes = int(np.prod(spec.shape)) * dtype.itemsize
+    block = max(1, _COPY_BYTES // example_bytes)
     with ExitStack() as stack:
         source = stack.enter_context(scratch.open("rb"))
-        targets = {name: stack.enter_context((out / f"{name}.images.npy").open("wb")) for name in SPLITS}
+        targets = {name: stack.enter_context((out / f"{name}.examples.npy").open("wb")) for name in SPLITS}
         for name, mask in chosen.items():
             labels = pc.index_in(rows.column("label").filter(mask), pa.array(classes, type=pa.string()))
             np.save(out / f"{name}.labels.npy", labels.to_numpy().astype(np.int64))
-            header = {"descr": "|u1", "fortran_order": False, "shape": (int(mask.sum()), *shape)}
+            header = {"descr": dtype.str, "fortran_order": False, "shape": (int(mask.sum()), *spec.shape)}
             np.lib.format.write_array_header_1_0(targets[name], header)
         for start in range(0, len(rows), block):
-            pixels = np.frombuffer(source.read(block * image_bytes), dtype=np.uint8).reshape(-1, image_bytes)
+            raw = np.frombuffer(source.read(block * example_bytes), np.uint8).reshape(-1, example_bytes)
             for name, mask in chosen.items():
-                targets[name].write(pixels[mask[start : start + block]].data)
+                targets[name].write(raw[mask[start : start + block]].data)
     return {name: int(mask.sum()) for name, mask in chosen.items()}
 
 

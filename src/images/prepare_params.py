@@ -1,10 +1,12 @@
 """The section `prepare` of params.yaml, with its defaults."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from src.core.params import Section, Share
+from src.core.shape import Spec
 
 Side = Annotated[int, Field(ge=2, le=1024)]
 
@@ -19,6 +21,11 @@ def _pair(value: object) -> object:
 
 
 Size = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
+
+
+def image_spec(size: Sequence[int], channels: int = 3, fit: str = "crop") -> Spec:
+    """Return the spec of images of (height, width): colour by default, where `fit` is how an image gets that shape."""
+    return Spec("images", "uint8", (*size, channels), {"fit": fit})
 
 
 class Prepare(Section):
@@ -39,6 +46,16 @@ class Prepare(Section):
     use_given_splits: bool = Field(
         default=True, description="obey a `split` column, split folders, or Hugging Face file names (test-0.parquet)"
     )
+
+    @property
+    def max_pixels(self) -> int:
+        """Return how many pixels a picture may have."""
+        return int(self.max_megapixels * 1e6)
+
+    @property
+    def spec(self) -> Spec:
+        """Return what an example is."""
+        return image_spec(self.image_size, self.channels, self.fit)
 
     @model_validator(mode="before")
     @classmethod

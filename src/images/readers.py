@@ -225,6 +225,15 @@ def examples(piece: Piece) -> Iterator[Example]:
         yield _custom_example(piece.root, example)
 
 
+def content(example: Example) -> bytes:
+    """Read the bytes of an example that has no fault.
+
+    Raises:
+        OSError: its file cannot be read.
+    """
+    return Path(example.content).read_bytes() if isinstance(example.content, str) else example.content or b""
+
+
 def _has_split_folders(files: list[str]) -> bool:
     """True for `data/<split>/<label>/<file>`: every top folder is a split's name, `test` among them."""
     tops = {path.split("/")[0].lower() for path in files if "/" in path}

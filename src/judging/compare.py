@@ -468,7 +468,7 @@ def _time(main_model: Path, paths: Paths) -> dict[str, Any]:
     random = np.random.default_rng(0)
     for _ in range(_BLOCKS):
         for name, model in models.items():
-            images = random.integers(0, 256, (8, *model.size, model.channels), dtype=np.uint8)
+            images = random.integers(0, 256, (8, *model.spec.shape)).astype(model.spec.dtype)
             blocks[name].append(speed.latencies(model, images, _REQUESTS))
     told: dict[str, Any] = {"candidate": None, "hardware": hardware.describe(), "main": None}
     for name, taken in blocks.items():

@@ -38,11 +38,11 @@ def quantize(folder: Path, model_folder: Path, out: Path, params: Params) -> dic
         UserError: an input is missing or damaged, model and data do not belong together, or the network has no layer to
             quantise.
     """
-    data, plain = arrays.load(folder, params.prepare), Model(model_folder)
-    if (plain.size, plain.channels, plain.classes) != (data.size, data.channels, data.classes):
-        raise UserError(f"{plain.path} was made for other classes or another image size than {data.folder}: train again")
+    data, plain = arrays.load(folder, params.prepare.spec), Model(model_folder)
+    if (plain.spec, plain.classes) != (data.spec, data.classes):
+        raise UserError(f"{plain.path} was made for other classes or other examples than {data.folder}: train again")
     for name in ("train", "test"):
-        if not len(data.split(name).images):
+        if not len(data.split(name).examples):
             raise UserError(f"{data.folder} has no image in the split {name}: add images, then run dvc repro")
     with replacing(out) as fresh:
         fresh.mkdir()
@@ -60,7 +60,7 @@ def _make(out: Path, train: Split, model: Model, params: Params) -> dict[str, An
     """Write the INT8 model; return what it was made of."""
     rows = quantization.choose(train.labels, params.quantize.calibration_images)
     started = time.monotonic()
-    content = quantization.quantize((out / "model.onnx").read_bytes(), train.images[rows])
+    content = quantization.quantize((out / "model.onnx").read_bytes(), train.examples[rows])
     (out / INT8).write_bytes(content)
     before, after = (out / "model.onnx").stat().st_size, len(content)
     return {
@@ -82,9 +82,9 @@ def _make(out: Path, train: Split, model: Model, params: Params) -> dict[str, An
 def _measure(out: Path, test: Split, plain: Model, params: Params) -> dict[str, Any]:
     """Compare both models on the test split and on this machine; return numbers and verdict."""
     int8 = Model(out, precision="int8")
-    answers = [model.probabilities(test.images) for model in (plain, int8)]
+    answers = [model.probabilities(test.examples) for model in (plain, int8)]
     accuracy = precision.compare(test.labels, answers[0], answers[1], params.gates, params.evaluate.calibration_bins)
-    rows = _speed(out, test.images, params)
+    rows = _speed(out, test.examples, params)
     verdict, reasons = precision.judge(accuracy, rows, params.quantize, params.gates)
     return {
         "accuracy": accuracy,

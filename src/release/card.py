@@ -29,11 +29,11 @@ def write(release: Release, card: Row, metrics: Row, manifest: Row) -> str:
 
 
 def _opening(release: Release, card: Row) -> Iterator[str]:
-    height, width = card["size"]
+    shape = " x ".join(map(str, card["spec"]["shape"]))
     parameters = f", {card['parameters']:,} parameters" if "parameters" in card else ""
     yield f"Tells {len(release.classes)} classes of images apart: {_named(release.classes)}."
     yield ""
-    yield f"Network {escape(card['network'])}{parameters}; takes uint8 images of {height} x {width} x {card['channels']},"
+    yield f"Network {escape(card['network'])}{parameters}; takes {card['spec']['dtype']} {card['spec']['kind']} of {shape},"
     yield "scales them itself, returns one probability a class. Format: ONNX."
     if int8 := release.int8:
         yield ""
@@ -60,10 +60,11 @@ def _numbers(card: Row, metrics: Row) -> Iterator[str]:
 
 
 def _limits(card: Row, metrics: Row) -> Iterator[str]:
-    height, width = card["size"]
+    height, width, *_ = card["spec"]["shape"]
     yield from ("", "## Limits of use")
     yield "- An image of anything else also gets one of these classes: refuse what is answered with a low probability."
-    yield f"- It sees {height} x {width} pixels ({escape(str(card.get('fit', 'fitted')))}); finer detail is lost."
+    how = escape(str(card["spec"]["encoding"].get("fit", "fitted")))
+    yield f"- It sees {height} x {width} pixels ({how}); finer detail is lost."
     if found := _worst(metrics.get("per_class"), "recall"):
         yield f"- Weakest class: {found}."
     if found := _worst(metrics.get("slices"), "accuracy"):

@@ -92,7 +92,7 @@ def _upload(client: Any, folder: Path, release: Release, logged: Any) -> None:
     from mlflow.models import infer_signature
 
     model, path = Model(folder / "model"), folder / "golden" / "inputs.npy"
-    example = np.zeros((1, *model.size, model.channels), dtype=np.uint8)
+    example = np.zeros((1, *model.spec.shape), model.spec.dtype)
     golden = np.load(path)[:1] if path.is_file() else example
     example = golden if golden.shape == example.shape else example
     network = onnx.load(folder / "model" / "model.onnx", load_external_data=False)

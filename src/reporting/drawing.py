@@ -163,7 +163,7 @@ def _draw_images(facts: Facts, rows: NDArray[np.int64], look: Explain | None, wo
     """Draw each image with what both models said of it, and under it the same image with where the model looked."""
     assert facts.test is not None
     order = {name: i for i, name in enumerate(facts.this.card.get("classes", []))}
-    images = np.array(facts.test.images[rows])
+    images = np.array(facts.test.examples[rows])
     targets = np.array(facts.this.predictions.iloc[rows]["prediction"].map(order).fillna(0).astype(int))
     lines = 2 if look else 1
     columns = max(4, len(rows))

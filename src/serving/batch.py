@@ -136,7 +136,7 @@ def _run(given: argparse.Namespace, folder: Path) -> None:
     released = str(found.release.get("precision", "fp32"))
     model = Model(given.model, 1, limits.device, released if limits.precision == "auto" else limits.precision)
     top = min(given.top, len(model.classes))
-    about = {"images": sum(source.images), "inputs": source.digest, "model": model.sha256, "fit": model.card.fit,
+    about = {"images": sum(source.images), "inputs": source.digest, "model": model.sha256, "spec": model.spec.to_json(),
              "version": found.version, "manifest": found.manifest, "top": top,
              "max_pixels": limits.max_pixels, "max_body": limits.max_body}  # fmt: skip
     lost = [field.name for field in source.carried or () if "binary" in str(field.type) and given.out.suffix == ".csv"]
@@ -146,7 +146,7 @@ def _run(given: argparse.Namespace, folder: Path) -> None:
     if done:
         _tell(given, f"going on after {done:,} of {sum(source.images):,} images")
     scorer = Scorer(model, found, top, limits, source.carried)
-    size = max(4, min(128, _BATCH_BYTES // (model.size[0] * model.size[1] * model.channels)))
+    size = max(4, min(128, _BATCH_BYTES // int(np.prod(model.spec.shape))))
     pieces = _shard_pieces(source, done, size) if source.carried is not None else _file_pieces(source, done, size)
     with (
         progress(sum(source.images), "image", "batch", hidden=given.quiet) as bar,
@@ -317,7 +317,7 @@ class Scorer:
         Raises:
             UserError: ONNX Runtime fails, for want of memory perhaps.
         """
-        pixels = np.empty((len(piece.contents), *self._model.size, self._model.channels), dtype=np.uint8)
+        pixels = np.empty((len(piece.contents), *self._model.spec.shape), self._model.spec.dtype)
         errors: list[str | None] = []
         for content in piece.contents:
             try:
@@ -356,7 +356,7 @@ class Scorer:
         if content is None or len(content) > most:
             raise UndecodableError(f"too large: over SERVE_MAX_BODY_MB {most / 1e6:g}")
         pixels = self._limits.max_pixels
-        return look(content, (pixels, pixels), self._model.size, self._model.channels, self._model.card.fit)[0]
+        return look(content, (pixels, pixels), self._model.spec)[0]
 
     def _ranked(self, pixels: Any) -> list[list[dict[str, Any]] | None]:
         """Return the most probable labels of each image, rounded as the service does; None where one is no number."""

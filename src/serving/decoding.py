@@ -8,6 +8,7 @@ import asyncio
 import fcntl
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from src.core.shape import Spec
 from src.images import images
 from src.images.images import UndecodableError
 from src.serving.problems import ProblemError, check_time, late
@@ -33,6 +35,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of a damaged
 
 _QUICK = 256 * 256  # pixels of a PNG that is decoded within a fifth of a millisecond
 _QUICK_BYTES = 4 * _QUICK
+_QUICK_KINDS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # PNG and JPEG
 _QUICK_FILES = 4  # of one request
 _PROGRESSIVE = b"\xff\xc2"  # a JPEG of several scans over the whole picture
 _SCAN = b"\xff\xda"
@@ -53,15 +56,13 @@ class _Seen(NamedTuple):
     area: int
 
 
-def look(content: bytes, limits: tuple[int, int], size: tuple[int, int], channels: int, fit: str) -> tuple[Pixels, int]:
-    """Return what the model sees of a file and how many pixels it has, as `images.load`, within the limits of serving.
+def look(content: bytes, limits: tuple[int, int], spec: Spec) -> tuple[Pixels, int]:
+    """Return what the model sees of a file and how many pixels it has, as `images.encode`, within the limits of serving.
 
     Args:
         content: the file's bytes.
         limits: pixels that are decoded now, and that may be decoded at all.
-        size: height and width that the model takes.
-        channels: that the model takes.
-        fit: how pictures are brought to it, as `images.fit` has it.
+        spec: what the model takes.
 
     Raises:
         UndecodableError: it is no usable image. `area` is set where it has too many pixels, for now or at all.
@@ -71,7 +72,8 @@ def look(content: bytes, limits: tuple[int, int], size: tuple[int, int], channel
     if content.count(_SCAN) > _SCANS and (_count_scans(content) > _SCANS or _is_progressive_tiff(content)):
         raise UndecodableError(f"a JPEG of more than {_SCANS} scans: save it again, as any program does")
     try:
-        return images.load(content, limits[0], size, channels, fit)
+        array, decoded = images.encode(content, spec, limits[0])
+        return array, math.prod(decoded.size)
     except UndecodableError as error:
         if error.area is None or error.area <= limits[1]:
             raise
@@ -84,9 +86,7 @@ class Decoder:
 
     def __init__(
         self,
-        size: tuple[int, int],
-        channels: int,
-        fit: str,
+        spec: Spec,
         max_pixels: int,
         threads: int,
         folder: Path | None,
@@ -95,17 +95,14 @@ class Decoder:
         """Start no thread yet.
 
         Args:
-            size: height and width that the model takes.
-            channels: that the model takes.
-            fit: how pictures are brought to it, as `images.fit` has it.
+            spec: what the model takes.
             max_pixels: of a picture's file.
             threads: that decode pictures which are not small.
             folder: shared with the other processes of this service; None: there is none.
             observe: told how many pixels each picture has.
         """
         self._observe = observe
-        self._size, self._channels, self._fit = size, channels, fit
-        self._max_pixels = max_pixels
+        self._spec, self._max_pixels = spec, max_pixels
         self._small = min(max(_SMALL, _SMALL_TOGETHER // threads), max_pixels)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large", initializer=_be_polite)
@@ -139,12 +136,17 @@ class Decoder:
             return None
         decoded = []
         for content in contents:
-            if len(content) > _QUICK_BYTES or (content.startswith(b"\xff") and _PROGRESSIVE in content):
+            if (
+                len(content) > _QUICK_BYTES
+                or not content.startswith(_QUICK_KINDS)
+                or (content.startswith(b"\xff") and _PROGRESSIVE in content)
+            ):
                 return None
-            found = images.load_small(content, min(_QUICK, self._small), self._size, self._channels, self._fit)
-            if found is None:
+            try:
+                array, found = images.encode(content, self._spec, min(_QUICK, self._small))
+            except UndecodableError:
                 return None
-            decoded.append(_Seen(*found))
+            decoded.append(_Seen(array, math.prod(found.size)))
         return decoded
 
     def _each(self, contents: Sequence[bytes], most: int, deadline: float | None = None) -> list[Any]:
@@ -155,7 +157,7 @@ class Decoder:
                 check_time(deadline)
             try:
                 limits = (most, self._max_pixels)
-                decoded.append(_Seen(*look(content, limits, self._size, self._channels, self._fit)))
+                decoded.append(_Seen(*look(content, limits, self._spec)))
             except UndecodableError as error:
                 error.__context__ = error.__traceback__ = None  # else it keeps this frame, and the file, for long
                 decoded.append(error)

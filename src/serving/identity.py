@@ -29,7 +29,7 @@ class Identity:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
         card = self.card.to_json()
-        about = {key: card[key] for key in ("classes", "size", "channels", "fit", "network", "model_sha256")}
+        about = {key: card[key] for key in ("classes", "spec", "network", "model_sha256")}
         fields = ("name", "commit", "pull_request", "data", "verdict", "metrics")
         named = {key: self.release.get(key) for key in fields}
         return {**named, "version": self.version, "manifest": self.manifest, **about}

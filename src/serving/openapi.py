@@ -47,7 +47,7 @@ def document(settings: Settings, identity: Identity | None) -> dict[str, Any]:
             posts[path]["parameters"][0]["schema"] |= {"maximum": len(classes), "default": min(5, len(classes))}
         posts["/explain"]["parameters"][0]["schema"]["enum"] = classes
         pixels = posts["/predict_batch"]["requestBody"]["content"]["application/octet-stream"]["schema"]
-        shape = " x ".join(map(str, (*identity.card.size, identity.card.channels)))
+        shape = " x ".join(map(str, identity.card.spec.shape))
         pixels["description"] = pixels["description"].replace("H x W x C", shape)
     if not settings.demo:
         del told["paths"]["/explain"], told["paths"]["/demo"]

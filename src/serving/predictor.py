@@ -70,12 +70,10 @@ class Predictor:
         model = Model(settings.model, 1 if settings.device == "cpu" else settings.threads, settings.device, self.precision)
         self.sha256, self.classes = model.sha256, model.classes
         self._compute, self._metrics = model.probabilities, metrics
-        self._shape = (*model.size, model.channels)
+        self._shape = model.spec.shape
         self._max_batch, self._next_measured = settings.max_batch, 0.0
         self._decoder = Decoder(
-            model.size,
-            model.channels,
-            identity.card.fit,
+            model.spec,
             settings.max_pixels,
             max(2, settings.threads),
             folder,

@@ -53,7 +53,7 @@ class Batches:
         self._device, self._params, self._classes, self._world = device, params, classes, world or World()
         # rank 0's answer for all: processes that shuffled in different ways would show some images twice
         self._room = room or Room(**self._world.share(vars(memory.room(device, self._world))))
-        self._reader = Reader(split.images)
+        self._reader = Reader(split.examples)
         self.labels = torch.from_numpy(split.labels.copy()).to(device)
         self.resident = _padded_bytes(self._reader.shape, params.crop) < _SHARE_OF_MEMORY * self._room.device
         self._images = self._load_all() if self.resident else None
@@ -74,14 +74,14 @@ class Batches:
         return max(1, len(self) // size)
 
     def example(self, size: int) -> Batch:
-        """Return the first images and labels, unchanged: uint8 (n, channels, height, width), and int64 (n,)."""
+        """Return the first images and labels, unchanged: (n, channels, height, width), and int64 (n,)."""
         return next(self._plain(size, 0, len(self) or 1))
 
     def epoch(self, size: int, seed: int) -> Iterator[Batch]:
         """Yield augmented images and their targets in random order.
 
-        Images are (n, channels, height, width) in 0..255, uint8 or float; targets int64 (n,), or float (n, classes) where
-        `mixup` or `cutmix` is on.
+        Images are (n, channels, height, width) in 0..255, as in the array or float; targets int64 (n,), or float
+        (n, classes) where `mixup` or `cutmix` is on.
 
         Batches are of equal length, `size` or a little more: a short last one would weigh more and upset batch norm.
         With several processes `size` is that of all of them together. The seed alone decides what comes; through a window
@@ -99,7 +99,7 @@ class Batches:
             yield from group
 
     def in_order(self, size: int, whole: bool = False) -> Iterator[Batch]:
-        """Yield images and labels unchanged, in order: uint8 (n, channels, height, width), and int64 (n,).
+        """Yield images and labels unchanged, in order: (n, channels, height, width), and int64 (n,).
 
         With several processes each yields its share, unless the `whole` is asked for.
         """
@@ -124,8 +124,8 @@ class Batches:
         return int(2 ** np.floor(np.log2(np.clip(_SHARE_OF_WINDOW * self._room.host, *_WINDOW))))
 
     def _load_all(self) -> Tensor:
-        """Return all images on the device: uint8 (n, height, width, channels)."""
-        images = torch.empty(self._reader.shape, dtype=torch.uint8, device=self._device)
+        """Return all images on the device: (n, height, width, channels)."""
+        images = torch.empty(self._reader.shape, dtype=getattr(torch, str(self._reader.dtype)), device=self._device)
         size = max(1, _PIECE // self._reader.row_bytes)
         for start in range(0, len(self), size):
             images[start : start + size] = self._read(start, size)

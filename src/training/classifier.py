@@ -105,7 +105,7 @@ def load(card: Card, weights: Path) -> Classifier:
     Raises:
         UserError: the weights are missing, damaged or of another network.
     """
-    shape = Shape(card.size, card.channels, len(card.classes))
+    shape = Shape.of(card.spec, len(card.classes))
     blank = [0.0] * shape.channels, [1.0] * shape.channels
     classifier = build(card.network, shape, card.width, *blank, card.tta)
     advice = "run `dvc repro -f train`, which makes it"

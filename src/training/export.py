@@ -1,4 +1,4 @@
-"""Write a classifier as one ONNX file: uint8 NHWC images in, probabilities out, the preprocessing inside."""
+"""Write a classifier as one ONNX file: examples in, probabilities out, the preprocessing inside."""
 
 import io
 import json
@@ -13,20 +13,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.core.command import UserError
+from src.core.shape import Spec
 from src.training.classifier import Classifier, Served
 
 OPSET = 20
 INPUT, OUTPUT = "images", "probabilities"
 
 
-def to_onnx(classifier: Classifier, size: tuple[int, int], channels: int, classes: list[str]) -> onnx.ModelProto:
+def to_onnx(classifier: Classifier, spec: Spec, classes: list[str]) -> onnx.ModelProto:
     """Export with a free batch size; the class names travel in the model's metadata.
 
     Raises:
         UserError: the network uses something that ONNX cannot express.
     """
     served = Served(classifier).cpu().eval()
-    example = torch.zeros(2, *size, channels, dtype=torch.uint8)
+    example = _blank(2, spec)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -51,24 +52,28 @@ def to_onnx(classifier: Classifier, size: tuple[int, int], channels: int, classe
     return _without_traces(program.model_proto, classes)
 
 
-def flops(classifier: Classifier, size: tuple[int, int], channels: int) -> int:
+def flops(classifier: Classifier, spec: Spec) -> int:
     """Count the floating-point operations of one image, a multiplication and an addition as two, as PyTorch counts them.
 
     The service decides by it how many processes and threads it takes; test-time augmentation counts.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        Served(classifier).cpu().eval()(torch.zeros(1, *size, channels, dtype=torch.uint8))
+        Served(classifier).cpu().eval()(_blank(1, spec))
     return int(counter.get_total_flops())
 
 
-def training_flops(classifier: Classifier, size: tuple[int, int], channels: int) -> int:
+def training_flops(classifier: Classifier, spec: Spec) -> int:
     """Count the operations of one image in a training step, without test-time augmentation.
 
     Backwards is taken for twice what forwards takes: gradients of weights and of inputs.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        classifier.cpu().eval().plain(torch.zeros(1, channels, *size))
+        classifier.cpu().eval().plain(_blank(1, spec).permute(0, 3, 1, 2).float())
     return 3 * int(counter.get_total_flops())
+
+
+def _blank(count: int, spec: Spec) -> torch.Tensor:
+    return torch.zeros(count, *spec.shape, dtype=getattr(torch, spec.dtype))
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:

@@ -131,9 +131,9 @@ def fit(
     torch.manual_seed(params.seed)
     classifier, frozen = start.start(task, params, say, callbacks)
     _require_fits(classifier, task)
-    flops = export.training_flops(classifier, task.size, task.channels)
+    flops = export.training_flops(classifier, task.spec)
     if exportable and flops * len(task.training.labels) * params.epochs > _WORTH_A_LOOK:
-        export.to_onnx(classifier, task.size, task.channels, task.classes)
+        export.to_onnx(classifier, task.spec, task.classes)
     learner, training, held_out = prepare(classifier, frozen, task, params, world, say)
     saved = _checkpoint(checkpoints, task, learner) if checkpoints else None
     state = world.share(saved.load() if saved and world.writes else None)
@@ -192,7 +192,7 @@ def prepare(
     device = machine.device(params, world)
     bf16 = machine.bf16(params, device)
     onednn.require_sound(classifier.network, device)
-    flops = export.training_flops(classifier, task.size, task.channels)
+    flops = export.training_flops(classifier, task.spec)
     classifier.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stubs lack it
     training, held_out = (
         Batches(split, device, params.augment, len(task.classes), world) for split in (task.training, task.validation)
@@ -205,7 +205,7 @@ def prepare(
     )
     parameters, shape = (
         sum(each.numel() for each in classifier.parameters()),
-        "x".join(map(str, (*task.size, task.channels))),
+        "x".join(map(str, task.spec.shape)),
     )
     say(
         f"{params.network}, {parameters:,} parameters, {len(task.classes)} classes of {shape}; "
@@ -234,7 +234,7 @@ def prepare(
 def _require_fits(classifier: Classifier, task: Task) -> None:
     """Find out now rather than after the last epoch that a network does not fit the data."""
     with torch.inference_mode():
-        shape = tuple(classifier.eval()(torch.zeros(2, task.channels, *task.size)).shape)
+        shape = tuple(classifier.eval()(torch.zeros(2, task.shape.channels, *task.shape.size)).shape)
     if shape != (2, len(task.classes)):
         raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(task.classes))}")
 
@@ -386,8 +386,8 @@ def _calibrate(learner: Learner, held_out: Batches) -> list[int]:
 
 
 def _checkpoint(folder: Path, task: Task, learner: Learner) -> Checkpoint:
-    rows = hashlib.sha256(getattr(task.training.images, "rows", task.training.labels).tobytes()).hexdigest()
-    settings = [task.manifest_sha256, task.classes, task.size, task.channels, rows]
+    rows = hashlib.sha256(getattr(task.training.examples, "rows", task.training.labels).tobytes()).hexdigest()
+    settings = [task.manifest_sha256, task.classes, str(task.spec), rows]
     params = learner.params.model_dump(exclude={"folds", "repeats", "processes"})
     return Checkpoint(folder, checkpoint.key([settings, params, learner.device.type], torch.__version__, *CODE))
 

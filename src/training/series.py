@@ -198,7 +198,7 @@ def _key(setting: Setting, job: Job) -> str:
     data, threads = setting.data, torch.get_num_threads()  # sums in another order give other weights
     rows = [None if part is None else part.tolist() for part in (job.training, job.held)]
     params = setting.params.model_dump(exclude={"folds", "repeats", "processes"})
-    shaped = [data.manifest_sha256, data.size, data.channels, threads, job.seed, rows, params]
+    shaped = [data.manifest_sha256, str(data.spec), threads, job.seed, rows, params]
     return checkpoint.key(shaped, torch.__version__, *loop.CODE)
 
 
@@ -210,7 +210,7 @@ def score(classifier: Classifier, split: Split, device: torch.device) -> tuple[R
     parts = []
     with torch.inference_mode():
         for first in range(0, len(split.labels), _BATCH):
-            images = torch.from_numpy(np.array(split.images[first : first + _BATCH])).to(device).permute(0, 3, 1, 2)
+            images = torch.from_numpy(np.array(split.examples[first : first + _BATCH])).to(device).permute(0, 3, 1, 2)
             parts.append(classifier(images).float().softmax(dim=1).cpu())
     classifier.cpu()
     probabilities = torch.cat(parts).numpy()

@@ -29,7 +29,7 @@ def start(
     Raises:
         UserError: there is no training image, no such network, or the weights are missing or fit nowhere.
     """
-    images = task.training.images
+    images = task.training.examples
     if not len(images):
         raise UserError("there is no training image: lower prepare.validation_share and prepare.test_share, or add images")
     mean, deviation = channel_statistics(images)

@@ -1,6 +1,6 @@
 """Images that are too many for the device: read by blocks, shuffled in a window of bounded size, by a thread ahead of use.
 
-Reader(split.images).take(rows)               any rows of an array that `prepare` wrote
+Reader(split.examples).take(rows)               any rows of an array that `prepare` wrote
 Window(reader, seed, first, count, room).draw(n)   the next images of an epoch, in random order
 ahead(items)                                  the same items, made by another thread
 """
@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,16 @@ _BLOCKS = 2048  # a window holds at least so many blocks, smaller ones where it 
 
 
 class Reader:
-    """Reads rows of uint8 images (n, height, width, channels) by explicit reads: a memory map would keep what it touched.
+    """Reads rows of examples by explicit reads: a memory map would keep what it touched.
 
     An array that is no whole memory map, or a part of one, lies in memory already: its rows are copied.
     """
 
-    def __init__(self, images: NDArray[np.uint8] | Rows) -> None:
-        base = images.base if isinstance(images, Rows) else images
-        self.chosen = images.rows if isinstance(images, Rows) else None
-        self.shape = tuple(images.shape)
-        self.row_bytes = int(np.prod(self.shape[1:]))
+    def __init__(self, examples: NDArray[Any] | Rows) -> None:
+        base = examples.base if isinstance(examples, Rows) else examples
+        self.chosen = examples.rows if isinstance(examples, Rows) else None
+        self.shape, self.dtype = tuple(examples.shape), examples.dtype
+        self.row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         self._base, self._file, self._name, self._offset = base, -1, "", 0
         if isinstance(base, np.memmap) and isinstance(getattr(base, "base", None), mmap.mmap) and base.flags.c_contiguous:
             self._name, self._offset = str(base.filename), int(base.offset)
@@ -47,8 +47,8 @@ class Reader:
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Copy rows of the split: uint8 (len(rows), height, width, channels).
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Copy rows of the split: (len(rows), *spec.shape).
 
         Rows that follow each other in the file are read in one go, so their order decides how fast this is.
 
@@ -58,7 +58,7 @@ class Reader:
         rows = rows if self.chosen is None else self.chosen[rows]
         if self._file < 0:
             return self._base[rows]
-        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        images = np.empty((len(rows), *self.shape[1:]), self.dtype)
         starts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist()] if len(rows) else []
         for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True) if starts else ():
             part = images[start:stop].data.cast("B")
@@ -98,9 +98,9 @@ class Window:
         self._rows, self._coming = self._coming[: self._filled].copy(), self._coming[self._filled :]
         self._images = reader.take(self._rows)
 
-    def draw(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the next images, uint8 (count, height, width, channels), and their rows."""
-        images, rows = np.empty((count, *self._reader.shape[1:]), np.uint8), np.empty(count, np.int64)
+    def draw(self, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the next examples, (count, *spec.shape), and their rows."""
+        images, rows = np.empty((count, *self._reader.shape[1:]), self._reader.dtype), np.empty(count, np.int64)
         done = 0
         while done < count:
             part = slice(done, done + min(self._filled, count - done))

@@ -1,4 +1,4 @@
-"""What a run learns from, what it is held against, and what both are images of."""
+"""What a run learns from, what it is held against, and what an example is."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from src.core.arrays import Arrays, Split
 from src.core.command import UserError
 from src.core.files import read_json
-from src.core.shape import Shape
+from src.core.shape import Shape, Spec
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,13 @@ class Task:
     training: Split
     validation: Split
     classes: list[str]
-    size: tuple[int, int]
-    channels: int
-    fit: str
+    spec: Spec
     manifest_sha256: str
 
     @property
     def shape(self) -> Shape:
         """What a network is built for."""
-        return Shape(self.size, self.channels, len(self.classes))
+        return Shape.of(self.spec, len(self.classes))
 
 
 def of(data: Arrays) -> Task:
@@ -34,7 +32,7 @@ def of(data: Arrays) -> Task:
         UserError: a split's files are missing or damaged.
     """
     training, validation = data.split("train"), data.split("validation")
-    return Task(training, validation, data.classes, data.size, data.channels, data.fit, data.manifest_sha256)
+    return Task(training, validation, data.classes, data.spec, data.manifest_sha256)
 
 
 def require_passed(validation: Path, data: Arrays) -> None:

@@ -2,7 +2,7 @@
 
     python -m src train out/arrays out/validation.json out/model out/history --checkpoints out/checkpoints
 
-The decoded split lies on the device as uint8 and is augmented there in batches. The weights that are kept are those of
+The decoded split lies on the device and is augmented there in batches. The weights that are kept are those of
 the epoch with the lowest validation loss. A killed run goes on from its last checkpoint when the same command is run.
 
 `train.processes` in params.yaml trains with several processes of this machine, torchrun with those of several machines.
@@ -100,7 +100,7 @@ def _write(
     classifier = fitted.classifier
     with replacing(out) as fresh, replacing(history) as speeds:
         fresh.mkdir()
-        export.write(export.to_onnx(classifier, data.size, data.channels, data.classes), fresh / "model.onnx")
+        export.write(export.to_onnx(classifier, data.spec, data.classes), fresh / "model.onnx")
         save(classifier, fresh / "weights.safetensors")
         _write_csv(fresh / "history.csv", fitted.history)
         write_json(fresh / "card.json", _card(fitted, data, fresh, params).to_json())
@@ -129,20 +129,16 @@ def _card(fitted: Fitted, data: Arrays, folder: Path, params: Train) -> Card:
     """What the model is, for whoever loads it; nothing in it differs between equal runs."""
     classifier, best = fitted.classifier, fitted.best
     return Card(
-        channels=data.channels,
         classes=data.classes,
         epoch=best["epoch"],
         epochs=params.epochs,
-        fit=data.fit,
-        flops=export.flops(classifier, data.size, data.channels),
-        input={"name": export.INPUT, "dtype": "uint8", "shape": ["batch", *data.size, data.channels]},
+        flops=export.flops(classifier, data.spec),
         manifest_sha256=data.manifest_sha256,
         model_sha256=sha256(folder / "model.onnx"),
         network=params.network,
-        output={"name": export.OUTPUT, "dtype": "float32", "shape": ["batch", len(data.classes)]},
         parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         seed=params.seed,
-        size=data.size,
+        spec=data.spec,
         start_weights_sha256=params.weights_sha256 if params.weights else None,
         temperature=rounded(float(classifier.temperature)),
         torch=torch.__version__,
@@ -168,7 +164,7 @@ def main(callbacks: Callbacks = NO_CALLBACKS) -> None:
     if params.processes > 1 and not several():
         become_torchrun(params.processes, ["train", *sys.argv[1:]])
     with joined() as world:
-        arrays.load(args.arrays, section(args.params, "prepare", Prepare))
+        arrays.load(args.arrays, section(args.params, "prepare", Prepare).spec)
         given = [args.manifest] if args.manifest else []
         check_outputs([args.arrays, args.validation, args.checkpoints, *given], folders=[args.out, args.history])
         with held(args.checkpoints) if world.writes else nullcontext():

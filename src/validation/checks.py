@@ -46,7 +46,7 @@ class Rule(NamedTuple):
 
 
 def inspect(
-    manifest: pa.Table, params: Validate, reference: Reference, near: NDArray[np.int64], image_size: tuple[int, int]
+    manifest: pa.Table, params: Validate, reference: Reference, near: NDArray[np.int64], image_size: Sequence[int]
 ) -> tuple[list[Finding], dict[str, float]]:
     """Check a manifest against its schema and every rule that is not off.
 
@@ -140,7 +140,7 @@ def _rules(
     params: Validate,
     near: NDArray[np.int64],
     distances: Mapping[str, float],
-    image_size: tuple[int, int],
+    image_size: Sequence[int],
 ) -> list[Rule]:
     kept = frame["split"].notna()
     short_side = frame.loc[kept, ["width", "height"]].min(axis=1).median()

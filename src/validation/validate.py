@@ -40,7 +40,7 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     manifest = read_manifest(manifest_path, MANIFEST.names)
     card = arrays.load(folder)
     near = duplicates.near(manifest, card.thumbnails()) if params.checks.near_duplicates != "off" else _NONE
-    findings, drift = checks.inspect(manifest, params, recorded.read(reference), near, card.size)
+    findings, drift = checks.inspect(manifest, params, recorded.read(reference), near, card.spec.shape[:2])
     passed = not any(finding.level == "error" for finding in findings)
     told = {
         "drift": drift,
@@ -170,7 +170,7 @@ def _draw_examples(path: Path, card: Arrays) -> None:
     for axes, (name, row) in zip(squares, shown, strict=True):
         axes.set_axis_off()
         if row is not None:
-            pictures.show_image(axes, train.images[row], pictures.shorten(name))
+            pictures.show_image(axes, train.examples[row], pictures.shorten(name))
     pictures.save(made, path)
 
 

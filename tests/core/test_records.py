@@ -9,14 +9,19 @@ from src.core.card import Card
 from src.core.command import UserError
 from src.core.files import read_json, write_json
 
-CARD: dict[str, Any] = {"network": "n", "model_sha256": "f" * 64, "classes": ["a", "b"], "size": [8, 9], "channels": 3}
+CARD: dict[str, Any] = {
+    "network": "n",
+    "model_sha256": "f" * 64,
+    "classes": ["a", "b"],
+    "spec": {"kind": "images", "dtype": "uint8", "shape": [8, 9, 3]},
+}
 
 
 def test_a_card_comes_back_as_it_was_written_without_what_a_later_version_adds(tmp_path: Path) -> None:
     path = tmp_path / "card.json"
     write_json(path, CARD | {"later": 1, "temperature": 1, "validation": {"accuracy": 0.5}})
     card = Card.read(path, made_by="train")
-    assert (card.size, card.temperature, card.parameters) == ((8, 9), 1, None)
+    assert (card.spec.shape, card.temperature, card.parameters) == ((8, 9, 3), 1, None)
     write_json(path, card.to_json())
     assert Card.read(path, made_by="train") == card
     assert "later" not in read_json(path, made_by="train")
@@ -25,10 +30,10 @@ def test_a_card_comes_back_as_it_was_written_without_what_a_later_version_adds(t
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"channels": "3"}, "card.json: channels is '3', expected int"),
-        ({"channels": True}, "card.json: channels is True, expected int"),
+        ({"width": "3"}, "card.json: width is '3', expected int"),
+        ({"width": True}, "card.json: width is True, expected int"),
         ({"classes": ["a", 2]}, "card.json: classes[1] is 2, expected str"),
-        ({"size": [8]}, "card.json: size is [8], expected tuple"),
+        ({"spec": {"kind": "x", "dtype": "u1", "shape": 8}}, "card.json: spec: shape is 8, expected tuple"),
         ({"validation": {"accuracy": None}}, "card.json: validation.accuracy is None, expected float"),
         ({"epoch": 1.5}, "card.json: epoch is 1.5, expected int"),
     ],

@@ -139,7 +139,7 @@ def rewrite_card(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "model" / "weights.safetensors").write_bytes(b"x"), "is no safetensors file"),
         (other_weights, "ONNX and PyTorch differ by"),
         (lambda f: rewrite_card(f, classes=["a", "b", "c"]), "has other classes than card.json"),
-        (lambda f: (f / "arrays" / "test.images.npy").write_bytes(b"\x93NUMPY"), "split test cannot be read"),
+        (lambda f: (f / "arrays" / "test.examples.npy").write_bytes(b"\x93NUMPY"), "split test cannot be read"),
         (lambda f: (f / "m.parquet").write_bytes(b"PAR1"), "m.parquet cannot be read"),
         (lambda f: (f / "model" / "card.json").write_text("[]"), "card.json lacks network"),
         (lambda f: (f / "model" / "history.csv").write_text("a,b\nx,y\n"), "history.csv is missing or damaged"),
@@ -175,9 +175,11 @@ def test_arrays_that_were_prepared_by_other_params_are_refused(
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path / "params.yaml", **(QUICK | {"prepare__image_size": [16, 12], "prepare__fit": "pad"}))
     monkeypatch.setattr(sys, "argv", [module, *arguments.split()])
-    with pytest.raises(UserError, match=r"arrays was prepared with prepare.image_size \[8, 8\], params.yaml says") as caught:
+    with pytest.raises(UserError, match="arrays holds images of 8 x 8 x 3 uint8, fit crop") as caught:
         importlib.import_module(module).main()
-    assert "says [16, 12]; prepare.fit crop, params.yaml says pad: run `dvc repro -f prepare`" in str(caught.value)
+    assert "fit crop, params.yaml asks for images of 16 x 12 x 3 uint8, fit pad: run `dvc repro -f prepare`" in str(
+        caught.value
+    )
     assert not (tmp_path / "out").exists()
 
 

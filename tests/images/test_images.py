@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from src.images import images
-from src.images.images import UndecodableError, decode, digest, fit, load
+from src.images.images import UndecodableError, decode, digest, fit
+from src.images.prepare_params import image_spec
 
 LIMIT = 10_000_000
 
@@ -47,26 +48,16 @@ def test_the_quick_jpeg_path_equals_pillow_bit_for_bit(
     np.testing.assert_array_equal(decode(content, LIMIT).pixels, plain)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_small_picture_is_loaded_at_once_and_another_is_left(random: np.random.Generator, kind: str) -> None:
-    content = encode(Image.fromarray(photograph(random, 40, 60)), kind)
-    pixels, area = images.load_small(content, 40 * 60, (8, 8), 3, "crop")
-    np.testing.assert_array_equal(pixels, load(content, LIMIT, (8, 8), 3, "crop")[0])
-    assert area == 40 * 60
-    for other in (content[:60], content[:-30], encode(Image.fromarray(photograph(random, 40, 61)), kind), b"BM"):
-        assert images.load_small(other, 40 * 60, (8, 8), 3, "crop") is None or other == content[:-30]
-
-
-@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
-@pytest.mark.parametrize("size", [(8, 8), (5, 9), (40, 60)])
-def test_load_is_decode_and_fit(random: np.random.Generator, how: str, kind: str, size: tuple[int, int]) -> None:
-    for shape in ((40, 60), (32, 32), (16, 16)):
+@pytest.mark.parametrize("size", [(8, 8), (40, 60)])
+def test_encode_is_decode_and_fit(random: np.random.Generator, kind: str, size: tuple[int, int]) -> None:
+    for shape in ((40, 60), (32, 32)):
         content = encode(Image.fromarray(photograph(random, *shape)), kind)
         for channels in (1, 3):
-            pixels, area = load(content, LIMIT, size, channels, how)
-            np.testing.assert_array_equal(pixels, fit(decode(content, LIMIT).pixels, size, channels, how))
-            assert area == shape[0] * shape[1]
+            spec = image_spec(size, channels, "pad")
+            array, decoded = images.encode(content, spec, LIMIT)
+            np.testing.assert_array_equal(array, fit(decode(content, LIMIT).pixels, spec))
+            assert decoded.size == shape
 
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
@@ -75,7 +66,7 @@ def test_equal_aspects_are_resized_as_pillow_would(random: np.random.Generator, 
     height, width = size
     picture = Image.fromarray(photograph(random, height * 3, width * 3))
     expected = {"crop": ImageOps.fit, "pad": ImageOps.pad}[how](picture, (width, height), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(fit(np.asarray(picture), size, 3, how), np.asarray(expected))
+    np.testing.assert_array_equal(fit(picture, image_spec(size, 3, how)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -191,7 +182,7 @@ def test_no_damage_raises_anything_else(data: st.DataObject) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 300), (300, 7), (32, 32), (24, 16)])
 def test_fit_gives_the_asked_shape(random: np.random.Generator, how: str, channels: int, shape: tuple[int, int]) -> None:
-    fitted = fit(random.integers(0, 256, (*shape, 3), dtype=np.uint8), (24, 16), channels, how)
+    fitted = fit(random.integers(0, 256, (*shape, 3), dtype=np.uint8), image_spec((24, 16), channels, how))
     assert fitted.shape == (24, 16, channels)
     assert fitted.dtype == np.uint8
 
@@ -199,7 +190,7 @@ def test_fit_gives_the_asked_shape(random: np.random.Generator, how: str, channe
 def test_crop_keeps_the_centre_and_pad_keeps_all() -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 255
-    assert fit(wide, (10, 10), 3, "crop").min() == 255
-    padded = fit(wide, (30, 30), 3, "pad")
+    assert fit(wide, image_spec((10, 10))).min() == 255
+    padded = fit(wide, image_spec((30, 30), 3, "pad"))
     assert padded[0].max() == 0
     assert padded[15, 15].min() == 255

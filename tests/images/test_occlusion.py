@@ -9,6 +9,7 @@ from conftest import COLOURS, write_params
 
 from src.core.arrays import Split
 from src.images.occlusion import occlusion
+from src.images.prepare_params import image_spec
 from src.training.loop import fit
 from src.training.task import Task
 
@@ -104,7 +105,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Model:
     training, validation = (spots(random, random.integers(0, 7, (count, 2))) for count in (600, 200))
     changes = {"train__epochs": 12, "train__width": 8, "train__batch_size": 32, "train__seed": 3}
     params = write_params(tmp_path_factory.mktemp("params") / "params.yaml", **changes).train
-    task = Task(training, validation, list(COLOURS), (8, 8), 3, "crop", "")
+    task = Task(training, validation, list(COLOURS), image_spec((8, 8)), "")
     classifier = fit(task, params, None, quiet=True).classifier.eval()
 
     def probabilities(images: np.ndarray) -> np.ndarray:
@@ -131,5 +132,5 @@ def test_peaks_for_noise_prefer_no_row_or_column_of_the_feature_map(network: Mod
 @pytest.mark.parametrize("corner", [(0, 0), (6, 6)])
 def test_the_peak_is_in_the_corner_that_shows_the_class(network: Model, corner: tuple[int, int]) -> None:
     split = spots(np.random.default_rng(5), np.array([corner] * 30))
-    inside = (peaks(network, split.images, split.labels) // 2 == np.array(corner) // 2).all(axis=1)
+    inside = (peaks(network, split.examples, split.labels) // 2 == np.array(corner) // 2).all(axis=1)
     assert inside.mean() > 0.6

@@ -63,11 +63,11 @@ def test_folders_and_shards_mix_and_pixels_arrive_at_their_index(
     for name in SPLITS:
         split = card.split(name)
         rows = manifest[manifest["split"] == name].sort_values("index")
-        assert rows["index"].tolist() == list(range(len(split.images)))
+        assert rows["index"].tolist() == list(range(len(split.examples)))
         assert [card.classes[label] for label in split.labels] == rows["label"].tolist()
     for i, image in enumerate(pictures):
         row = manifest[(manifest["path"] == "more.parquet") & (manifest["row"] == i)].iloc[0]
-        np.testing.assert_array_equal(card.split(row["split"]).images[int(row["index"])], image)
+        np.testing.assert_array_equal(card.split(row["split"]).examples[int(row["index"])], image)
 
 
 def test_a_forgotten_image_size_is_told(colours: Path, params: MakeParams, capsys: pytest.CaptureFixture[str]) -> None:

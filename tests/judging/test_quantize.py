@@ -22,6 +22,7 @@ from small_service import Service
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
+from src.images.prepare_params import image_spec
 from src.judging import precision, processor, quantization, quantize, speed
 from src.release import card, int8, modelcheck, recording, reviewed
 from src.release.client import Client
@@ -85,9 +86,9 @@ def run(tmp_path: Path, random: np.random.Generator) -> Path:
         (tmp_path / name).mkdir()
     for name, each in (("train", 40), ("test", 20)):
         pixels, labels = images(each, random)
-        np.save(tmp_path / f"arrays/{name}.images.npy", pixels)
+        np.save(tmp_path / f"arrays/{name}.examples.npy", pixels)
         np.save(tmp_path / f"arrays/{name}.labels.npy", labels)
-    shape = {"classes": CLASSES, "size": [SIDE, SIDE], "channels": 3, "fit": "crop"}
+    shape = {"classes": CLASSES, "spec": image_spec((SIDE, SIDE)).to_json()}
     write_json(tmp_path / "arrays/card.json", {**shape, "manifest_sha256": "0" * 64})
     (tmp_path / "model/model.onnx").write_bytes(colour_model())
     told = {"network": "colours", "width": 3, "model_sha256": sha256(tmp_path / "model/model.onnx")}
@@ -271,7 +272,7 @@ def test_a_verdict_that_fails_is_an_answer_and_no_error(
 def test_a_model_of_other_images_is_refused_and_nothing_is_written(command: Callable[..., Any], run: Path) -> None:
     card = read_json(run / "arrays/card.json", "")
     write_json(run / "arrays/card.json", {**card, "classes": ["a", "b", "c"]})
-    with pytest.raises(UserError, match="other classes or another image size"):
+    with pytest.raises(UserError, match="other classes or other examples"):
         command()
     assert not (run / "out").exists()
 
@@ -360,7 +361,7 @@ def test_a_version_says_which_file_answers_and_what_that_cost() -> None:
     assert (tags["precision"], tags["int8_sha256"], tags["int8_accuracy_difference"]) == ("int8", "e" * 64, "-0.001")
     assert recording.tags_of(RELEASE)["precision"] == "fp32"
     assert "int8_sha256" not in recording.tags_of(RELEASE)
-    shape = {"size": [8, 8], "channels": 3, "network": "x"}
+    shape = {"spec": image_spec((8, 8)).to_json(), "network": "x"}
     numbers, manifest = {"accuracy": 0.9, "examples": 5}, {"verdict": {}, "data": {"digest": None}}
     assert "Served as INT8: accuracy -0.10%" in card.write(release, shape, numbers, manifest)
     assert "INT8" not in card.write(RELEASE, shape, numbers, manifest)

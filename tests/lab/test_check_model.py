@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from src import model
 from src.core.arrays import Split
 from src.core.command import UserError
+from src.images.prepare_params import image_spec
 from src.lab.experiments.check_model import Finding, _affordable, _few, check, drawn, main
 from src.lab.experiments.wiring import Subject
 from src.training.classifier import Classifier
@@ -213,7 +214,9 @@ def test_a_large_network_gets_fewer_images_and_steps_on_a_cpu() -> None:
     images = torch.zeros(32, 3, 64, 64, dtype=torch.uint8)
     network = nn.Sequential(nn.Conv2d(3, 512, 9, padding=4), nn.Conv2d(512, 64, 9, padding=4))
     classifier = Classifier(network, [0.0] * 3, [1.0] * 3)
-    subject = Subject(lambda: classifier, images, torch.arange(32), [], torch.device("cpu"), bf16=False)
+    subject = Subject(
+        lambda: classifier, images, torch.arange(32), [], image_spec((64, 64)), torch.device("cpu"), bf16=False
+    )
     fewer, steps = _affordable(subject, classifier)
     assert (len(fewer.images), len(fewer.labels), steps) == (8, 8, 20)
 

@@ -11,6 +11,7 @@ from conftest import write_params
 
 from src.core.arrays import Split
 from src.core.command import UserError
+from src.images.prepare_params import image_spec
 from src.lab.experiments import find_lr
 from src.lab.experiments.find_lr import Round, answer, find, sentence, smoothed
 from src.system.params import Params
@@ -64,7 +65,7 @@ def task() -> Task:
     labels = np.arange(96) % 3
     images = (random.integers(0, 60, (96, 8, 8, 3)) + 150 * np.eye(3)[labels][:, None, None]).astype(np.uint8)
     split = Split(images, labels.astype(np.int64))
-    return Task(split, split.subset(np.arange(24)), list("abc"), (8, 8), 3, "crop", "0")
+    return Task(split, split.subset(np.arange(24)), list("abc"), image_spec((8, 8)), "0")
 
 
 SMALL = {"train__width": 8, "train__batch_size": 16}

@@ -12,6 +12,7 @@ from src import model
 from src.core.command import UserError
 from src.core.files import sha256, write_json
 from src.core.shape import Shape
+from src.images.prepare_params import image_spec
 from src.release import modelcheck
 from src.training import export
 from src.training.classifier import build
@@ -41,7 +42,7 @@ def branching(inside: onnx.NodeProto) -> onnx.NodeProto:
 @pytest.mark.parametrize("name", model.NETWORKS)
 def test_what_export_writes_of_the_template_is_allowed(tmp_path: Path, name: str) -> None:
     classifier = build(name, Shape((8, 8), 3, 2), 4, [0.0] * 3, [1.0] * 3, "flip_shift")
-    assert fault(tmp_path, export.to_onnx(classifier, (8, 8), 3, CLASSES)) == ""
+    assert fault(tmp_path, export.to_onnx(classifier, image_spec((8, 8)), CLASSES)) == ""
 
 
 def test_weights_in_other_files_are_found_wherever_they_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +124,13 @@ def folder_of(folder: Path, made: onnx.ModelProto) -> tuple[Path, Path]:
     path, golden = folder / "model.onnx", folder / "golden"
     golden.mkdir()
     path.write_bytes(made.SerializeToString())
-    card = {"classes": CLASSES, "size": [4, 4], "channels": 1, "network": "n", "width": 1, "model_sha256": sha256(path)}
+    card = {
+        "classes": CLASSES,
+        "spec": image_spec((4, 4), 1).to_json(),
+        "network": "n",
+        "width": 1,
+        "model_sha256": sha256(path),
+    }
     write_json(folder / "card.json", card)
     np.save(golden / "inputs.npy", np.zeros((1, 4, 4, 1), np.uint8))
     examples = [{"probabilities": [0.5, 0.5]}]

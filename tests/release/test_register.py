@@ -27,6 +27,7 @@ from test_serving import write_model
 from src.core.command import UserError
 from src.core.files import sha256, write_json
 from src.core.inference import Model
+from src.images.prepare_params import image_spec
 from src.release import card, recording, reviewed
 from src.release import register as registering
 from src.release.outcome import RefusedError
@@ -64,8 +65,15 @@ def make_release(folder: Path, shuffled: bool = False, pull_request: int | None 
     if shuffled:
         (folder / "model/model.onnx").write_bytes(network(folder / "model"))
     model_sha256 = sha256(folder / "model/model.onnx")
-    facts = {"channels": 3, "classes": CLASSES, "epoch": 2, "epochs": EPOCHS, "fit": "crop", "manifest_sha256": data}
-    facts |= {"model_sha256": model_sha256, "network": "toy", "parameters": 9, "seed": 1, "size": list(SIZE), "width": 1}
+    facts = {"classes": CLASSES, "epoch": 2, "epochs": EPOCHS, "manifest_sha256": data}
+    facts |= {
+        "model_sha256": model_sha256,
+        "network": "toy",
+        "parameters": 9,
+        "seed": 1,
+        "spec": image_spec(SIZE).to_json(),
+        "width": 1,
+    }
     write_json(folder / "model/card.json", facts)
     with (folder / "model/history.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", "train_loss", "validation_loss"])

@@ -78,7 +78,7 @@ def test_a_release_holds_no_picture_that_params_forbid(tmp_path: Path, pictures:
     write_json(tree / "metrics.json", dict.fromkeys(("accuracy", "macro_f1", "log_loss", "ece"), 0.5))
     write_json(
         tree / "out/model/card.json",
-        {"classes": ["cat"], "size": [8, 8], "channels": 3, "network": "n", "model_sha256": "5" * 64},
+        {"classes": ["cat"], "spec": {"kind": "x", "dtype": "f4", "shape": [9]}, "network": "n", "model_sha256": "5" * 64},
     )
     write_params(tree / "params.yaml", report__pictures=pictures)
     verifying._write(tmp_path / "release", tree, "a" * 40, manifest, tree / "judged", None)

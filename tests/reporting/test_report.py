@@ -24,6 +24,7 @@ from src.core import metrics
 from src.core.command import UserError
 from src.core.manifest import MANIFEST
 from src.images.occlusion import occlusion
+from src.images.prepare_params import image_spec
 from src.judging.plan import Plan
 from src.reporting import changes, document, drawing, facts, markdown, numbers, page, words
 from src.reporting.document import Alert, Bold, Bullets, Code, Document, Fold, Link, Listing, Paragraph, Section, Table
@@ -57,9 +58,9 @@ class Case:
         (self.folder / "arrays").mkdir()
         pixels = self.random.integers(0, 256, (len(self.labels), 8, 8, 3), dtype=np.uint8)
         for split in ("train", "validation", "test"):
-            np.save(self.folder / f"arrays/{split}.images.npy", pixels)
+            np.save(self.folder / f"arrays/{split}.examples.npy", pixels)
             np.save(self.folder / f"arrays/{split}.labels.npy", self.labels)
-        card = {"classes": self.classes, "size": [8, 8], "channels": 3, "fit": "crop", "manifest_sha256": "0" * 64}
+        card = {"classes": self.classes, "spec": image_spec((8, 8)).to_json(), "manifest_sha256": "0" * 64}
         self.json("arrays/card.json", card)
         rows = [self.row(i, split) for split in ("train", "validation", "test") for i in range(len(self.labels))]
         self.rows("manifest.parquet", rows)
@@ -80,7 +81,7 @@ class Case:
 
     def _model(self) -> None:
         (self.folder / "model").mkdir()
-        card = {"classes": self.classes, "size": [8, 8], "channels": 3, "network": "small_resnet", "width": 4,
+        card = {"classes": self.classes, "spec": image_spec((8, 8)).to_json(), "network": "small_resnet", "width": 4,
                 "temperature": 0.5, "parameters": 1234, "epoch": 4, "model_sha256": "5" * 64}  # fmt: skip
         self.json("model/card.json", card)
         self.json("main/card.json", {**card, "temperature": 0.75})

@@ -38,6 +38,7 @@ from test_pipeline import copy_repository, python, require_success
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.images import images
+from src.images.prepare_params import image_spec
 from src.serving import identity, layout, logs, multipart, serve, settings
 from src.serving.engine import Engine
 from src.serving.http import protocol
@@ -69,7 +70,7 @@ def write_model(folder: Path, size: int = 8, classes: list[str] = CLASSES) -> Pa
     helper.set_model_props(model, {"classes": json.dumps(classes)})
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx")
-    card = {"classes": classes, "size": [size, size], "channels": 3, "fit": "crop", "network": "colours", "width": 1}
+    card = {"classes": classes, "spec": image_spec((size, size)).to_json(), "network": "colours", "width": 1}
     write_json(folder / "card.json", {**card, "model_sha256": sha256(folder / "model.onnx")})
     return folder
 
@@ -219,7 +220,7 @@ def test_serving_sees_the_pixels_that_training_saw(
     engine: Engine, client: httpx.Client, kind: str, random: np.random.Generator
 ) -> None:
     content = encode(random.integers(0, 256, (37, 21, 3), dtype=np.uint8), kind)
-    pixels = images.fit(images.decode(content, 10**6).pixels, (8, 8), 3, "crop")
+    pixels = images.encode(content, image_spec((8, 8)), 10**6)[0]
     logits = pixels.reshape(-1, 3).astype(np.float32).mean(0) * 0.02
     expected = np.exp(logits) / np.exp(logits).sum()
     told = client.post("/predict", files={"image": ("x", content)}).json()["probabilities"]
@@ -424,7 +425,7 @@ def test_the_release_names_the_model_and_every_answer_carries_it(
     for answer in (good, bad):
         assert (answer.headers["x-model-version"], answer.headers["x-manifest"]) == ("7", "f" * 64)
     assert {key: told[key] for key in release} == release
-    assert (told["classes"], told["size"], told["channels"], told["network"]) == (CLASSES, [8, 8], 3, "colours")
+    assert (told["classes"], told["spec"]["shape"], told["network"]) == (CLASSES, [8, 8, 3], "colours")
 
 
 def test_a_release_of_another_model_is_not_believed(model: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.shape import Shape
+from src.images.prepare_params import image_spec
 from src.system import recipe
 from src.system.params import Params, load
 from src.system.params_text import put
@@ -61,7 +62,7 @@ def test_the_first_layer_sees_a_seeded_sample_of_the_whole_split(tmp_path: Path)
     images = random.integers(0, 60, (6000, 8, 8, 3), dtype=np.uint8)
     images[5500:] += 150
     split = Split(images, np.repeat([0, 1], 3000))
-    task = Task(split, split, ["a", "b"], (8, 8), 3, "crop", "0" * 64)
+    task = Task(split, split, ["a", "b"], image_spec((8, 8)), "0" * 64)
     weights = [start.start(task, one)[0].network.whiten.weight for one in (params, params)]
     assert torch.equal(*weights)
     dark = start.start(replace(task, training=split.subset(np.arange(5000))), params)[0].network.whiten.weight

@@ -106,11 +106,11 @@ def test_evaluation_sees_every_image_unchanged_and_in_order(flat: Split, room: R
     assert made.where == ways[room == ROOMS["windowed"]]
     for _ in range(2):  # before an epoch has padded them, and after
         images, labels = (torch.cat(column) for column in zip(*made.in_order(10), strict=True))
-        np.testing.assert_array_equal(images.permute(0, 2, 3, 1), split.images[:])
+        np.testing.assert_array_equal(images.permute(0, 2, 3, 1), split.examples[:])
         assert torch.equal(labels, torch.from_numpy(split.labels))
         next(made.epoch(10, 1))
     images, labels = made.example(4)
-    np.testing.assert_array_equal(images.permute(0, 2, 3, 1), split.images[:4])
+    np.testing.assert_array_equal(images.permute(0, 2, 3, 1), split.examples[:4])
     assert labels.tolist() == split.labels[:4].tolist()
 
 
@@ -135,7 +135,7 @@ def test_a_window_over_sorted_classes_draws_as_at_random(tmp_path: Path, rows: s
     split = Split(images, np.repeat(np.arange(10), 4000))
     if rows:
         split = split.subset(np.flatnonzero(np.random.default_rng(1).random(40_000) < 0.8))
-    window = Window(Reader(split.images), 5, 0, len(split.labels), 2**19)  # a quarter of the whole
+    window = Window(Reader(split.examples), 5, 0, len(split.labels), 2**19)  # a quarter of the whole
     counts, seen = [], []
     for _ in range(len(split.labels) // 250):
         drawn = window.draw(250)[1]
@@ -165,7 +165,7 @@ def test_explicit_reads_equal_indexing(tmp_path: Path, random: np.random.Generat
 
 def test_a_file_cut_short_while_it_is_read_ends_the_epoch_with_a_sentence(flat: Split) -> None:
     made = Batches(flat, CPU, Augment(**OFF), 203, None, ROOMS["windowed"])
-    os.truncate(flat.images.filename, 1000)
+    os.truncate(flat.examples.filename, 1000)
     with pytest.raises(UserError, match=r"images.npy has become shorter while it was read: run `dvc repro -f prepare`"):
         list(made.epoch(10, 1))
 
@@ -196,7 +196,7 @@ def test_channel_statistics_are_exact(tmp_path: Path, random: np.random.Generato
     rows = random.permutation(600)[:400]
     whole = Split(mapped(tmp_path, images), np.zeros(600, np.int64))
     for split, expected in ((whole, images), (whole.subset(rows), images[rows])):
-        mean, deviation = channel_statistics(split.images)
+        mean, deviation = channel_statistics(split.examples)
         np.testing.assert_allclose(mean, expected.mean(axis=(0, 1, 2)), atol=1e-4)
         np.testing.assert_allclose(deviation, expected.std(axis=(0, 1, 2)), atol=1e-4)
 
@@ -226,7 +226,7 @@ split = Split(images, np.zeros(len(images), np.int64))
 small = Split(images[:2000], split.labels[:2000])
 train = lambda split: sum(len(labels) for _, labels in Batches(
     split, torch.device("cpu"), Augment(**{OFF | {"crop": 4, "flip": True}!r}), 10, None, Room(0, 0)).epoch(512, 1))
-channel_statistics(small.images), train(small)
+channel_statistics(small.examples), train(small)
 before = peak()
 assert train(split) == len(images)
 channel_statistics(images)

@@ -6,6 +6,7 @@ python -m pytest tests/training/test_folds.py
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_every_answer_is_kept_under_its_example(whole: Path, prepared: Path) -> 
         right = sum(one["accuracy"] * one["examples"] for one in made["folds"]["runs"] if str(one["seed"]) == seed)
         assert marks.count("1") == pytest.approx(right, abs=0.01)
     test = arrays.load(prepared / "arrays").split("test")
-    answers = Model(whole).probabilities(test.images).argmax(axis=1)
+    answers = Model(whole).probabilities(test.examples).argmax(axis=1)
     assert made["repeats"]["answers"]["right"]["1"] == "".join("01"[right] for right in (answers == test.labels).astype(int))
 
 
@@ -229,7 +230,7 @@ def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) ->
         series.plan(data, params, tmp_path / "m.parquet")
     with pytest.raises(UserError, match="--manifest"):
         series.plan(data, params, None)
-    fitting = type(data)(data.folder, data.classes, data.size, data.channels, data.fit, sha256(tmp_path / "m.parquet"))
+    fitting = replace(data, manifest_sha256=sha256(tmp_path / "m.parquet"))
     made = series.plan(fitting, params, tmp_path / "m.parquet")
     training, _, _ = folds.tables(tmp_path / "m.parquet", fitting)
     named = np.array(training.column("group").to_pylist())

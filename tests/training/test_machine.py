@@ -17,6 +17,7 @@ from src import model
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.shape import Shape
+from src.images.prepare_params import image_spec
 from src.training import export, machine
 from src.training.classifier import build
 from src.training.loop import fit
@@ -44,7 +45,7 @@ def task(side: int = 8, count: int = 132) -> Task:
     def split(count: int) -> Split:
         return Split(random.integers(0, 256, (count, side, side, 3), dtype=np.uint8), np.arange(count) % 3)
 
-    return Task(split(count), split(30), ["a", "b", "c"], (side, side), 3, "crop", "0" * 64)
+    return Task(split(count), split(30), ["a", "b", "c"], image_spec((side, side)), "0" * 64)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -68,7 +69,7 @@ def test_the_gradient_of_a_replaced_convolution_is_right_for_any_number_of_threa
 def test_an_exported_replacement_is_one_convolution() -> None:
     network = build("small_resnet", Shape((8, 8), 3, 3), 8, [127.0] * 3, [64.0] * 3).eval()
     assert any(isinstance(layer, StridedConv1x1) for layer in network.modules())
-    made = export.to_onnx(network, (8, 8), 3, ["a", "b", "c"])
+    made = export.to_onnx(network, image_spec((8, 8)), ["a", "b", "c"])
     kinds = [node.op_type for node in made.graph.node]
     assert "Slice" not in kinds
     assert kinds.count("Conv") == 9

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from src.core.card import Card
 from src.core.command import UserError
 from src.core.shape import Shape
+from src.images.prepare_params import image_spec
 from src.model import ResidualBlock
 from src.training import export
 from src.training.classifier import Classifier, build, load, networks, save
@@ -95,7 +96,7 @@ def test_save_and_load_give_the_same_answers(tmp_path: Path) -> None:
 def test_onnx_is_one_file_that_takes_uint8_of_any_batch(name: str) -> None:
     made = classifier(name).eval()
     made.temperature.fill_(0.6)
-    exported = export.to_onnx(made, (16, 16), 3, list("abcde"))
+    exported = export.to_onnx(made, image_spec((16, 16)), list("abcde"))
     onnx.checker.check_model(exported, full_check=True)
     assert all(tensor.data_location != onnx.TensorProto.EXTERNAL for tensor in exported.graph.initializer)
     session = ort.InferenceSession(exported.SerializeToString())
@@ -109,7 +110,7 @@ def test_onnx_is_one_file_that_takes_uint8_of_any_batch(name: str) -> None:
 
 
 def test_equal_models_are_equal_files_without_paths_of_this_machine() -> None:
-    first, second = (export.to_onnx(classifier(), (16, 16), 3, list("abcde")).SerializeToString() for _ in range(2))
+    first, second = (export.to_onnx(classifier(), image_spec((16, 16)), list("abcde")).SerializeToString() for _ in range(2))
     assert first == second
     assert b".py" not in first
     assert str(Path.cwd()).encode() not in first
@@ -122,7 +123,7 @@ class Unexportable(nn.Module):
 
 def test_what_onnx_cannot_say_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"cannot be exported to ONNX \(.+\); rewrite that operation") as caught:
-        export.to_onnx(Classifier(Unexportable(), [0.0] * 3, [1.0] * 3), (16, 16), 3, list("abcde"))
+        export.to_onnx(Classifier(Unexportable(), [0.0] * 3, [1.0] * 3), image_spec((16, 16)), list("abcde"))
     assert "\n" not in str(caught.value)
 
 
@@ -137,7 +138,7 @@ def test_test_time_augmentation_answers_the_mean_over_its_views(tta: str) -> Non
     single = sum(weight * (made(view) + made(view.flip(3))) / 2 for weight, view in weighted)
     made.tta = tta
     torch.testing.assert_close(made(images), single, atol=1e-5, rtol=1e-5)
-    session = ort.InferenceSession(export.to_onnx(made, (16, 12), 3, list("abcde")).SerializeToString())
+    session = ort.InferenceSession(export.to_onnx(made, image_spec((16, 12)), list("abcde")).SerializeToString())
     for count in (1, 3):
         (answer,) = session.run(None, {"images": images[:count].permute(0, 2, 3, 1).numpy()})
         np.testing.assert_allclose(answer, single[:count].softmax(1).detach().numpy(), atol=1e-5)
@@ -145,11 +146,11 @@ def test_test_time_augmentation_answers_the_mean_over_its_views(tta: str) -> Non
 
 def test_test_time_augmentation_costs_nothing_in_training_and_is_counted_in_serving(tmp_path: Path) -> None:
     made = classifier()
-    once = export.flops(made, (16, 16), 3)
-    trained = export.training_flops(made, (16, 16), 3)
+    once = export.flops(made, image_spec((16, 16)))
+    trained = export.training_flops(made, image_spec((16, 16)))
     made.tta = "flip_shift"
-    assert export.flops(made, (16, 16), 3) == 6 * once
-    assert export.training_flops(made, (16, 16), 3) == trained == 3 * once
+    assert export.flops(made, image_spec((16, 16))) == 6 * once
+    assert export.training_flops(made, image_spec((16, 16))) == trained == 3 * once
     seen: list[int] = []
     made.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     made.train()(torch.zeros(2, 3, 16, 16))

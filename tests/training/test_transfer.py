@@ -18,6 +18,7 @@ from src.core.arrays import Split
 from src.core.command import UserError
 from src.core.files import sha256
 from src.core.shape import Shape
+from src.images.prepare_params import image_spec
 from src.system import champion
 from src.system.params import Params
 from src.system.registry import Registry
@@ -54,7 +55,7 @@ def task() -> Task:
     labels = np.arange(96) % 3
     images = (random.integers(0, 60, (96, 8, 8, 3)) + 150 * np.eye(3)[labels][:, None, None]).astype(np.uint8)
     split = Split(images, labels.astype(np.int64))
-    return Task(split, split.subset(np.arange(24)), ABC, (8, 8), 3, "crop", "0")
+    return Task(split, split.subset(np.arange(24)), ABC, image_spec((8, 8)), "0")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def test_training_starts_from_a_file_and_lists_what_happened(
     told = capsys.readouterr().out
     assert f"start from {path}, with module. taken off its names: 54 of 56 tensors copied, 0 of the file not used" in told
     assert "fc.weight " in told
-    assert classifier.mean.flatten().tolist() == pytest.approx(task.training.images.mean(axis=(0, 1, 2)), abs=1e-3)
+    assert classifier.mean.flatten().tolist() == pytest.approx(task.training.examples.mean(axis=(0, 1, 2)), abs=1e-3)
     with pytest.raises(
         UserError, match=r"not one layer of .*w.pt fits network resnet18: check train.network and train.width"
     ):

@@ -5,7 +5,6 @@
 A Pillow image in, a dictionary out, and no setting changed.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
+from src.core.card import Card
+
 
 @bentoml.service
 class Default:
@@ -22,10 +23,8 @@ class Default:
 
     def __init__(self) -> None:
         folder = Path(os.environ["BENCH_MODEL"])
-        card = json.loads((folder / "card.json").read_text())
-        self.classes: list[str] = card["classes"]
-        self.height, self.width = card["size"]
-        self.channels: int = card["channels"]
+        card = Card.read(folder / "card.json", made_by="train")
+        self.classes, (self.height, self.width, self.channels) = card.classes, card.spec.shape
         self.session = ort.InferenceSession(folder / "model.onnx")
         self.name = self.session.get_inputs()[0].name
 

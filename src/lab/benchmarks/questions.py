@@ -77,7 +77,7 @@ def _picture(random: np.random.Generator, kind: str, side: int) -> bytes:
 
 def pixels(content: bytes, model: Model) -> NDArray[np.uint8]:
     """Return what the model sees of an image file, uint8 of shape (height, width, channels)."""
-    return images.load(content, _LARGEST, model.size, model.channels, model.card.fit)[0]
+    return images.encode(content, model.spec, _LARGEST)[0]
 
 
 def ask(server: str, contents: Sequence[bytes], kind: str, model: Model, folder: Path) -> Questions:

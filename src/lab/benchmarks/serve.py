@@ -91,7 +91,7 @@ def measure(args: argparse.Namespace) -> Json:
                 bar.update()
         return {
             **summarize(found, alone),
-            "model": {"input": [*model.size, model.channels], "network": model.card.network, "sha256": model.sha256},
+            "model": {"input": model.spec.shape, "network": model.card.network, "sha256": model.sha256},
             "upload": {"format": args.format, "side": args.size, "bytes": round(sum(map(len, contents)) / len(contents))},
             "hardware": hardware.describe(),
             "load": load.generator(),

@@ -31,6 +31,7 @@ from src.core import arrays
 from src.core.arrays import Split
 from src.core.command import UserError, cores, table
 from src.images.augment_params import Augment
+from src.images.prepare_params import image_spec
 from src.system.params import load
 from src.training import loop, optimizer, start
 from src.training.loop import Learner
@@ -73,7 +74,7 @@ class Plain:
         """Build a fresh network and a loader whose workers stay."""
         torch.manual_seed(params.seed)
         self._learner = _plain_learner(task, params)
-        images = PerSample(np.array(task.training.images[:]), task.training.labels, params.augment.crop)
+        images = PerSample(np.array(task.training.examples[:]), task.training.labels, params.augment.crop)
         self._loader: Iterable[Any] = DataLoader(
             images, params.batch_size, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True
         )
@@ -214,7 +215,7 @@ def _accuracy(learner: Learner, test: Split) -> float:
     right = 0
     with torch.inference_mode(), learner.autocast():
         for first in range(0, len(test.labels), _TEST_BATCH):
-            images = torch.from_numpy(np.array(test.images[first : first + _TEST_BATCH])).permute(0, 3, 1, 2)
+            images = torch.from_numpy(np.array(test.examples[first : first + _TEST_BATCH])).permute(0, 3, 1, 2)
             answers = learner.classifier(images.to(learner.device)).argmax(dim=1).cpu().numpy()
             right += int((answers == test.labels[first : first + _TEST_BATCH]).sum())
     return right / len(test.labels)
@@ -244,14 +245,14 @@ def _given(args: argparse.Namespace) -> Task:
     """Return the task to compare on: the first of prepared images, or of synthetic ones."""
     if args.arrays:
         task = of(arrays.load(args.arrays))
-        if task.channels != 3:
+        if task.spec.shape[2] != 3:
             raise UserError(f"{args.arrays} holds grey images, and the plain recipe takes colours: prepare 3 channels")
         return replace(task, training=task.training.subset(np.arange(min(args.images, len(task.training.labels)))))
     random = np.random.default_rng(1)
     pixels = random.integers(0, 256, (args.images, _SIDE, _SIDE, 3), np.uint8)
     split = Split(pixels, random.integers(0, _CLASSES, args.images))
     none = split.subset(np.arange(0))
-    return Task(split, none, [str(label) for label in range(_CLASSES)], (_SIDE, _SIDE), 3, "crop", "")
+    return Task(split, none, [str(label) for label in range(_CLASSES)], image_spec((_SIDE, _SIDE)), "")
 
 
 def _params(args: argparse.Namespace) -> Train:

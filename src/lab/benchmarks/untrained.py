@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
+from src.core.card import Card
 from src.core.command import UserError
 from src.core.files import sha256, write_json
 from src.core.shape import Shape
+from src.images.prepare_params import image_spec
 from src.training import export
 from src.training.classifier import build, networks
 
@@ -29,20 +31,18 @@ def write(network: str, side: int, width: int | None, folder: Path) -> None:
     if network not in networks():
         raise UserError(f"there is no network {network!r}: expected one of {', '.join(networks())}")
     torch.manual_seed(0)
-    size, width = (side, side), width or _WIDTHS.get(network, 64)
-    classifier = build(network, Shape(size, 3, len(_CLASSES)), width, [127.0] * 3, [64.0] * 3).eval()
+    spec, width = image_spec((side, side)), width or _WIDTHS.get(network, 64)
+    classifier = build(network, Shape.of(spec, len(_CLASSES)), width, [127.0] * 3, [64.0] * 3).eval()
     classifier.get_buffer("temperature").fill_(0.02)  # sharp answers: one image is told from another
     folder.mkdir(parents=True, exist_ok=True)
-    export.write(export.to_onnx(classifier, size, 3, _CLASSES), folder / "model.onnx")
-    card = {
-        "channels": 3,
-        "classes": _CLASSES,
-        "fit": "crop",
-        "flops": export.flops(classifier, size, 3),
-        "model_sha256": sha256(folder / "model.onnx"),
-        "network": network,
-        "parameters": sum(weights.numel() for weights in classifier.parameters()),
-        "size": list(size),
-        "width": width,
-    }
-    write_json(folder / "card.json", card)
+    export.write(export.to_onnx(classifier, spec, _CLASSES), folder / "model.onnx")
+    card = Card(
+        classes=_CLASSES,
+        flops=export.flops(classifier, spec),
+        model_sha256=sha256(folder / "model.onnx"),
+        network=network,
+        parameters=sum(weights.numel() for weights in classifier.parameters()),
+        spec=spec,
+        width=width,
+    )
+    write_json(folder / "card.json", card.to_json())

@@ -72,7 +72,7 @@ def check(task: Task, params: Params, steps: int | None = None) -> list[Finding]
         return classifier.to(device).train()
 
     images, labels = (value.to(device) for value in _few(task.training))
-    subject = Subject(build, images, labels, task.classes, device, machine.bf16(train, device))
+    subject = Subject(build, images, labels, task.classes, task.spec, device, machine.bf16(train, device))
     return list(_findings(subject, params.evaluate.parity_tolerance, steps))
 
 
@@ -118,8 +118,7 @@ def _affordable(subject: Subject, classifier: Classifier) -> tuple[Subject, int]
     """Choose images and steps by the operations that they cost, so that no clock decides what is found."""
     if subject.device.type != "cpu":
         return subject, _STEPS
-    channels, *size = subject.images.shape[1:]
-    operations = max(1, export.training_flops(classifier, (size[0], size[1]), channels))
+    operations = max(1, export.training_flops(classifier, subject.spec))
     images = int(min(len(subject.images), max(_FEWEST_IMAGES, _CPU_OPERATIONS / operations / ENOUGH)))
     steps = int(min(_STEPS, max(2 * EARLY, _CPU_OPERATIONS / operations / images)))
     return replace(subject, images=subject.images[:images], labels=subject.labels[:images]), steps
@@ -132,19 +131,19 @@ def _few(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         rows = np.flatnonzero(split.labels == label)
         ranks[rows] = np.arange(len(rows))
     chosen = np.lexsort((split.labels, ranks))[:_IMAGES]
-    images = torch.from_numpy(np.array(split.images[chosen])).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(np.array(split.examples[chosen])).permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(split.labels[chosen])
 
 
 def drawn(params: Params) -> Task:
     """Return a task of noise about ten colours, of the size that params.yaml asks for."""
     random = np.random.default_rng(0)
-    size = params.prepare.image_size
+    spec = params.prepare.spec
     labels = np.arange(4 * _IMAGES, dtype=np.int64) % 10
-    colours = random.integers(0, 256, (10, 1, 1, params.prepare.channels))
-    noise = random.normal(0, 40, (len(labels), size[0], size[1], params.prepare.channels))
+    colours = random.integers(0, 256, (10, 1, 1, spec.shape[2]))
+    noise = random.normal(0, 40, (len(labels), *spec.shape))
     split = Split(np.clip(colours[labels] + noise, 0, 255).astype(np.uint8), labels)
-    return Task(split, split, [str(i) for i in range(10)], (size[0], size[1]), params.prepare.channels, "crop", "")
+    return Task(split, split, [str(i) for i in range(10)], spec, "")
 
 
 def main() -> None:
@@ -156,7 +155,7 @@ def main() -> None:
     args = parser.parse_args()
     params = load(args.params)
     there = (args.arrays / "card.json").is_file()
-    task = of(arrays.load(args.arrays, params.prepare)) if there else drawn(params)
+    task = of(arrays.load(args.arrays, params.prepare.spec)) if there else drawn(params)
     print(f"network {params.train.network}, width {params.train.width}, on {args.arrays if there else 'drawn images'}\n")
     found = check(task, params, args.steps)
     print(table(("check", "result", "what was found"), [(each.check, each.result, each.told) for each in found]))

@@ -227,7 +227,7 @@ def main() -> None:
         raise UserError("use --steps of 20 or more, --rounds of 1 or more, and a --low over 0 that is under --high")
     check_outputs([args.arrays, args.params], folders=[args.out])
     asked = load(args.params)
-    data, params = arrays.load(args.arrays, asked.prepare), asked.train
+    data, params = arrays.load(args.arrays, asked.prepare.spec), asked.train
     rounds = find(of(data), params, np.geomspace(args.low, args.high, args.steps), args.rounds)
     found = answer(rounds)
     write(args.out, rounds, found, params)

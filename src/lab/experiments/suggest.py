@@ -26,6 +26,7 @@ from src.core.manifest import class_order
 from src.core.params import content
 from src.core.shape import Shape
 from src.images import images, readers
+from src.images.prepare_params import image_spec
 from src.system.params import Params, filled, load
 from src.system.params_text import same
 from src.training import export
@@ -210,7 +211,8 @@ def _image_size(short: int, ratio: float, channels: int, facts: Facts, epochs: i
         built = networks()[_NETWORK](Shape(shape(side), channels, len(facts.counts)), _WIDTH) if epochs else None
         if built is None or side <= smaller:
             break
-        cost = export.training_flops(Classifier(built, [0.0] * channels, [1.0] * channels), shape(side), channels)
+        spec = image_spec(shape(side), channels)
+        cost = export.training_flops(Classifier(built, [0.0] * channels, [1.0] * channels), spec)
         side = smaller if cost * facts.training * epochs > _OPERATIONS else side
     return shape(side)
 

@@ -42,7 +42,7 @@ def sweep(args: argparse.Namespace, params: Params) -> None:
         UserError: the data did not pass validation, the space does not fit the params, the storage does not answer,
             or no trial was trained to its end.
     """
-    data = arrays.load(args.arrays, params.prepare)
+    data = arrays.load(args.arrays, params.prepare.spec)
     require_passed(args.validation, data)
     images = len(of(data).validation.labels)
     if not images:

@@ -301,7 +301,7 @@ def main() -> None:
         raise UserError(f"--steps is {args.steps}: measure at least one")
     check_outputs([args.arrays], folders=[args.out])
     params = load(args.params)
-    measured = profile(of(arrays.load(args.arrays, params.prepare)), params.train, args.out, args.steps)
+    measured = profile(of(arrays.load(args.arrays, params.prepare.spec)), params.train, args.out, args.steps)
     cause, share = measured.verdict, max(measured.shares.values())
     print(
         f"the bottleneck is {cause.name}: {share:.0%} of a step. {cause.advice}\n{args.out / 'bottleneck.md'} has the rest"

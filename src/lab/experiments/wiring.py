@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.core.command import UserError
+from src.core.shape import Spec
 from src.release import modelcheck
 from src.training import export
 from src.training.classifier import Classifier, Served
@@ -40,6 +41,7 @@ class Subject:
     images: Tensor
     labels: Tensor
     classes: list[str]
+    spec: Spec
     device: torch.device
     bf16: bool
 
@@ -278,9 +280,8 @@ def repeats(subject: Subject, lesson: Lesson) -> Found:
 def parity(subject: Subject, lesson: Lesson, tolerance: float) -> Found:
     """Ask the exported file to answer as PyTorch does, for one image and for several."""
     classifier = copy.deepcopy(lesson.classifier).cpu().eval()
-    channels, height, width = subject.images.shape[1:]
     try:
-        made = export.to_onnx(classifier, (height, width), channels, subject.classes)
+        made = export.to_onnx(classifier, subject.spec, subject.classes)
     except UserError as error:
         return "FAIL", str(error), "without the export nothing can be served"
     if fault := modelcheck.fault_of(made):
@@ -291,7 +292,7 @@ def parity(subject: Subject, lesson: Lesson, tolerance: float) -> Found:
     session = ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
     apart = 0.0
     for n in BATCHES:
-        images = np.random.default_rng(n).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
+        images = np.random.default_rng(n).integers(0, 256, (n, *subject.spec.shape)).astype(subject.spec.dtype)
         with torch.inference_mode():
             expected = Served(classifier)(torch.from_numpy(images)).numpy()
         apart = max(apart, float(np.abs(session.run(None, {export.INPUT: images})[0] - expected).max()))
