@@ -5,7 +5,6 @@ Which files those are says `include` in bentofile.yaml.
 """
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -25,10 +24,10 @@ from src.release.containerize import EngineError, call
 from src.system.dvc_lock import digest
 
 BENTOFILE = "bentofile.yaml"
+DOCKERFILE = "src/release/Dockerfile"
 IDENTITY = "out/release/identity.json"
-MODEL = "out/model"
 MANIFEST = "manifest.json"
-UV = "requirements/uv.txt"  # src/serving/service.py has the image install it
+_PACKAGES = "requirements.txt"  # the lock, by the name that the Dockerfile copies it by
 
 
 @dataclass(frozen=True)
@@ -46,29 +45,33 @@ class Content:
 
 
 def assemble(tree: Path, content: Content, folder: Path) -> dict[str, str]:
-    """Fill `folder` with just the files that bentofile.yaml names; return the SHA-256 of each file of the service.
+    """Fill an empty folder with what bentofile.yaml names and building needs; return the SHA-256 of the service's files.
 
     Args:
         tree: a checked-out commit, or the working tree: also its new files count, but none that Git ignores.
         content: what is released.
-        folder: an empty folder.
+        folder: where the files go.
 
     Raises:
         UserError: bentofile.yaml is not readable, or a file that it names is nowhere.
     """
     if not (tree / BENTOFILE).is_file():
         raise UserError(f"{BENTOFILE} is missing: restore it with git checkout {BENTOFILE}")
-    text = device.bentofile((tree / BENTOFILE).read_text(), device.read())
-    include, exclude, lock = _named(text)
+    text = (tree / BENTOFILE).read_text()
+    told = parse_yaml(text, BENTOFILE)
+    include = told.get("include") if isinstance(told, dict) else None
+    if not isinstance(include, list) or not include:
+        raise UserError(f"{BENTOFILE} has no list `include`: without one everything would get into the image")
     listed = git(tree, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
     places = {path: tree / path for path in listed if path and (tree / path).is_file()}
-    places |= {f"{MODEL}/{path.name}": path for path in content.model.iterdir() if path.is_file()}
+    places |= {f"out/model/{path.name}": path for path in content.model.iterdir() if path.is_file()}
     places |= {MANIFEST: content.manifest} if content.manifest else {}
     places[IDENTITY] = Path(os.devnull)  # written below
-    others = [UV, lock]  # which building needs, and the service does not
-    excluded, paths = PathSpec.from_lines("gitignore", exclude), set()
-    for pattern in [*include, *others]:
-        found = set(PathSpec.from_lines("gitignore", [pattern]).match_files(places))
+    lock = device.LOCKS[device.read()]
+    others = {DOCKERFILE, lock, device.LOCKS["cpu"]}  # which building needs, and the service does not
+    excluded, paths = PathSpec.from_lines("gitignore", told.get("exclude") or []), set()
+    for pattern in [*map(str, include), *others]:
+        found = set(PathSpec.from_lines("gitignore", [pattern.removeprefix("./")]).match_files(places))
         if not found and pattern != MANIFEST:  # which a model that nobody judged has not
             where = f"commit {content.commit[:12]}" if content.commit else "the working tree"
             raise UserError(f"{BENTOFILE} needs {pattern}, which {where} does not have: add the file, or correct the line")
@@ -77,22 +80,11 @@ def assemble(tree: Path, content: Content, folder: Path) -> dict[str, str]:
     for path in {*paths, *others}:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(places[path], folder / path)
+    shutil.copyfile(folder / lock, folder / _PACKAGES)
     (folder / BENTOFILE).write_text(text)
     if IDENTITY in paths:
         write_json(folder / IDENTITY, dict(content.identity))
     return {path: sha256(folder / path) for path in sorted(paths)}
-
-
-def _named(text: str) -> tuple[list[str], list[str], str]:
-    """Return the patterns `include` and `exclude` of bentofile.yaml, and the lock of the packages."""
-    content = parse_yaml(text, BENTOFILE)
-    include = content.get("include") if isinstance(content, dict) else None
-    if not isinstance(include, list) or not include:
-        raise UserError(f"{BENTOFILE} has no list `include`: without one everything would get into the image")
-    lock = (content.get("python") or {}).get("requirements_txt")
-    if not isinstance(lock, str):
-        raise UserError(f"{BENTOFILE} names no lock: set python.requirements_txt to requirements/serving.txt")
-    return [str(pattern).removeprefix("./") for pattern in include], content.get("exclude") or [], lock.removeprefix("./")
 
 
 def key(content: Content, folder: Path, base: str) -> str:
@@ -111,27 +103,19 @@ def key(content: Content, folder: Path, base: str) -> str:
     return digest({"base": base, "bentoml": metadata.version("bentoml"), "files": made_of})
 
 
-def build(folder: Path, home: Path, version: str, base: str) -> Path:
-    """Run `bentoml build` in a build folder, with the store `home`; return the folder of the bento.
-
-    Args:
-        folder: what was assembled.
-        home: BentoML's store.
-        version: of the bento.
-        base: the image to build from.
+def build(folder: Path, home: Path, version: str) -> Path:
+    """Run `bentoml build` in a build folder, with the store `home`; return the bento's folder, with what its packages are.
 
     Raises:
         UserError: BentoML refused.
     """
-    command = [sys.executable, "-P", "-m", "bentoml", "build", "--output", "tag", "--version", version]
+    command = [sys.executable, "-P", "-m", "bentoml", "build", "--version", version]
     # only what was assembled is importable, so that a file that `include` forgot is missed now and not in production
-    variables = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": "", "BASE_IMAGE": base}
+    variables = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": ""}
     try:
-        said = call(command, 600, environment=variables, folder=folder)
+        call(command, 600, environment=variables, folder=folder)
     except EngineError as error:
         raise UserError(f"bentoml build failed: {error}") from None
-    found = re.findall(r"^__tag__:([^:\s]+):(\S+)$", said, re.MULTILINE)
-    if not found:
-        raise UserError(f"bentoml build names no bento: {said[-500:]}")
-    name, tag = found[-1]
-    return home / "bentos" / str(name) / str(tag)
+    (bento,) = home.glob(f"bentos/*/{version}")
+    shutil.copyfile(folder / _PACKAGES, bento / _PACKAGES)
+    return bento

@@ -35,10 +35,9 @@ from src.system.worktree import checked_out, git
 
 IMAGE_BUDGET_MB = 500
 _GPU_BUDGET_MB = 6000
-BASE_IMAGE = "python:3.11-slim"  # what src/serving/service.py takes where the variable BASE_IMAGE is not set
+BASE_IMAGE = "python:3.11-slim"  # of src/release/Dockerfile where the variable BASE_IMAGE is not set
 UNREGISTERED = "unregistered"
 _KEY = "ml.build.key"
-_TRIES = 3
 _NOT_THERE = re.compile(r"not found|manifest unknown|name unknown|does not exist|denied|unauthorized", re.IGNORECASE)
 _REFUSED = re.compile(r"denied|unauthorized|forbidden|authentication required", re.IGNORECASE)
 
@@ -66,9 +65,8 @@ def build(folder: Path, content: Content, *, push: bool = False, rebuild: bool =
         RefusedError: the image is not as it has to be.
     """
     (folder / "image.json").unlink(missing_ok=True)  # what an earlier build left is not this one's
-    engine = containerize.choose(all_settings.read().engine)
+    engine, identity = containerize.choose(all_settings.read().engine), content.identity
     registry = _registry() if push else None
-    identity = content.identity
     remote = f"{registry}/{identity['name']}" if registry else None
     base, started = find_base(engine), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="image-") as temporary:
@@ -81,8 +79,15 @@ def build(folder: Path, content: Content, *, push: bool = False, rebuild: bool =
         image = None if rebuild else _built_already(engine, key, remote)
         said = f"already built: {name}"
         if image is None:
-            bento = bentos.build(source, Path(temporary, "home"), key[:16], base.pinned)
-            image = _containerize(engine, bento, labels_of(content, base, key))
+            bento = bentos.build(source, Path(temporary, "home"), key[:16])
+            arguments = {"BASE_IMAGE": base.pinned, device.VARIABLE: device.read()}
+            try:
+                image = engine.build(source / bentos.DOCKERFILE, bento, labels_of(content, base, key), arguments)
+            except EngineError as error:
+                said = f"{engine.kind} could not build the image:\n{error}\n"
+                raise RefusedError("image", said, "mend this, then run again") from None
+            if image is None:
+                raise RefusedError("image", f"{engine.kind} built no image", f"see {engine.kind} info, then run again")
             said = f"built {name} in {time.monotonic() - started:.0f} s"
     found = _check(engine, image, files, name)
     engine.tag(image.id, name)
@@ -110,17 +115,16 @@ def find_base(engine: Engine) -> Base:
         RefusedError: it cannot be fetched.
     """
     name = os.environ.get("BASE_IMAGE") or BASE_IMAGE
-    image = engine.inspect(name)
+    image, why = engine.inspect(name), "it is not there afterwards"
     if image is None:
         print(f"fetching the base image {name}", flush=True)
         try:
-            engine.pull(name)
+            image = engine.pull(name)
         except EngineError as error:
-            then = "look at network and name, or name another base by BASE_IMAGE"
-            raise RefusedError("image", f"the base image {name} cannot be fetched ({_last(error)})", then) from None
-        image = engine.inspect(name)
+            why = error.reason
     if image is None:
-        raise RefusedError("image", f"the base image {name} is not there after it was fetched", "set another BASE_IMAGE")
+        then = "look at network and name, or name another base by BASE_IMAGE"
+        raise RefusedError("image", f"the base image {name} cannot be fetched ({why})", then)
     if not image.digests:
         print(f"the base image {name} was made on this machine, so that no registry names its digest", flush=True)
         return Base(name, name, image.id)
@@ -134,32 +138,16 @@ def find_base(engine: Engine) -> Base:
 def _built_already(engine: Engine, key: str, remote: str | None) -> Image | None:
     """Return the image with this key: that of the registry, whose digest is known, before one of this machine."""
     if remote:
-        name = f"{remote}:key-{key[:12]}"
         try:
             with signed_in(engine, remote) as login:
-                engine.pull(name, login)
+                image = engine.pull(f"{remote}:key-{key[:12]}", login)
         except EngineError as error:
             if not _NOT_THERE.search(str(error)):
                 raise _registry_error(remote, error) from None
         else:
-            image = engine.inspect(name)
             if image and image.labels.get(_KEY) == key:
                 return image
     return next((engine.inspect(id_) for id_ in engine.find(_KEY, key)), None)
-
-
-def _containerize(engine: Engine, bento: Path, labels: Mapping[str, str]) -> Image:
-    try:
-        image = engine.inspect(engine.build(bento, labels))
-    except EngineError as error:
-        if "no space left" in str(error).lower():
-            then = f"free some space ({engine.kind} image prune), then run again"
-            raise RefusedError("image", f"the disk is full: {engine.kind} could not build the image", then) from None
-        said = f"{engine.kind} could not build the image:\n{error}\n"
-        raise RefusedError("image", said, "mend this, then run again") from None
-    if image is None:
-        raise RefusedError("image", f"{engine.kind} built no image", f"see {engine.kind} info, then run again")
-    return image
 
 
 def labels_of(content: Content, base: Base, key: str) -> dict[str, str]:
@@ -195,9 +183,14 @@ def _check(engine: Engine, image: Image, files: Mapping[str, str], name: str) ->
         found = engine.inside(image.id)
     except EngineError as error:
         then = "run again with --rebuild"
-        raise RefusedError("image", f"{name} does not run read-only and without rights ({_last(error)})", then) from None
-    wrong = faults(files, found, image)
-    limit, size = _limit(), image.size / 1e6
+        raise RefusedError("image", f"{name} does not run read-only and without rights ({error.reason})", then) from None
+    wrong, size = faults(files, found, image), image.size / 1e6
+    # one for a GPU brings NVIDIA's libraries
+    text = os.environ.get("IMAGE_MAX_MB") or str(IMAGE_BUDGET_MB if device.read() == "cpu" else _GPU_BUDGET_MB)
+    try:
+        limit = float(text)
+    except ValueError:
+        raise UserError(f"IMAGE_MAX_MB is {text!r}: use a number of megabytes, or leave it unset") from None
     if size > limit:
         layers = f"{engine.kind} history {image.id[:19]} shows which layers are large"
         wrong.append(f"it is {size:.0f} MB, over the limit of {limit:g} MB ({layers})")
@@ -207,15 +200,6 @@ def _check(engine: Engine, image: Image, files: Mapping[str, str], name: str) ->
         )
         raise RefusedError("image", f"the image of {name} must not be used: {'; '.join(wrong)}", then)
     return found
-
-
-def _limit() -> float:
-    """Return how many megabytes an image may have; one for a GPU brings NVIDIA's libraries."""
-    text = os.environ.get("IMAGE_MAX_MB") or str(IMAGE_BUDGET_MB if device.read() == "cpu" else _GPU_BUDGET_MB)
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"IMAGE_MAX_MB is {text!r}: use a number of megabytes, or leave it unset") from None
 
 
 def faults(files: Mapping[str, str], found: Mapping[str, Any], image: Image) -> list[str]:
@@ -269,39 +253,25 @@ def _registry() -> str | None:
 
 def _push(engine: Engine, image: Image, remote: str, commit: str | None, key: str) -> str:
     """Push under the commit, where there is one, and under the key; return the digest that the registry gives."""
-    for attempt in range(1, _TRIES + 1):
-        try:
-            with signed_in(engine, remote) as login:
-                for tag in (*([commit[:12]] if commit else []), f"key-{key[:12]}"):
-                    engine.tag(image.id, f"{remote}:{tag}")
-                    digest = engine.push(f"{remote}:{tag}", login)
-        except EngineError as error:
-            if attempt == _TRIES or _REFUSED.search(str(error)):
-                raise _registry_error(remote, error) from None
-            print(f"push {attempt} of {_TRIES} failed: {_last(error)}", flush=True)
-            time.sleep(2 * attempt)
-        else:
-            print(f"pushed {remote}@{digest}", flush=True)
-            return digest
-    raise AssertionError
+    try:
+        with signed_in(engine, remote) as login:
+            for tag in (*([commit[:12]] if commit else []), f"key-{key[:12]}"):
+                engine.tag(image.id, f"{remote}:{tag}")
+                digest = engine.push(f"{remote}:{tag}", login)
+    except EngineError as error:
+        raise _registry_error(remote, error) from None
+    print(f"pushed {remote}@{digest}", flush=True)
+    return digest
 
 
 def _registry_error(remote: str, error: EngineError) -> RefusedError:
     server = remote.partition("/")[0]
     if _REFUSED.search(str(error)):
         then = "check REGISTRY_USER and REGISTRY_TOKEN, and that they may write packages there"
-        return RefusedError("image", f"the registry {server} refuses ({_last(error)})", then)
+        return RefusedError("image", f"the registry {server} refuses ({error.reason})", then)
     return RefusedError(
-        "image", f"the registry {server} does not answer as it should ({_last(error)})", "start it, or set IMAGE_REGISTRY"
+        "image", f"the registry {server} does not answer as it should ({error.reason})", "start it, or set IMAGE_REGISTRY"
     )
-
-
-def _last(error: Exception) -> str:
-    """Return the last line of what an engine said, which is not that it has a help, without the token."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not re.match(r"(See|Run) '.+ --help'", line)]
-    line = (lines or ["no reason given"])[-1][:300]
-    token = os.environ.get("REGISTRY_TOKEN")
-    return line.replace(token, "***") if token else line
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The command line of Docker or Podman, which take the same arguments: build, inspect, tag, push, pull and remove images.
 
-DEPLOY_ENGINE names one of them; without it the first that answers is taken. Docker builds with what its client brings:
-buildx where it is installed, else the builder inside the engine.
+DEPLOY_ENGINE names one of them; without it the first that answers is taken.
 """
 
 import json
@@ -32,7 +31,17 @@ _HARDENED = (
 
 
 class EngineError(UserError):
-    """The engine refused; the text is the reason it gave."""
+    """The engine refused; the text is the end of what it printed."""
+
+    @property
+    def reason(self) -> str:
+        """Return its last line that is no hint at a help, without the registry's token."""
+        lines = [line for line in str(self).splitlines() if line.strip() and not re.match(r"(See|Run) '.+ --help'", line)]
+        line = (lines or ["no reason given"])[-1].strip()
+        for start in ("docker: ", "Error response from daemon: "):
+            line = line.removeprefix(start)
+        token = os.environ.get("REGISTRY_TOKEN")
+        return (line.replace(token, "***") if token else line)[:300]
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,20 @@ class Engine:
         """
         return call([self.kind, *arguments], seconds, text=text, environment=more)
 
-    def build(self, bento: Path, labels: Mapping[str, str]) -> str:
-        """Build the Dockerfile that BentoML wrote into a bento; return the image's id."""
+    def build(
+        self, dockerfile: Path, context: Path, labels: Mapping[str, str], arguments: Mapping[str, str]
+    ) -> Image | None:
+        """Build an image of what lies in a folder.
+
+        Raises:
+            EngineError: it could not.
+        """
         options = [f"--label={key}={value}" for key, value in labels.items()]
+        options += [f"--build-arg={key}={value}" for key, value in arguments.items()]
         with tempfile.TemporaryDirectory(prefix="image-") as folder:
-            options += [f"--iidfile={folder}/id", f"--file={bento}/env/docker/Dockerfile"]
-            self.run("build", *options, str(bento), seconds=_LONG, more={**_BUILDX, **os.environ})
-            return Path(folder, "id").read_text().strip()
+            options += [f"--iidfile={folder}/id", f"--file={dockerfile}"]
+            self.run("build", *options, str(context), seconds=_LONG, more={**_BUILDX, **os.environ})
+            return self.inspect(Path(folder, "id").read_text().strip())
 
     def find(self, label: str, value: str) -> list[str]:
         """Return the ids of the images with a label, the newest first."""
@@ -107,9 +123,10 @@ class Engine:
         """Give an image one more name."""
         self.run("tag", name, new)
 
-    def pull(self, name: str, more: Mapping[str, str] | None = None) -> None:
+    def pull(self, name: str, more: Mapping[str, str] | None = None) -> Image | None:
         """Fetch an image from its registry."""
         self.run("pull", *_plain(self.kind, name), name, seconds=_LONG, more=more)
+        return self.inspect(name)
 
     def push(self, name: str, more: Mapping[str, str] | None = None) -> str:
         """Push a name that the image has; return the digest under which the registry keeps it.

@@ -1,4 +1,4 @@
-"""What SERVE_DEVICE changes of a release: the packages of its image, and what its container is given. Used by build, deploy.
+"""What SERVE_DEVICE changes of a release: the packages of its image, and what its container is given.
 
     SERVE_DEVICE=cuda make image
 
@@ -9,12 +9,10 @@ service to compute there: it then starts on a machine with a GPU only, and never
 import os
 from collections.abc import Mapping
 
-from src.core.command import UserError
 from src.system.variables import filled, word
 
 VARIABLE = "SERVE_DEVICE"
-_DEVICES = ("cpu", "cuda")
-_LOCKS = {"cpu": "requirements/serving.txt", "cuda": "requirements/serving-gpu.txt"}
+LOCKS = {"cpu": "requirements/serving.txt", "cuda": "requirements/serving-gpu.txt"}
 # docs.docker.com/engine/containers/gpu and podman.io: Podman names devices by CDI, which `nvidia-ctk cdi generate` writes
 _ACCESS = {"docker": ("--gpus=all",), "podman": ("--device=nvidia.com/gpu=all",)}
 
@@ -25,24 +23,7 @@ def read(environment: Mapping[str, str] = os.environ) -> str:
     Raises:
         UserError: it is another word.
     """
-    return word(filled(environment), VARIABLE, _DEVICES) or "cpu"
-
-
-def bentofile(text: str, device: str) -> str:
-    """Return a bentofile.yaml whose image has the packages of a device, and whose service computes on it.
-
-    Raises:
-        UserError: the text does not name the packages of the CPU, which others are to take the place of.
-    """
-    if device == "cpu":
-        return text
-    if text.count(_LOCKS["cpu"]) != 1 or text.count("\nenvs:\n") != 1:
-        raise UserError(
-            f"bentofile.yaml does not name {_LOCKS['cpu']} and a list `envs` once each, so no image for {device} can be "
-            f"made from it: restore both lines (git log bentofile.yaml), or set {VARIABLE}=cpu"
-        )
-    told = f'\nenvs:\n  - name: {VARIABLE}\n    value: "{device}"\n'
-    return text.replace(_LOCKS["cpu"], _LOCKS[device]).replace("\nenvs:\n", told)
+    return word(filled(environment), VARIABLE, tuple(LOCKS)) or "cpu"
 
 
 def access(engine: str, environment: Mapping[str, str]) -> tuple[str, ...]:

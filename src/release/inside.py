@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _TRAINING = ("torch", "mlflow", "dvc", "sklearn", "pandas")  # the service needs none of them
-_PYTHON = ("/usr/lib", "/usr/local/lib", "/app/.venv/lib")
 # imported at every start; where the image holds no bytecode of them, and its disk is read-only, each start compiles them
 _STARTED = ("asyncio.base_events", "email.message", "json.decoder", "logging", "typing", "bentoml", "numpy", "onnxruntime")
 
@@ -33,24 +32,21 @@ def uncompiled(modules: Iterable[str] = _STARTED) -> list[str]:
     return [name for name, spec in specs.items() if spec and spec.has_location and not Path(str(spec.cached)).is_file()]
 
 
-def python_packages() -> list[dict[str, str]]:
-    """Return every installed distribution, also those of the base image beside the service's own environment."""
-    folders = {
-        str(path) for root in _PYTHON for name in ("site", "dist") for path in Path(root).glob(f"python3*/{name}-packages")
-    }
-    found = metadata.distributions(path=sorted({*folders, *sys.path}))
-    named = {(str(each.metadata["Name"] or "").lower().replace("_", "-"), each.version) for each in found}
-    return [{"name": name, "version": version} for name, version in sorted(named) if name]
+def python_packages() -> list[tuple[str, str]]:
+    """Return name and version of every distribution, also those of the base image beside the service's own environment."""
+    base = [str(path) for root in ("/usr/lib", "/usr/local/lib") for path in Path(root).glob("python3*/*-packages")]
+    found = metadata.distributions(path=[*base, *sys.path])
+    return sorted({(str(each.metadata["Name"]).lower().replace("_", "-"), each.version) for each in found})
 
 
-def debian_packages(status: Path = Path("/var/lib/dpkg/status")) -> list[dict[str, str]]:
-    """Read dpkg's own list, which is there also where dpkg-query was removed; empty on another system."""
+def debian_packages(status: Path = Path("/var/lib/dpkg/status")) -> list[tuple[str, str, str]]:
+    """Read name, version and architecture from dpkg's list, there also without dpkg-query; empty on another system."""
     found = []
     for entry in status.read_text(errors="replace").split("\n\n") if status.is_file() else []:
         fields = dict(line.split(": ", 1) for line in entry.splitlines() if ": " in line and not line.startswith(" "))
         if fields.get("Status", "").endswith(" installed"):
-            found.append({"name": fields["Package"], "version": fields["Version"], "architecture": fields["Architecture"]})
-    return sorted(found, key=lambda package: package["name"])
+            found.append((fields["Package"], fields["Version"], fields["Architecture"]))
+    return sorted(found)
 
 
 def main() -> None:
@@ -60,7 +56,7 @@ def main() -> None:
         "system": platform.freedesktop_os_release()["ID"] if Path("/etc/os-release").is_file() else "",
         "uncompiled": uncompiled(),
         "training": [name for name in _TRAINING if find_spec(name) is not None],
-        "files": files(Path(os.environ.get("BENTO_PATH", "/home/bentoml/bento")) / "src"),
+        "files": files(Path(os.environ["BENTO_PATH"], "src")),
         "packages": python_packages(),
         "debian": debian_packages(),
     }

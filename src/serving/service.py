@@ -1,18 +1,14 @@
 """The BentoML service: `bentoml serve src.serving.service:ImageClassifier`, or `make serve`, which looks first.
 
-Reads out/model (model.onnx, card.json), manifest.json and, in an image, out/release/identity.json. `bentofile.yaml` builds
-it. This module is imported by two processes, the one that watches and the one that computes: what only the latter needs is
-imported when it starts.
+Reads out/model (model.onnx, card.json), manifest.json and, in an image, out/release/identity.json. `bentofile.yaml` names
+its files, src/release/Dockerfile makes its image. This module is imported by two processes, the one that watches and the
+one that computes: what only the latter needs is imported when it starts.
 """
 
-import os
-import re
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import bentoml
-from bentoml.images import Image
 
 from src.core.command import UserError
 from src.serving import logs, settings
@@ -33,28 +29,8 @@ def _engine() -> Engine:
 
 ENGINE = _engine()
 
-HOME_FOLDERS = ("bentos", "models", "envs", "tmp", "prometheus_multiproc_dir")
-
-# "none" is no distribution that BentoML knows: so it installs no compiler and no git (50 MB), which nothing here needs
-IMAGE = Image(
-    base_image=os.environ.get("BASE_IMAGE") or "python:3.11-slim",
-    distro="none",
-    python_version="3.11",
-    lock_python_packages=False,
-)
-# BentoML would install the newest uv; this one is pinned, pip compares its SHA-256, and without the lock there is no image
-UV = Path("requirements/uv.txt")
-_pinned = " ".join(re.findall(r"^uv==\S+|--hash=\S+", UV.read_text(), re.MULTILINE)) if UV.is_file() else ""
-IMAGE.run(f"echo '{_pinned}' | pip install --no-cache-dir --no-deps --require-hashes -r /dev/stdin && command -v uv")
-# BentoML makes these at every start where they are not; made here, the root file system can be read-only
-IMAGE.run("mkdir -p -m 755 " + " ".join(f"/home/bentoml/{name}" for name in HOME_FOLDERS))
-# the official image has no bytecode of Python's library, which nobody can write later: each start would compile it anew
-IMAGE.run(
-    """python -c "import compileall, re, sysconfig; compileall.compile_dir(sysconfig.get_path('stdlib'), quiet=2, """
-    """rx=re.compile('/(dist-packages|ensurepip|idlelib|lib2to3|pydoc_data|site-packages|test|tests|tkinter|turtledemo)/'))\""""
-)
-
-# one thread of number libraries, few memory pools that give large pieces back, no traces (they would go nowhere)
+# one thread of number libraries, few memory pools that give large pieces back, no traces (they would go nowhere);
+# src/release/Dockerfile has them too, for the process that watches
 ENVIRONMENT = {
     "OTEL_SDK_DISABLED": "true",
     "OPENBLAS_NUM_THREADS": "1",
@@ -67,7 +43,6 @@ ENVIRONMENT = {
 
 @bentoml.service(
     name="image-classifier",
-    image=IMAGE,
     workers=ENGINE.settings.workers,
     traffic={"timeout": ENGINE.settings.timeout + 10},  # the front's own limit comes first
     metrics={"enabled": False},  # the front's are better: see src/serving/metrics.py

@@ -23,7 +23,7 @@ from test_serving import CLASSES, picture, write_model
 from src.core.command import UserError
 from src.core.files import sha256
 from src.release import bento as bentos
-from src.release import build, containerize, inside, reviewed, sbom
+from src.release import build, containerize, device, inside, reviewed, sbom
 from src.release.bento import Content
 from src.release.build import Base
 from src.release.containerize import Engine, EngineError, Image, choose
@@ -54,7 +54,7 @@ def copy_code(folder: Path) -> Path:
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements", "starter/project"):
         (folder / name).mkdir(parents=True)
-    for name in ("bentofile.yaml", bentos.UV, "requirements/serving.txt", "starter/project/manifest.json"):
+    for name in ("bentofile.yaml", *device.LOCKS.values(), "starter/project/manifest.json"):
         shutil.copyfile(ROOT / name, folder / name)
     return folder
 
@@ -62,7 +62,8 @@ def copy_code(folder: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_NAME", NAME)
-    for name in ("IMAGE_REGISTRY", "IMAGE_MAX_MB", "GITHUB_ACTIONS", "GITHUB_REPOSITORY", "GITHUB_OUTPUT", "REGISTRY_TOKEN"):
+    given = ("IMAGE_REGISTRY", "IMAGE_MAX_MB", "SERVE_DEVICE", "REGISTRY_TOKEN")
+    for name in (*given, "GITHUB_ACTIONS", "GITHUB_REPOSITORY", "GITHUB_OUTPUT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -102,7 +103,7 @@ def assembled(tree: Path, content: Content, target: Path) -> str:
 def test_only_what_bentofile_names_is_assembled(checkout: Path, content: Content, tmp_path: Path) -> None:
     files = bentos.assemble(checkout, content, tmp_path)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {*files, "bentofile.yaml", "requirements/serving.txt", bentos.UV}
+    assert found == {*files, "bentofile.yaml", "requirements/serving.txt", "requirements.txt", bentos.DOCKERFILE}
     assert {"out/model/model.onnx", "manifest.json", "src/serving/service.py"} <= found
     assert not [path for path in found if path.startswith(("src/training", "src/model.py", "starter"))]
     identity = json.loads((tmp_path / bentos.IDENTITY).read_text())
@@ -131,8 +132,6 @@ def test_an_int8_model_gets_in_where_the_release_has_one(
     ("old", "new", "words"),
     [
         ("src/__init__.py", "src/lost.py", "needs src/lost.py, which the working tree does not have: add the file"),
-        ("serving.txt", "lost.txt", "needs requirements/lost.txt, which the working tree does not have"),
-        ("requirements_txt", "other", "names no lock"),
         ("include:", "including:", "has no list `include`: without one everything would get into the image"),
         ("include:", "include: [", "is not valid YAML"),
     ],
@@ -189,6 +188,32 @@ def test_the_working_tree_is_named_by_its_model(content: Content, tmp_path: Path
         assert (identity["manifest"] is not None) == (judged == sha) == (identity["verdict"] == "pass")
 
 
+def test_the_image_for_a_gpu_has_other_packages(
+    checkout: Path, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = assembled(checkout, content, tmp_path / "cpu")
+    monkeypatch.setenv("SERVE_DEVICE", "cuda")
+    assert assembled(checkout, content, tmp_path / "cuda") != cpu
+    for name, lock in device.LOCKS.items():
+        assert (tmp_path / name / "requirements.txt").read_bytes() == (ROOT / lock).read_bytes()
+
+
+def test_all_that_an_image_fetches_is_pinned_by_its_hash() -> None:
+    """The base is told by its digest; of packages pip takes those of the lock alone."""
+    text = (ROOT / bentos.DOCKERFILE).read_text()
+    lines = [" ".join(line.split()) for line in re.sub(r"\\\n", "", text).splitlines() if line and line[0] != "#"]
+    assert lines[:2] == [f"ARG BASE_IMAGE={build.BASE_IMAGE}", "FROM ${BASE_IMAGE}"]
+    assert [line for line in lines if line.startswith("FROM")] == lines[1:2]
+    fetching = [line for line in lines if re.search(r"\b(ADD|apt|apt-get|curl|wget|uv|pip|npm|git)\b", line)]
+    assert len(fetching) == 1
+    assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(fetching[0].split())
+    assert fetching[0].endswith("--requirement /tmp/requirements.txt")
+    assert [line for line in lines if line.startswith("USER")] == ["USER bentoml"]
+    service = (ROOT / "src/serving/service.py").read_text()
+    for name, value in re.findall(r'^    "([A-Z_]+)": "(\w+)",', service, re.MULTILINE):
+        assert f" {name}={value}" in text  # of the process that watches, too
+
+
 @pytest.mark.parametrize(
     ("name", "digests", "pinned"),
     [
@@ -203,7 +228,6 @@ def test_a_tag_is_resolved_to_the_digest_that_its_registry_gave(
 ) -> None:
     monkeypatch.setenv("BASE_IMAGE", name)
     monkeypatch.setattr(Engine, "inspect", lambda *_: replace(IMAGE, digests=digests))
-    assert f'os.environ.get("BASE_IMAGE") or "{build.BASE_IMAGE}"' in (ROOT / "src/serving/service.py").read_text()
     assert build.find_base(Engine("docker")) == Base(name, pinned, pinned.rpartition("@")[2] if digests else IMAGE.id)
 
 
@@ -273,6 +297,7 @@ def test_a_program_that_hangs_fails_or_is_missing_gives_a_reason(
 def test_a_registry_on_this_machine_speaks_http(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(Engine, "run", lambda self, *words, **_: asked.append(f"{self.kind} {' '.join(words)}") or "")
+    monkeypatch.setattr(Engine, "inspect", lambda *_: None)
     for kind, name in (("podman", "127.0.0.1:5000/x"), ("podman", "ghcr.io/x"), ("docker", "localhost/x")):
         Engine(kind).pull(name)
     assert asked == ["podman pull --tls-verify=false 127.0.0.1:5000/x", "podman pull ghcr.io/x", "docker pull localhost/x"]
@@ -343,16 +368,10 @@ def test_the_registry_is_githubs_there_and_none_elsewhere(monkeypatch: pytest.Mo
 def test_the_reason_of_an_engine_holds_no_token_and_no_hint_at_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGISTRY_TOKEN", "secret")
     for ending in ("", "\nSee 'docker run --help'.", "\n\nRun 'docker run --help' for more information\n"):
-        assert build._last(ValueError(f"Unable to find it\ndocker: denied: secret{ending}")) == "docker: denied: ***"
+        assert EngineError(f"Unable to find it\ndocker: denied: secret{ending}").reason == "denied: ***"
     assert "the registry ghcr.io refuses (denied: ***)" in str(
         build._registry_error("ghcr.io/x", EngineError("denied: secret"))
     )
-
-
-def test_a_size_limit_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMAGE_MAX_MB", "half")
-    with pytest.raises(UserError, match="IMAGE_MAX_MB is 'half': use a number"):
-        build._limit()
 
 
 def test_what_is_inside_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +379,7 @@ def test_what_is_inside_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("src/a.py", "src/__pycache__/a.pyc", "bare_one.py", "compiled_one.py"):
         (tmp_path / name).write_text("")
     assert inside.files(tmp_path / "src") == {"a.py": hashlib.sha256(b"").hexdigest()}
-    assert {"name": "onnx", "version": onnx.__version__} in inside.python_packages()
+    assert ("onnx", onnx.__version__) in inside.python_packages()
     monkeypatch.syspath_prepend(tmp_path)
     cached = tmp_path / "__pycache__" / f"compiled_one.{sys.implementation.cache_tag}.pyc"
     cached.parent.mkdir()
@@ -370,14 +389,14 @@ def test_what_is_inside_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     entry = "Package: {}\nStatus: {}\nArchitecture: amd64\nVersion: 1.2-3\nDescription: x\n two: lines\n"
     entries = [entry.format("tzdata", "install ok installed"), entry.format("gone", "deinstall ok config-files")]
     (tmp_path / "status").write_text("\n".join(entries))
-    assert inside.debian_packages(tmp_path / "status") == [{"name": "tzdata", "version": "1.2-3", "architecture": "amd64"}]
+    assert inside.debian_packages(tmp_path / "status") == [("tzdata", "1.2-3", "amd64")]
 
 
 def test_the_bill_of_materials_names_packages_and_the_model() -> None:
     found = {
         "system": "debian",
-        "packages": [{"name": "ruamel-yaml", "version": "1.0"}],
-        "debian": [{"name": "libstdc++6", "version": "12.2.0-14+deb12u1", "architecture": "amd64"}],
+        "packages": [["ruamel-yaml", "1.0"]],
+        "debian": [["libstdc++6", "12.2.0-14+deb12u1", "amd64"]],
     }
     identity = {"name": NAME, "version": "3", "model_sha256": "5" * 64, "manifest": "a" * 64, "commit": None, "data": "d"}
     told, again = (json.loads(sbom.write(found, identity, "k")) for _ in range(2))
@@ -396,21 +415,6 @@ def test_the_bill_of_materials_names_packages_and_the_model() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # For real
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.journey
-def test_uv_is_pinned_by_its_hash_and_the_base_by_its_digest(checkout: Path, content: Content, tmp_path: Path) -> None:
-    """BentoML's own line installs uv only where there is none yet."""
-    assembled(checkout, content, tmp_path / "source")
-    pinned = f"python@sha256:{'b' * 64}"
-    bento = bentos.build(tmp_path / "source", tmp_path / "home", "1", pinned)
-    lines = (bento / "env/docker/Dockerfile").read_text().splitlines()
-    assert f"FROM {pinned} AS base-container" in lines
-    ours = next(i for i, line in enumerate(lines) if re.search(r"echo 'uv==\d.+' \| pip install .*--require-hashes", line))
-    theirs = next(i for i, line in enumerate(lines) if "command -v uv >/dev/null || pip install uv" in line)
-    assert ours < theirs
-    assert re.findall(r"--hash=[\w:]+", lines[ours]) == re.findall(r"--hash=[\w:]+", (ROOT / bentos.UV).read_text())
-    assert lines[ours].endswith("&& command -v uv")  # an empty list of packages installs nothing, and fails here
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -4,7 +4,6 @@ import re
 
 import pytest
 from conftest import ROOT
-from ruamel.yaml import YAML
 
 from src.core.command import UserError
 from src.release import device
@@ -34,23 +33,6 @@ def test_the_lock_for_a_gpu_has_the_gpu_build_alone_with_cuda_cudnn_and_hashes()
     text = (ROOT / "requirements" / "serving-gpu.txt").read_text()
     assert "://" not in text
     assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z0-9])", text.strip()))
-
-
-def test_the_bentofile_for_a_gpu_differs_in_its_lock_and_one_variable() -> None:
-    text = (ROOT / "bentofile.yaml").read_text()
-    assert device.bentofile(text, "cpu") == text
-    cpu, gpu = (YAML(typ="safe").load(device.bentofile(text, name)) for name in ("cpu", "cuda"))
-    assert gpu["python"].pop("requirements_txt") == "./requirements/serving-gpu.txt"
-    assert cpu["python"].pop("requirements_txt") == "./requirements/serving.txt"
-    assert gpu["envs"].pop(0) == {"name": "SERVE_DEVICE", "value": "cuda"}
-    assert cpu == gpu
-
-
-@pytest.mark.parametrize("line", ["requirements/serving.txt", "envs:"])
-def test_a_bentofile_without_what_the_gpu_needs_is_named(line: str) -> None:
-    text = (ROOT / "bentofile.yaml").read_text().replace(line, "other")
-    with pytest.raises(UserError, match=r"bentofile.yaml does not name .*restore both lines"):
-        device.bentofile(text, "cuda")
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
