@@ -218,6 +218,7 @@ def write_inputs(
     bare = folder / "bin" / "python3"  # without the packages of whoever runs the tests, as on a runner
     bare.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S "$@"\n')
     bare.chmod(0o755)
+    (folder / "bin" / "gh").symlink_to(Path(sys.executable).with_name("gh"))  # as on GitHub's machines
     yaml = YAML()
     yaml.width = 10_000
     with (folder / "workflow.yml").open("w") as file:
@@ -261,7 +262,7 @@ def surroundings(copy: Path) -> dict[str, str]:
     """Return the environment of the machine: this one's programs, but no Docker, no settings and no credentials."""
     own = str(Path(sys.executable).parent)
     path = [place for place in os.environ["PATH"].split(os.pathsep) if place != own]
-    kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "TZ", "TMPDIR") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE") if name in os.environ}
     return {
         **kept,
         "PATH": os.pathsep.join([str(copy / "bin"), *path]),

@@ -6,18 +6,25 @@ with GitHub(tmp_path) as github:     # repository team/models with an empty `mai
 It is stricter than a public GitHub: every read needs its permission too, as in a private repository.
 """
 
+import atexit
 import base64
 import gzip
 import io
 import json
 import os
 import re
+import shutil
+import socket
+import ssl
 import subprocess
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -58,6 +65,7 @@ class RefusedError(Exception):
     def __init__(self, status: int, message: str, **more: Any) -> None:
         self.status = status
         self.body = {"message": message, **more, "status": str(status)}
+        self.accepted = ""  # the permissions of which one would do, in GitHub's words
 
 
 @dataclass
@@ -168,8 +176,7 @@ class GitHub:
         self._faults: list[tuple[str, int]] = []
         self._ids = iter(range(1_000, 10**9))
         self._runs = iter(range(7_000, 10**9))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"github": self}))
-        self._server.daemon_threads = True
+        self._server = Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"github": self}))
         self.url = self.server_url = f"http://127.0.0.1:{self._server.server_port}"
         self.elsewhere = f"http://localhost:{self._server.server_port}"
         self.runtime_token = "runtime"
@@ -177,6 +184,7 @@ class GitHub:
         self.git = self.repository.path
 
     def __enter__(self) -> Self:
+        tls()
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
@@ -927,6 +935,36 @@ def dispatch(github: GitHub, call: Call, file: str) -> Answer:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@cache
+def tls() -> ssl.SSLContext:
+    """Make a certificate for loopback, and let what this process starts trust it beside those that the machine trusts."""
+    folder = Path(tempfile.mkdtemp(prefix="standin-tls-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", "-x509", *kind, *names], check=True, capture_output=True)
+    trusted = Path(ssl.get_default_verify_paths().cafile or os.devnull).read_text()
+    (folder / "trusted.pem").write_text(trusted + certificate.read_text())
+    os.environ["SSL_CERT_FILE"] = str(folder / "trusted.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+class Server(ThreadingHTTPServer):
+    """Answers on one port whoever begins in plain text, as Git and the actions' stand-ins do, and with TLS, as `gh` does."""
+
+    daemon_threads = True
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if request.recv(1, socket.MSG_PEEK) == b"\x16":  # a handshake
+            with suppress(OSError), tls().wrap_socket(request, server_side=True) as secure:
+                super().finish_request(secure, client_address)
+        else:
+            super().finish_request(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Tells Git from API from artifact store by the path, and keeps the log."""
 
@@ -940,7 +978,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = url.path.removeprefix("/api/v3")
         content = self._read_body()
         token = self._token()
-        self.entry = {"method": self.command, "path": url.path, "query": url.query, "token": token, "status": 0}
+        self.entry = {"method": self.command, "path": path, "query": url.query, "token": token, "status": 0}
         self.github.requests.append(self.entry)
         fault = self.github.fault(f"{self.command} {path}")
         if fault:
@@ -1002,7 +1040,8 @@ class _Handler(BaseHTTPRequestHandler):
                 )
                 status, body = self._dispatch(call, token)
         except RefusedError as refused:
-            return self._send(refused.status, json.dumps(refused.body).encode())
+            accepted = {"X-Accepted-GitHub-Permissions": refused.accepted} if refused.accepted else {}
+            return self._send(refused.status, json.dumps(refused.body).encode(), accepted)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return self._send(400, json.dumps({"message": f"Problems parsing JSON ({error!r})"}).encode())
         if status == 302:
@@ -1132,7 +1171,9 @@ def require(permissions: Mapping[str, str], needs: tuple[str, ...]) -> None:
         if permissions.get(name) in (level, "write"):
             return
     if needs:
-        raise RefusedError(403, "Resource not accessible by integration")
+        refused = RefusedError(403, "Resource not accessible by integration")
+        refused.accepted = "; ".join(needs).replace("-", "_").replace(":", "=")
+        raise refused
 
 
 def clone(github: GitHub, folder: Path) -> Callable[..., str]:

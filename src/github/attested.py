@@ -12,17 +12,15 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from src.core.command import UserError
 from src.core.files import read_json, write_json
+from src.github.api import login, program
 
 WORKFLOW = ".github/workflows/deploy.yml"
 _SECONDS = 300
@@ -52,12 +50,8 @@ def verify(image: Mapping[str, Any], made: str) -> str:
 def command(image: str) -> list[str]:
     """Return the command that verifies an image named by its digest."""
     repository = os.environ.get("GITHUB_REPOSITORY", "")
-    beside = Path(sys.executable).with_name("gh")
-    gh = str(beside) if beside.is_file() else shutil.which("gh")
-    if gh is None:
-        raise UserError("the command gh is not installed: run make setup, which brings it")
     return [
-        *(gh, "attestation", "verify", f"oci://{image}"),
+        *(program(), "attestation", "verify", f"oci://{image}"),
         *("--repo", repository, "--signer-workflow", f"{repository}/{WORKFLOW}"),
         *("--source-ref", os.environ.get("GITHUB_REF", ""), "--deny-self-hosted-runners"),
     ]
@@ -73,14 +67,10 @@ def _log_in(folder: Path, image: str) -> None:
 
 
 def _run(image: str, folder: Path) -> None:
-    server = urlsplit(os.environ.get("GITHUB_SERVER_URL", "https://github.com")).netloc
-    login = {"DOCKER_CONFIG": str(folder), "GH_HOST": server, "GH_PROMPT_DISABLED": "1", "NO_COLOR": "1", "GH_DEBUG": ""}
-    token = os.environ.get("GITHUB_TOKEN", "")
-    login["GH_TOKEN" if server == "github.com" else "GH_ENTERPRISE_TOKEN"] = token
+    server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+    environment = {**login(server, os.environ.get("GITHUB_TOKEN", "")), "DOCKER_CONFIG": str(folder)}
     try:
-        done = subprocess.run(
-            command(image), env={**os.environ, **login}, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
+        done = subprocess.run(command(image), env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise UserError(f"{image}: its attestation was not verified within {_SECONDS} s: run the job again") from None
     if done.returncode:

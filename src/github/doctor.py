@@ -10,7 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from src.github.gh import Gh
+from src.github.api import GitHub
 from src.github.state import inspect
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Say which settings on GitHub are missing, with the command for each.")
     parser.add_argument("settings", type=Path, help="folder of the files that say what must be")
     arguments = parser.parse_args()
-    repository, findings = inspect(Gh.of_this_folder(), arguments.settings)
+    repository, findings = inspect(GitHub.of_this_folder(), arguments.settings)
     kind = "public" if repository.public else "private"
     role = "you are an administrator" if repository.admin else "you are no administrator: some settings stay unknown"
     print(f"{repository.gh.repository} on {repository.gh.host} ({kind}; {role})")

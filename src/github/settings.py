@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from src.core.command import UserError
-from src.github.gh import PLAN, Gh, RefusedError
+from src.github.api import PLAN, ApiError, GitHub
 from src.github.state import inspect
 from src.github.wanted import Change
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the changes and make none")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args()
-    gh = Gh.of_this_folder()
+    gh = GitHub.of_this_folder()
     _, findings = inspect(gh, arguments.settings)
     changes = [finding for finding in findings if finding.change]
     print(f"{gh.repository} on {gh.host}: {len(changes)} to change")
@@ -43,7 +43,7 @@ def main() -> None:
     sys.exit(failed > 0)
 
 
-def _agreed(gh: Gh) -> bool:
+def _agreed(gh: GitHub) -> bool:
     if not sys.stdin.isatty():
         raise UserError("there is nobody to ask: look at the changes above, then run again with --yes")
     try:
@@ -56,17 +56,19 @@ def _agreed(gh: Gh) -> bool:
     return agreed
 
 
-def _apply(gh: Gh, change: Change) -> bool:
+def _apply(gh: GitHub, change: Change) -> bool:
     try:
-        gh.send(change.method, change.path, change.body)
-    except RefusedError as error:
+        {"POST": gh.post, "PUT": gh.put}[change.method](change.path, change.body)
+    except ApiError as error:
+        if error.is_final:
+            raise
         print(f"failed   {change.file.name}: {error}{_advice(error)}", file=sys.stderr)
         return False
     print(f"changed  {change.file.name}: {change.method} {gh.address(change.path)}")
     return True
 
 
-def _advice(error: RefusedError) -> str:
+def _advice(error: ApiError) -> str:
     if error.by_plan:
         return f": {PLAN}"
     return {

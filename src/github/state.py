@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from src.core.command import UserError
-from src.github.gh import PLAN, Gh, RefusedError
+from src.github.api import PLAN, ApiError, GitHub
 from src.github.wanted import Change, Finding, Repository, raised
 
 _ADMIN = "you must be an administrator (a fine-grained token: Administration, read)"
@@ -90,7 +90,7 @@ _DOCUMENTS = (
 )
 
 
-def inspect(gh: Gh, folder: Path) -> tuple[Repository, list[Finding]]:
+def inspect(gh: GitHub, folder: Path) -> tuple[Repository, list[Finding]]:
     """Compare the repository with the files of `folder`; required settings come first.
 
     Raises:
@@ -107,16 +107,20 @@ def _look(repository: Repository, check: _Check) -> list[Finding]:
     findings: list[Finding] = []
     try:
         findings.extend(check.look(repository))  # what was found before a refusal stays
-    except RefusedError as error:
+    except ApiError as error:
+        if error.is_final:
+            raise
         lacking = f"; {PLAN}" if error.by_plan else "" if repository.admin else f"; {check.permission}"
         findings.append(Finding("unknown", check.required, f"{check.what}: GitHub does not show it ({error}){lacking}"))
     return findings
 
 
-def _repository(gh: Gh, folder: Path) -> Repository:
+def _repository(gh: GitHub, folder: Path) -> Repository:
     try:
         answer = gh.get("")
-    except RefusedError as error:
+    except ApiError as error:
+        if error.is_final:
+            raise
         raise UserError(
             f"{gh.host} shows you no repository {gh.repository} ({error}): check `git remote get-url origin` and "
             "`gh auth status`, or name it as GH_REPO=owner/name"
@@ -182,7 +186,7 @@ def _main(repository: Repository) -> Iterator[Finding]:
 
 def _workflows(repository: Repository) -> Iterator[Finding]:
     files = sorted(path.name for path in (repository.folder.parent / "workflows").glob("*.yml"))
-    listed = list(repository.gh.pages("actions/workflows", "workflows"))
+    listed = list(repository.gh.pages("actions/workflows"))
     states = {flow["path"].removeprefix(".github/workflows/"): flow["state"] for flow in listed}
     for file in files:
         state = states.get(file)
@@ -207,7 +211,7 @@ def _rules(repository: Repository) -> Iterator[Finding]:
         names = " and ".join(check["context"] for check in _status_checks(want["rules"]))
         yield Finding("ok", True, f"the verdict blocks a merge: {repository.branch} waits for {names}")
         return
-    have = _named(repository, "rulesets", "", want["name"])
+    have = _named(repository, "rulesets", want["name"])
     mend = _create_or_raise(repository, "rulesets", want, have, "ruleset-main.json")
     sentence = f"the verdict does not block a merge: {repository.branch} {', '.join(lacking)}"
     yield Finding("differs" if have else "missing", True, sentence, *mend)
@@ -249,9 +253,9 @@ def _lacks(want: Any, have: Any) -> list[str]:
     return [words.get(want["type"], f"lacks the rule {want['type']}")]
 
 
-def _named(repository: Repository, path: str, key: str, name: str) -> Any:
+def _named(repository: Repository, path: str, name: str) -> Any:
     """Get the repository's own ruleset or policy of that name in full; None when there is none."""
-    for item in repository.gh.pages(path, key):
+    for item in repository.gh.pages(path):
         if item["name"] == name and item.get("source_type", "Repository") == "Repository":
             return repository.gh.get(f"{path}/{item['id']}")
     return None
@@ -296,11 +300,11 @@ def _label(file: str, repository: Repository) -> Iterator[Finding]:
     yield Finding("missing", True, sentence, repository.gh.command("label", "create", name, *words), change)
 
 
-def _there(gh: Gh, path: str) -> Any:
+def _there(gh: GitHub, path: str) -> Any:
     """Get what everyone who reads the repository may see; None says that it does not exist."""
     try:
         return gh.get(path)
-    except RefusedError as error:
+    except ApiError as error:
         if error.status == 404:
             return None
         raise
@@ -367,7 +371,7 @@ def _owners(repository: Repository) -> Iterator[Finding]:
 def _values(repository: Repository) -> dict[str, str]:
     """Return the variables that a workflow sees; the repository's own win over its organisation's."""
     sources = ["actions/organization-variables"] if repository.organisation else []
-    pairs = [pair for path in (*sources, "actions/variables") for pair in repository.gh.pages(path, "variables")]
+    pairs = [pair for path in (*sources, "actions/variables") for pair in repository.gh.pages(path, per_page=30)]
     return {pair["name"]: pair["value"] for pair in pairs}
 
 
@@ -410,7 +414,7 @@ def _runner(name: str, repository: Repository) -> Iterator[Finding]:
         )
         yield Finding("warning", False, sentence, repository.gh.command(*mend))
     wanted = {label.lower() for label in labels}
-    for runner in repository.gh.pages("actions/runners", "runners"):
+    for runner in repository.gh.pages("actions/runners"):
         if runner["status"] == "online" and wanted <= {label["name"].lower() for label in runner["labels"]}:
             yield Finding("ok", False, f"a runner with the labels {', '.join(labels)} is online: {runner['name']}")
             return
@@ -429,7 +433,7 @@ def _labels(value: str) -> list[str]:
 def _policy(repository: Repository) -> Iterator[Finding]:
     want = repository.read("actions-policy.json")
     events = ", ".join(want["rules"][0]["parameters"]["allowed_events"])
-    have = _named(repository, "actions/policies", "policies", want["name"])
+    have = _named(repository, "actions/policies", want["name"])
     if have and raised(want, _part(have, want)) == _part(have, want):
         yield Finding("ok", False, f"a policy says which events start a workflow: {events}")
         return

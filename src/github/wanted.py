@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.github.gh import Gh
+from src.github.api import GitHub
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Finding:
 class Repository:
     """A repository and the folder of its files. `owner` is the login and the number of a person who can be asked."""
 
-    gh: Gh
+    gh: GitHub
     folder: Path
     public: bool
     admin: bool

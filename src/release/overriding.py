@@ -45,7 +45,7 @@ def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:
     except UserError as error:
         doubts.append(f"GitHub could not be asked: {error}")
     except (KeyError, TypeError, ValueError):
-        doubts.append("GitHub answered with something else than a pull request: check GITHUB_API_URL")
+        doubts.append("GitHub answered with something else than a pull request: check GITHUB_SERVER_URL")
     why = "; ".join(doubts) or "no pull request brought this manifest.json"
     raise RefusedError(
         "gates",

@@ -49,7 +49,7 @@ def find() -> Deployed:
         return Deployed(None, f"what is deployed could not be found out: {error}")
     except (KeyError, TypeError, ValueError):
         return Deployed(
-            None, "what is deployed could not be found out: GitHub's answer has another form: check GITHUB_API_URL"
+            None, "what is deployed could not be found out: GitHub's answer has another form: check GITHUB_SERVER_URL"
         )
     if commit and not has(commit):
         why = f"the deployed commit {commit[:12]} is not in this clone: run git fetch --unshallow (in CI: fetch-depth: 0)"

@@ -29,7 +29,6 @@ def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
         commit(git, tmp_path / "clone", "main", a_md="one\n")
         for name, value in {
             "GITHUB_REPOSITORY": "team/models",
-            "GITHUB_API_URL": started.url,
             "GITHUB_SERVER_URL": started.url,
             "GITHUB_RUN_ID": "77",
             "GITHUB_SHA": started.repository.sha("main") or "",

@@ -183,7 +183,6 @@ def poster(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("GITHUB_TOKEN", github.token(JUDGES))
     monkeypatch.setenv("GITHUB_REPOSITORY", "team/models")
-    monkeypatch.setenv("GITHUB_API_URL", github.url)
     monkeypatch.setenv("GITHUB_SERVER_URL", github.server_url)
     monkeypatch.setenv("GITHUB_RUN_ID", "8")
     monkeypatch.setenv("GITHUB_EVENT_PATH", str(tmp_path / "event.json"))

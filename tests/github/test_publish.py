@@ -59,7 +59,6 @@ class World:
             "PLAN": json.dumps(plan),
             "TRAINED": "success",
             "GITHUB_TOKEN": self.github.token(permissions or PERMISSIONS),
-            "GITHUB_API_URL": self.github.url,
             "GITHUB_SERVER_URL": self.github.server_url,
             "GITHUB_REPOSITORY": "team/models",
             "GITHUB_RUN_ID": str(self.run_id),

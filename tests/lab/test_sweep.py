@@ -403,7 +403,6 @@ class Place:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "GITHUB_TOKEN": self.github.token({"contents": "write", "pull-requests": "write", "actions": "write"}),
-            "GITHUB_API_URL": self.github.url,
             "GITHUB_SERVER_URL": self.github.server_url,
             "GITHUB_REPOSITORY": "team/models",
             "GITHUB_SHA": self.sha,

@@ -28,7 +28,6 @@ def github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
         for name, value in {
             "GITHUB_ACTIONS": "true",
             "GITHUB_REPOSITORY": "team/models",
-            "GITHUB_API_URL": started.url,
             "GITHUB_SERVER_URL": started.url,
             "GITHUB_TOKEN": started.token(READER),
             "DEPLOY_RUNNER": "[]",
@@ -100,7 +99,7 @@ def test_a_fault_of_github_is_no_answer(github: GitHub, monkeypatch: pytest.Monk
 def test_an_answer_of_another_form_is_none(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEPLOY_RUNNER")
     github.answer("GET /repos/team/models/actions/workflows/deploy.yml/runs", 200, [{"id": 1}])
-    assert "check GITHUB_API_URL" in production.find().why
+    assert "check GITHUB_SERVER_URL" in production.find().why
 
 
 @pytest.mark.journey

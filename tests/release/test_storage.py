@@ -45,7 +45,7 @@ def command(github: GitHub, tmp_path: Path) -> Command:
         told = {
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
-            "GITHUB_API_URL": github.url,
+            "GITHUB_SERVER_URL": github.url,
             "GITHUB_ENV": str(folder / "github-env"),
             "GITHUB_REF_NAME": "main",
             "GITHUB_REPOSITORY": "team/models",
@@ -347,12 +347,13 @@ def test_a_commits_configuration_says_nothing_about_the_remote_with_the_credenti
 @pytest.fixture
 def in_job(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> GitHub:
     """This process is a job of the branch `mine`."""
-    told = {"GITHUB_API_URL": github.url, "GITHUB_REPOSITORY": "team/models", "GITHUB_TOKEN": github.token(READ)}
+    told = {"GITHUB_SERVER_URL": github.url, "GITHUB_REPOSITORY": "team/models", "GITHUB_TOKEN": github.token(READ)}
     for name, value in {**told, "PLAN": '{"number": 7, "branch": "mine"}'}.items():
         monkeypatch.setenv(name, value)
     return github
 
 
+@pytest.mark.journey
 def test_artifacts_of_mains_own_runs_come_first_and_those_of_another_branch_never(in_job: GitHub, tmp_path: Path) -> None:
     """Each run's artifact has one object, named after the run; the newest is the last."""
     runs = {

@@ -416,7 +416,7 @@ def ci(github: GitHub) -> dict[str, str]:
     return {
         "GITHUB_ACTIONS": "true",
         "GITHUB_TOKEN": token,
-        "GITHUB_API_URL": github.url,
+        "GITHUB_SERVER_URL": github.url,
         "GITHUB_REPOSITORY": "team/models",
     }
 
