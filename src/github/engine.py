@@ -8,7 +8,8 @@ from pathlib import Path
 
 from src.core.command import UserError
 from src.github.api import GitHub
-from src.github.git import GitError, Remote, file_at, git
+from src.github.git import Remote, git
+from src.system.git_command import GitError, run_git
 from src.system.protection import PARAMS, protected, rules_changed
 
 _DATA = "data.dvc"
@@ -39,7 +40,7 @@ def _sections(github: GitHub, base: str, head: str, *, first: bool) -> list[str]
         remote.run(repository, "fetch", "--quiet", "--no-tags", "--depth", "1", remote.url, left, head)
         if first and _is_example(repository, left):
             return []
-        return rules_changed(_text(repository, left, PARAMS), file_at(repository, head, PARAMS))
+        return rules_changed(_text(repository, left, PARAMS), run_git("show", f"{head}:{PARAMS}", folder=repository))
 
 
 def _is_example(repository: Path, commit: str) -> bool:
@@ -54,6 +55,6 @@ def _is_example(repository: Path, commit: str) -> bool:
 def _text(repository: Path, commit: str, path: str) -> str:
     """Return a file of a commit; empty where it has none."""
     try:
-        return file_at(repository, commit, path)
+        return run_git("show", f"{commit}:{path}", folder=repository)
     except GitError:
         return ""

@@ -2,19 +2,13 @@
 
 import base64
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from src.core.command import UserError
+from src.system.git_command import run_git
 
 BOT = "github-actions[bot]"  # whose name a workflow's token writes under
 _MAIL = "41898282+github-actions[bot]@users.noreply.github.com"
-_SECONDS = 300
-
-
-class GitError(UserError):
-    """Git refused; the text holds its reason."""
 
 
 class Remote:
@@ -43,42 +37,18 @@ class Remote:
 
 
 def git(folder: Path, *arguments: str, text: str | None = None, environment: Mapping[str, str] | None = None) -> str:
-    """Run Git in a folder and return what it prints, stripped.
+    """Run Git in a folder in the name of a workflow's token and return what it prints, stripped.
 
     Raises:
         GitError: it failed, or took over five minutes.
     """
-    return _printed(folder, *arguments, text=text, environment=environment).strip()
-
-
-def file_at(folder: Path, commit: str, path: str) -> str:
-    """Return the text of a file of a commit as it is, blanks at its begin and end included.
-
-    Raises:
-        GitError: the commit has none.
-    """
-    return _printed(folder, "show", f"{commit}:{path}")
-
-
-def _printed(folder: Path, *arguments: str, text: str | None = None, environment: Mapping[str, str] | None = None) -> str:
     identity = {
         "GIT_AUTHOR_NAME": BOT,
         "GIT_AUTHOR_EMAIL": _MAIL,
         "GIT_COMMITTER_NAME": BOT,
         "GIT_COMMITTER_EMAIL": _MAIL,
     }
-    variables = {**os.environ, **identity, **(environment or {})}
-    command = ["git", *arguments]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, input=text, env=variables, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise GitError(f"git {arguments[0]} took over {_SECONDS} s: check the network and run the job again") from None
-    if done.returncode:
-        reason = " ".join((done.stderr or done.stdout).split())[-400:]
-        raise GitError(f"git {arguments[0]} failed: {reason or 'no reason given'}")
-    return done.stdout
+    return run_git(*arguments, folder=folder, text=text, environment={**identity, **(environment or {})}).strip()
 
 
 def with_files(folder: Path, base: str, files: Mapping[str, Path]) -> str:

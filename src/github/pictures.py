@@ -8,7 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from src.github.git import GitError, Remote, git
+from src.github.git import Remote, git
+from src.system.git_command import GitError
 
 BRANCH = "reports"
 _TRIES = 4

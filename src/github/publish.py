@@ -20,10 +20,11 @@ from typing import Any
 from src.core.command import UserError
 from src.github import labels, pictures
 from src.github.api import GitHub, start
-from src.github.git import GitError, Remote, git, with_files
+from src.github.git import Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
 from src.github.status import CONTEXT, run_url, set_status, summarize
 from src.system.escaping import prose
+from src.system.git_command import GitError
 from src.system.judged import JudgedFile
 from src.system.protection import RESULTS
 

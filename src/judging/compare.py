@@ -35,10 +35,11 @@ from src.core.manifest import read_manifest
 from src.core.yaml_files import parse_yaml
 from src.judging import lineage, speed
 from src.system import dvc_lock, hardware, protection
+from src.system.git_command import git, has
 from src.system.params import filled, load
 from src.system.params_text import put
 from src.system.versioning import dvc
-from src.system.worktree import bring, checked_out, git, has, share_dvc
+from src.system.worktree import bring, checked_out, share_dvc
 
 _BLOCKS, _REQUESTS = 9, 60  # rounds of single-image requests, the two models in turns
 _FETCHED = ("out/model", "out/manifest.parquet")

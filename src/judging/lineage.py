@@ -14,8 +14,8 @@ from src.core.command import UserError
 from src.core.files import sha256
 from src.core.metrics_file import MetricsFile
 from src.system import dvc_lock
+from src.system.git_command import git
 from src.system.judged import Lineage
-from src.system.worktree import git
 
 MODEL = "out/model/model.onnx"
 EVALUATION = "metrics.json"

@@ -3,10 +3,10 @@
 import json
 import os
 import re
-import subprocess
 from dataclasses import dataclass
 
 from src.core.command import UserError
+from src.system.git_command import git
 
 _NO_COMMIT = "0" * 40
 
@@ -37,8 +37,7 @@ def read() -> Plan:
         found = None
     if not isinstance(found, dict):
         raise UserError("PLAN is no JSON object: leave it to CI, which sets it")
-    head = ["git", "rev-parse", "HEAD"]
-    commit = found.get("sha") or subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
+    commit = found.get("sha") or git("rev-parse", "HEAD")
     known = re.fullmatch(r"[0-9a-f]{40}", commit)
     labels = {key: found[key] for key in ("override", "engine_reviewed") if found.get(key)}
     refused = found.get("refused") or {}

@@ -31,7 +31,8 @@ from src.release.bento import Content
 from src.release.containerize import Engine, EngineError, Image, signed_in
 from src.release.outcome import RefusedError, telling
 from src.system import dvc_lock
-from src.system.worktree import checked_out, git
+from src.system.git_command import git
+from src.system.worktree import checked_out
 
 IMAGE_BUDGET_MB = 500
 _GPU_BUDGET_MB = 6000

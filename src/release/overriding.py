@@ -14,7 +14,7 @@ from src.github import labels
 from src.github.api import ApiError, GitHub
 from src.release.outcome import RefusedError
 from src.system import dvc_lock, protection
-from src.system.worktree import file_at, git
+from src.system.git_command import file_at, git
 
 
 def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:

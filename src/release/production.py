@@ -12,8 +12,8 @@ from src.github import deployments
 from src.github.api import GitHub
 from src.release import settings
 from src.release.journal import Journal, registry_uri
+from src.system.git_command import git, has
 from src.system.registry import Registry
-from src.system.worktree import git, has
 
 MODEL = ("manifest.json", "metrics.json", "reference.json", "dvc.lock", "dvc.yaml", "*.dvc")  # or asks for another one
 ENGINE = (  # what ships in the image, or decides how it is judged, built and deployed

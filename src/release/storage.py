@@ -41,18 +41,10 @@ from src.judging import lineage
 from src.release import production
 from src.system import dvc_lock
 from src.system.addresses import without_secrets
+from src.system.git_command import git, has
 from src.system.objects import remove_changed
 from src.system.versioning import dvc
-from src.system.worktree import (
-    LOST_ARTIFACTS,
-    cache,
-    checked_out,
-    git,
-    has,
-    reason,
-    remotes,
-    share_dvc,
-)
+from src.system.worktree import LOST_ARTIFACTS, cache, checked_out, reason, remotes, share_dvc
 
 _STORE = Path("out/store")
 _EARLIER = LOST_ARTIFACTS.parent

@@ -19,9 +19,10 @@ from src.core.yaml_files import parse_yaml
 from src.release import int8
 from src.release.outcome import RefusedError
 from src.release.production import Deployed
+from src.system.git_command import git
 from src.system.judged import JudgedFile
 from src.system.params import filled
-from src.system.worktree import bring, checked_out, git
+from src.system.worktree import bring, checked_out
 
 _FORMAT = 1  # of request and answer, as src/judging has it
 _VERDICTS = ("pass", "investigate", "fail")

@@ -30,8 +30,9 @@ from src.release.production import Deployed
 from src.release.reviewed import RELEASE, Release
 from src.release.verdict import CannotJudgeError, Judgement
 from src.system import dvc_lock
+from src.system.git_command import git
 from src.system.params import load
-from src.system.worktree import bring, checked_out, git, share_dvc
+from src.system.worktree import bring, checked_out, share_dvc
 
 _PULLED = ("out/model", "out/evaluation", "out/arrays", "out/manifest.parquet", "out/validation.json")
 _TRACKED = ("manifest.json", "dvc.lock", "dvc.yaml", "params.yaml", "metrics.json")

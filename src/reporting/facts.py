@@ -24,9 +24,9 @@ from src.core.files import read_json
 from src.core.yaml_files import read_yaml
 from src.judging import plan
 from src.reporting import changes
+from src.system.git_command import git
 from src.system.judged import JudgedFile
 from src.system.params import filled
-from src.system.worktree import git
 
 Json = dict[str, Any]
 

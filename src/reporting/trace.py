@@ -8,7 +8,6 @@ the history of every branch that this clone has.
 
 import argparse
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from src.core.command import UserError
 from src.core.files import sha256
 from src.judging import lineage
+from src.system.git_command import git
 
 _MANIFEST = "manifest.json"
 
@@ -55,7 +55,7 @@ def _find(wanted: str) -> tuple[dict[str, Any], str]:
 
 
 def _commit(name: str) -> str:
-    return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    return git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
 
 
 def _manifests() -> Iterator[tuple[dict[str, Any], str, str]]:
@@ -63,15 +63,10 @@ def _manifests() -> Iterator[tuple[dict[str, Any], str, str]]:
     here = lineage.read_manifest(Path(_MANIFEST))
     if here:
         yield here, f"{_MANIFEST} of this working tree", ""
-    for commit in _git("log", "--all", "--format=%H", "--", _MANIFEST).splitlines():
-        text = _git("show", f"{commit}:{_MANIFEST}")
+    for commit in git("log", "--all", "--format=%H", "--", _MANIFEST).splitlines():
+        text = git("show", f"{commit}:{_MANIFEST}")
         if text:
             yield lineage.parse_manifest(text, f"{commit[:12]}:{_MANIFEST}"), f"{_MANIFEST} of commit {commit[:12]}", commit
-
-
-def _git(*arguments: str) -> str:
-    asked = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() if asked.returncode == 0 else ""
 
 
 def main() -> None:

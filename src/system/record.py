@@ -5,10 +5,10 @@ python -m src record [--source URL]
 
 import argparse
 import re
-import subprocess
 from pathlib import Path
 
 from src.core.command import UserError
+from src.system.git_command import run_git
 from src.system.template_version import RECORD, Template, blobs, read
 
 _VERSION = re.compile(r"^## (\d+\.\d+\.\d+)\b", re.MULTILINE)
@@ -25,7 +25,7 @@ def main() -> None:
             "CHANGELOG.md has no line such as `## 1.0.0`: write what the version brings under one, and run again"
         )
     source = options.source if options.source is not None else read(Path()).source if Path(RECORD).exists() else ""
-    tree = subprocess.run(["git", "write-tree"], capture_output=True, text=True, check=True).stdout.strip()
+    tree = run_git("write-tree").strip()
     files = {path: blob for path, (_, blob) in blobs(Path(), tree).items() if path != RECORD}
     Path(RECORD).write_text(Template(newest[1], source, files).text())
     print(f"{RECORD}: version {newest[1]}, {len(files)} files")

@@ -5,11 +5,11 @@ history can be compared. It stands beside tokens that write: standard library al
 """
 
 import json
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from src.core.command import UserError
+from src.system.git_command import run_git
 from src.system.protection import protected
 
 RECORD = "template.json"
@@ -80,11 +80,8 @@ def blobs(root: Path, commit: str = "HEAD") -> dict[str, tuple[str, str]]:
     Raises:
         UserError: Git cannot list it.
     """
-    command = ["git", "ls-tree", "-r", "-z", "--full-tree", commit]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"git cannot list the files of {commit}: {done.stderr.strip()}")
-    entries = [line.partition("\t") for line in done.stdout.split("\0") if line]
+    listed = run_git("ls-tree", "-r", "-z", "--full-tree", commit, folder=root)
+    entries = [line.partition("\t") for line in listed.split("\0") if line]
     return {path: (fields.split()[0], fields.split()[2]) for fields, _, path in entries}
 
 

@@ -7,9 +7,9 @@ conflicts. This merges main and takes its three files: the report of the pull re
 """
 
 import argparse
-import subprocess
 
 from src.core.command import UserError
+from src.system.git_command import GitError, run_git
 from src.system.protection import RESULTS
 
 
@@ -114,18 +114,16 @@ def _is_merging() -> bool:
 
 def _try(*arguments: str) -> str:
     """Run Git; return "" where it succeeds, else why not."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    said = " ".join((done.stderr or done.stdout).split())[-400:]
-    return (said or f"git {arguments[0]} ended with {done.returncode}") if done.returncode else ""
+    try:
+        run_git(*arguments)
+    except GitError as error:
+        return str(error)
+    return ""
 
 
 def _git(*arguments: str) -> str:
     """Run Git; return what it prints, stripped."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = " ".join((done.stderr or done.stdout).split())[-400:]
-        raise UserError(f"git {arguments[0]} failed: {reason}; mend that and run again")
-    return done.stdout.strip()
+    return run_git(*arguments).strip()
 
 
 def main() -> None:

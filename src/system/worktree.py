@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from src.core.command import UserError
 from src.system.addresses import without_secrets
+from src.system.git_command import GitError, git, run_git
 from src.system.versioning import dvc
 
 LOST_ARTIFACTS = Path("out/earlier/lost.txt")  # which artifacts of workflow runs could not be had, and why; a line each
@@ -25,13 +25,10 @@ def checked_out(commit: str) -> Iterator[Path]:
     holder = Path(tempfile.mkdtemp(prefix="commit-"))
     tree = holder / "tree"
     try:
-        made = subprocess.run(
-            ["git", "worktree", "add", "--quiet", "--detach", str(tree), commit], capture_output=True, text=True, check=False
-        )
-        if made.returncode:
-            raise UserError(
-                f"git worktree add failed ({made.stderr.strip()[-200:]}): free the disk, or run git worktree prune"
-            )
+        try:
+            run_git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+        except GitError as error:
+            raise UserError(f"{error}: free the disk, or run git worktree prune") from None
         yield tree
     finally:
         shutil.rmtree(holder, ignore_errors=True)
@@ -84,23 +81,3 @@ def reason(errors: str) -> str:
 def cache() -> Path:
     """Return where DVC keeps the objects of this repository."""
     return Path(dvc("cache", "dir", capture=True).stdout.strip()).resolve()
-
-
-def git(*arguments: str) -> str:
-    """Return what git prints, stripped; empty when it fails."""
-    return _printed(*arguments).strip()
-
-
-def file_at(commit: str, path: str) -> str:
-    """Return the text of a file of a commit as it is, blanks at its begin and end included; empty where it has none."""
-    return _printed("show", f"{commit}:{path}")
-
-
-def _printed(*arguments: str) -> str:
-    asked = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=False)
-    return asked.stdout if asked.returncode == 0 else ""
-
-
-def has(commit: str) -> bool:
-    """True when this clone holds a commit."""
-    return bool(git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}"))
