@@ -94,6 +94,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(content: Any) -> str:
+    """Return the SHA-256 of canonical JSON: sorted keys, no spaces; a number that is not finite raises ValueError."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write sorted, indented JSON; a number that is not finite is a bug in what made it, and raises ValueError."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"

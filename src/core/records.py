@@ -6,7 +6,7 @@ The standard library alone: what stands beside a token reads them too.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Self, Union, get_args, get_origin, get_type_hints
@@ -61,7 +61,15 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, by the names of the fields."""
-        return asdict(self)
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:

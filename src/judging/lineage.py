@@ -11,7 +11,7 @@ import pyarrow as pa
 from src.core import results
 from src.core.card import Trained
 from src.core.command import UserError
-from src.core.files import sha256
+from src.core.files import digest, sha256
 from src.core.metrics_file import MetricsFile
 from src.system import dvc_lock
 from src.system.git_command import git
@@ -89,7 +89,7 @@ def _data(root: Path, metrics: MetricsFile) -> dict[str, Any]:
 def test_digest(rows: pa.Table) -> str:
     """Return the SHA-256 of a test split: the digest and label of each example, whatever their order."""
     pairs = zip(rows.column("digest").to_pylist(), rows.column("label").to_pylist(), strict=True)
-    return dvc_lock.digest(sorted(map(list, pairs)))
+    return digest(sorted(map(list, pairs)))
 
 
 def pack_series(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> dict[str, Any] | None:

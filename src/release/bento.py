@@ -16,12 +16,11 @@ from typing import Any
 from pathspec import PathSpec
 
 from src.core.command import UserError
-from src.core.files import sha256, write_json
+from src.core.files import digest, sha256, write_json
 from src.core.yaml_files import parse_yaml
 from src.github.git import git
 from src.release import device
 from src.release.containerize import EngineError, call
-from src.system.dvc_lock import digest
 
 BENTOFILE = "bentofile.yaml"
 DOCKERFILE = "src/release/Dockerfile"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.core.files import read_json, sha256, write_bytes, write_json
+from src.core.files import digest, read_json, sha256, write_bytes, write_json
 from src.judging import lineage
 from src.release import bento as bentos
 from src.release import containerize, device, reviewed, sbom
@@ -30,7 +30,6 @@ from src.release import settings as all_settings
 from src.release.bento import Content
 from src.release.containerize import Engine, EngineError, Image, signed_in
 from src.release.outcome import RefusedError, telling
-from src.system import dvc_lock
 from src.system.git_command import git
 from src.system.worktree import checked_out
 
@@ -316,7 +315,7 @@ def current() -> Content:
     identity = {
         "name": all_settings.read().name,
         "version": UNREGISTERED,
-        "manifest": dvc_lock.digest(known) if known else None,
+        "manifest": digest(known) if known else None,
         "model_sha256": sha,
         "precision": "fp32",
         "served_sha256": sha,

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from src.core.command import UserError
+from src.core.files import digest
 from src.github import labels
 from src.github.api import ApiError, GitHub
 from src.release.outcome import RefusedError
-from src.system import dvc_lock, protection
+from src.system import protection
 from src.system.git_command import file_at, git
 
 
@@ -121,7 +122,7 @@ def _doubt(github: GitHub, number: int, key: str, manifest: Mapping[str, Any]) -
         return f"the label of #{number} was given by {given['by']}"
     if claimed.get("head", given["head"]) != given["head"]:  # manifests did not always hold it
         return f"the label of #{number} was given to commit {given['head'][:12]}, not to {claimed['head'][:12]}"
-    if _manifest_of(github, head) != dvc_lock.digest(manifest):
+    if _manifest_of(github, head) != digest(manifest):
         return f"#{number} reviewed another model, or with another verdict"
     return None
 
@@ -134,4 +135,4 @@ def _manifest_of(github: GitHub, sha: str) -> str:
         if error.status != 404:
             raise
         return ""
-    return dvc_lock.digest(json.loads(base64.b64decode(told["content"])))
+    return digest(json.loads(base64.b64decode(told["content"])))

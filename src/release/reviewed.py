@@ -24,7 +24,7 @@ RELEASE = "release.json"
 
 @dataclass(frozen=True)
 class Release(Record):
-    """What is released. `manifest` is the digest that names it everywhere (`dvc_lock.digest` of manifest.json)."""
+    """What is released. `manifest` is the digest that names it everywhere (`digest` of manifest.json)."""
 
     manifest: str
     model_sha256: str

@@ -20,7 +20,7 @@ from typing import Any
 
 from src.core.card import Card
 from src.core.command import UserError
-from src.core.files import check_outputs, read_json, replacing, sha256, write_json
+from src.core.files import check_outputs, digest, read_json, replacing, sha256, write_json
 from src.core.metrics_file import MetricsFile
 from src.github.labels import LABELS
 from src.judging import lineage
@@ -326,7 +326,7 @@ def _write(
     metrics = MetricsFile.read(tree / lineage.EVALUATION, made_by="evaluate")
     card = Card.read(tree / "out/model/card.json", made_by="train")
     release = Release(
-        manifest=dvc_lock.digest(manifest),
+        manifest=digest(manifest),
         model_sha256=manifest["outputs"]["model_sha256"],
         commit=commit,
         trained_commit=manifest["commit"],

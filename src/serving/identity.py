@@ -1,16 +1,13 @@
 """Which model this is: what the release wrote into out/release/identity.json, or else what manifest.json says."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.core.card import Card
 from src.core.command import UserError
-from src.core.files import read_json, sha256
+from src.core.files import digest, read_json, sha256
 
 UNREGISTERED = "unregistered"
 _log = logging.getLogger("bentoml.image_classifier")
@@ -75,9 +72,3 @@ def _release(path: Path, model: str) -> dict[str, Any]:
 def _manifest(path: Path, model: str) -> str | None:
     content = read_json(path, made_by="evaluate") if path.is_file() else {}
     return digest(content) if content.get("outputs", {}).get("model_sha256") == model else None
-
-
-def digest(manifest: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of canonical JSON, as `src.system.dvc_lock.digest`, which needs packages that the image has not."""
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

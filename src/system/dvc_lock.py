@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.core.files import sha256
+from src.core.files import digest, sha256
 from src.core.yaml_files import read_yaml
 
 ENVIRONMENT = ("requirements/run.txt", "requirements/yours.txt", "requirements/torch.txt")
@@ -36,12 +36,6 @@ def inputs(root: Path) -> dict[str, Any]:
     environment = {name: sha256(root / name) for name in ENVIRONMENT if (root / name).is_file()}
     content = {"environment": environment, "stages": stages}
     return {"digest": digest(content), **content}
-
-
-def digest(content: Any) -> str:
-    """Return the SHA-256 of canonical JSON: sorted keys, no spaces."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def wiring(root: Path) -> dict[str, Any]:

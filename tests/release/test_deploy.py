@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT
 
 from src.core.command import UserError
-from src.core.files import write_json
+from src.core.files import digest, write_json
 from src.release import canary, deploy, guard, guarding, journal, probes, reviewed, rollback, settings, site, status
 from src.release.canary import Sample
 from src.release.journal import Journal
@@ -31,7 +31,7 @@ from src.release.reviewed import Release
 from src.release.settings import Settings
 from src.release.site import Site
 from src.release.workload import ABSENT, State, Workload
-from src.system import dvc_lock, locks
+from src.system import locks
 from src.system.registry import Registry
 
 
@@ -131,14 +131,14 @@ class World:
         (folder / "golden").mkdir(parents=True, exist_ok=True)
         manifest = {"version": version}
         write_json(folder / "manifest.json", manifest)
-        digest = dvc_lock.digest(manifest)
+        named = digest(manifest)
         told = Release(
-            manifest=digest, model_sha256=f"{version:064}", commit="c" * 40, trained_commit="c" * 40, data=None,
+            manifest=named, model_sha256=f"{version:064}", commit="c" * 40, trained_commit="c" * 40, data=None,
             pull_request=10 + version, inputs="d" * 64, verdict="pass", override=None, metrics={"accuracy": 0.9},
             classes=["cat", "dog"],
         )  # fmt: skip
         reviewed.write(folder, told)
-        common = {"manifest": digest, "version": str(version)}
+        common = {"manifest": named, "version": str(version)}
         image = {"image": "x", "digest": f"sha256:{build * 20}{version}", "id": None, "engine": "docker"}
         write_json(folder / "registered.json", {**common, "name": "image-classifier", "run_id": "r", "uri": "memory"})
         write_json(folder / "image.json", {**common, **image, "key": "k", "size": None, "commit": "c" * 40})

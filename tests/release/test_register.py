@@ -25,7 +25,7 @@ from ports import free_port
 from test_serving import write_model
 
 from src.core.command import UserError
-from src.core.files import sha256, write_json
+from src.core.files import digest, sha256, write_json
 from src.core.inference import Model
 from src.images.prepare_params import image_spec
 from src.release import card, recording, reviewed
@@ -34,7 +34,6 @@ from src.release.outcome import RefusedError
 from src.release.register import register
 from src.release.reviewed import Release
 from src.system import tracking
-from src.system.dvc_lock import digest
 from src.system.mlflow_client import RegistryError
 from src.system.params import load
 from src.system.registry import Registry

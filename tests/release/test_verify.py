@@ -18,7 +18,7 @@ from standin import BOT, GitHub, user
 from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 
 from src.core.command import UserError
-from src.core.files import read_json, sha256, write_json
+from src.core.files import digest, read_json, sha256, write_json
 from src.github.api import GitHub as Client
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
@@ -195,7 +195,7 @@ def test_the_reviewed_model_is_written_whole_and_no_document_or_forged_run_cache
     commit(fork, "words")
     release = accept(fork)
     manifest = read_json(fork / "manifest.json", "")
-    assert release.manifest == dvc_lock.digest(manifest)
+    assert release.manifest == digest(manifest)
     assert release.model_sha256 == sha256(fork / OUT / "model/model.onnx") == sha256(fork / MODEL)
     assert release.model_sha256 == read_json(template / "manifest.json", "")["outputs"]["model_sha256"]
     assert (release.pull_request, release.verdict, release.override) == (1, "pass", None)
@@ -760,7 +760,10 @@ def test_models_of_other_pull_requests_since_the_deployed_commit_are_no_looks_of
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = {"commit": None, **{name: {} for name in ("inputs", "outputs", "data", "metrics", "verdict")}}
+    told = {
+        "commit": None, "inputs": {"digest": "i"}, "outputs": {"model_sha256": "m"}, "data": {"digest": "d"}, "metrics": {},
+        "verdict": {"verdict": "pass", "reasons": []},
+    }  # fmt: skip
     write_json(tmp_path / "manifest.json", {**told, "looks": {"pull_request": 2}})
     write_json(tmp_path / "facts.json", {"looks": {"pull_request": 5, "examples": 9}, "why": ""})
     judging._settle(tmp_path / "facts.json", {"deployed": "a" * 40, "why": ""})

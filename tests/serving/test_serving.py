@@ -36,14 +36,13 @@ from ruamel.yaml import YAML
 from test_pipeline import copy_repository, python, require_success
 
 from src.core.command import UserError
-from src.core.files import read_json, sha256, write_json
+from src.core.files import digest, read_json, sha256, write_json
 from src.images import images
 from src.images.prepare_params import image_spec
 from src.serving import identity, layout, logs, multipart, serve, settings
 from src.serving.engine import Engine
 from src.serving.http import protocol
 from src.serving.problems import ProblemError
-from src.system import dvc_lock
 from src.system.params import load
 
 CLASSES = ["red", "grün/green", "blue"]
@@ -438,7 +437,7 @@ def test_a_release_of_another_model_is_not_believed(model: Path, tmp_path: Path)
 def test_without_a_release_the_manifest_counts_if_it_is_the_models(model: Path, tmp_path: Path, same: bool) -> None:
     manifest = {"outputs": {"model_sha256": sha256(model / "model.onnx") if same else "0"}, "ä": 1.5}
     write_json(tmp_path / "manifest.json", manifest)
-    assert identity.read(model, tmp_path).manifest == (dvc_lock.digest(manifest) if same else None)
+    assert identity.read(model, tmp_path).manifest == (digest(manifest) if same else None)
 
 
 @pytest.mark.parametrize("fault", ["missing", "changed", "no card", "damaged card"])
