@@ -3,29 +3,43 @@
     python -m src register out/release
 
 Reads the folder that verify wrote and writes registered.json into it. One manifest has one run and one version, however
-often this runs and wherever it was cut off. What MLflow gives back must be the reviewed bytes.
+often this runs and wherever it was cut off: the run has the manifest's digest as a tag from its first moment, what is logged
+may be logged again without a trace, and a version is made last, of a model that MLflow gave back as the reviewed bytes.
 """
 
 import argparse
+import csv
 import json
+import math
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.core.files import read_json, sha256, write_json
+from src.core.card import Card
+from src.core.files import sha256, write_json
 from src.core.inference import Model
-from src.release import card, recording, reviewed, settings
+from src.core.metrics_file import MetricsFile
+from src.release import card, reviewed, settings
 from src.release.journal import registry_uri
 from src.release.outcome import RefusedError, telling
 from src.release.reviewed import Release
-from src.system.mlflow_client import RegistryError, answering
+from src.system.judged import Lineage
+from src.system.mlflow_client import RegistryError, answering, artifacts_of
+from src.system.params import load
 from src.system.registry import Registry, Version
 
 _NEEDED = ("numpy", "onnx", "onnxruntime")  # to load the model from MLflow; MLflow adds itself
+_EXPERIMENT = "image-classifier"  # as src/system/tracking.py names it
+_MODEL = "registered"  # where the run keeps MLflow's model, beside the files of the release
+# what the registered model holds, what later steps write
+_NOT_LOGGED = ("model.onnx", "registered.json", "image.json", "sbom.json")
+_NOT_OF_THE_TEST = ("per_class", "slices", "folds", "repeats")  # parts of it, and examples that are none of it
 
 
 def register(folder: Path, registry: Registry) -> dict[str, Any]:
@@ -37,50 +51,78 @@ def register(folder: Path, registry: Registry) -> dict[str, Any]:
         RefusedError: MLflow holds other bytes than the reviewed ones.
     """
     release = reviewed.read(folder)
-    facts = (("model/card.json", "train"), ("metrics.json", "evaluate"), ("manifest.json", "evaluate"))
-    note = card.write(release, *(read_json(folder / name, made_by=stage) for name, stage in facts))
     with registry.lock(), answering(registry.uri):
-        version = registry.version_of(release.manifest)
-        run_id = recording.record(registry, folder, release, version.run_id if version else None, note)
+        version, said = registry.version_of(release.manifest), "was registered before,"
         if version is None:
-            version, said = _publish(registry, folder, release, run_id, note), "is registered"
+            version, said = _publish(registry, folder, release), "is registered"
         else:
-            _require_complete(registry, folder, release, version)
-            registry.tag(version.number, **recording.precision_tags(release))
-            said = "was registered before,"
+            _require_reviewed(registry, release, version.source, f"version {version.number} of {registry.name}")
+            registry.tag(version.number, **_precision_tags(release))
         print(f"version {version.number} of {registry.name} {said} in MLflow at {registry.shown}")
         champion = registry.alias("champion")
         if champion is None or champion.number != version.number:
             registry.move("challenger", version.number, why=f"registered from commit {release.commit[:12]}")
-    registered = {"manifest": release.manifest, "name": registry.name, "run_id": run_id, "uri": registry.uri}
+    registered = {"manifest": release.manifest, "name": registry.name, "run_id": version.run_id, "uri": registry.uri}
     registered["version"] = version.number
     write_json(folder / "registered.json", registered)
     return registered
 
 
-def _publish(registry: Registry, folder: Path, release: Release, run_id: str, note: str) -> Version:
-    """Store the model, see that it is stored rightly, and only then make a version of it.
-
-    A model that a killed process began to store is gone on with.
-    """
-    from mlflow.entities import LoggedModelOutput
-
-    client = registry.client
-    run = client.get_run(run_id)
-    experiment = run.info.experiment_id
-    begun = client.search_logged_models([experiment], filter_string=f"tags.manifest = '{release.manifest}'")
-    tags = {"manifest": release.manifest, "model_sha256": release.model_sha256}
-    model = begun[0] if begun else client.create_logged_model(experiment, "model", run_id, tags=tags, model_type="onnx")
-    _upload(client, folder, release, model)
-    _require_reviewed(registry, release, model.model_id, "the model that was just stored")
-    client.finalize_logged_model(model.model_id, "READY")
-    linked = run.outputs.model_outputs if run.outputs else []
-    if model.model_id not in {output.model_id for output in linked}:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    return registry.add(f"models:/{model.model_id}", run_id, model.model_id, recording.tags_of(release), note)
+def _publish(registry: Registry, folder: Path, release: Release) -> Version:
+    """Log the run, store the model in it, see that it is stored rightly, and only then make a version of it."""
+    metrics = MetricsFile.read(folder / "metrics.json", made_by="evaluate")
+    manifest = Lineage.read(folder / "manifest.json", made_by="evaluate")
+    note = card.write(release, Card.read(folder / "model/card.json", made_by="train"), metrics, manifest)
+    run = _run(registry, release)
+    _log(registry.client, run, folder, release, metrics, note)
+    _upload(registry.client, run.info.run_id, folder, release)
+    source = f"{run.info.artifact_uri}/{_MODEL}"
+    _require_reviewed(registry, release, source, "the model that was just stored")
+    return registry.add(source, run.info.run_id, tags_of(release), note)
 
 
-def _upload(client: Any, folder: Path, release: Release, logged: Any) -> None:
+def _run(registry: Registry, release: Release) -> Any:
+    """Return the run of this manifest, the oldest where there are several; one is made where there is none."""
+    client, name = registry.client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or _EXPERIMENT
+    folder = artifacts_of(registry.uri)
+    experiment = client.get_experiment_by_name(name)
+    number = experiment.experiment_id if experiment else None
+    number = number or client.create_experiment(name, artifact_location=str(folder / name) if folder else None)
+    query = f"tags.manifest = '{release.manifest}'"
+    if known := client.search_runs([number], query, order_by=["attributes.start_time ASC"], max_results=1):
+        return known[0]
+    tags = {"manifest": release.manifest, "mlflow.runName": f"reviewed {release.manifest[:12]}"}
+    return client.create_run(number, tags=tags)
+
+
+def _log(client: Any, run: Any, folder: Path, release: Release, metrics: MetricsFile, note: str) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    run_id, started = run.info.run_id, run.info.start_time  # one time for all: the same number logged twice is one
+    told = load(folder / "params.yaml")
+    # those of training by the names that training logs them by
+    params = {**told.model_dump(by_alias=True, exclude={"train"}), **told.train.model_dump()}
+    history = _history(folder)
+    points = [Metric(key, value, started + epoch, epoch) for epoch, row in history for key, value in row.items()]
+    last = max((epoch for epoch, _ in history), default=0)
+    test = {name: value for name, value in metrics.to_json().items() if name not in _NOT_OF_THE_TEST}
+    for key, value in _flat(test):
+        if isinstance(value, int | float) and math.isfinite(value):
+            points.append(Metric(f"test_{key}", float(value), started + last, last))
+    tags = {**tags_of(release), "mlflow.note.content": note, "mlflow.source.git.commit": release.trained_commit}
+    client.log_batch(
+        run_id,
+        metrics=points,
+        params=[Param(key, str(value)[:6000]) for key, value in _flat(params)],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copytree(folder, f"{temporary}/run", ignore=shutil.ignore_patterns(*_NOT_LOGGED))
+        client.log_artifacts(run_id, f"{temporary}/run")
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _upload(client: Any, run_id: str, folder: Path, release: Release) -> None:
     """Store an MLflow model whose model.onnx is the reviewed file.
 
     MLflow parses the file and writes it anew, which can change bytes (unknown fields, their order): the reviewed ones
@@ -88,7 +130,6 @@ def _upload(client: Any, folder: Path, release: Release, logged: Any) -> None:
     """
     import mlflow.onnx
     import onnx
-    from mlflow.models import Model as Description
     from mlflow.models import infer_signature
 
     model, path = Model(folder / "model"), folder / "golden" / "inputs.npy"
@@ -100,12 +141,6 @@ def _upload(client: Any, folder: Path, release: Release, logged: Any) -> None:
         mlflow.onnx.save_model(
             network,
             f"{temporary}/model",
-            mlflow_model=Description(
-                artifact_path=logged.artifact_location,
-                run_id=logged.source_run_id,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-            ),
             signature=infer_signature(example, {network.graph.output[0].name: model.probabilities(example)}),
             input_example=example,
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in _NEEDED],
@@ -118,20 +153,10 @@ def _upload(client: Any, folder: Path, release: Release, logged: Any) -> None:
             save_as_external_data=False,
         )
         shutil.copyfile(folder / "model" / "model.onnx", f"{temporary}/model/model.onnx")
-        client.log_model_artifacts(logged.model_id, f"{temporary}/model")
+        client.log_artifacts(run_id, f"{temporary}/model", _MODEL)
 
 
-def _require_complete(registry: Registry, folder: Path, release: Release, version: Version) -> None:
-    """Look at what a version of an earlier day holds; a lost file is stored again, a changed one is refused."""
-    client = registry.client
-    model_id = version.source.removeprefix("models:/")
-    stored = {Path(found.path).name for found in client.list_logged_model_artifacts(model_id)}
-    if not {"MLmodel", "model.onnx"} <= stored:
-        _upload(client, folder, release, client.get_logged_model(model_id))
-    _require_reviewed(registry, release, model_id, f"version {version.number} of {registry.name}")
-
-
-def _require_reviewed(registry: Registry, release: Release, model_id: str, what: str) -> None:
+def _require_reviewed(registry: Registry, release: Release, source: str, what: str) -> None:
     """Fetch the model and compare it with the reviewed one, byte by byte.
 
     Raises:
@@ -140,14 +165,53 @@ def _require_reviewed(registry: Registry, release: Release, model_id: str, what:
     import mlflow
 
     with tempfile.TemporaryDirectory() as temporary:
-        place = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{model_id}", dst_path=temporary, tracking_uri=registry.uri
-        )
-        found = sha256(Path(place) / "model.onnx")
+        place = mlflow.artifacts.download_artifacts(f"{source}/model.onnx", dst_path=temporary, tracking_uri=registry.uri)
+        found = sha256(Path(place))
     if found != release.model_sha256:
         said = f"{what} in MLflow at {registry.shown} is not the reviewed model: its SHA-256 is {found[:12]}..., "
         said += f"reviewed was {release.model_sha256[:12]}..."
         raise RefusedError("tampered", said, "find out who changed it, delete that version in MLflow, then run again")
+
+
+def tags_of(release: Release) -> dict[str, str]:
+    """Return what a run and a version are found by."""
+    tags = {
+        "commit": release.commit,
+        "data": release.data,
+        "inputs": release.inputs,
+        "manifest": release.manifest,
+        "model_sha256": release.model_sha256,
+        "overridden_by": (release.override or {}).get("by"),
+        "pull_request": release.pull_request,
+        "trained_commit": release.trained_commit,
+        "verdict": release.verdict,
+        **_precision_tags(release),
+    }
+    return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def _precision_tags(release: Release) -> dict[str, Any]:
+    """Return what a version is told apart by that was released as float one day and as INT8 another."""
+    int8 = {f"int8_{name}": (release.int8 or {}).get(name) for name in ("sha256", "accuracy_difference", "speedup")}
+    return {"precision": release.precision, **int8}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _history(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Read the numbers of each epoch; the test split's own are not among them."""
+    path = folder / "model" / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return [(int(row.pop("epoch")), row) for row in rows]
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import getpass
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -103,37 +103,22 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """Return all versions, the newest first."""
-        return sorted(self._search(""), key=lambda version: -int(version.number))
+        return self._search(f"name = '{self.name}'")
 
     def version_of(self, manifest: str) -> Version | None:
         """Return the oldest version of a manifest digest, for two processes may make one each; None where there is none."""
-        # a server that ignores or lacks the filter by tag answers with more: they are filtered here all the same
-        found = [version for version in self._search(manifest) if version.tags.get("manifest") == manifest]
-        return min(found, key=lambda version: int(version.number), default=None)
+        return next(reversed(self._search(f"name = '{self.name}' AND tags.manifest = '{manifest}'")), None)
 
-    def _search(self, manifest: str) -> list[Version]:
-        from mlflow.exceptions import MlflowException
-
-        name = "name = '{}'".format(self.name.replace("'", ""))
+    def _search(self, query: str) -> list[Version]:
         with answering(self.uri):
-            if manifest:
-                try:
-                    return [_version(found) for found in self._pages(f"{name} AND tags.manifest = '{manifest}'")]
-                except MlflowException as error:
-                    if error.error_code != "INVALID_PARAMETER_VALUE":
-                        raise
-            return [_version(found) for found in self._pages(name)]
+            page = self.client.search_model_versions(query, max_results=1000)
+            found = list(map(_version, page))
+            while page.token:
+                page = self.client.search_model_versions(query, max_results=1000, page_token=page.token)
+                found += map(_version, page)
+        return sorted(found, key=lambda version: -int(version.number))
 
-    def _pages(self, query: str) -> Iterator[Any]:
-        token = None
-        while True:
-            page = self.client.search_model_versions(query, max_results=1000, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def add(self, source: str, run_id: str, model_id: str, tags: dict[str, str], description: str) -> Version:
+    def add(self, source: str, run_id: str, tags: dict[str, str], description: str) -> Version:
         """Make a version of `source` with its tags, all in one request; the registered model is made on the way."""
         from mlflow.exceptions import MlflowException
 
@@ -144,10 +129,10 @@ class Registry:
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
+            tags = {key: value[:_LARGEST_TAG] for key, value in tags.items()}
             made = self.client.create_model_version(
-                self.name, source, run_id=run_id, model_id=model_id, description=description, await_creation_for=None,
-                tags={key: value[:_LARGEST_TAG] for key, value in tags.items()},
-            )  # fmt: skip
+                self.name, source, run_id=run_id, tags=tags, description=description, await_creation_for=None
+            )
             return _version(made)
 
     def tag(self, number: str, **tags: str | float | None) -> None:
@@ -187,8 +172,8 @@ class Registry:
     def move(self, alias: str, number: str | None, why: str, who: str | None = None) -> None:
         """Move an alias to a version, or remove it with None, and record it; where it stands there already, nothing is done.
 
-        The record is written first, marked as open, and closed after the alias has moved. So a kill in between leaves
-        no move without a record; an open record whose alias never came is removed by the next move.
+        The record comes after the alias: where a kill parted them, the same move made again writes it. A move that somebody
+        made by other means, as in MLflow's own pages, is found by the next one here.
 
         Raises:
             UserError: there is no such version.
@@ -198,52 +183,31 @@ class Registry:
         model = self._model()
         if model is None:
             return
+        at = model.aliases.get(alias)
+        at = None if at is None else str(at)
+        told = next((move.after for move in reversed(_records(model)) if move.alias == alias), None)
         with answering(self.uri):
-            # records that a killed process left open
-            for key, open_move, is_open in _records(model):
-                if is_open and _is_done(model, open_move):
-                    self._record(open_move, key)
-                elif is_open:
-                    self.client.delete_registered_model_tag(self.name, key)
-            before = model.aliases.get(alias)
-            before = None if before is None else str(before)
-            if before == number:
-                return
-            self._tell_of_others(model, alias, before)
-            move = Move(_now(), alias, before, number, who or account(), why)
-            key = self._record(move, is_open=True)
-            if number is None:
+            if at not in (told, number):
+                why_unknown = "found moved by other means than this project's commands"
+                self._record(Move(_now(), alias, told, at, "unknown", why_unknown))
+                told = at
+            if at != number and number is None:
                 self.client.delete_registered_model_alias(self.name, alias)
-            else:
+            elif at != number:
                 self.client.set_registered_model_alias(self.name, alias, number)
-            self._record(move, key)
+            if told != number:
+                self._record(Move(_now(), alias, told, number, who or account(), why))
 
     def history(self) -> list[Move]:
         """Return every move, the oldest first."""
         model = self._model()
-        if model is None:
-            return []
-        records = _records(model)
-        return [move for _, move, is_open in records if not is_open or _is_done(model, move)]
+        return _records(model) if model else []
 
-    def _tell_of_others(self, model: Any, alias: str, now: str | None) -> None:
-        """Record that somebody moved the alias without this module, as in MLflow's own pages."""
-        moves = [
-            move for _, move, is_open in _records(model) if move.alias == alias and (not is_open or _is_done(model, move))
-        ]
-        last = moves[-1].after if moves else None
-        if last != now:
-            self._record(
-                Move(_now(), alias, last, now, "unknown", "found moved by other means than this project's commands")
-            )
-
-    def _record(self, move: Move, key: str | None = None, *, is_open: bool = False) -> str:
-        key = key or f"{_HISTORY}{move.at}.{move.alias}"[:250]
-        content: dict[str, str | bool | None] = {"at": move.at, "alias": move.alias, "from": move.before, "to": move.after}
-        content |= {"by": move.by[:200], "why": move.why[:1000], **({"open": True} if is_open else {})}
+    def _record(self, move: Move) -> None:
+        content = {"at": move.at, "alias": move.alias, "from": move.before, "to": move.after}
+        content |= {"by": move.by[:200], "why": move.why[:1000]}
         text = json.dumps(content, ensure_ascii=False)
-        self.client.set_registered_model_tag(self.name, key, text)
-        return key
+        self.client.set_registered_model_tag(self.name, f"{_HISTORY}{move.at}.{move.alias}"[:250], text)
 
 
 def _version(found: Any) -> Version:
@@ -251,23 +215,15 @@ def _version(found: Any) -> Version:
     return Version(str(found.version), dict(found.tags), found.run_id or None, created, found.source)
 
 
-def _records(model: Any) -> list[tuple[str, Move, bool]]:
-    """Return the history of a registered model as key, move and whether it is still open, the oldest first."""
+def _records(model: Any) -> list[Move]:
+    """Return the history of a registered model, the oldest first."""
     found = []
     for key, text in sorted(model.tags.items()):
         if key.startswith(_HISTORY):
-            try:
+            with suppress(ValueError, KeyError, TypeError):  # somebody edited the tag: no move that can be told
                 told = json.loads(text)
-                move = Move(told["at"], told["alias"], told["from"], told["to"], told["by"], told["why"])
-                found.append((key, move, bool(told.get("open"))))
-            except (ValueError, KeyError, TypeError):  # somebody edited the tag: no move that can be told
-                continue
+                found.append(Move(told["at"], told["alias"], told["from"], told["to"], told["by"], told["why"]))
     return found
-
-
-def _is_done(model: Any, move: Move) -> bool:
-    now = model.aliases.get(move.alias)
-    return (None if now is None else str(now)) == move.after
 
 
 def _now() -> str:

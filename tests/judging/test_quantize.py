@@ -24,7 +24,7 @@ from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
 from src.images.prepare_params import image_spec
 from src.judging import precision, processor, quantization, quantize, speed
-from src.release import card, int8, modelcheck, recording, reviewed
+from src.release import int8, modelcheck, register, reviewed
 from src.release.client import Client
 from src.release.golden import FaultError
 from src.release.reviewed import Release
@@ -357,14 +357,10 @@ def test_releases_of_earlier_days_are_float_and_int8_survives_its_file(tmp_path:
 
 def test_a_version_says_which_file_answers_and_what_that_cost() -> None:
     release = replace(RELEASE, precision="int8", int8=TOLD)
-    tags = recording.tags_of(release)
+    tags = register.tags_of(release)
     assert (tags["precision"], tags["int8_sha256"], tags["int8_accuracy_difference"]) == ("int8", "e" * 64, "-0.001")
-    assert recording.tags_of(RELEASE)["precision"] == "fp32"
-    assert "int8_sha256" not in recording.tags_of(RELEASE)
-    shape = {"spec": image_spec((8, 8)).to_json(), "network": "x"}
-    numbers, manifest = {"accuracy": 0.9, "examples": 5}, {"verdict": {}, "data": {"digest": None}}
-    assert "Served as INT8: accuracy -0.10%" in card.write(release, shape, numbers, manifest)
-    assert "INT8" not in card.write(RELEASE, shape, numbers, manifest)
+    assert register.tags_of(RELEASE)["precision"] == "fp32"
+    assert "int8_sha256" not in register.tags_of(RELEASE)
 
 
 def test_a_service_that_serves_the_other_precision_is_refused(folder: Path) -> None:

@@ -260,7 +260,7 @@ def register(registry: Registry, folder: Path, manifest: str, *, kept: bool = Tr
     for file in (weights, card) if kept else (card,):
         client.log_artifact(run_id, str(file), "model")
     tags = {"manifest": manifest, "trained_commit": "c" * 40}
-    return registry.add(f"runs:/{run_id}/model", run_id, "", tags, "a card").number
+    return registry.add(f"runs:/{run_id}/model", run_id, tags, "a card").number
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow
