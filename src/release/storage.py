@@ -30,7 +30,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -81,7 +81,8 @@ def connect(*, main: bool = False, deployed: bool = False) -> None:
     judges, others = _judged_against(deployed), remotes(Path())
     for name in others:  # as the commit names them; a scheme without this option verifies by itself
         dvc("remote", "modify", "--local", "--quiet", name, "verify", "true", capture=True)
-    own = "" if main else _own_place()
+    number, branch = _plan().get("number"), re.sub(r"[^A-Za-z0-9_-]", "-", _branch())
+    own = "" if main else f"pull-requests/{int(number)}" if number else f"branches/{branch}"
     remote = f"ci-{secrets.token_hex(8)}"
     if url:
         print(f"data and models are kept in {without_secrets(_below(url, own))}")
@@ -90,7 +91,7 @@ def connect(*, main: bool = False, deployed: bool = False) -> None:
         _require_answer(remote)
         # main's place, the first, has not what is merged and not yet deployed: that is with its pull request
         numbers = [_manifest_of(commit).get("pull_request") for commit in ("", *judges)]
-        places = {"", *(_place_of(number) for number in numbers if isinstance(number, int))}
+        places = {"", *(f"pull-requests/{number}" for number in numbers if isinstance(number, int))}
         for place in sorted(places - {own}):
             others.append(f"{remote}-{len(others)}")
             _add(others[-1], _below(url, place))
@@ -153,23 +154,13 @@ def artifact_name(input_digest: str) -> str:
     return f"dvc-store-{input_digest[:24]}"
 
 
-def _plan() -> dict[str, Any]:
+def _plan() -> Any:
     """Return what the job `plan` found of the commit: branch, number of the pull request, whether it is a fork's."""
-    plan: dict[str, Any] = json.loads(os.environ.get("PLAN") or "{}")
-    return plan
+    return json.loads(os.environ.get("PLAN") or "{}")
 
 
 def _branch() -> str:
     return _plan().get("branch") or os.environ.get("GITHUB_REF_NAME") or "unknown"
-
-
-def _own_place() -> str:
-    number = _plan().get("number")
-    return _place_of(number) if number else f"branches/{re.sub(r'[^A-Za-z0-9_-]', '-', _branch())}"
-
-
-def _place_of(number: object) -> str:
-    return f"pull-requests/{int(str(number))}"
 
 
 def _manifest_of(commit: str) -> dict[str, Any]:
@@ -207,24 +198,19 @@ def _configure(remote: str) -> None:
         name, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not name:
             raise UserError("DVC_REMOTE_CONFIG has a line that is not `name = value`: see dvc remote modify --help")
-        if value.startswith("base64:"):
-            value = str(_write_key(remote, name, value.removeprefix("base64:")))
+        if value.startswith("base64:"):  # the content of a file, which only this account can read
+            path = Path(".dvc/tmp", f"{remote}-{name}").resolve()
+            try:
+                content = base64.b64decode(value.removeprefix("base64:"), validate=True)
+            except binascii.Error:
+                raise UserError(
+                    f"DVC_REMOTE_CONFIG: what follows {name} = base64: is no base64: encode the file by base64, on one line"
+                ) from None
+            path.parent.mkdir(exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+            value = str(path)
         _remote(f"given the option {name}", "modify", "--local", "--quiet", remote, name, value)
-
-
-def _write_key(remote: str, name: str, encoded: str) -> Path:
-    """Write the decoded content into a file that only this account can read, and return its path."""
-    try:
-        content = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
-        raise UserError(
-            f"DVC_REMOTE_CONFIG: what follows {name} = base64: is no base64: encode the file by base64, on one line"
-        ) from None
-    path = Path(".dvc/tmp", f"{remote}-{name}").resolve()
-    path.parent.mkdir(exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(content)
-    return path
 
 
 def _remote(what: str, *arguments: str) -> None:
@@ -263,8 +249,12 @@ def _earlier_artifacts(judges: list[str], prefix: str) -> list[str]:
         return []
     found, lost = [], []
     wanted: dict[str, set[str]] = {}
-    for digest, reviewed in _known_digests(judges):
-        wanted.setdefault(digest, set()).add(reviewed)
+    # input digests under which runs may have stored the models of this commit, of the base and of its anchor, each with the
+    # commit at which the review trained it
+    for commit in ("", *judges):
+        with checked_out(commit) if commit else nullcontext(Path()) as tree:
+            for digest in _digests_of(tree):
+                wanted.setdefault(digest, set()).add(str(_manifest_of(commit).get("commit")))
     for number, (digest, reviewed_commits) in enumerate(sorted(wanted.items())):
         folder, name = _EARLIER / str(number), artifact_name(digest)
         if why := _download(name, reviewed_commits, folder):
@@ -276,19 +266,6 @@ def _earlier_artifacts(judges: list[str], prefix: str) -> list[str]:
     LOST_ARTIFACTS.write_text("".join(lost))
     print("".join(lost), end="")
     return found
-
-
-def _known_digests(judges: list[str]) -> Iterable[tuple[str, str]]:
-    """Yield the input digests under which runs may have stored the models of this commit, of the base and of its anchor.
-
-    Beside each is the commit at which the review trained it.
-    """
-    reviewed = str(_manifest_of("").get("commit"))
-    yield from ((digest, reviewed) for digest in _digests_of(Path()))
-    for commit in judges:
-        reviewed = str(lineage.manifest_at(commit).get("commit"))
-        with checked_out(commit) as tree:
-            yield from ((digest, reviewed) for digest in _digests_of(tree))
 
 
 def _digests_of(tree: Path) -> Iterable[str]:

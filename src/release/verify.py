@@ -50,13 +50,17 @@ def verify(folder: Path, commit_name: str, *, again: bool) -> None:
     Raises:
         RefusedError: the commit's model is not the reviewed one (moved, tampered, missing), or does not pass (gates).
     """
-    _remove(folder)
+    # what is refused now must not be found there
+    check_outputs([], folders=[folder])
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RELEASE).is_file():
+        raise UserError(f"{folder} holds something that verify did not make: name another folder, or move it away")
+    shutil.rmtree(folder, ignore_errors=True)
     commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit_name}^{{commit}}")
     if not commit:
         raise UserError(f"there is no commit {commit_name} here: name another with --commit, or run from a Git repository")
     print(f"commit {commit[:12]}: {git('show', '--no-patch', '--format=%s', commit)}")
     if changed := [line.split(maxsplit=1)[1] for line in git("status", "--porcelain").splitlines()]:
-        print(f"uncommitted changes are not deployed: {_listed(changed)}")
+        print(f"uncommitted changes are not deployed: {', '.join(changed[:5])}")
     deployed = production.find()
     if not again and production.is_unchanged(deployed, commit):
         print(f"unchanged: neither model nor engine has changed since the deployed commit {str(deployed.commit)[:12]}")
@@ -70,24 +74,10 @@ def verify(folder: Path, commit_name: str, *, again: bool) -> None:
         share_dvc(tree)
         _pull(tree)
         _reviewed_bytes(tree, manifest)
-        _tell_other_outputs(tree)
         _golden_answers(tree)
         table = _judge_again(tree, commit, deployed, manifest, Path(judged))
         _write(folder, tree, commit, manifest, Path(judged), table)
     print(f"verified: {folder} holds what is released")
-
-
-def _remove(folder: Path) -> None:
-    """Take away an earlier release: what is refused now must not be found there."""
-    check_outputs([], folders=[folder])
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RELEASE).is_file():
-        raise UserError(f"{folder} holds something that verify did not make: name another folder, or move it away")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _listed(names: list[str]) -> str:
-    """Name the first five, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextmanager
@@ -133,7 +123,7 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
     if differs:
         raise RefusedError(
             "moved",
-            f"main has moved: it asks for another model than the one that was reviewed ({_listed(differs)} changed since)",
+            f"main has moved: it asks for another model than the reviewed one ({', '.join(differs[:5])} changed since)",
             f"let it be trained and reviewed: {_RETRAIN}",
         )
     if verdict != "pass" and (lacking or not by):
@@ -212,18 +202,6 @@ def _golden_answers(tree: Path) -> None:
         said = f"probabilities of the golden examples differ by {difference:.2g} from the reviewed, allowed are {limit:g}"
         raise RefusedError("tampered", said, then)
     print(f"the golden examples are answered as reviewed, within {difference:.1g}")
-
-
-def _tell_other_outputs(tree: Path) -> None:
-    """Say which outputs of the working tree are not the commit's: edited ones, or those of a run that nobody reviewed."""
-    recorded = dvc_lock.recorded(tree)
-    others = [name for name in _PULLED if Path(name).exists() and dvc_lock.md5(Path(name)) != recorded[name]]
-    if others:
-        print(
-            f"{', '.join(others)} here differ from this commit's, and the commit's own are deployed. To have new ones "
-            "reviewed: make report, commit dvc.lock, metrics.json and manifest.json, and open a pull request; to bring the "
-            "commit's: .venv/bin/dvc checkout --force"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

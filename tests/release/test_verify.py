@@ -357,20 +357,6 @@ def test_a_folder_that_is_no_release_is_not_removed_and_no_commit_is_named(
         verifying.verify(tmp_path / "release", "nowhere", again=False)
 
 
-def test_outputs_of_another_run_in_the_working_tree_are_told_and_no_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("out/arrays/x", "out/model/model.onnx"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text("of this machine")
-    outs = [{"path": name, "md5": "0.dir"} for name in verifying._PULLED]
-    outs[2]["md5"] = dvc_lock.md5(tmp_path / "out/arrays")
-    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"train": {"outs": outs}}}))
-    verifying._tell_other_outputs(tmp_path)
-    assert capsys.readouterr().out.startswith("out/model here differ from this commit's, and the commit's own are deployed")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Judged again
 # ---------------------------------------------------------------------------------------------------------------------
