@@ -7,21 +7,25 @@ is refused as a whole, in our own words: a message never repeats a text of the f
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from src.core.command import UserError
 
 LARGEST = 256 * 1024  # bytes of numbers.json
 SCHEMA = 1
-STAGES = ("prepare", "validate", "train", "evaluate")
-VERDICTS = ("pass", "fail", "investigate")
 _ROWS = 200
 _LABEL_LENGTH = 80
-_HUGE = 1e12
+_HUGE = 10**12
 _Made = TypeVar("_Made")
-Reader = Callable[[Any, str], Any]  # takes a value and its place in the file
+# A type and what its values are: the form of a text (none: printable), or the least and the largest number.
+Name = Annotated[str, r"[A-Za-z0-9_.-]{1,64}"]
+Label = Annotated[str, ""]
+Number = Annotated[float, -_HUGE, _HUGE]
+Share = Annotated[float, 0, 1]
+Count = Annotated[int, 0, _HUGE]
+Verdict = Literal["pass", "fail", "investigate"]
 
 
 class NumbersError(UserError):
@@ -32,59 +36,59 @@ class NumbersError(UserError):
 class Metric:
     """One number of the report: the candidate's, main's, and the interval of their difference."""
 
-    name: str
-    candidate: float | None
-    main: float | None
-    low: float | None
-    high: float | None
+    name: Name
+    candidate: Number | None
+    main: Number | None
+    low: Number | None
+    high: Number | None
 
 
 @dataclass(frozen=True)
 class Gate:
     """One gate's outcome."""
 
-    name: str
-    level: str
-    outcome: str
-    value: float | None
-    limit: float | None
+    name: Name
+    level: Literal["enforce", "warn", "off"]
+    outcome: Literal["pass", "fail", "investigate", "skipped"]
+    value: Number | None
+    limit: Number | None
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: share of its test images that were recognised (0 to 1), by the candidate and by main."""
+    """One class: share of its test examples that were recognised (0 to 1), by the candidate and by main."""
 
-    name: str
-    recall: float | None
-    main: float | None
-    examples: int
+    name: Label
+    recall: Share | None
+    main: Share | None
+    examples: Count
 
 
 @dataclass(frozen=True)
 class Check:
     """One finding about the data: which check, and how serious."""
 
-    name: str
-    level: str
+    name: Name
+    level: Literal["error", "warn"]
 
 
 @dataclass(frozen=True)
 class Budget:
     """The epochs that were trained, of those that params.yaml asks for."""
 
-    epochs: int
-    asked: int
+    epochs: Count
+    asked: Count
 
 
 @dataclass(frozen=True)
 class Numbers:
     """A whole numbers.json; `schema` is left out, for there is one."""
 
-    commit: str
-    verdict: str
-    failed_stage: str | None
+    commit: Annotated[str, r"[0-9a-f]{40}"]
+    verdict: Verdict
+    failed_stage: Literal["prepare", "validate", "train", "evaluate"] | None
     budget: Budget | None
-    examples: int | None
+    examples: Count | None
     baseline: bool
     metrics: tuple[Metric, ...]
     gates: tuple[Gate, ...]
@@ -135,9 +139,11 @@ def validate(value: Any) -> Numbers:
     Raises:
         NumbersError: the first place that does not fit.
     """
-    if isinstance(value, dict) and value.get("schema") != SCHEMA:
+    if not isinstance(value, dict):
+        raise NumbersError("the file is not an object")
+    if value.get("schema") != SCHEMA:
         raise NumbersError(f"it is not of schema {SCHEMA}: merge main into the branch, whose template writes that")
-    return _object(Numbers, _FILE, value, "the file", "")
+    return _object(Numbers, {key: one for key, one in value.items() if key != "schema"}, "the file", "")
 
 
 def label(text: str) -> str:
@@ -145,101 +151,44 @@ def label(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text[:_LABEL_LENGTH]) or "?"
 
 
-def _object(kind: type[_Made], readers: Mapping[str, Reader], value: Any, at: str, prefix: str) -> _Made:
-    """Make a class of an object that has exactly the keys of its readers."""
+def _object(kind: type[_Made], value: Any, at: str, prefix: str) -> _Made:
+    """Make a class of an object that has exactly the keys of its fields."""
     if not isinstance(value, dict):
         raise NumbersError(f"{at} is not an object")
-    if set(value) != set(readers):
+    if set(value) != {field.name for field in fields(kind)}:  # type: ignore[arg-type]
         raise NumbersError(f"{at} has an unknown key, or lacks one")
-    found = {key: read(value[key], f"{prefix}{key}") for key, read in readers.items()}
-    return kind(**{key: found[key] for key in found if key != "schema"})
+    kinds = get_type_hints(kind, include_extras=True)
+    return kind(**{key: _read(kinds[key], value[key], f"{prefix}{key}") for key in kinds})
 
 
-def _rows(kind: type[Any], readers: Mapping[str, Reader]) -> Reader:
-    def read(value: Any, at: str) -> tuple[Any, ...]:
+def _read(kind: Any, value: Any, at: str) -> Any:
+    """Return a value that is of a field's type, and within its form or its bounds."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple:
         if not isinstance(value, list) or len(value) > _ROWS:
             raise NumbersError(f"{at} is not a list of at most {_ROWS} entries")
-        rows = tuple(_object(kind, readers, entry, f"{at}[{i}]", f"{at}[{i}].") for i, entry in enumerate(value))
+        rows = tuple(_object(arguments[0], entry, f"{at}[{i}]", f"{at}[{i}].") for i, entry in enumerate(value))
         if len({row.name for row in rows}) != len(rows):
             raise NumbersError(f"{at} has one name twice")
         return rows
-
-    return read
-
-
-def _optional(read: Reader) -> Reader:
-    return lambda value, at: None if value is None else read(value, at)
-
-
-def _matching(pattern: str) -> Reader:
-    def read(value: Any, at: str) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise NumbersError(f"{at} is not of the form {pattern}")
-        return value
-
-    return read
-
-
-def _one_of(*words: str) -> Reader:
-    def read(value: Any, at: str) -> str:
-        if not isinstance(value, str) or value not in words:
-            raise NumbersError(f"{at} is none of {', '.join(words)}")
-        return value
-
-    return read
-
-
-def _flag(value: Any, at: str) -> bool:
-    if not isinstance(value, bool):
-        raise NumbersError(f"{at} is neither true nor false")
+    if NoneType in arguments:
+        return None if value is None else _read(arguments[0], value, at)
+    if is_dataclass(kind):
+        return _object(kind, value, at, f"{at}.")  # type: ignore[arg-type]
+    if origin is Literal:
+        fits, words = isinstance(value, str) and value in arguments, f"none of {', '.join(arguments)}"
+    elif kind is bool:
+        fits, words = isinstance(value, bool), "neither true nor false"
+    elif arguments == (str, ""):
+        fits = isinstance(value, str) and value.isprintable() and 1 <= len(value) <= _LABEL_LENGTH
+        words = f"not a printable text of 1 to {_LABEL_LENGTH} signs"
+    elif arguments[0] is str:
+        fits, words = isinstance(value, str) and bool(re.fullmatch(arguments[1], value)), f"not of the form {arguments[1]}"
+    else:
+        number, low, high = arguments
+        fits = isinstance(value, int if number is int else int | float) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and low <= value <= high
+        words = f"not a {'whole' if number is int else 'finite'} number from {low:g} to {high:g}"
+    if not fits:
+        raise NumbersError(f"{at} is {words}")
     return value
-
-
-def _label(value: Any, at: str) -> str:
-    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= _LABEL_LENGTH:
-        raise NumbersError(f"{at} is not a printable text of 1 to {_LABEL_LENGTH} signs")
-    return value
-
-
-def _count(value: Any, at: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _HUGE:
-        raise NumbersError(f"{at} is not a whole number from 0 to {_HUGE:.0e}")
-    return value
-
-
-def _number(value: Any, at: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or abs(value) > _HUGE:
-        raise NumbersError(f"{at} is not a finite number within {_HUGE:.0e}")
-    return value
-
-
-def _share(value: Any, at: str) -> float:
-    if not 0 <= _number(value, at) <= 1:
-        raise NumbersError(f"{at} is not a number from 0 to 1")
-    return value  # type: ignore[no-any-return]
-
-
-_NAME, _NUMBER, _SHARE = _matching(r"[A-Za-z0-9_.-]{1,64}"), _optional(_number), _optional(_share)
-_METRIC = {"name": _NAME, "candidate": _NUMBER, "main": _NUMBER, "low": _NUMBER, "high": _NUMBER}
-_GATE = {
-    "name": _NAME,
-    "level": _one_of("enforce", "warn", "off"),
-    "outcome": _one_of(*VERDICTS, "skipped"),
-    "value": _NUMBER,
-    "limit": _NUMBER,
-}
-_CLASS = {"name": _label, "recall": _SHARE, "main": _SHARE, "examples": _count}
-_BUDGET = {"epochs": _count, "asked": _count}
-_FILE = {
-    "schema": _count,
-    "commit": _matching(r"[0-9a-f]{40}"),
-    "verdict": _one_of(*VERDICTS),
-    "failed_stage": _optional(_one_of(*STAGES)),
-    "budget": _optional(lambda value, at: _object(Budget, _BUDGET, value, at, f"{at}.")),
-    "examples": _optional(_count),
-    "baseline": _flag,
-    "metrics": _rows(Metric, _METRIC),
-    "gates": _rows(Gate, _GATE),
-    "classes": _rows(ClassRow, _CLASS),
-    "checks": _rows(Check, {"name": _NAME, "level": _one_of("error", "warn")}),
-}

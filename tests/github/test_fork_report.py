@@ -125,7 +125,7 @@ REFUSED_TOO: dict[str, tuple[bytes, str]] = {
     "5,000 digits": (packed(text(ACCURACY, f'"candidate": {"9" * 5000}')), "far too large"),
     "a missing key": (packed({k: v for k, v in report().items() if k != "checks"}), "unknown key, or lacks one"),
     "0 for false": (packed(report(baseline=0)), "baseline is neither true nor false"),
-    "recall of two": (packed(classes(recall=2)), "classes[0].recall is not a number from 0 to 1"),
+    "recall of two": (packed(classes(recall=2)), "classes[0].recall is not a finite number from 0 to 1"),
     "one metric twice": (packed(report(metrics=report()["metrics"] * 2)), "metrics has one name twice"),
     "class name with a line": (packed(classes(name="a\n# hostile")), "classes[0].name is not a printable text"),
     "class name that turns round": (packed(classes(name="\u202ehostile")), "classes[0].name is not a printable text"),
