@@ -44,17 +44,33 @@ def post(api: GitHub, number: int, markdown: str) -> PostResult:
     Raises:
         ApiError: GitHub's API refuses, or does not answer.
     """
-    text = fitted(markdown)
-    comments = list(api.pages(f"issues/{number}/comments"))
-    ours = _keep_first(api, [comment for comment in comments if _is_ours(comment)])
+    text, path = fitted(markdown), f"issues/{number}/comments"
+    comments = list(api.pages(path))
+    ours = _keep_first(api, comments)
     why = _against_cml(ours, comments)
-    posted = None
     if not why:
+        said = ""
         try:
-            posted = _created(api, number, _through_cml(api, number, text))
+            said = _through_cml(api, number, text)
         except UserError as error:
             why = str(error)
-    return _settle(api, number, text, posted, {comment["id"] for comment in comments}, why)
+        comments = list(api.pages(path))
+        printed = re.search(rf"/{number}#issuecomment-(\d+)", said)  # which a list can lag behind
+        if printed and int(printed[1]) not in [comment["id"] for comment in comments]:
+            comments.append(api.get(f"issues/comments/{printed[1]}"))
+        ours = _keep_first(api, comments)
+        is_there = ours and str(ours["body"] or "").replace("\r\n", "\n").startswith(text.replace("\r\n", "\n").rstrip())
+        if ours and is_there and not why:
+            return PostResult(str(ours["html_url"]), "cml", "")
+        why = why or "CML ended well, but our comment has not this text"
+    body = {"body": f"{text.rstrip()}\n\n{cml.watermark()}"}
+    try:
+        made = api.patch(f"issues/comments/{ours['id']}", body) if ours else api.post(path, body)
+    except ApiError as error:
+        if error.status != 404 or not ours:  # else somebody deleted it meanwhile
+            raise
+        made = api.post(path, body)
+    return PostResult(str(made["html_url"]), "api", why)
 
 
 def fitted(markdown: str) -> str:
@@ -101,8 +117,9 @@ def _is_ours(comment: Comment) -> bool:
     return _first_line(comment.get("body")) == MARKER and (comment.get("user") or {}).get("login") == BOT
 
 
-def _keep_first(api: GitHub, ours: Sequence[Comment]) -> Comment | None:
-    """Delete all but the first: two runs at once can have made two."""
+def _keep_first(api: GitHub, comments: Sequence[Comment]) -> Comment | None:
+    """Return the first of our comments, and delete the others: two runs at once can have made two."""
+    ours = [comment for comment in comments if _is_ours(comment)]
     for comment in ours[1:]:
         try:
             api.delete(f"issues/comments/{comment['id']}")
@@ -132,42 +149,6 @@ def _through_cml(api: GitHub, number: int, text: str) -> str:
         file = Path(place) / "report.md"
         file.write_text(text, encoding="utf-8")
         return cml.post(command, api, number, file)
-
-
-def _created(api: GitHub, number: int, said: str) -> Comment:
-    """Return the comment whose address CML printed: a list of comments can lag behind a moment."""
-    found = re.search(rf"/{number}#issuecomment-(\d+)", said)
-    if not found:
-        raise UserError("CML ended well but printed no comment's address")
-    comment: Comment = api.get(f"issues/comments/{found[1]}")
-    return comment
-
-
-def _settle(api: GitHub, number: int, text: str, posted: Comment | None, before: set[int], why: str) -> PostResult:
-    """Look that there is exactly one comment of ours, with this text; mend by the API what is not so."""
-    found = {comment["id"]: comment for comment in api.pages(f"issues/{number}/comments") if _is_ours(comment)}
-    if posted is not None and (_is_ours(posted) or posted["id"] not in before):
-        found[posted["id"]] = posted
-    ours = _keep_first(api, [found[key] for key in sorted(found)])
-    wanted = text.replace("\r\n", "\n").rstrip()
-    if posted is not None and ours and str(ours.get("body") or "").replace("\r\n", "\n").startswith(wanted):
-        return PostResult(str(ours["html_url"]), "cml", "")
-    body = {"body": f"{text.rstrip()}\n\n{cml.watermark()}"}
-    comment = _update(api, ours, body) or api.post(f"issues/{number}/comments", body)
-    return PostResult(str(comment["html_url"]), "api", why or "CML ended well, but our comment had not this text")
-
-
-def _update(api: GitHub, ours: Comment | None, body: Mapping[str, str]) -> Comment | None:
-    """Return the comment with its new text, or None where there is none, or none any more."""
-    if ours is None:
-        return None
-    try:
-        comment: Comment = api.patch(f"issues/comments/{ours['id']}", body)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return None
-    return comment
 
 
 def main() -> None:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.github import deployments, outcomes, stopped
+from src.core.records import Record
+from src.github import deployments, stopped
 from src.github.api import ApiError, GitHub
-from src.github.outcomes import Outcome
 from src.github.status import run_url, summarize
 from src.system.escaping import code, prose
 
+FILE = "release.outcome.json"
+_LARGEST = 64 * 2**10  # bytes of it
 TITLES = {
     "verify": "Verify",
     "register": "Register",
@@ -31,6 +33,42 @@ TITLES = {
     "deploy": "Production",
     "rollback": "Roll back",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Record):
+    """How one job ended, as src/release/outcome.py writes it. A deploy host is a machine of one's own: this is data.
+
+    `record` is what it put into an environment, or tried to; None where it came to nothing of that.
+    """
+
+    step: str  # verify, register, build, deploy or rollback
+    ok: bool
+    kind: str | None
+    sentence: str
+    next: str  # what to do
+    record: dict[str, Any] | None
+
+
+def read(folder: Path) -> tuple[dict[str, Outcome], list[str]]:
+    """Read the folders `outcome-JOB` that lie in `folder`; return the outcomes by job, and a sentence for each bad one.
+
+    download-artifact unpacks a single one without a folder of its own: then the step tells the job.
+    """
+    found, faults = {}, []
+    for path in sorted([*folder.glob(FILE), *folder.glob(f"outcome-*/{FILE}")]):
+        job = path.parent.name.removeprefix("outcome-") if path.parent != folder else ""
+        try:
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+                raise ValueError(f"it is no plain file of at most {_LARGEST} bytes")
+            outcome = Outcome.parse(path.read_text(encoding="utf-8", errors="replace"), FILE)
+            if outcome.record is not None:
+                deployments.checked(outcome.record)
+        except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
+            faults.append(f"the outcome of {job or 'a job'} cannot be read ({str(error)[:200]}): see the log of that job")
+        else:
+            found[job or outcome.step] = outcome
+    return found, faults
 
 
 @dataclass(frozen=True)
@@ -58,7 +96,11 @@ def ending(results: Mapping[str, str], found: Mapping[str, Outcome], image: str,
             return _stopped(job, result, found.get(job))
     rollback = "rollback" in results
     if results.get("rollback" if rollback else "verify") == "skipped":
-        return _nothing(rollback, can_deploy)
+        if rollback and not can_deploy:
+            return Ending("nothing", "there is no deploy host to roll back on", "set DEPLOY_RUNNER: docs/runner.md says how")
+        said = f"this ran for {os.environ.get('GITHUB_REF', 'another branch')}, and only the default branch is deployed"
+        file = "rollback.yml" if rollback else "deploy.yml"
+        return Ending("nothing", said, f"`gh workflow run {file}` without --ref takes the right one")
     last = found.get("rollback" if rollback else "deploy")
     if last and last.ok:
         return Ending("rolled back" if rollback else "deployed", last.sentence)
@@ -71,19 +113,11 @@ def ending(results: Mapping[str, str], found: Mapping[str, Outcome], image: str,
 
 def _stopped(job: str, result: str, outcome: Outcome | None) -> Ending:
     if outcome and not outcome.ok:
-        return Ending("stopped", outcome.sentence, outcome.then, job, outcome.kind or "")
+        return Ending("stopped", outcome.sentence, outcome.next, job, outcome.kind or "")
     word = "was cancelled" if result == "cancelled" else "failed, and left no word why"
     number = os.environ.get("GITHUB_RUN_ID", "")
     again = f"read its log, mend what it names, then `gh run rerun {number} --failed`"
     return Ending("stopped", f"the job {TITLES.get(job, job)} {word}", again, job)
-
-
-def _nothing(rollback: bool, can_deploy: bool) -> Ending:
-    file = "rollback.yml" if rollback else "deploy.yml"
-    if rollback and not can_deploy:
-        return Ending("nothing", "there is no deploy host to roll back on", "set DEPLOY_RUNNER: docs/runner.md says how")
-    said = f"this ran for {os.environ.get('GITHUB_REF', 'another branch')}, and only the default branch is deployed"
-    return Ending("nothing", said, f"`gh workflow run {file}` without --ref takes the right one")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +140,15 @@ def summary(end: Ending, record: Mapping[str, Any] | None, live: Mapping[str, An
     if end.then:
         blocks.append(f"**Next:** {prose(end.then)}")
     if end.word == "pushed":
-        blocks += _what_next()
+        repository = os.environ.get("GITHUB_REPOSITORY", "OWNER/NAME")
+        host = (
+            "It needs nginx, and Docker or Podman; docs/runner.md has the steps. With a runner on it that has these labels:"
+        )
+        commands = (
+            f'gh variable set DEPLOY_RUNNER --repo {repository} --body \'["self-hosted","deploy"]\'',
+            f"gh workflow run deploy.yml --repo {repository}",
+        )
+        blocks += [f"**Next:** make a machine the deploy host. {host}", "\n".join(["```sh", *commands, "```"])]
     return "\n\n".join([*blocks, *_serving(live)]) + "\n"
 
 
@@ -115,36 +157,21 @@ def _sentence(text: str) -> str:
     return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
-def _what_next() -> list[str]:
-    repository = os.environ.get("GITHUB_REPOSITORY", "OWNER/NAME")
-    told = (
-        "**Next:** make a machine the deploy host. It needs nginx, and Docker or Podman; docs/runner.md has the "
-        "steps. With a runner on it that has the labels below:"
-    )
-    labels = json.dumps(["self-hosted", "deploy"], separators=(",", ":"))
-    commands = [
-        f"gh variable set DEPLOY_RUNNER --repo {repository} --body '{labels}'",
-        f"gh workflow run deploy.yml --repo {repository}",
-    ]
-    return [told, "\n".join(["```sh", *commands, "```"])]
-
-
 def _serving(live: Mapping[str, Any] | None) -> list[str]:
     if live is None:
         return ["Nothing of this repository is known to be in production."]
     before = f", before it {code(str(live['from']['version']))}" if live["from"] else ""
-    pull = f"#{live['pull_request']}" if live["pull_request"] else "none"
     rows = {
         "version": code(live["version"]) + before,
-        "pull request": pull,
+        "pull request": f"#{live['pull_request']}" if live["pull_request"] else "none",
         "commit": code(live["commit"]),
         "manifest": code(live["manifest"]),
         "image": code(str(live.get("image_digest", ""))[:80]),
         "verdict": code(str(live.get("verdict", ""))[:40]),
         "since": code(f"{str(live.get('when', ''))[:40]}, by {str(live.get('who', ''))[:60]} ({live['what']})"),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return ["### In production now", "\n".join(["| | |", "|---|---|", *lines])]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return ["### In production now", "\n".join(lines)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,7 +196,7 @@ def tell(folder: Path, needs: Mapping[str, Any]) -> None:
     """
     results = {job: str(entry["result"]) for job, entry in needs.items()}
     image = str((needs.get("build", {}).get("outputs") or {}).get("image") or "")
-    found, faults = outcomes.read(folder)
+    found, faults = read(folder)
     end = ending(results, found, image, bool(os.environ.get("DEPLOY_RUNNER")))
     github = GitHub.from_environment()
     for job in ("staging", "deploy", "rollback"):
@@ -179,7 +206,12 @@ def tell(folder: Path, needs: Mapping[str, Any]) -> None:
                 add = partial(deployments.add, github, done.record, done.ok, done.sentence, url)
                 _attempt(faults, f"the deployment of {job}", add)
     live = _attempt(faults, "what is in production", lambda: deployments.live(github))
-    _attempt(faults, "the issue", lambda: _issue(github, end, live, "rollback" in results))
+    what = "rollback" if "rollback" in results else "deploy"
+    if end.word == "stopped":
+        _attempt(faults, "the issue", lambda: stopped.tell(github, what, end.sentence, _body(end, live)))
+    elif end.word != "nothing":
+        said = f"{_sentence(end.sentence)} [The run]({run_url()})"
+        _attempt(faults, "the issue", lambda: stopped.close(github, what, said))
     last = found.get("rollback") or found.get("deploy")
     text = summary(end, last.record if last else None, live)
     print(text)
@@ -188,14 +220,6 @@ def tell(folder: Path, needs: Mapping[str, Any]) -> None:
         faults.insert(0, f"{end.sentence}: {end.then}")
     if faults:
         raise UserError("; ".join(faults))
-
-
-def _issue(github: GitHub, end: Ending, live: Mapping[str, Any] | None, rollback: bool) -> None:
-    what = "rollback" if rollback else "deploy"
-    if end.word == "stopped":
-        stopped.tell(github, what, end.sentence, _body(end, live))
-    elif end.word != "nothing":
-        stopped.close(github, what, f"{_sentence(end.sentence)} [The run]({run_url()})")
 
 
 def _body(end: Ending, live: Mapping[str, Any] | None) -> str:

@@ -4,15 +4,40 @@ GitHub makes a deployment of its own for each job that names an environment; our
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from src.github.api import GitHub
 from src.github.git import BOT
-from src.github.outcomes import checked
 from src.github.status import run_url, shortened
 
 _BUILD = "Build and push"  # the job of deploy.yml
+_SHAPES = {
+    "what": r"deploy|rollback",
+    "environment": r"production|staging",
+    "version": r"[A-Za-z0-9._-]{1,40}",
+    "manifest": r"[0-9a-f]{8,64}",
+    "commit": r"[0-9a-f]{40}",
+    "result": r"deployed|unchanged|returned|rolled back",
+    "pull_request": r"[1-9]\d*|None",
+}
+
+
+def checked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose parts have the form that they must have.
+
+    Raises:
+        ValueError, KeyError, TypeError: a part is missing or has another form.
+    """
+    for name, shape in _SHAPES.items():
+        if not re.fullmatch(shape, str(record[name])):
+            raise ValueError(f"{name} is {str(record[name])[:60]!r}")
+    before = record["from"]
+    if before is not None and not re.fullmatch(_SHAPES["version"], str(before["version"])):
+        raise ValueError("from is no version")
+    json.dumps(record, allow_nan=False)
+    return dict(record)
 
 
 def add(github: GitHub, record: Mapping[str, Any], ok: bool, sentence: str, url: str = "") -> None:
@@ -73,19 +98,15 @@ def last_built(github: GitHub) -> str | None:
 
 
 def _live(github: GitHub, environment: str) -> tuple[int, dict[str, Any]] | None:
-    for number, record in _ours(github, environment):
-        newest = next(github.pages(f"deployments/{number}/statuses"), None)
-        if newest and newest["state"] == "success":
-            return number, record
-    return None
-
-
-def _ours(github: GitHub, environment: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for deployment in github.pages("deployments", environment=environment):
         if (deployment.get("creator") or {}).get("login") != BOT:
             continue
         try:
             payload = deployment["payload"]
-            yield deployment["id"], checked(json.loads(payload) if isinstance(payload, str) else payload)
+            record = checked(json.loads(payload) if isinstance(payload, str) else payload)
         except (ValueError, KeyError, TypeError):
             continue  # one that GitHub made itself, or somebody else's
+        newest = next(github.pages(f"deployments/{deployment['id']}/statuses"), None)
+        if newest and newest["state"] == "success":
+            return deployment["id"], record
+    return None

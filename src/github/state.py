@@ -204,7 +204,10 @@ def _workflows(repository: Repository) -> Iterator[Finding]:
 
 
 def _rules(repository: Repository) -> Iterator[Finding]:
-    want = _of_this_server(repository)
+    want = repository.read("ruleset-main.json")
+    if repository.gh.host != "github.com":  # the number of the app that must set a status is that of GitHub Actions there
+        for check in _status_checks(want["rules"]):
+            check.pop("integration_id", None)
     effective = _effective(repository, repository.branch)
     lacking = [words for rule in want["rules"] for words in _lacks(rule, effective.get(rule["type"]))]
     if not lacking:
@@ -215,15 +218,6 @@ def _rules(repository: Repository) -> Iterator[Finding]:
     mend = _create_or_raise(repository, "rulesets", want, have, "ruleset-main.json")
     sentence = f"the verdict does not block a merge: {repository.branch} {', '.join(lacking)}"
     yield Finding("differs" if have else "missing", True, sentence, *mend)
-
-
-def _of_this_server(repository: Repository) -> Any:
-    """Read the ruleset; the number of the app that must set a status is that of GitHub Actions on github.com alone."""
-    want = repository.read("ruleset-main.json")
-    if repository.gh.host != "github.com":
-        for check in _status_checks(want["rules"]):
-            check.pop("integration_id", None)
-    return want
 
 
 def _status_checks(rules: list[Any]) -> list[Any]:
@@ -294,10 +288,8 @@ def _label(file: str, repository: Repository) -> Iterator[Finding]:
     if _there(repository.gh, f"labels/{quote(name, safe='')}"):
         yield Finding("ok", True, f"the label `{name}` exists")
         return
-    words = ("--color", want["color"], "--description", want["description"], "--repo", repository.name)
-    _, change = repository.change("POST", "labels", want, file)
     sentence = f"the label `{name}`, by which a named person lets a change pass a gate"
-    yield Finding("missing", True, sentence, repository.gh.command("label", "create", name, *words), change)
+    yield Finding("missing", True, sentence, *repository.change("POST", "labels", want, file))
 
 
 def _there(gh: GitHub, path: str) -> Any:
@@ -403,8 +395,11 @@ def _secret(repository: Repository) -> Iterator[Finding]:
 
 
 def _runner(name: str, repository: Repository) -> Iterator[Finding]:
-    labels = _labels(_values(repository).get(name, ""))
-    if not labels or all(re.match(r"(ubuntu|windows|macos)-", label) for label in labels):
+    try:
+        labels = [str(label) for label in json.loads(_values(repository).get(name, ""))]
+    except (ValueError, TypeError):  # which _variables tells
+        return
+    if all(re.match(r"(ubuntu|windows|macos)-", label) for label in labels):
         return
     if repository.public:
         mend = ("repo", "edit", repository.name, "--visibility", "private", "--accept-visibility-change-consequences")
@@ -420,14 +415,6 @@ def _runner(name: str, repository: Repository) -> Iterator[Finding]:
             return
     sentence = f"no runner of this repository with the labels {', '.join(labels)} is online: runs wait, and fail after a day"
     yield Finding("warning", False, sentence, "start it (docs/runner.md), or run `make runner-doctor` on the machine")
-
-
-def _labels(value: str) -> list[str]:
-    try:
-        labels = json.loads(value)
-    except ValueError:
-        return []
-    return [str(label) for label in labels] if isinstance(labels, list) else []
 
 
 def _policy(repository: Repository) -> Iterator[Finding]:

@@ -71,9 +71,7 @@ class Repository:
         request = ("api", "--method", method, self.gh.address(path))
         if body == self.read(file):
             command = self.gh.command(*request, "--input", str(self.folder / file))
-        elif all(isinstance(value, str | int) for value in body.values()):
-            command = self.gh.command(*request, *_fields(body))
-        else:  # gh builds no list of nested objects from fields
+        else:
             command = f"printf %s {shlex.quote(json.dumps(body))} | {self.gh.command(*request, '--input', '-')}"
         return command, Change(method, path, body, self.folder / file)
 
@@ -103,14 +101,3 @@ def raised(want: Any, have: Any, key: str = "") -> Any:
 
 def _identity(item: Any) -> str:
     return str(item.get("type") or item.get("context") or item) if isinstance(item, dict) else str(item)
-
-
-def _fields(body: dict[str, str | int | bool]) -> list[str]:
-    """Write a body without nested values as `gh api` takes it on a command line."""
-    return [
-        word
-        for key, value in body.items()
-        for word in (
-            ["--raw-field", f"{key}={value}"] if isinstance(value, str) else ["--field", f"{key}={json.dumps(value)}"]
-        )
-    ]

@@ -14,7 +14,7 @@ from conftest import PATIENCE, ROOT
 from standin import BOT, GitHub, clone, commit, states_of
 
 from src.core.command import UserError
-from src.github import attested, deployed, deployments, outcomes
+from src.github import attested, deployed, deployments
 from src.github.api import GitHub as Api
 
 TELLER = {"deployments": "write", "issues": "write", "contents": "read"}
@@ -61,7 +61,7 @@ def make_record(github: GitHub, **changes: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, job: str, outcome: object) -> Path:
-    path = folder / f"outcome-{job}" / outcomes.FILE
+    path = folder / f"outcome-{job}" / deployed.FILE
     path.parent.mkdir(parents=True)
     path.write_text(outcome if isinstance(outcome, str) else json.dumps(outcome))
     return folder
@@ -175,8 +175,8 @@ def test_a_part_that_github_refuses_is_told_and_the_others_are_done(github: GitH
 def test_the_outcome_of_one_job_alone_is_found_where_the_artifact_action_puts_it(tmp_path: Path, alone: bool) -> None:
     write(tmp_path, "verify", STOPPED)
     if alone:
-        (tmp_path / "outcome-verify" / outcomes.FILE).rename(tmp_path / outcomes.FILE)
-    found, faults = outcomes.read(tmp_path)
+        (tmp_path / "outcome-verify" / deployed.FILE).rename(tmp_path / deployed.FILE)
+    found, faults = deployed.read(tmp_path)
     assert (list(found), faults) == (["verify"], [])
 
 
@@ -204,18 +204,18 @@ def test_an_outcome_of_another_form_is_refused_and_names_the_job(github: GitHub,
         record = make_record(github)
         RECORDS[case](record)
         outcome = STOPPED | {"record": record}
-    found, [fault] = outcomes.read(write(tmp_path / "x", "staging", outcome))
+    found, [fault] = deployed.read(write(tmp_path / "x", "staging", outcome))
     assert found == {}
     assert "outcome of staging" in fault
-    assert fault.endswith(("see the log of that job", "look at the log of that job"))
+    assert fault.endswith("see the log of that job")
 
 
 def test_a_link_is_no_outcome(tmp_path: Path) -> None:
     write(tmp_path, "verify", STOPPED)
-    path = tmp_path / "outcome-verify" / outcomes.FILE
+    path = tmp_path / "outcome-verify" / deployed.FILE
     path.rename(tmp_path / "elsewhere.json")
     path.symlink_to(tmp_path / "elsewhere.json")
-    found, faults = outcomes.read(tmp_path)
+    found, faults = deployed.read(tmp_path)
     assert (found, len(faults)) == ({}, 1)
 
 
@@ -249,5 +249,5 @@ def test_an_attestation_that_does_not_hold_is_refused_and_leaves_its_outcome(tmp
     assert done.returncode == 1
     assert "has no attestation that holds" in done.stderr
     assert "t0ken" not in done.stdout + done.stderr
-    outcome = outcomes.parse((tmp_path / "release.outcome.json").read_text(), "deploy")
+    outcome = deployed.Outcome.read(tmp_path / "release.outcome.json", "deploy")
     assert (outcome.ok, outcome.kind) == (False, "tampered")

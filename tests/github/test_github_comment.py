@@ -256,7 +256,7 @@ def test_cml_that_says_done_and_posted_nothing_is_not_believed(github: StandIn, 
     program.write_text(f"#!{sys.executable}\nprint('ok')\n")
     program.chmod(0o755)
     result = post(api, 1, "the report")
-    assert (result.by, result.why) == ("api", "CML ended well but printed no comment's address")
+    assert (result.by, result.why) == ("api", "CML ended well, but our comment has not this text")
     assert len(ours(github)) == 1
 
 
