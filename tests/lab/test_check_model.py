@@ -127,7 +127,7 @@ def failed(found: dict[str, Finding]) -> set[str]:
 
 def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, Finding]]) -> None:
     results = found(Plain)
-    assert len(results) == 13
+    assert len(results) == 12
     assert {each.result for each in results.values()} == {"ok"}, list(results.values())
 
 

@@ -26,9 +26,9 @@ def test_a_profile_has_page_and_trace_and_leaves_the_loop_as_it_was(
     found = profile(drawn(asked), asked.train, tmp_path / "profile", 2)
     assert sum(found.shares.values()) == pytest.approx(1)
     assert found.images == 32
-    page = (tmp_path / "profile/bottleneck.md").read_text()
-    assert page.startswith(f"# The bottleneck: {found.verdict.name}\n")
-    assert all(words in page for words in ("images/s", "ms a step", "convolution_backward", "| optimiser |"))
+    page = (tmp_path / "profile/bottleneck.txt").read_text()
+    assert page.startswith(f"The bottleneck is {found.verdict.name}: ")
+    assert all(words in page for words in ("images/s", "ms a step", "convolution_backward", "optimiser"))
     events = json.loads(gzip.decompress((tmp_path / "profile/trace.json.gz").read_bytes()))["traceEvents"]
     assert any("convolution" in event.get("name", "") for event in events)
     learner = kept[0][0]

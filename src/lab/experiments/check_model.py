@@ -33,7 +33,6 @@ _CPU_OPERATIONS = 2e12  # floating-point operations of learning by heart: some 2
 _OF_A_LESSON = {
     "first loss": wiring.first_loss,
     "gradients": wiring.gradients,
-    "updates": wiring.updates,
     "learns by heart": wiring.overfits,
     "dead layers": wiring.dead,
     "evaluation mode": wiring.modes,

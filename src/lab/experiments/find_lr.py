@@ -2,8 +2,8 @@
 
     python -m src find-lr out/arrays out/find-lr [--steps 100] [--rounds 3] [--low 1e-5] [--high 10]
 
-Trains with network, batches and optimiser of params.yaml, from fresh (or given) weights in each round. Writes rates.csv,
-rates.png and find-lr.md. Source of the method: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017),
+Trains with network, batches and optimiser of params.yaml, from fresh (or given) weights in each round. Writes rates.csv
+and rates.png. Source of the method: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017),
 learning rate range test.
 """
 
@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from src.core import arrays, pictures
 from src.core.command import UserError, progress
 from src.core.files import check_outputs, replacing
-from src.lab.experiments.steps import endless, markdown_table, prepare
+from src.lab.experiments.steps import endless, prepare
 from src.system.params import load
 from src.training import loop, optimizer
 from src.training.batches import Batches
@@ -33,9 +33,6 @@ _MEMORY = 0.9  # of the running mean that decides when to stop
 _BROKEN = 2.0  # times the first loss: nothing is to be learnt from higher rates
 _WIDTH = 1 / 8  # of the smoothing, in decades of the rate
 _FALL = 0.02  # share of the first loss that it must fall by to have fallen at all
-_HOW_TO_READ = """The rate rises from step to step; the curves are the training loss, smoothed over an eighth of a decade.
-A good peak for a schedule that warms up and comes down lies between a tenth of the rate with the lowest loss and the rate at
-which it falls fastest. The test is short: where two rates are close, only training tells."""
 
 
 @dataclass(frozen=True)
@@ -44,30 +41,6 @@ class Round:
 
     rates: NDArray[np.float64]
     losses: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """For each round in which the loss fell: the rates at which it fell fastest, was lowest, and had lost half its gain.
-
-    The last is missing where the test ended before.
-    """
-
-    rounds: int
-    steepest: list[float]
-    lowest: list[float]
-    broken: list[float]
-
-    @property
-    def suggested(self) -> tuple[float, float] | None:
-        """The ends of what is suggested, as medians of the rounds; None where the loss never fell.
-
-        One is a tenth of the rate with the lowest loss, the other the rate of its steepest fall.
-        """
-        if not self.steepest:
-            return None
-        low, high = sorted([float(np.median(self.lowest)) / 10, float(np.median(self.steepest))])
-        return low, high
 
 
 def find(task: Task, params: Train, rates: NDArray[np.float64], rounds: int) -> list[Round]:
@@ -123,31 +96,26 @@ def smoothed(one: Round) -> NDArray[np.float64]:
     return np.asarray(gaussian_filter1d(one.losses, _WIDTH * steps_a_decade, mode="nearest"))
 
 
-def answer(rounds: Sequence[Round]) -> Answer:
-    """Read each round's curve."""
-    found = Answer(len(rounds), [], [], [])
+def suggested(rounds: Sequence[Round]) -> tuple[float, float] | None:
+    """Return the ends of what is suggested, as medians of the rounds; None where the loss never fell.
+
+    One is a tenth of the rate with the lowest loss, the other the rate at which the loss falls fastest.
+    """
+    ends = []
     for one in rounds:
         curve = smoothed(one)
         lowest = int(curve.argmin())
-        fall = curve[0] - curve[lowest]
-        if lowest < 2 or fall < _FALL * curve[0]:
-            continue
-        slopes = np.gradient(curve[: lowest + 1])  # the rates are evenly spaced in their logarithm
-        found.steepest.append(float(one.rates[slopes.argmin()]))
-        found.lowest.append(float(one.rates[lowest]))
-        lost = np.flatnonzero(curve[lowest:] > curve[lowest] + fall / 2)
-        if len(lost):
-            found.broken.append(float(one.rates[lowest + lost[0]]))
-    return found
+        if lowest >= 2 and curve[0] - curve[lowest] >= _FALL * curve[0]:
+            slopes = np.gradient(curve[: lowest + 1])  # the rates are evenly spaced in their logarithm
+            ends.append((one.rates[lowest] / 10, one.rates[slopes.argmin()]))
+    if not ends:
+        return None
+    low, high = sorted(float(end) for end in np.median(ends, axis=0))
+    return low, high
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is written
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def write(out: Path, rounds: Sequence[Round], found: Answer, params: Train) -> None:
-    """Write table, picture and page into a folder."""
+def write(out: Path, rounds: Sequence[Round], within: tuple[float, float] | None, now: float) -> None:
+    """Write table and picture into a folder; `within` is what is suggested, `now` the rate that is set."""
     with replacing(out) as fresh:
         fresh.mkdir()
         with (fresh / "rates.csv").open("w", newline="") as file:
@@ -156,44 +124,21 @@ def write(out: Path, rounds: Sequence[Round], found: Answer, params: Train) -> N
             for i, one in enumerate(rounds, start=1):
                 for rate, loss, smooth in zip(one.rates, one.losses, smoothed(one), strict=True):
                     rows.writerow([i, f"{rate:.6g}", f"{loss:.6f}", f"{smooth:.6f}"])
-        _draw(fresh / "rates.png", rounds, found, params.learning_rate)
-        (fresh / "find-lr.md").write_text(_page(found, params))
+        _draw(fresh / "rates.png", rounds, within, now)
 
 
-def _page(found: Answer, params: Train) -> str:
-    curves = (
-        ("the loss falls fastest at", found.steepest),
-        ("the loss is lowest at", found.lowest),
-        ("the loss has lost half of its gain at", found.broken),
-    )
-    rows = [
-        (name, *(f"{value:.2g}" for value in (np.median(values), min(values), max(values))))
-        for name, values in curves
-        if values
-    ]
-    blocks = [
-        "# Learning rate",
-        sentence(found, params),
-        *([markdown_table(("what", "median", "lowest", "highest"), rows)] if rows else []),
-        f"Optimiser {params.optimizer}, batches of {params.batch_size}, {found.rounds} rounds with a seed each.",
-        "![loss over learning rate](rates.png)",
-        _HOW_TO_READ,
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def sentence(found: Answer, params: Train) -> str:
-    """Say what is suggested beside what is set, and how to set it."""
-    now = f"train.learning_rate is {params.learning_rate:g}"
-    if found.suggested is None:
+def sentence(within: tuple[float, float] | None, rate: float) -> str:
+    """Say what is suggested beside the rate that is set, and how to set it."""
+    now = f"train.learning_rate is {rate:g}"
+    if within is None:
         return f"{now}; the loss fell at no rate, so nothing is suggested: raise --high or --steps, or run make check-model"
-    (low, high), within = found.suggested, "between {:.2g} and {:.2g}".format(*found.suggested)
-    if low <= params.learning_rate <= high:
-        return f"{now}, which lies in what the range test suggests: {within}"
-    return f"{now}; the range test suggests {within}: set train.learning_rate in params.yaml, train, and compare"
+    ends = "between {:.2g} and {:.2g}".format(*within)
+    if within[0] <= rate <= within[1]:
+        return f"{now}, which lies in what the range test suggests: {ends}"
+    return f"{now}; the range test suggests {ends}: set train.learning_rate in params.yaml, train, and compare"
 
 
-def _draw(path: Path, rounds: Sequence[Round], found: Answer, now: float) -> None:
+def _draw(path: Path, rounds: Sequence[Round], within: tuple[float, float] | None, now: float) -> None:
     """Draw every round's losses and their smoothed curve over the rate, what is suggested, and the rate that is set."""
     made = pictures.figure(7.5, 4.2)
     axes = made.subplots()
@@ -201,9 +146,9 @@ def _draw(path: Path, rounds: Sequence[Round], found: Answer, now: float) -> Non
         axes.plot(one.rates, one.losses, color=pictures.GREY, linewidth=0.6, alpha=0.7)
     for i, one in enumerate(rounds):
         axes.plot(one.rates, smoothed(one), color=pictures.BLUE, label="" if i else "training loss, smoothed, each round")
-    if found.suggested:
-        label = "suggested: {:.2g} to {:.2g}".format(*found.suggested)
-        axes.axvspan(*found.suggested, color=pictures.ORANGE, alpha=0.25, linewidth=0, label=label)
+    if within:
+        label = "suggested: {:.2g} to {:.2g}".format(*within)
+        axes.axvspan(*within, color=pictures.ORANGE, alpha=0.25, linewidth=0, label=label)
     axes.axvline(now, color=pictures.RED, linestyle="--", label=f"params.yaml: {now:g}")
     lowest = min(smoothed(one).min() for one in rounds)
     top = 2 * max(one.losses[0] for one in rounds)  # what is higher is broken, and would press the rest flat
@@ -216,7 +161,7 @@ def _draw(path: Path, rounds: Sequence[Round], found: Answer, now: float) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description="Raise the learning rate until training breaks, and suggest one.")
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
-    parser.add_argument("out", type=Path, help="folder to write rates.csv, rates.png and find-lr.md into")
+    parser.add_argument("out", type=Path, help="folder to write rates.csv and rates.png into")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--steps", type=int, default=100, help="of each round; more give a finer curve")
     parser.add_argument("--rounds", type=int, default=3, help="each with another seed; they tell how much is chance")
@@ -229,6 +174,6 @@ def main() -> None:
     asked = load(args.params)
     data, params = arrays.load(args.arrays, asked.prepare.spec), asked.train
     rounds = find(of(data), params, np.geomspace(args.low, args.high, args.steps), args.rounds)
-    found = answer(rounds)
-    write(args.out, rounds, found, params)
-    print(f"{sentence(found, params)} (see {args.out / 'find-lr.md'})")
+    within = suggested(rounds)
+    write(args.out, rounds, within, params.learning_rate)
+    print(f"{sentence(within, params.learning_rate)} (see {args.out / 'rates.png'})")

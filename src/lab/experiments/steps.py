@@ -1,6 +1,6 @@
 """The steps of a training run, one by one: what the range test and the profile share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -32,9 +32,3 @@ def endless(training: Batches, params: Train) -> Iterator[tuple[Tensor, Tensor]]
     while True:
         yield from training.epoch(params.batch_size, loop.epoch_seed(params.seed, epoch))
         epoch += 1
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of our own words and numbers; all columns but the first are set to the right."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

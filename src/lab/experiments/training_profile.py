@@ -2,7 +2,7 @@
 
     python -m src profile out/arrays out/training-profile [--steps 30]
 
-Writes bottleneck.md and trace.json.gz, which chrome://tracing and ui.perfetto.dev open. No model is made.
+Writes bottleneck.txt and trace.json.gz, which chrome://tracing and ui.perfetto.dev open. No model is made.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
 from src.core import arrays
-from src.core.command import UserError
+from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing
-from src.lab.experiments.steps import endless, markdown_table, prepare
+from src.lab.experiments.steps import endless, prepare
 from src.system.params import load
 from src.training import loop, optimizer
 from src.training.loop import Learner
@@ -261,28 +261,23 @@ def profile(task: Task, params: Train, out: Path, steps: int) -> Measured:
             lambda profiler: profiler.export_chrome_trace(str(fresh / "trace.json.gz")),
         )
         setting = f"Network {params.network} of width {params.width}, batches of {params.batch_size}"
-        (fresh / "bottleneck.md").write_text(_page(measured, f"{setting}; training images {training.where}", steps))
+        (fresh / "bottleneck.txt").write_text(_page(measured, f"{setting}; training images {training.where}", steps))
     return measured
 
 
 def _page(measured: Measured, setting: str, steps: int) -> str:
-    shares, cause = sorted(measured.shares.items(), key=lambda pair: -pair[1]), measured.verdict
+    shares = sorted(measured.shares.items(), key=lambda pair: -pair[1])
     blocks = [
-        f"# The bottleneck: {cause.name}",
-        f"{shares[0][1]:.0%} of a step's time goes into {cause.what}. {cause.advice}",
+        f"The bottleneck is {measured.verdict.name}: {shares[0][1]:.0%} of a step. {measured.verdict.advice}",
         f"{setting}. {measured.images / measured.seconds:,.0f} images/s, {measured.seconds * 1000:,.2f} ms a step.",
-        markdown_table(
+        table(
             ("cause", "share of a step", "what it is"),
             [(CAUSES[key].name, f"{share:.1%}", CAUSES[key].what) for key, share in shares],
         ),
-        "## The same steps cut into parts",
-        markdown_table(
-            ("part", "time a step"), [(part, f"{taken * 1000:,.2f} ms") for part, taken in measured.parts.items()]
-        ),
-        "## The costliest operations",
-        markdown_table(
+        table(("part", "ms a step"), [(part, f"{taken * 1000:,.2f}") for part, taken in measured.parts.items()]),
+        table(
             ("operation", "share of all operations", "calls a step"),
-            [(f"`{each.name}`", f"{each.share:.1%}", f"{each.calls:,.0f}") for each in measured.operators[:_TOP]],
+            [(each.name, f"{each.share:.1%}", f"{each.calls:,.0f}") for each in measured.operators[:_TOP]],
         ),
         f"Measured over {steps} steps. {_REMARK}",
     ]
@@ -304,5 +299,5 @@ def main() -> None:
     measured = profile(of(arrays.load(args.arrays, params.prepare.spec)), params.train, args.out, args.steps)
     cause, share = measured.verdict, max(measured.shares.values())
     print(
-        f"the bottleneck is {cause.name}: {share:.0%} of a step. {cause.advice}\n{args.out / 'bottleneck.md'} has the rest"
+        f"the bottleneck is {cause.name}: {share:.0%} of a step. {cause.advice}\n{args.out / 'bottleneck.txt'} has the rest"
     )

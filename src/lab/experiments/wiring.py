@@ -58,7 +58,6 @@ class Lesson:
     losses: list[float] = field(default_factory=list)
     accuracy: float = 0.0  # of the last step, in training mode
     gradients: dict[str, float] = field(default_factory=dict)  # the largest of each parameter; NaN where one was not finite
-    ratios: dict[str, float] = field(default_factory=dict)  # update over weight, by norm, after the early steps
 
 
 def learn(subject: Subject, steps: int) -> Lesson:
@@ -81,11 +80,7 @@ def learn(subject: Subject, steps: int) -> Lesson:
             if value.grad is not None:
                 largest, known = value.grad.abs().max().item(), lesson.gradients.get(name, 0.0)
                 lesson.gradients[name] = max(known, largest) if math.isfinite(largest + known) else math.nan
-        before = {name: value.detach().clone() for name, value in learning.items()} if step == EARLY - 1 else {}
         optimizer.step()
-        for name, was in before.items():
-            change, size = (was - learning[name].detach()).norm(), was.norm()
-            lesson.ratios[name] = (change / size).item() if size else math.inf
         settled = step >= EARLY and max(lesson.losses[-3:]) < LEARNT / 2
         if settled or not math.isfinite(lesson.losses[-1]):
             break
@@ -195,20 +190,6 @@ def gradients(_: Subject, lesson: Lesson) -> Found:
         advice = "what follows is dead (a ReLU that never opens, a weight of zero): change its start, or add a norm"
         return "FAIL", f"always zero in {_listed(still)}", advice
     return "ok", f"finite and not zero in all {len(learning)} parameters", ""
-
-
-def updates(_: Subject, lesson: Lesson) -> Found:
-    """Say how far a step moves each layer: about a thousandth is usual; one far from the others learns another thing."""
-    weights = {name: ratio for name, ratio in lesson.ratios.items() if math.isfinite(ratio) and "weight" in name}
-    if not weights:
-        return "not shown", f"it did not come to step {EARLY}", "see the checks above"
-    low, high = (choose(weights, key=weights.__getitem__) for choose in (min, max))
-    told = (
-        f"a step moves weights by {weights[low]:.1g} ({_plain(low)}) to {weights[high]:.1g} ({_plain(high)}) of their size"
-    )
-    if weights[high] > 1:
-        return "warn", told, "that layer's weights start tiny beside the others': check how they start"
-    return "ok", told, ""
 
 
 def overfits(subject: Subject, lesson: Lesson) -> Found:
