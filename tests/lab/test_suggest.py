@@ -1,6 +1,5 @@
 """The suggested recipe follows from the images, loads and can be adopted: python -m pytest tests/lab/test_suggest.py"""
 
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,24 +93,6 @@ def test_grey_drawings_are_not_mirrored(tmp_path: Path, params: MakeParams) -> N
     found = suggested(tmp_path / "data", params())
     assert (found["prepare.channels"], found["prepare.image_size"], found["train.augment.flip"]) == (1, 28, False)
     assert found["train.tta"] == "none"
-
-
-def test_sizes_are_upright(tmp_path: Path, random: np.random.Generator, params: MakeParams) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    for label in ("a", "b"):
-        (tmp_path / "data" / label).mkdir(parents=True)
-        picture(random, 80, 40).save(tmp_path / "data" / label / "0.jpg", exif=turned)
-    assert suggest.look(tmp_path / "data", params()).sizes.tolist() == [[80, 40], [80, 40]]
-
-
-def test_an_image_with_damaged_exif_data_is_passed_over(mixed: Path, params: MakeParams) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    content = io.BytesIO()
-    Image.new("RGB", (64, 48)).save(content, "WEBP", exif=turned)
-    (mixed / "cat" / "damaged.webp").write_bytes(content.getvalue().replace(b"MM\x00*", b"\xff\xffM\x00"))
-    assert len(suggest.look(mixed, params()).sizes) == 48
 
 
 def test_a_network_of_the_forks_own_is_left_alone(mixed: Path, params: MakeParams) -> None:

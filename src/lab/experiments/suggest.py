@@ -7,18 +7,18 @@ Prints a table of what is there, what to set and why. The file holds only what d
 """
 
 import argparse
-import io
 import json
 import math
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
 
 from src.core.command import UserError, table
 from src.core.files import check_outputs, write_bytes
@@ -32,8 +32,7 @@ from src.system.params_text import same
 from src.training import export
 from src.training.classifier import Classifier, networks
 
-_HEADERS = 2000  # images whose size is read, spread evenly over the data
-_DECODED = 200  # of them whose pixels are looked at
+_DECODED = 200  # images that are looked at, spread evenly over the data
 _GREY = 8  # grey levels: JPEG gives a grey image stored as RGB so much colour
 _FLAT = 0.5  # of neighbouring pixels are equal in drawings, scans and digits; in photographs far fewer
 _SIDES = (64, 48, 32)  # without a GPU; the largest that can be trained on in minutes
@@ -83,32 +82,28 @@ class Setting(NamedTuple):
 
 
 def look(root: Path, params: Params) -> Facts:
-    """Count the images under `root` by label, read the sizes of a sample and decode a part of that.
+    """Count the images under `root` by label, and decode a sample.
 
     Raises:
         UserError: there are no images, fewer than two classes, or none of the sample can be decoded.
     """
     found = readers.scan(root)
-    chosen = set(np.linspace(0, found.images - 1, min(_HEADERS, found.images)).astype(int).tolist())
+    chosen = set(np.linspace(0, found.images - 1, min(_DECODED, found.images)).astype(int).tolist())
     counts: Counter[str] = Counter()
     given: Counter[str | None] = Counter()
-    sizes: list[tuple[int, int]] = []
-    looks: list[tuple[bool, float]] = []
-    every, fault = math.ceil(len(chosen) / _DECODED), ""
+    looks: list[tuple[tuple[int, int], bool, float]] = []
+    fault = ""
     for piece in readers.read(found):
         for place, example in enumerate(readers.examples(piece), start=piece.start):
             if example.fault or example.label is None or example.content is None:
                 continue
             counts[example.label] += 1
             given[example.split if params.prepare.use_given_splits else None] += 1
-            if place not in chosen:
-                continue
-            try:
-                sizes.append(_size(example.content))
-                if len(sizes) % every == 0:
+            if place in chosen:
+                try:
                     looks.append(_look(example.content, int(params.prepare.max_megapixels * 1e6)))
-            except Exception as error:  # Pillow's readers raise almost any class on a damaged file; prepare names each
-                fault = str(error)
+                except Exception as error:  # Pillow's readers raise almost any class on a damaged file; prepare names each
+                    fault = str(error)
     if len(counts) < 2 or not looks:
         problem = (
             f"{len(counts)} class with readable labels" if len(counts) < 2 else f"no image that can be decoded ({fault})"
@@ -125,26 +120,18 @@ def look(root: Path, params: Params) -> Facts:
         max(1, round((given[None] + given["train"]) * left)),
         round(test),
         min(params.prepare.validation_share, params.prepare.test_share),
-        np.array(sizes),
-        all(grey for grey, _ in looks),
-        float(np.median([flat for _, flat in looks])) < _FLAT,
+        np.array([size for size, _, _ in looks]),
+        all(grey for _, grey, _ in looks),
+        float(np.median([flat for _, _, flat in looks])) < _FLAT,
     )
 
 
-def _size(content: bytes | str) -> tuple[int, int]:
-    """Read (height, width) of an image, upright, from its header."""
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=images.FORMATS) as image:
-        width, height = image.size
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (width, height) if turned else (height, width)
-
-
-def _look(content: bytes | str, max_pixels: int) -> tuple[bool, float]:
-    """Return whether an image is grey, and the share of its pixels that equal their right neighbour."""
+def _look(content: bytes | str, max_pixels: int) -> tuple[tuple[int, int], bool, float]:
+    """Return (height, width) of an image, whether it is grey, and the share of pixels that equal their right neighbour."""
     pixels = images.decode(content if isinstance(content, bytes) else Path(content).read_bytes(), max_pixels).pixels
     spread = np.ptp(pixels.astype(np.int16), axis=2)
     flat = (pixels[:, 1:] == pixels[:, :-1]).all(axis=2).mean() if pixels.shape[1] > 1 else 0.0
-    return bool(np.quantile(spread, 0.99) <= _GREY), float(flat)
+    return (pixels.shape[0], pixels.shape[1]), bool(np.quantile(spread, 0.99) <= _GREY), float(flat)
 
 
 def suggest(facts: Facts, params: Params) -> list[Setting]:
@@ -229,9 +216,6 @@ def notes(facts: Facts, params: Params) -> list[str]:
             "The gates show such a class and do not judge it (gates.min_slice_images): add images of it, or raise "
             "prepare.validation_share and prepare.test_share"
         )
-    ratio = max(facts.counts.values()) / min(facts.counts.values())
-    if ratio > params.validation.max_imbalance:
-        lines.append(f"validate will warn of the imbalance, over validate.max_imbalance {params.validation.max_imbalance:g}")
     half = 100 * 1.96 * math.sqrt(0.09 / max(1, facts.test))
     lines.append(
         f"about {facts.test:,} test images tell an accuracy of 90 % to within {half:.1f} points. "
@@ -261,16 +245,8 @@ def recipe(settings: list[Setting], base: str) -> str:
 
 def changes(settings: list[Setting], present: dict[str, Any]) -> list[Setting]:
     """Return the settings that params do not say already."""
-
-    def value(key: str) -> Any:
-        place: Any = present
-        for name in key.split("."):
-            place = place[name]
-        return place
-
-    return [
-        one for one in settings if not same(value(one.key), list(one.value) if isinstance(one.value, tuple) else one.value)
-    ]
+    values = [(one, reduce(getitem, one.key.split("."), present)) for one in settings]
+    return [one for one, now in values if not same(now, list(one.value) if isinstance(one.value, tuple) else one.value)]
 
 
 def main() -> None:
