@@ -276,23 +276,3 @@ def test_killed_it_goes_on_and_ends_as_an_unbroken_run(
         assert (broken.folder / "model" / name).read_bytes() == (unbroken.folder / "model" / name).read_bytes(), name
     assert [row[0] for row in broken.history] == list(range(1, RECIPE["train__epochs"] + 1))
     assert broken.writers == {"0"}
-
-
-@pytest.mark.journey
-def test_a_second_run_waits_for_the_first_and_then_goes_on(prepared: Path, tmp_path: Path) -> None:
-    stage = Stage(prepared, tmp_path / "run", train__epochs=400, train__processes=2)
-    first = stage.start()
-    workers = wait_for(lambda: len(ranks(first.pid)) == 2 and ranks(first.pid), first)
-    wait_for(stage.saved, first)
-    second = stage.start()
-    assert second.stdout
-    waits = next(line for line in second.stdout if "goes on with" in line)
-    assert f"another training goes on with {stage.folder / 'ck'}: process {workers[0].pid} on" in waits
-    first.terminate()
-    first.communicate()
-    assert first.returncode
-    assert ended(workers.values())
-    assert not (stage.folder / "model").exists()
-    assert any("going on after epoch" in line for line in second.stdout)
-    second.terminate()
-    second.communicate()
