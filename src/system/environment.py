@@ -65,14 +65,12 @@ def main():
         else:
             install_locked(plugin_locks() if options.plugins else lock_names(options.checks))
     except KeyboardInterrupt:
-        clear_line()
         print("setup: stopped: run it again, and it goes on with what is downloaded", file=sys.stderr)
         sys.exit(130)
 
 
 def fail(sentence):
     # type: (str) -> None
-    clear_line()
     sys.exit("setup: " + sentence)
 
 
@@ -285,7 +283,7 @@ def install(locks, log):
     # type: (dict[str, str], typing.IO[str]) -> None
     """Install locked packages with uv; where there is none or it fails, with pip."""
     installed = begin(locks)
-    print("setup: installing the locked packages", flush=True)
+    print("setup: installing the locked packages, which can take minutes (log: %s)" % LOG, flush=True)
     arguments = ["--no-deps", "--require-hashes"]  # a lock names all that its packages need, but for torch
     for name in locks:
         arguments += ["-r", os.path.join(REQUIREMENTS, name)]
@@ -295,7 +293,6 @@ def install(locks, log):
         offline = ["--no-index"] if "no-index" in settings else []
         why = run([uv, "pip", "install", "--python", PYTHON, *offline, *arguments], log, uv_environment(settings))
     if why:
-        clear_line()
         print("setup: uv could not do it (%s): pip does it, which takes longer" % why, flush=True)
         why = run(PIP + arguments, log)
     finish("the locked packages", why, installed, locks)
@@ -346,7 +343,6 @@ def finish(what, why, installed, locks):
             "%s could not be installed (%s): check network, proxy and disk, then run make setup again; log: %s"
             % (what, why, LOG)
         )
-    clear_line()
     installed.update(locks)
     write_stamp(installed)
 
@@ -446,50 +442,25 @@ def unreachable(index):
 
 def run(command, log, environment=None):
     # type: (list[str], typing.IO[str], dict[str, str] | None) -> str
-    """Run an installer, telling what it is at. Returns why it failed, in its own words; empty where it did not."""
-    reason = ""
-    process = subprocess.Popen(
+    """Run an installer, whose words go into the log. Return why it failed, in its own words; empty where it did not."""
+    begun = os.path.getsize(LOG)
+    code = subprocess.call(
         command,
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=log,
         stderr=subprocess.STDOUT,
-        universal_newlines=True,
         pass_fds=[log.fileno()],  # killed, this script leaves the lock to an installer that goes on
     )
-    try:
-        for line in process.stdout:
-            log.write(line)
-            log.flush()
-            if reason or re.match(r"(ERROR|error):|\s+\u00d7 ", line):
-                reason += line
-            tell(line)
-        code = process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
     if code == 0:
         return ""
-    return " ".join(re.sub(r"[^\x20-\x7e]", " ", reason).split())[:300] or "it ended with code %d" % code
-
-
-def tell(line):
-    # type: (str) -> None
-    """Show on a terminal which package is at hand; elsewhere only that the long part has begun."""
-    found = re.match(r"(?:Collecting|Downloading|\s+Building) ([\w.-]+)", line)
-    if found and sys.stdout.isatty():
-        print("\r\033[K  %s" % found.group(1), end="", flush=True)
-    elif re.match(r"Installing collected packages(?!: uv$)|Prepared ", line):
-        clear_line()
-        print("  unpacking", flush=True)
-
-
-def clear_line():
-    # type: () -> None
-    if sys.stdout.isatty():
-        print("\r\033[K", end="", flush=True)
+    with open(LOG, "rb") as file:
+        file.seek(begun)
+        said = file.read().decode(errors="replace")
+    reason = re.search(r"^(?:(?:ERROR|error):|\s+\u00d7 ).*", said, re.MULTILINE | re.DOTALL)
+    words = " ".join(re.sub(r"[^\x20-\x7e]", " ", reason.group(0)).split()) if reason else ""
+    return words[:300] or "it ended with code %d" % code
 
 
 if __name__ == "__main__":

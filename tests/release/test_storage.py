@@ -111,7 +111,7 @@ def test_an_s3_store_gets_its_plug_in_serves_the_next_run_and_names_a_wrong_key(
     store = {"DVC_REMOTE_URL": url, "DVC_REMOTE_CONFIG": s3.config}
     done = command(repository, "src", "storage", "connect", python=python, **store)
     assert done.returncode == 0, done.stderr
-    assert "setup: installing the locked packages\n" in done.stdout
+    assert "setup: installing the locked packages" in done.stdout
     assert f"data and models are kept in {url}/branches/main\n" in done.stdout
     assert command(repository, "src", "storage", "push", python=python).returncode == 0
     next_run = fresh(repository, tmp_path)
