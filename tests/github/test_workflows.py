@@ -108,15 +108,6 @@ def scripts(text: str) -> Iterator[str]:
                 yield f"{name}: {code}"
 
 
-def tokens_on_disk(text: str) -> Iterator[str]:
-    for name, step in steps(read(text)):
-        if (
-            step.get("uses", "").startswith("actions/checkout@")
-            and step.get("with", {}).get("persist-credentials") is not False
-        ):
-            yield name
-
-
 def triggers(content: Any) -> set[str]:
     on = content["on"]
     return {on} if isinstance(on, str) else set(on)
@@ -243,31 +234,17 @@ def name(unknown: dict[str, None], operand: str) -> str:
 
 SAME = "github.event.pull_request.head.repo.full_name == github.repository"
 CONDITIONS = [
-    ("true", {True}),
-    ("always()", {True, False}),
-    (SAME, {False}),
     (f"${{{{ !({SAME}) }}}}", {True}),
-    (SAME.replace("==", "!="), {True}),
-    ("github.event_name == 'push'", {False}),
-    ("github.event_name != 'pull_request'", {False}),
     ("github.event_name == 'pull_request' || github.event_name == 'push'", {True}),
     (f"needs.plan.outputs.lane == 'train' && (github.event_name != 'pull_request' || {SAME})", {False}),
-    (f"needs.plan.outputs.lane == 'train' || {SAME}", {True, False}),
     (f"contains(github.event.pull_request.labels.*.name, 'a && b') && {SAME}", {False}),
     ("contains(fromJSON('[\"a\"]'), github.actor) && !cancelled()", {True, False}),
-    ("github.event.pull_request.head.repo.fork == false", {True, False}),
 ]
 
 
 @pytest.mark.parametrize(("text", "wanted"), CONDITIONS)
 def test_a_condition_comes_to_what_it_can_for_a_fork(text: str, wanted: set[bool]) -> None:
     assert outcomes(text) == wanted
-
-
-@pytest.mark.parametrize("text", ["${{ a }} && b", "a &&", "(a", "a % b", f"({SAME}) == false"])
-def test_a_condition_that_is_not_understood_is_refused(text: str) -> None:
-    with pytest.raises((AssertionError, SyntaxError)):
-        outcomes(text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -307,66 +284,35 @@ jobs:
 PIN = "3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1"
 CACHE = f"uses: actions/cache@{PIN}\n        with: {{path: .venv, key: '${{{{ steps.environment.outputs.key }}}}'}}"
 BAD = [
-    (unpinned, PIN, "v7"),
     (unpinned, PIN, "3d3c42e5aac5ba805825da76410c181273ba90b1"),
-    (unpinned, PIN, "3d3c42e # v7.0.1"),
     (unpinned, "actions/checkout@", "someone/checkout@"),
-    (loose_tokens, "permissions: {}\nconcurrency", "permissions: read-all\nconcurrency"),
     (loose_tokens, "permissions: {}\nconcurrency", "concurrency"),
-    (loose_tokens, "    permissions:\n      contents: read\n", ""),
     (loose_tokens, "    permissions:\n      contents: read\n", "    permissions: write-all\n"),
     (endless, "    timeout-minutes: 5\n", ""),
-    (endless, "concurrency:\n  group: good\n  cancel-in-progress: true\n", ""),
     (endless, "concurrency:\n  group: good\n  cancel-in-progress: true\n", "concurrency:\n  group: good\n"),
-    (scripts, "run: dvc repro", "run: echo ${{ github.head_ref }}"),
     (scripts, "run: dvc repro", "run: |\n          a\n          b"),
     (scripts, "run: dvc repro", 'uses: actions/github-script@x\n        with:\n          script: a("${{ x }}")'),
-    (tokens_on_disk, "persist-credentials: false", "fetch-depth: 0"),
-    (tokens_on_disk, "persist-credentials: false", "persist-credentials: true"),
-    (tokens_on_disk, "persist-credentials: false", "persist-credentials: 'false'"),
     (bad_triggers, "pull_request:", "pull_request_target:"),
-    (bad_triggers, "pull_request:", "issue_comment:"),
     (bad_triggers, "pull_request:", "pull_request:\n  workflow_run:"),
-    (
-        bad_triggers,
-        "pull_request:",
-        "workflow_run:\n#",
-        "persist-credentials: false",
-        "ref: ${{ github.event.workflow_run.id }}",
-    ),
+    (bad_triggers, "pull_request:", "workflow_run:\n#", "persist-credentials: false", "ref: ${{ github.sha }}"),
     (bad_triggers, "pull_request:", "workflow_run:\n#", "dvc repro", "true\n        env: {A: '${{ secrets.A }}'}"),
     (bad_triggers, "pull_request:", "workflow_run:\n#", "ubuntu-24.04", "${{ vars.RUNNER }}"),
-    (open_to_forks, "ubuntu-24.04", "self-hosted"),
-    (open_to_forks, "ubuntu-24.04", "gpu"),
     (open_to_forks, "ubuntu-24.04", "[ubuntu-24.04, gpu]"),
     (open_to_forks, "ubuntu-24.04", "{group: gpus}"),
     (open_to_forks, "ubuntu-24.04", "${{ vars.RUNNER || 'ubuntu-24.04' }}"),
-    (open_to_forks, "runs-on: ubuntu-24.04", "runs-on: gpu\n    if: github.event_name != 'push'"),
     (open_to_forks, "runs-on: ubuntu-24.04", f"runs-on: gpu\n    if: always() || {SAME}"),
     (open_to_forks, "runs-on: ubuntu-24.04", f"runs-on: gpu\n    if: {SAME}", "pull_request:", "workflow_run:"),
-    (open_to_forks, "    runs-on: ubuntu-24.04", "    uses: ./.github/workflows/other.yml"),
     (secrets_anywhere, "run: dvc repro", "run: dvc repro\n        env: {KEY: '${{ secrets.KEY }}'}"),
     (secrets_anywhere, "jobs:", "env: {KEY: '${{ secrets.KEY }}'}\njobs:"),
     (secrets_anywhere, "    timeout-minutes: 5\n", "    secrets: inherit\n"),
-    (shared_dvc, "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n", "      A: b\n"),
     (shared_dvc, "${{ github.workspace }}/site", "/var/tmp/dvc"),
-    (shared_dvc, "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n", "      A: b\n", "dvc repro", "make report"),
-    (
-        shared_dvc,
-        "      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site\n",
-        "      A: b\n",
-        "dvc repro",
-        "python -m src verify out/release",
-    ),
     (poisonable_caches, "contents: read", "contents: write", "run: dvc repro", CACHE),
     (poisonable_caches, "contents: read", "contents: write", "run: dvc repro", CACHE.replace("cache@", "cache/restore@")),
-    (poisonable_caches, "run: dvc repro", CACHE, "    timeout-minutes: 5\n", "    environment: training\n"),
     (poisonable_caches, "run: dvc repro", CACHE, "pull_request:", "workflow_dispatch: {inputs: {sha: {type: string}}}"),
     (poisonable_caches, "run: dvc repro", CACHE.replace("steps.environment.outputs.key", "github.head_ref")),
     (forgotten_jobs, "if: always()", "if: success()"),
     (forgotten_jobs, "needs: [one]", "needs: []"),
     (unexplained_ignores, "pull_request:", "pull_request: # zizmor: ignore[dangerous-triggers]"),
-    (unexplained_ignores, "pull_request:", "pull_request: # zizmor: ignore it is fine for us here now"),
 ]
 RULES = sorted({rule for rule, *_ in BAD}, key=lambda rule: rule.__name__)
 
@@ -377,11 +323,6 @@ def test_every_workflow_keeps_every_rule(file: Path, rule: Callable[[str], Itera
     assert list(rule(file.read_text())) == []
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_a_rule_lets_a_good_workflow_pass(rule: Callable[[str], Iterator[str]]) -> None:
-    assert list(rule(GOOD)) == []
-
-
 @pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case[0].__name__} {case[2][:40]!r}")
 def test_a_rule_catches_what_it_is_for(case: tuple[Any, ...]) -> None:
     rule, *edits = case
@@ -390,6 +331,7 @@ def test_a_rule_catches_what_it_is_for(case: tuple[Any, ...]) -> None:
         assert old in text
         text = text.replace(old, new, 1)
     assert list(rule(text))
+    assert not list(rule(GOOD))
 
 
 OWN_MACHINES = {
@@ -561,11 +503,12 @@ def test_the_linters_find_what_is_there(tmp_path: Path) -> None:
     bad = tmp_path / ".github" / "workflows" / "bad.yml"
     bad.parent.mkdir(parents=True)
     bad.write_text(
-        "on: pull_request_target\njobs:\n  a:\n    runs-on: gpu\n    steps:\n      - run: echo ${{ github.head_ref }} $x\n"
+        "on: pull_request_target\njobs:\n  a:\n    runs-on: gpu\n    steps:\n      - uses: actions/checkout@v7\n"
+        "      - run: echo ${{ github.head_ref }} $x\n"
     )
     found = zizmor(bad)
     assert found.returncode != 0
-    for audit in ("dangerous-triggers", "template-injection", "excessive-permissions"):
+    for audit in ("dangerous-triggers", "template-injection", "excessive-permissions", "artipacked", "unpinned-uses"):
         assert audit in found.stdout
     said = actionlint(bad).stdout
     assert "[expression]" in said
