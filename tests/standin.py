@@ -28,7 +28,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 BOT = "github-actions[bot]"
 LONGEST_BODY = 65_536
@@ -176,7 +176,7 @@ class GitHub:
         self._faults: list[tuple[str, int]] = []
         self._ids = iter(range(1_000, 10**9))
         self._runs = iter(range(7_000, 10**9))
-        self._server = Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"github": self}))
+        self._server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"github": self}))
         self.url = self.server_url = f"http://127.0.0.1:{self._server.server_port}"
         self.elsewhere = f"http://localhost:{self._server.server_port}"
         self.runtime_token = "runtime"
@@ -965,7 +965,7 @@ class Server(ThreadingHTTPServer):
             super().finish_request(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     """Tells Git from API from artifact store by the path, and keeps the log."""
 
     github: GitHub
@@ -976,13 +976,13 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         url = urlsplit(self.path)
         path = url.path.removeprefix("/api/v3")
-        content = self._read_body()
+        content = self.read_body()
         token = self._token()
         self.entry = {"method": self.command, "path": path, "query": url.query, "token": token, "status": 0}
         self.github.requests.append(self.entry)
         fault = self.github.fault(f"{self.command} {path}")
         if fault:
-            self._send(fault, json.dumps({"message": "arranged to fail"}).encode())
+            self.send(fault, json.dumps({"message": "arranged to fail"}).encode())
         elif git := re.fullmatch(r"/([\w.-]+/[\w.-]+?)(?:\.git)?/(info/refs|git-(?:upload|receive)-pack)", path):
             self._git(git[1], git[2], url.query, content, token)
         elif path.startswith(("/_blob/", "/_runtime/")):
@@ -995,7 +995,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.handle_any
         raise AttributeError(name)
 
-    def _read_body(self) -> bytes:
+    def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
             parts = []
             while size := int(self.rfile.readline().split(b";")[0], 16):
@@ -1011,7 +1011,7 @@ class _Handler(BaseHTTPRequestHandler):
             return base64.b64decode(value).decode().partition(":")[2]
         return value.strip() or None
 
-    def _send(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> int:
+    def send(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> int:
         self.entry["status"] = status  # before the answer leaves, so that a test which has it sees it
         self.send_response(status)
         for name, value in {"Content-Type": "application/json; charset=utf-8", **(headers or {})}.items():
@@ -1041,15 +1041,14 @@ class _Handler(BaseHTTPRequestHandler):
                 status, body = self._dispatch(call, token)
         except RefusedError as refused:
             accepted = {"X-Accepted-GitHub-Permissions": refused.accepted} if refused.accepted else {}
-            return self._send(refused.status, json.dumps(refused.body).encode(), accepted)
+            return self.send(refused.status, json.dumps(refused.body).encode(), accepted)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return self._send(400, json.dumps({"message": f"Problems parsing JSON ({error!r})"}).encode())
+            return self.send(400, json.dumps({"message": f"Problems parsing JSON ({error!r})"}).encode())
         if status == 302:
-            return self._send(302, b"", {"Location": body})
-        headers: dict[str, str] = {}
+            return self.send(302, b"", {"Location": body})
         if call.method == "GET":
-            body, headers = self._page(call, body)
-        return self._send(status, b"" if status == 204 else json.dumps(body).encode(), headers)
+            body = self._page(call, body)
+        return self.send(status, b"" if status == 204 else json.dumps(body).encode())
 
     def _dispatch(self, call: Call, token: str | None) -> Answer:
         github, method = self.github, "GET" if call.method == "HEAD" else call.method
@@ -1070,23 +1069,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return function(github, call, **{key: unquote(value) for key, value in match.groupdict().items()})
         raise RefusedError(404, "Not Found")
 
-    def _page(self, call: Call, body: Any) -> tuple[Any, dict[str, str]]:
+    def _page(self, call: Call, body: Any) -> Any:
         """Cut a list, or the list inside an object, to the page that was asked for."""
-        lists = ("artifacts", "workflow_runs", "check_runs")
-        inside = next((key for key in lists if isinstance(body, dict) and key in body), "")
+        inside = next((key for key, value in body.items() if isinstance(value, list)), "") if "total_count" in body else ""
         items = body[inside] if inside else body
         if not isinstance(items, list):
-            return body, {}
-        size = min(int(call.query.get("per_page", 30)), 100)
-        page = max(int(call.query.get("page", 1)), 1)
-        last = max(-(-len(items) // size), 1)
+            return body
+        size, page = min(int(call.query.get("per_page", 30)), 100), int(call.query.get("page", 1))
         cut = items[(page - 1) * size : page * size]
-        steps = {"next": page + 1, "last": last} if page < last else {}
-        if page > 1:
-            steps |= {"prev": page - 1, "first": 1}
-        address = f"{self.github.url}{call.path}"
-        parts = [f'<{address}?{urlencode({**call.query, "page": number})}>; rel="{rel}"' for rel, number in steps.items()]
-        return ({**body, inside: cut} if inside else cut), {"Link": ", ".join(parts)} if parts else {}
+        return {**body, inside: cut} if inside else cut
 
     # -- Git --
 
@@ -1094,14 +1085,14 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.github.repositories.get(name)
         writes = "git-receive-pack" in (service, parse_qs(query).get("service", [""])[0])
         if token not in self.github.tokens:
-            return self._send(401, b"Invalid username or token.", {"WWW-Authenticate": 'Basic realm="GitHub"'})
+            return self.send(401, b"Invalid username or token.", {"WWW-Authenticate": 'Basic realm="GitHub"'})
         if repository is None:
-            return self._send(404, b"Repository not found.")
+            return self.send(404, b"Repository not found.")
         allowed = self.github.tokens[token]
         level = allowed.get("contents", "none")
         if level == "none" or (writes and (level != "write" or repository is not self.github.repository)):
             denied = f"Permission to {name}.git denied to {self.github.logins[token]}."
-            return self._send(403, denied.encode(), {"Content-Type": "text/plain"})
+            return self.send(403, denied.encode(), {"Content-Type": "text/plain"})
         self.github.refresh()
         environment = {"REMOTE_USER": self.github.logins[token], "STANDIN_WORKFLOWS": allowed.get("workflows", "none")}
         status = self._backend(f"/{name}.git/{service}", query, content, environment)
@@ -1131,7 +1122,7 @@ class _Handler(BaseHTTPRequestHandler):
         head, _, body = said.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if ": " in line)
         status = int(headers.pop("Status", "200").split()[0])
-        return self._send(status, body, headers)
+        return self.send(status, body, headers)
 
     # -- Artifacts: the store that the API redirects to, and the service that upload-artifact speaks to in a job --
 
@@ -1140,24 +1131,24 @@ class _Handler(BaseHTTPRequestHandler):
         _, place, *parts = map(unquote, path.split("/"))
         if place == "_blob":
             if token:
-                return self._send(403, b"<Error>AuthenticationFailed</Error>", {"Content-Type": "application/xml"})
+                return self.send(403, b"<Error>AuthenticationFailed</Error>", {"Content-Type": "application/xml"})
             blob = github._artifacts.get(int(parts[0]))
-            return self._send(200, blob[1], {"Content-Type": "application/zip"}) if blob else self._send(404)
+            return self.send(200, blob[1], {"Content-Type": "application/zip"}) if blob else self.send(404)
         if token != github.runtime_token:
-            return self._send(401)
+            return self.send(401)
         run, name = int(parts[0]), parts[1] if len(parts) > 1 else ""
         if self.command == "GET" and not name:
-            return self._send(200, json.dumps(list(github.artifacts(run))).encode())
+            return self.send(200, json.dumps(list(github.artifacts(run))).encode())
         held = [number for number, (one, _) in github._artifacts.items() if is_of(one, run, name)]
         if self.command == "GET":
-            return self._send(200, github._artifacts[held[-1]][1]) if held else self._send(404)
+            return self.send(200, github._artifacts[held[-1]][1]) if held else self.send(404)
         if held and "overwrite" not in urlsplit(self.path).query:
-            return self._send(409, json.dumps({"message": f"an artifact with the name {name} already exists"}).encode())
+            return self.send(409, json.dumps({"message": f"an artifact with the name {name} already exists"}).encode())
         with github.lock:
             for number in held:
                 del github._artifacts[number]
             github.upload_artifact(run, name, content)
-        return self._send(201)
+        return self.send(201)
 
 
 def is_of(artifact: Mapping[str, Any], run: int, name: str) -> bool:

