@@ -58,7 +58,6 @@ VERBS = (
     ("release", "release.steps", "all steps of a deployment on this machine (make deploy)"),
     ("rollback", "release.rollback", "bring an earlier version back (make rollback)"),
     ("status", "release.status", "say what serves (make status)"),
-    ("guard", "release.guard", "started by deploy: mends what a killed deployment left"),
     ("serve", "serving.serve", "serve the current model without Docker (make serve)"),
     ("batch", "serving.batch", "predict files or a Parquet file"),
     ("suggest", "lab.experiments.suggest", "write a recipe for the data in data/ (make suggest)"),

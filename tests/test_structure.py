@@ -319,7 +319,7 @@ def test_help_names_only_options_that_exist() -> None:
 
 
 @pytest.mark.journey
-@pytest.mark.parametrize("verb", [*(verb for verb, path in COMMANDS.items() if path.startswith("src/github/")), "guard"])
+@pytest.mark.parametrize("verb", [verb for verb, path in COMMANDS.items() if path.startswith("src/github/")])
 def test_a_command_asked_for_help_says_what_it_does_and_does_nothing(verb: str) -> None:
     environment = {"PATH": os.environ["PATH"]}  # nothing that GitHub sets
     command = [sys.executable, "-m", "src", verb, "--help"]

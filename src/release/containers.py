@@ -8,11 +8,10 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from src.core import cgroups
 from src.core.command import UserError
@@ -20,15 +19,26 @@ from src.core.files import write_bytes
 from src.release import device
 from src.release.client import KEYS
 from src.release.containerize import ENGINES, Engine, EngineError, call, choose, signed_in
+from src.release.reviewed import ImageFile
 from src.release.settings import Settings
-from src.release.workload import ABSENT, State, Workload
 
 _PORT = 3000  # that BentoML listens on in the container
 _KEYS_INSIDE = "/run/secrets/api-keys"
 _PATIENCE = 30  # seconds an engine may take for one answer
 _PULL = 900  # seconds
-_SLOW = 5.0  # seconds between two questions that take the engine a second or two
-_UNITS = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class State:
+    """What the engine knows of a container now. What it cannot know is None."""
+
+    exists: bool = False
+    running: bool = False
+    restarts: int = 0  # since it was started: a version that cannot start is started again and again
+    started: str | None = None  # ISO 8601
+    memory: int | None = None  # bytes in use, without what the system would give back
+    oom: bool = False  # it was ended because it used more memory than it may
+    exit_code: int | None = None  # of one that has ended
 
 
 class Containers:
@@ -39,9 +49,8 @@ class Containers:
         self._settings = settings
         self._restart = "sudo systemctl restart docker" if engine == "docker" else "podman system migrate"
         self._label = f"deploy={settings.name}-{settings.environment}"
-        self._asked: dict[str, tuple[float, int | None]] = {}
 
-    def pull(self, image: Mapping[str, Any]) -> None:
+    def pull(self, image: ImageFile) -> None:
         """Bring the image onto this machine, by its digest.
 
         Raises:
@@ -52,7 +61,7 @@ class Containers:
             return
         if "@" not in name:
             raise UserError(
-                f"the image {image['image']} ({name}) is not on this machine: run make deploy again, which builds it"
+                f"the image {image.image} ({name}) is not on this machine: run make deploy again, which builds it"
             )
         try:
             with signed_in(engine, name) as login:
@@ -63,33 +72,39 @@ class Containers:
                 "REGISTRY_USER and REGISTRY_TOKEN where it asks for them, then run the same command again"
             ) from None
 
-    def start(self, workload: Workload) -> None:
-        """Run a container of the image; what is left of an earlier one of this name goes first.
+    def start(self, name: str, image: ImageFile, port: int, environment: Mapping[str, str]) -> None:
+        """Run a container of the image on a loopback port; what is left of an earlier one of this name goes first.
 
         Raises:
-            UserError: its port is taken, the image is not here, or the engine refuses.
+            UserError: the port is taken, the image is not here, the file of API keys is none, or the engine refuses.
         """
-        self.remove(workload.name)
+        self.remove(name)
         write_bytes(self._settings.home / "engine", f"{self.kind}\n".encode())
-        environment, mounts = _with_keys(workload.environment)
-        names = [f"--env={name}" for name in environment]  # values would show in the list of processes
-        command = [*self._options(workload), *mounts, *names, _reference(workload.image)]
+        options, told = self.options(name, port, environment), dict(environment)
+        if keys := told.get(KEYS):
+            source = Path(keys).absolute()
+            if not source.is_file():
+                raise UserError(f"{KEYS} names {source}, which is no file: docs/service.md says how to make it")
+            told[KEYS] = _KEYS_INSIDE
+            options.append(f"--mount=type=bind,source={source},target={_KEYS_INSIDE},readonly")
+        names = [f"--env={variable}" for variable in told]  # values would show in the list of processes
         try:
-            self._call("run", "--detach", *command, environment=environment)
+            self._call("run", "--detach", *options, *names, _reference(image), environment=told)
         except EngineError as error:
-            self.remove(workload.name)
-            _refuse_taken_port(error, f"port {workload.port} of 127.0.0.1")
+            self.remove(name)
+            _refuse_taken_port(error, f"port {port} of 127.0.0.1")
             raise UserError(
-                f"{self.kind} does not run {workload.image['image']} ({_last(str(error))}): see {self.kind} info, then run "
-                "the same command again"
+                f"{self.kind} does not run {image.image} ({_last(str(error))}): see {self.kind} info, then run the same "
+                "command again"
             ) from None
 
-    def _options(self, workload: Workload) -> list[str]:
+    def options(self, name: str, port: int, environment: Mapping[str, str]) -> list[str]:
+        """Return what a container may and may not do, as options of `docker run`."""
         limits = self._settings
         options = [
-            f"--name={workload.name}",
+            f"--name={name}",
             f"--label={self._label}",
-            f"--publish=127.0.0.1:{workload.port}:{_PORT}",
+            f"--publish=127.0.0.1:{port}:{_PORT}",
             "--pull=never",
             "--restart=unless-stopped",
             f"--stop-timeout={round(limits.drain)}",
@@ -101,7 +116,7 @@ class Containers:
             f"--memory={limits.memory}b",
             f"--memory-swap={limits.memory}b",  # no swap: a leak is to be seen
             "--no-healthcheck",  # deploy watches, and nothing else would act
-            *device.access(self.kind, workload.environment),
+            *device.access(self.kind, environment),
         ]
         if limits.cpus:
             options.append(f"--cpus={limits.cpus:g}")
@@ -129,8 +144,10 @@ class Containers:
     def stop(self, name: str, *, wait: bool = True) -> None:
         """Let requests in flight end for as long as the settings allow, then stop it; it stays stopped after a reboot."""
         seconds = round(self._settings.drain)
-        if not wait:
-            _detach([self.kind, "stop", f"--time={seconds}", name])
+        if not wait:  # it outlives this process, and the job of a runner, which ends what carries its mark
+            environment = {variable: value for variable, value in os.environ.items() if variable != "RUNNER_TRACKING_ID"}
+            command = ["sh", "-c", '"$@" >/dev/null 2>&1 </dev/null &', "sh", self.kind, "stop", f"--time={seconds}", name]
+            subprocess.run(command, cwd="/", env=environment, start_new_session=True, check=True)
             return
         with self._trying(f"stop {name}", absent=True):
             self._call("stop", f"--time={seconds}", name, patience=seconds + _PATIENCE)
@@ -146,7 +163,7 @@ class Containers:
         with self._trying(f"inspect {name}", absent=True):
             shown = self._call("container", "inspect", name)
         if not shown:
-            return ABSENT
+            return State()
         told = json.loads(shown)[0]
         state = told["State"]
         running = state["Status"] == "running"
@@ -155,32 +172,10 @@ class Containers:
             running=running,
             restarts=int(told.get("RestartCount", 0)),
             started=state["StartedAt"],
-            memory=self._memory(name, told["Id"], int(state["Pid"])) if running else None,
+            memory=cgroups.memory_of(int(state["Pid"]), told["Id"]) if running else None,
             oom=bool(state["OOMKilled"]),
             exit_code=None if running else int(state["ExitCode"]),
         )
-
-    def _memory(self, name: str, container: str, pid: int) -> int | None:
-        """Read the memory from the kernel; the engine itself takes a second or two, so it is asked seldom."""
-        memory = cgroups.memory_of(pid, container)
-        if memory is not None:
-            return memory
-        when, known = self._asked.get(name, (0.0, None))
-        if time.monotonic() - when > _SLOW or name not in self._asked:
-            known = self.ask_memory(name)
-            self._asked[name] = (time.monotonic(), known)
-        return known
-
-    def ask_memory(self, name: str) -> int | None:
-        """Return the bytes that the engine says a container uses, None when it does not know."""
-        try:
-            shown = self._call("stats", "--no-stream", "--format", "{{.MemUsage}}", name)
-        except EngineError:
-            return None
-        found = re.match(r"([\d.]+)\s*([A-Za-z]+)", shown)
-        if not found or found[2].lower() not in _UNITS:
-            return None
-        return round(float(found[1]) * _UNITS[found[2].lower()])
 
     def names(self) -> list[str]:
         """Return the names of this environment's containers, running or not."""
@@ -240,21 +235,9 @@ def _refuse_taken_port(error: EngineError, port: str) -> None:
         ) from None
 
 
-def _with_keys(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return what a container is told, with the file of API keys at its place in there, and the option that mounts it."""
-    keys = environment.get(KEYS)
-    if not keys:
-        return dict(environment), []
-    source = Path(keys).absolute()
-    if not source.is_file():
-        raise UserError(f"{KEYS} names {source}, which is no file: docs/service.md says how to make it")
-    return {**environment, KEYS: _KEYS_INSIDE}, [f"--mount=type=bind,source={source},target={_KEYS_INSIDE},readonly"]
-
-
-def _reference(image: Mapping[str, Any]) -> str:
+def _reference(image: ImageFile) -> str:
     """Return what cannot have changed since it was built: the digest in a registry, or the id on this machine."""
-    name = str(image["image"])
-    return name if "@" in name else str(image.get("id") or name)
+    return image.image if "@" in image.image else image.id or image.image
 
 
 def _is_absent(error: EngineError) -> bool:
@@ -269,12 +252,3 @@ def _last(text: str) -> str:
     return (
         lines[-1].removeprefix("docker: ").removeprefix("Error response from daemon: ")[:300] if lines else "no reason given"
     )
-
-
-def _detach(command: list[str]) -> None:
-    """Run a command that outlives this process, and the job of a runner, which ends what carries its mark."""
-    environment = {name: value for name, value in os.environ.items() if name != "RUNNER_TRACKING_ID"}
-    subprocess.run(
-        ["sh", "-c", '"$@" >/dev/null 2>&1 </dev/null &', "sh", *command],
-        cwd="/", env=environment, start_new_session=True, check=True,
-    )  # fmt: skip

@@ -1,7 +1,6 @@
 """The golden examples, and whether an answer of the service agrees with them.
 
-They are images with the probabilities that the reviewed model gave; golden.json holds classes, and examples of file,
-prediction, probabilities in the order of the classes.
+They are images with the probabilities that the reviewed model gave, listed in golden.json.
 """
 
 from dataclasses import dataclass
@@ -9,12 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.core.files import read_json
+from src.core.records import Record
 from src.release.client import Answer
 
 
 class FaultError(Exception):
     """A version that must not serve. The text is the reason, for a person."""
+
+
+@dataclass(frozen=True)
+class GoldenRow(Record):
+    """One example of golden.json: the image's file, the predicted label, a probability for each class."""
+
+    file: str
+    prediction: str
+    probabilities: list[float]
+
+
+@dataclass(frozen=True)
+class GoldenFile(Record):
+    """The file golden.json; probabilities are in the order of the classes."""
+
+    classes: list[str]
+    examples: list[GoldenRow]
 
 
 @dataclass(frozen=True)
@@ -33,18 +49,16 @@ def golden_examples(folder: Path, most: int | None = None) -> list[Example]:
     Raises:
         UserError: golden.json is missing, damaged or empty.
     """
-    told = read_json(folder / "golden.json", made_by="evaluate", keys=("classes", "examples"))
-    if not told["examples"]:
+    told = GoldenFile.read(folder / "golden.json", made_by="evaluate")
+    if not told.examples:
         raise UserError(f"{folder / 'golden.json'} holds no examples: set evaluate.golden in params.yaml to 1 or more")
     return [
         Example(
-            entry["file"],
-            (folder / entry["file"]).read_bytes(),
-            entry["prediction"],
-            dict(zip(told["classes"], entry["probabilities"], strict=True)),
+            row.file, (folder / row.file).read_bytes(), row.prediction,
+            dict(zip(told.classes, row.probabilities, strict=True)),
         )
-        for entry in told["examples"][:most]
-    ]
+        for row in told.examples[:most]
+    ]  # fmt: skip
 
 
 def compare(example: Example, given: Any, tolerance: float) -> float:
@@ -56,7 +70,10 @@ def compare(example: Example, given: Any, tolerance: float) -> float:
         FaultError: another label, a probability further off than `tolerance`, or no prediction at all.
     """
     image = f"golden image {example.file}"
-    said = _probabilities(given)
+    try:
+        said = {str(entry["label"]): float(entry["probability"]) for entry in given["probabilities"]}
+    except (TypeError, KeyError, ValueError):
+        said = {}
     if said.keys() != example.probabilities.keys():
         raise FaultError(f"{image} was answered with other classes than the model has")
     label = given.get("label")
@@ -72,23 +89,6 @@ def compare(example: Example, given: Any, tolerance: float) -> float:
     return off[worst]
 
 
-def _probabilities(given: Any) -> dict[str, float]:
-    try:
-        return {str(entry["label"]): float(entry["probability"]) for entry in given["probabilities"]}
-    except (TypeError, KeyError, ValueError):
-        return {}
-
-
-def expect(example: Example, answer: Answer, version: str, tolerance: float) -> float:
-    """Check status, version and prediction of an answer; return the largest difference of a probability.
-
-    Raises:
-        FaultError: one of them is not as it should be.
-    """
-    expect_version(answer, version, f"golden image {example.file}")
-    return compare(example, answer.body, tolerance)
-
-
 def expect_version(answer: Answer, version: str, what: str) -> None:
     """Check that an answer is one, and of this version; `what` was asked.
 
@@ -101,3 +101,13 @@ def expect_version(answer: Answer, version: str, what: str) -> None:
     if told != {version}:
         others = " and ".join(sorted(map(str, told - {version})))
         raise FaultError(f"{what} was answered by version {others} instead of {version}")
+
+
+def expect(example: Example, answer: Answer, version: str, tolerance: float) -> float:
+    """Check status, version and prediction of an answer; return the largest difference of a probability.
+
+    Raises:
+        FaultError: one of them is not as it should be.
+    """
+    expect_version(answer, version, f"golden image {example.file}")
+    return compare(example, answer.body, tolerance)

@@ -10,44 +10,48 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from src.core import locks
 from src.core.command import UserError
 from src.core.files import write_json
-from src.release.reviewed import Release
+from src.core.records import Record
+from src.release.reviewed import ImageFile, Release
 from src.release.settings import Settings
-from src.system import locks
 
 
 @dataclass(frozen=True)
-class Running:
+class Origin(Record):
+    """Who made a version live, and of which commit."""
+
+    who: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Running(Record):
     """One version on this host, serving or stopped, with all that starting it again takes."""
 
-    name: str  # of the container or process
-    image: dict[str, Any]  # image.json
-    port: int
+    name: str  # of the container
+    image: ImageFile
+    port: int  # of 127.0.0.1
     version: str
     manifest: str
     folder: str  # its release: golden examples and release.json
     since: str  # when it became live
     environment: dict[str, str]
-    record: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """Return the image's digest, or what stands for it without a container engine."""
-        return str(self.image["digest"])
+    record: Origin
 
     def short(self) -> dict[str, str]:
         """Return what names it in a record."""
-        return {"version": self.version, "manifest": self.manifest, "image_digest": self.digest}
+        return {"version": self.version, "manifest": self.manifest, "image_digest": self.image.digest}
 
 
 @dataclass(frozen=True)
-class Intent:
+class Intent(Record):
     """A change under way. `step` is starting, switching, promoting or cleaning: before, during and after the switch."""
 
     what: str  # deploy or rollback
@@ -57,7 +61,7 @@ class Intent:
 
 
 @dataclass(frozen=True)
-class State:
+class State(Record):
     """What state.json holds. `registry` is where the versions are registered, without a password."""
 
     live: Running | None = None
@@ -66,23 +70,10 @@ class State:
     registry: str | None = None
     rolled_back: dict[str, str] = field(default_factory=dict)  # manifest: why it was taken out of production
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Read what JSON holds; raises TypeError or KeyError for anything else."""
-        intent = content["intent"]
-        return cls(
-            live=_running(content["live"]),
-            previous=_running(content["previous"]),
-            intent=Intent(intent["what"], intent["step"], Running(**intent["new"]), _running(intent["old"]))
-            if intent
-            else None,
-            registry=content["registry"],
-            rolled_back=content["rolled_back"],
-        )
-
-
-def _running(content: Mapping[str, Any] | None) -> Running | None:
-    return Running(**content) if content else None
+    @property
+    def known(self) -> list[Running]:
+        """Return the previous and the live version, where there are any."""
+        return [running for running in (self.previous, self.live) if running]
 
 
 class Journal:
@@ -91,30 +82,29 @@ class Journal:
     def __init__(self, settings: Settings) -> None:
         self.home = settings.home
         self.path = self.home / "state.json"
+        self.lines = self.home / "journal.jsonl"
         self.state = State()
-        if not self.path.is_file():
-            return
-        try:
-            self.state = State.from_dict(json.loads(self.path.read_text()))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{self.path} is damaged ({type(error).__name__}): its last good content is in the lines of "
-                f"{self.home / 'journal.jsonl'}; mend it, or move it away and run make deploy, which starts anew"
-            ) from None
+        if self.path.is_file():
+            try:
+                self.state = State.parse(self.path.read_text(), "state.json")
+            except UserError as error:
+                raise UserError(
+                    f"{self.path} is damaged ({error}): its last good content is in the lines of {self.lines}; mend it, or "
+                    "move it away and run make deploy, which starts anew"
+                ) from None
 
     def save(self, **changes: Any) -> None:
         """Replace parts of the state, on disk before in memory."""
         state = replace(self.state, **changes)
-        write_json(self.path, asdict(state))
+        write_json(self.path, state.to_json())
         self.state = state
 
     def intend(self, what: str, step: str, new: Running, old: Running | None) -> None:
-        """Say what comes next, before it is done."""
+        """Write how far a change has come, before it goes there."""
         self.save(intent=Intent(what, step, new, old))
-        self.note(step, new)
 
     def end(self, record: dict[str, Any], result: str, said: str, started: float, **facts: Any) -> None:
-        """Complete the record of a change, with the seconds since `started`, and write it down."""
+        """Write how a change ended, into its record and as a line that holds the record."""
         record |= {"result": result, "why": said, "seconds": round(time.monotonic() - started, 1)}
         # what was taken back is told by the error that follows
         self.note(result, said="" if result == "returned" else said, record=record, **facts)
@@ -122,28 +112,33 @@ class Journal:
     def note(self, step: str, about: Running | None = None, said: str = "", **facts: Any) -> None:
         """Write one line of the journal, and show the sentence."""
         line: dict[str, Any] = {"at": now("milliseconds"), "step": step, "by": who(), **facts}
-        if about:
-            line |= about.short()
+        line |= about.short() if about else {}
         if said:
             line["said"] = said
             print(said, flush=True)
         self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "journal.jsonl").open("a") as file:
+        with self.lines.open("a") as file:
             file.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
+
+    def released(self) -> dict[str, Running]:
+        """Return every version that was ever deployed here, by its number, as the lines tell."""
+        text = self.lines.read_text() if self.lines.is_file() else ""
+        found = [line["running"] for line in map(json.loads, text.splitlines()) if line.get("running")]
+        return {entry["version"]: Running.from_json(entry, str(self.lines)) for entry in found}
 
 
 @contextmanager
-def locked(settings: Settings, what: str) -> Iterator[tuple[Journal, int]]:
-    """Yield the journal and the descriptor of its lock; another deployment on this host is waited for.
+def locked(settings: Settings, what: str) -> Iterator[Journal]:
+    """Yield the journal under its lock; another deployment on this host is waited for.
 
     Raises:
         UserError: the other one did not end within an hour.
     """
-    path = settings.home / "lock"
-    with locks.locked(path, lambda: f"waiting for another one to end: {path.read_text() or 'just begun'}") as descriptor:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{what} by {who()}, process {os.getpid()}, since {now()}".encode(), 0)
-        yield Journal(settings), descriptor
+    holder = f"{what} by {who()}, process {os.getpid()}, since {now()}"
+    with locks.locked(
+        settings.home / "lock", holder, lambda said: f"waiting for another one to end: {said or 'just begun'}"
+    ):
+        yield Journal(settings)
 
 
 def registry_uri(settings: Settings, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -162,7 +157,9 @@ def registry_uri(settings: Settings, environment: Mapping[str, str] = os.environ
     return named or None
 
 
-def begin(what: str, settings: Settings, release: Release, target: Mapping[str, str], old: Running | None) -> dict[str, Any]:
+def begin(
+    what: str, settings: Settings, release: Release, target: Mapping[str, str], old: Running | None, strategy: str
+) -> dict[str, Any]:
     """Return the record of a change as it begins; `target` is what `Running.short` gives of the version that comes."""
     return {
         "what": what,
@@ -176,6 +173,7 @@ def begin(what: str, settings: Settings, release: Release, target: Mapping[str, 
         "who": who(),
         "when": now(),
         "from": old.short() if old else None,
+        "strategy": strategy,
     }
 
 

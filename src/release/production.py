@@ -71,7 +71,7 @@ def _on_this_host() -> str | None:
     told = settings.read()
     live = Journal(told).state.live
     if live:
-        return str(live.record["commit"])
+        return live.record.commit
     champion = Registry.connect(registry_uri(told), name=told.name).alias("champion")
     if champion and "commit" not in champion.tags:
         raise UserError(

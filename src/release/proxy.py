@@ -1,8 +1,9 @@
-"""The proxy in front of the versions: an nginx of this account, whose one configuration file says who gets the traffic.
+"""The proxy in front of the versions: an nginx of this account, whose file route.conf says who gets the traffic.
 
-Used by deploy, rollback and status. The file is <home>/proxy/nginx.conf, filled from nginx.conf beside this module; its
-first line is the route, so that it survives a reboot and a person can read it. It is replaced in one step, after nginx has
-tried it; then nginx is told, and the call returns when no connection opened from then on can reach the old route.
+Used by deploy, rollback and status. <home>/proxy/nginx.conf and the route.conf that it includes are filled from the files of
+the same names beside this module. The first line of route.conf is the route, so that it survives a reboot and a person can
+read it. It is replaced in one step, after nginx has tried it; then nginx is told, and the call returns when no connection
+opened from then on can reach the old route.
 
 Answers close their connection. Over a kept one a client may send its next request in the very moment in which nginx, told
 to read its file anew, closes the idle connection. Measured with 8 clients under 50 switches: 252 of 10,500 requests were cut
@@ -11,7 +12,6 @@ nginx 1.27.4 could wait instead (keepalive_min_timeout); the ones that distribut
 """
 
 import hashlib
-import http.client
 import ipaddress
 import json
 import os
@@ -19,6 +19,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -26,20 +27,24 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from jinja2 import StrictUndefined, Template
 
 from src.core.command import UserError, cores
 from src.core.files import write_bytes
+from src.core.records import Record
+from src.release.client import Client
 from src.release.settings import Settings
 
 _PLACES = ("/usr/sbin", "/usr/local/sbin")  # of nginx, beside PATH, which has them only for root
 _PATIENCE = 10.0  # seconds until a new route must serve
 _CONNECTIONS = 512  # of one address at once, with a request on each
 _LARGEST_LOG = 10 * 2**20  # bytes; then it starts anew
+_FILES = ("nginx.conf", "route.conf")
 
 
 @dataclass(frozen=True)
-class Route:
+class Route(Record):
     """Who gets the traffic, as loopback ports. `live` None: nothing is deployed, every request gets a 503.
 
     `backup` answers what live drops. A `candidate` gets a `share` (0 to 1) of the requests; with `mirror` a copy of every
@@ -61,7 +66,7 @@ class Proxy:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = settings.home / "proxy"
-        self.file = self.folder / "nginx.conf"
+        self.file = self.folder / "route.conf"
         self.log = self.folder / "requests.log"  # JSON lines, written while there is a candidate
 
     def ensure(self) -> None:
@@ -80,17 +85,20 @@ class Proxy:
         Raises:
             UserError: as `ensure`, or nginx did not follow within ten seconds.
         """
-        nginx, text = _nginx(), render(self.settings, route)
-        before = self.file.read_text() if self.file.is_file() else None
-        if before != text:
-            self._try(nginx, text)
-            self._cut_logs(route)
-            write_bytes(self.file, text.encode())
+        nginx, texts = _nginx(), render(self.settings, route)
+        paths = [self.folder / name for name in _FILES]
+        before = [path.read_text() if path.is_file() else "" for path in paths]
+        if texts != before:
+            self._try(nginx, texts)
+            for log in (self.folder / "error.log", *([] if route.candidate else [self.log])):
+                if log.is_file() and log.stat().st_size > _LARGEST_LOG:
+                    os.truncate(log, 0)  # nginx goes on at its end, wherever that is
+            _write(paths, texts)
         try:
-            self._take_effect(nginx, text)
+            self._take_effect(nginx, identity=texts[1].partition('$route { default "')[2][:16])
         except UserError:
-            if before is not None and before != text:
-                write_bytes(self.file, before.encode())
+            if all(before) and texts != before:
+                _write(paths, before)
                 self._signal(signal.SIGHUP)
             raise
 
@@ -105,8 +113,8 @@ class Proxy:
         with self.file.open() as file:
             first = file.readline()
         try:
-            return Route(**json.loads(first.removeprefix("# route ")))
-        except (ValueError, TypeError):
+            return Route.parse(first.removeprefix("# route "), str(self.file))
+        except UserError:
             raise UserError(f"{self.file} does not begin with its route: delete it, then run make deploy again") from None
 
     def running(self) -> bool:
@@ -120,56 +128,58 @@ class Proxy:
                 return
 
     # -----------------------------------------------------------------------------------------------------------------
-    # One file takes effect
+    # The files take effect
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _try(self, nginx: str, text: str) -> None:
-        """Let nginx read the new file before it takes its place."""
+    def _try(self, nginx: str, texts: list[str]) -> None:
+        """Let nginx read the new files before they take their place."""
         for name in ("body", "proxy", "other"):
             (self.folder / "temp" / name).mkdir(parents=True, exist_ok=True)
-        fresh = self.folder / "nginx.next.conf"
-        fresh.write_text(text)
-        said = self._call(nginx, fresh, "-t", "-q")
-        fresh.unlink()
+        trial = self.folder / "next"
+        _write([trial / name for name in _FILES], texts)
+        said = self._call(nginx, trial / "nginx.conf", "-t", "-q")
+        shutil.rmtree(trial)
         if said is not None:
             raise UserError(f"nginx refuses its new configuration ({said}): the old route stays. Check DEPLOY_ADDRESS")
 
-    def _take_effect(self, nginx: str, text: str) -> None:
+    def _take_effect(self, nginx: str, identity: str) -> None:
         old = self._processes()
-        identity = text.partition('return 200 "')[2][:16]  # what the configuration answers at /.route
         before = set[int]()
         if _master(old) is None:
             self._start(nginx, leftover=bool(old))
         elif self._served() != identity:
             before = _accepting(old)
             self._signal(signal.SIGHUP)
-        if not _wait(lambda: self._served() == identity and self._is_settled(before), _PATIENCE):
+
+        def is_settled() -> bool:
+            # no worker with an older route takes connections, not even one that a killed deployment left so
+            accepting = _accepting(self._processes())
+            return not accepting & before and len(accepting) <= _workers()
+
+        if not _wait(lambda: self._served() == identity and is_settled(), _PATIENCE):
+            log = self.folder / "error.log"
+            why = _reason(log.read_text(errors="replace")[-4000:] if log.is_file() else "")
             raise UserError(
-                f"nginx did not follow to the new route within {_PATIENCE:g} s ({self._last_error()}): the old route stays. "
-                f"Check that {self._address()} is free (ss -ltnp), then run the same command again"
+                f"nginx did not follow to the new route within {_PATIENCE:g} s ({why}): the old route stays. Check that "
+                f"port {self.settings.port} of {self.settings.address} is free (ss -ltnp), then run the same command again"
             )
 
     def _start(self, nginx: str, *, leftover: bool) -> None:
         if leftover:  # its master was killed; the workers serve on, hold the port and follow no more
             self._signal(signal.SIGQUIT)
             _wait(lambda: not _accepting(self._processes()), _PATIENCE)
-        said = self._call(nginx, self.file)
-        if said is None:
-            return
-        if "Address already in use" in said or "(98:" in said:
+        said = self._call(nginx, self.folder / "nginx.conf")
+        if said is not None:
             raise UserError(
-                f"{self._address()} is taken by another program (ss -ltnp 'sport = :{self.settings.port}' shows which): "
-                "stop it, or set another DEPLOY_PORT"
+                f"nginx does not start ({said}): port {self.settings.port} of {self.settings.address} must be above 1023 "
+                "and not taken by another program (ss -ltnp shows which): stop that, or set another DEPLOY_PORT"
             )
-        if "(13:" in said:
-            raise UserError(f"nginx may not do what it needs ({said}): use a DEPLOY_PORT above 1023, and check the owner")
-        raise UserError(f"nginx does not start ({said}): see {self.folder / 'error.log'}, then run the same command again")
 
     def _call(self, nginx: str, file: Path, *options: str) -> str | None:
         """Run nginx with a configuration; return None when it is content, else the reason that it gives.
 
-        Nothing of our environment goes along: the proxy outlives this process, and a runner ends at the end of a job all
-        processes that carry the job's mark.
+        Nothing of our environment goes along: the proxy outlives this process, secrets are none of its business, and a
+        runner ends at the end of a job all processes that carry the job's mark.
         """
         command = [nginx, "-p", f"{self.folder}/", "-c", str(file), "-e", str(self.folder / "error.log"), *options]
         environment = {"PATH": os.environ.get("PATH", os.defpath)}
@@ -181,35 +191,21 @@ class Proxy:
             return "it did not end within 30 s"
         return _reason(done.stderr.decode(errors="replace")) if done.returncode else None
 
-    def _served(self) -> str | None:
+    def _served(self) -> str:
         """Ask, over a new connection, which configuration answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.settings.port, timeout=2)
-        try:
-            connection.request("GET", "/.route")
-            response = connection.getresponse()
-            return response.read(64).decode() if response.status == 200 else None
-        except (OSError, http.client.HTTPException, ValueError):
-            return None
-        finally:
-            connection.close()
-
-    def _is_settled(self, before: set[int]) -> bool:
-        """True when no worker with an older route takes connections, not even one that a killed deployment left so."""
-        accepting = _accepting(self._processes())
-        return not accepting & before and len(accepting) <= _workers()
+        return Client(self.settings.url, timeout=2).send("GET", "/.route").text
 
     def _processes(self) -> dict[int, str]:
         """Return process id and title of our nginx processes: those with a file of our folder open.
 
         No file with a process id can go stale, and workers whose master was killed are found too.
         """
-        folder, namespace = f"{self.folder.resolve()}/", _link("/proc/self/ns/pid")
-        found = {}
-        for pid in filter(str.isdecimal, os.listdir("/proc")):
-            with suppress(OSError):
-                title = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
-                if title.startswith("nginx: ") and _link(f"/proc/{pid}/ns/pid") == namespace and _has_open(pid, folder):
-                    found[int(pid)] = title
+        folder, found = f"{self.folder.resolve()}/", {}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                if title.startswith("nginx: ") and any(file.path.startswith(folder) for file in process.open_files()):
+                    found[process.pid] = title
         return found
 
     def _signal(self, number: signal.Signals) -> bool:
@@ -221,26 +217,17 @@ class Proxy:
                 os.kill(pid, number)
         return bool(processes)
 
-    def _cut_logs(self, route: Route) -> None:
-        """Start a log anew that has grown large; nginx goes on at its end, wherever that is."""
-        logs = [self.folder / "error.log", *([] if route.candidate else [self.log])]
-        for log in logs:
-            if log.is_file() and log.stat().st_size > _LARGEST_LOG:
-                os.truncate(log, 0)
-
-    def _last_error(self) -> str:
-        log = self.folder / "error.log"
-        return _reason(log.read_text(errors="replace")[-4000:] if log.is_file() else "")
-
-    def _address(self) -> str:
-        return f"{self.settings.address}:{self.settings.port}"
-
 
 def _nginx() -> str:
     found = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES)))
     if found is None:
         raise UserError("nginx is not on this machine: sudo apt-get install nginx, then run the same command again")
     return found
+
+
+def _write(paths: list[Path], texts: list[str]) -> None:
+    for path, text in zip(paths, texts, strict=True):
+        write_bytes(path, text.encode())
 
 
 def _master(processes: dict[int, str]) -> int | None:
@@ -250,17 +237,6 @@ def _master(processes: dict[int, str]) -> int | None:
 def _accepting(processes: dict[int, str]) -> set[int]:
     """Return the workers that may take a new connection: nginx renames one just before it stops to."""
     return {pid for pid, title in processes.items() if title.startswith("nginx: worker") and not title.endswith("down")}
-
-
-def _has_open(pid: str, folder: str) -> bool:
-    return any(_link(f"/proc/{pid}/fd/{name}").startswith(folder) for name in os.listdir(f"/proc/{pid}/fd"))
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:  # it was closed in the meantime, or belongs to another user
-        return ""
 
 
 def _wait(done: Callable[[], bool], seconds: float) -> bool:
@@ -283,25 +259,24 @@ def _reason(text: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def render(settings: Settings, route: Route) -> str:
-    """Return the whole configuration.
+def render(settings: Settings, route: Route) -> list[str]:
+    """Return nginx.conf and route.conf; both together are named by the route's `$route`, which /.route answers.
 
     Raises:
         UserError: DEPLOY_ADDRESS is no address of a network interface.
     """
-    template = Template(
-        Path(__file__).with_name("nginx.conf").read_text(), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    text: str = template.render(
-        route=route,
-        first_line=json.dumps(asdict(route)),
-        id="@ID@",
-        user=pwd.getpwuid(0).pw_name if os.geteuid() == 0 else None,
-        workers=_workers(),
-        connections=_CONNECTIONS,
-        addresses=_addresses(settings),
-    )
-    return text.replace("@ID@", hashlib.sha256(text.encode()).hexdigest()[:16])
+    facts = {
+        "route": route,
+        "first_line": json.dumps(asdict(route)),
+        "id": "@ID@",
+        "user": pwd.getpwuid(0).pw_name if os.geteuid() == 0 else None,
+        "workers": _workers(),
+        "connections": _CONNECTIONS,
+        "addresses": _addresses(settings),
+    }
+    sources = [Path(__file__).with_name(name).read_text() for name in _FILES]
+    texts = [Template(text, undefined=StrictUndefined, keep_trailing_newline=True).render(facts) for text in sources]
+    return [text.replace("@ID@", hashlib.sha256("".join(texts).encode()).hexdigest()[:16]) for text in texts]
 
 
 def _workers() -> int:
@@ -310,13 +285,12 @@ def _workers() -> int:
 
 def _addresses(settings: Settings) -> list[str]:
     """Return what to listen on: always loopback too, where this host's own checks ask."""
-    port, given = settings.port, settings.address.strip("[]")
+    given, own = settings.address.strip("[]"), f"127.0.0.1:{settings.port}"
     if given in ("*", "0.0.0.0", "::"):  # noqa: S104 (only when DEPLOY_ADDRESS says so)
-        both = Path("/proc/net/if_inet6").is_file()
-        return [f"0.0.0.0:{port}", *([f"[::]:{port} ipv6only=on"] if both else [])]
+        return [f"0.0.0.0:{settings.port}", *([f"[::]:{settings.port} ipv6only=on"] if socket.has_dualstack_ipv6() else [])]
     try:
         address = ipaddress.ip_address("127.0.0.1" if given == "localhost" else given)
     except ValueError:
         raise UserError(f"DEPLOY_ADDRESS is {given!r}: use an IP address of this machine, or 0.0.0.0 for all") from None
-    own = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-    return [own] if own == f"127.0.0.1:{port}" else [f"127.0.0.1:{port}", own]
+    text = f"[{address}]" if address.version == 6 else str(address)
+    return list(dict.fromkeys([own, f"{text}:{settings.port}"]))

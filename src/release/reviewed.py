@@ -13,11 +13,12 @@ metrics.json, params.yaml
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.records import Record
+from src.release.outcome import RefusedError
 
 RELEASE = "release.json"
 
@@ -44,6 +45,55 @@ class Release(Record):
     def served_sha256(self) -> str:
         """Return the SHA-256 of the file that answers."""
         return str(self.int8["sha256"]) if self.int8 else self.model_sha256
+
+
+@dataclass(frozen=True)
+class MadeFile(Record):
+    """What a later step added to the folder, for the release with this manifest."""
+
+    COMMAND: ClassVar[str]  # the step
+    NAME: ClassVar[str]  # of the file
+
+    manifest: str
+    version: str  # number of the registered model
+
+    @classmethod
+    def of(cls, folder: Path, release: Release) -> Self:
+        """Read the file of a release.
+
+        Raises:
+            RefusedError: there is none, or it is of another release.
+        """
+        path = folder / cls.NAME
+        if not path.is_file():
+            raise RefusedError("missing", f"{path} is missing", f"run python -m src {cls.COMMAND} {folder}, which makes it")
+        made = cls.read(path, made_by="evaluate")
+        if made.manifest != release.manifest:
+            said = f"{path} is of another release than {folder / RELEASE}"
+            raise RefusedError("tampered", said, "run make deploy again")
+        return made
+
+
+@dataclass(frozen=True)
+class RegisteredFile(MadeFile):
+    """What registered.json says; `uri` is where, without a password."""
+
+    COMMAND = "register"
+    NAME = "registered.json"
+
+    uri: str
+
+
+@dataclass(frozen=True)
+class ImageFile(MadeFile):
+    """What image.json says. `digest` names the image in a registry; `id` on the machine that built it, if known."""
+
+    COMMAND = "build"
+    NAME = "image.json"
+
+    image: str  # name, with @digest where it was pushed
+    digest: str
+    id: str | None
 
 
 def write(folder: Path, release: Release) -> None:

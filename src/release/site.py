@@ -7,24 +7,23 @@ and the alias `champion` follows the traffic, never leads it.
 import os
 import shutil
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from src.core.command import UserError
 from src.release import journal as journals
-from src.release.client import KEYS
+from src.release import probes
+from src.release.client import KEYS, Client
 from src.release.containerize import choose
-from src.release.containers import Containers, open_host
+from src.release.containers import Containers, State, open_host
+from src.release.golden import FaultError
 from src.release.journal import Journal, Running
 from src.release.outcome import RefusedError
-from src.release.probes import Client, FaultError, wait_ready
 from src.release.proxy import Proxy, Route
+from src.release.reviewed import ImageFile
 from src.release.settings import Settings
-from src.release.workload import State, Workload
 from src.system.registry import Registry
 
 _KEPT = 10  # releases whose golden examples stay for a later rollback
@@ -34,10 +33,8 @@ class Site:
     """One environment of this host. `registry` is opened when an alias moves; staging moves none."""
 
     def __init__(self, settings: Settings, journal: Journal, host: Containers | None = None) -> None:
-        self.settings = settings
-        self.journal = journal
-        self.host = host or open_host(settings)
-        self.proxy = Proxy(settings)
+        self.settings, self.journal = settings, journal
+        self.host, self.proxy = host or open_host(settings), Proxy(settings)
         self._registry: Registry | None = None
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -58,15 +55,12 @@ class Site:
         Raises:
             RefusedError: all are taken.
         """
-        state = self.journal.state
-        ours = {running.port for running in (state.live, state.previous) if running}
-        for port in self.settings.ports:
+        ours, ports = {running.port for running in self.journal.state.known}, self.settings.ports
+        for port in ports:
             if port not in ours and _is_free(port):
                 return port
-        ports = self.settings.ports
-        raise RefusedError(
-            "host", f"all ports from {ports[0]} to {ports[-1]} are taken", "free one, or set another DEPLOY_PORT"
-        )
+        said = f"all ports from {ports[0]} to {ports[-1]} are taken"
+        raise RefusedError("host", said, "free one, or set another DEPLOY_PORT")
 
     def start(self, running: Running, *, quickly: bool = False) -> float:
         """Start it, or wake it where it is only stopped; return after how many seconds it was ready.
@@ -81,31 +75,22 @@ class Site:
             self.host.resume(running.name)
         else:
             self.host.pull(running.image)
-            self.host.start(Workload(running.name, running.image, running.port, running.environment))
-        return wait_ready(self.client(running), self.settings.ready, partial(self.state, running))
+            self.host.start(running.name, running.image, running.port, running.environment)
+        return probes.wait_ready(self.client(running), self.settings.ready, partial(self.state, running))
 
-    def keep_release(self, folder: Path, image: Mapping[str, Any]) -> Path:
+    def keep_release(self, folder: Path, image: ImageFile) -> Path:
         """Copy what a later rollback needs to know of a release; the oldest ones go."""
-        kept = self.settings.home / "releases" / f"{image['version']}-{str(image['digest'])[-12:]}"
+        kept = self.settings.home / "releases" / f"{image.version}-{image.digest[-12:]}"
         if not kept.is_dir():
             fresh = kept.with_name(f".{kept.name}.{os.getpid()}")
             shutil.rmtree(fresh, ignore_errors=True)
             shutil.copytree(folder, fresh, ignore=shutil.ignore_patterns("model", "report", "evaluation", "sbom.json"))
             fresh.rename(kept)
-        state = self.journal.state
-        used = {Path(running.folder).name for running in (state.live, state.previous) if running}
+        used = {Path(running.folder).name for running in self.journal.state.known}
         for path in sorted(kept.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
             if path.name not in used:
                 shutil.rmtree(path, ignore_errors=True)
         return kept
-
-    def discard(self, running: Running) -> None:
-        """Remove a version that will not serve; what it printed last stays in the folder logs."""
-        with suppress(UserError):
-            logs = self.settings.home / "logs"
-            logs.mkdir(parents=True, exist_ok=True)
-            (logs / f"{running.name}.log").write_text(self.host.logs(running.name, 500))
-        self.host.remove(running.name)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The switch, and the way back
@@ -124,8 +109,7 @@ class Site:
         """
         self.journal.intend(what, "promoting", new, old)
         self.move_aliases(new, old, why)
-        rolled_back = dict(self.journal.state.rolled_back)
-        rolled_back.pop(new.manifest, None)
+        rolled_back = {name: told for name, told in self.journal.state.rolled_back.items() if name != new.manifest}
         if what == "rollback" and old:
             rolled_back[old.manifest] = why
         live = replace(new, since=journals.now())
@@ -157,33 +141,34 @@ class Site:
             self.switch(state.live)
         if state.previous and state.live and state.previous.name != state.live.name:
             self.host.stop(state.previous.name, wait=wait)
-        kept = {running.name for running in (state.live, state.previous) if running}
-        for name in self.host.names():
-            if name not in kept:
-                self.host.remove(name)
+        for name in set(self.host.names()) - {running.name for running in state.known}:
+            self.host.remove(name)
         self.journal.save(intent=None)
         self.journal.note("cleaned", state.live)
 
     def prune(self) -> None:
         """Remove images beyond the newest five, but those of the live and the previous version; no fault if it fails."""
-        state = self.journal.state
-        kept = [running.image for running in (state.live, state.previous) if running]
         with suppress(UserError, OSError):
-            choose(self.host.kind).prune(self.settings.name, {image["id"] for image in kept})
+            kept = {running.image.id or running.image.image for running in self.journal.state.known}
+            choose(self.host.kind).prune(self.settings.name, kept)
 
     def undo(self, new: Running, old: Running | None) -> None:
-        """Give the traffic back to the old version, then remove the new one."""
+        """Give the traffic back to the old version, then remove the new one; what that printed stays in the folder logs."""
         if old:
             with suppress(FaultError, UserError):  # even an unwell old version is the only one there is
                 self.start(old, quickly=True)
             self.switch(old)
         elif self.proxy.running():
             self.proxy.point(Route(None, ""))
-        was = self.journal.state.previous
-        if was is None or was.name != new.name:
-            self.discard(new)
-        else:  # a rollback that failed: the version stays what it was, the previous one
+        previous = self.journal.state.previous
+        if previous and previous.name == new.name:  # a rollback that failed: the version stays what it was
             self.host.stop(new.name)
+        else:
+            with suppress(UserError):
+                logs = self.settings.home / "logs"
+                logs.mkdir(parents=True, exist_ok=True)
+                (logs / f"{new.name}.log").write_text(self.host.logs(new.name, 500))
+            self.host.remove(new.name)
         self.journal.save(intent=None)
         self.journal.note("undone", new)
 
@@ -222,8 +207,7 @@ class Site:
         except (FaultError, UserError) as error:
             self.journal.note("unwell", live, f"the live version {live.version} does not come up: {error}")
             return False
-        route = self.proxy.route()
-        if not self.proxy.running() or route is None or route != Route(live.port, live.version):
+        if not self.proxy.running() or self.proxy.route() != Route(live.port, live.version):
             self.switch(live)
         return healthy
 

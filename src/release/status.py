@@ -1,70 +1,68 @@
 """Say what serves on this host: version, since when, from which pull request, and what a rollback would bring back.
 
-    python -m src status [--json]
+    python -m src status
 
 Reads the state, the engine, the proxy and the registry, and changes nothing. Exits with 1 when something is wrong.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from src.core.command import UserError, table
 from src.release import journal, reviewed
 from src.release import settings as all_settings
-from src.release.client import KEYS
+from src.release.client import KEYS, Client
 from src.release.journal import Journal, Running
-from src.release.probes import Client
 from src.release.settings import Settings
 from src.release.site import Site
 from src.system.registry import Registry
 
 
-def status(settings: Settings) -> dict[str, Any]:
-    """Return what is live, what was before, and what is wrong.
+def status(settings: Settings) -> tuple[str, list[str]]:
+    """Return what is live and what was before, laid out for a person, and a sentence for each thing that is wrong.
 
     Raises:
         UserError: the state is damaged, or the engine does not answer.
     """
     notes = Journal(settings)
-    state = notes.state
-    told: dict[str, Any] = {"environment": settings.environment, "url": settings.url, "wrong": []}
-    told |= {"live": None, "previous": None, "aliases": {}}
-    if state.live is None:
-        return told
+    live, previous = notes.state.live, notes.state.previous
+    if live is None:
+        return "nothing is deployed on this host yet: make deploy", []
     site = Site(settings, notes)
-    told["live"] = _describe(site, state.live) | {"ready": site.client(state.live).ready()}
-    told["previous"] = _describe(site, state.previous) if state.previous else None
-    told["wrong"] += _faults(site, state.live)
-    if settings.environment == "production":
-        told |= _aliases(settings, state.live, told["wrong"])
-    return told
-
-
-def _describe(site: Site, running: Running) -> dict[str, Any]:
-    release = reviewed.load(Path(running.folder))
-    return {
-        **running.short(),
-        "container": running.name,
-        "running": site.state(running).running,
-        "since": running.since,
-        "pull_request": release.pull_request,
-        "commit": release.commit,
-        "verdict": release.verdict,
-        "override": release.override,
-        "accuracy": release.metrics.get("accuracy"),
-        "image": running.image["image"],
-        "who": running.record["who"],
+    wrong = _faults(site, live)
+    aliases = _aliases(settings, live, wrong) if settings.environment == "production" else {}
+    serving = site.client(live).ready()
+    rows = [_row(site, "live", live, serving=serving)]
+    rows += [_row(site, "previous", previous) if previous else ("previous", "nothing", "", "", "", "")]
+    header = (settings.environment, "model", "is", "live", "pull request", "verdict")
+    facts = {
+        "commit": live.record.commit,
+        "manifest": live.manifest,
+        "image": live.image.image,
+        "aliases": ", ".join(f"{alias} {number}" for alias, number in aliases.items() if number),
+        "address": settings.url,
     }
+    lines = [table(header, rows), "", *(f"{name:<10}{value}" for name, value in facts.items())]
+    return "\n".join(lines), wrong
+
+
+def _row(site: Site, name: str, running: Running, *, serving: bool = False) -> tuple[str, ...]:
+    release = reviewed.load(Path(running.folder))
+    doing = "serving" if serving else "running" if site.state(running).running else "stopped"
+    verdict = release.verdict + (f", overridden by {release.override['by']}" if release.override else "")
+    pull_request = f"#{release.pull_request}" if release.pull_request else "none"
+    return name, f"version {running.version}", doing, f"since {running.since}", pull_request, verdict
 
 
 def _faults(site: Site, live: Running) -> list[str]:
     found = []
     intent = site.journal.state.intent
     if intent:
-        found.append(f"a {intent.what} of version {intent.new.version} is under way, or was cut off while {intent.step}")
+        found.append(
+            f"a {intent.what} of version {intent.new.version} is under way, or was cut off while {intent.step}: then make "
+            "deploy ends it"
+        )
     if not site.state(live).running:
         found.append(f"the live version {live.version} ({live.name}) does not run: make deploy starts it")
     elif not site.client(live).ready():
@@ -79,52 +77,24 @@ def _faults(site: Site, live: Running) -> list[str]:
     return found
 
 
-def _aliases(settings: Settings, live: Running, wrong: list[str]) -> dict[str, Any]:
+def _aliases(settings: Settings, live: Running, wrong: list[str]) -> dict[str, str | None]:
     try:
         registry = Registry.connect(journal.registry_uri(settings), name=settings.name)
         found = {alias: registry.alias(alias) for alias in ("champion", "challenger", "previous")}
     except UserError as error:
         wrong.append(str(error))
-        return {"aliases": {}}
+        return {}
     numbers = {alias: version.number if version else None for alias, version in found.items()}
     if numbers["champion"] != live.version:
         said = f"the alias champion is at version {numbers['champion']}, the traffic at {live.version}: make deploy mends it"
         wrong.append(said)
-    return {"aliases": numbers, "registry": registry.shown}
-
-
-def show(told: dict[str, Any]) -> str:
-    """Lay it out for a person."""
-    if told["live"] is None:
-        return "nothing is deployed on this host yet: make deploy"
-    rows = []
-    for name in ("live", "previous"):
-        found = told[name]
-        if found is None:
-            rows.append((name, "nothing", "", "", "", ""))
-            continue
-        pull_request = f"#{found['pull_request']}" if found["pull_request"] else "none"
-        verdict = found["verdict"] + (f", overridden by {found['override']['by']}" if found["override"] else "")
-        doing = "serving" if found.get("ready") else "running" if found["running"] else "stopped"
-        rows.append((name, f"version {found['version']}", doing, f"since {found['since']}", pull_request, verdict))
-    header = (told["environment"], "model", "is", "live", "pull request", "verdict")
-    lines = [table(header, rows), ""]
-    live = told["live"]
-    lines += [
-        f"{label:<10}{live[key]}" for label, key in (("commit", "commit"), ("manifest", "manifest"), ("image", "image"))
-    ]
-    lines += [f"{'aliases':<10}" + ", ".join(f"{alias} {number}" for alias, number in told["aliases"].items() if number)]
-    lines += [f"{'address':<10}{told['url']}"]
-    lines += ["", *(f"wrong: {sentence}" for sentence in told["wrong"])] if told["wrong"] else []
-    return "\n".join(lines)
+    return numbers
 
 
 def main() -> None:
-    """Parse the command line and tell."""
-    parser = argparse.ArgumentParser(description="Say what serves on this host.")
-    parser.add_argument("--json", action="store_true", help="for a program")
-    args = parser.parse_args()
-    told = status(all_settings.read())
-    print(json.dumps(told, indent=2, sort_keys=True) if args.json else show(told))
-    if told["wrong"]:
+    """Tell; exit with 1 when something is wrong."""
+    argparse.ArgumentParser(description="Say what serves on this host.").parse_args()
+    text, wrong = status(all_settings.read())
+    print("\n".join([text, *([""] if wrong else []), *(f"wrong: {sentence}" for sentence in wrong)]))
+    if wrong:
         sys.exit(1)

@@ -10,7 +10,7 @@ import pytest
 from src.release import settings
 from src.release.outcome import RefusedError
 from src.release.rollback import rollback
-from src.release.status import show, status
+from src.release.status import status
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +21,7 @@ def _empty_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_status_of_an_empty_host_is_no_fault() -> None:
-    found = status(settings.read())
-    assert found["wrong"] == []
-    assert show(found) == "nothing is deployed on this host yet: make deploy"
+    assert status(settings.read()) == ("nothing is deployed on this host yet: make deploy", [])
 
 
 @pytest.mark.parametrize("version", [None, "3"])

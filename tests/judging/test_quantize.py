@@ -26,10 +26,10 @@ from src.images.prepare_params import image_spec
 from src.judging import precision, processor, quantization, quantize, speed
 from src.release import int8, modelcheck, register, reviewed
 from src.release.client import Client
+from src.release.containers import State
 from src.release.golden import FaultError
+from src.release.probes import Limits, smoke
 from src.release.reviewed import Release
-from src.release.smoke import Limits, smoke
-from src.release.workload import State
 from src.system.params import Params
 
 CLASSES = list(COLOURS)

@@ -6,32 +6,30 @@ real service in real containers behind a real nginx is in tests/release/test_rel
 
 import json
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
+from src.core import locks
 from src.core.command import UserError
 from src.core.files import digest, write_json
-from src.release import canary, deploy, guard, guarding, journal, probes, reviewed, rollback, settings, site, status
+from src.release import canary, deploy, journal, probes, reviewed, rollback, settings, site, status
 from src.release.canary import Sample
+from src.release.containers import State
+from src.release.golden import FaultError
 from src.release.journal import Journal
 from src.release.outcome import RefusedError
-from src.release.probes import FaultError
 from src.release.proxy import Route
-from src.release.reviewed import Release
+from src.release.reviewed import ImageFile, Release
 from src.release.settings import Settings
 from src.release.site import Site
-from src.release.workload import ABSENT, State, Workload
-from src.system import locks
 from src.system.registry import Registry
 
 
@@ -44,13 +42,13 @@ class World:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, patch
-        self.containers: dict[str, tuple[Workload, State]] = {}
+        self.containers: dict[str, Container] = {}
         self.routes: dict[int, Route] = {}  # by the port of the proxy
         self.pointed: list[Route] = []
         self.aliases: dict[str, str] = {}
         self.faults: dict[str, str] = {}  # by version: before, or a reason
         self.watching: Callable[[], None] = lambda: None
-        self.samples: dict[str, list[Sample]] = {"live": [], "candidate": []}
+        self.samples: tuple[list[Sample], list[Sample]] = ([], [])  # of live and candidate
         self.broken: set[str] = set()  # registry, proxy
         self.seconds, self.effects, self.kill_at, self.dead = 0.0, 0, 0, False
         for name in [name for name in os.environ if name.startswith(("GITHUB_", "DEPLOY_", "CANARY_"))]:
@@ -63,7 +61,7 @@ class World:
         patch.setattr(site, "_is_free", lambda _: True)
         patch.setattr(Site, "prune", lambda _: None)
         patch.setattr(Site, "client", lambda _, running: Client(self, running.port))
-        patch.setattr(site, "wait_ready", self.wait_ready)
+        patch.setattr(probes, "wait_ready", self.wait_ready)
         patch.setattr(Registry, "connect", lambda *_, **__: self)
         patch.setattr(probes, "smoke", lambda client, *_: self.probe(client, "before"))
         patch.setattr(probes, "quick", lambda client, *_: self.probe(client, "before"))
@@ -72,8 +70,6 @@ class World:
         patch.setattr(deploy, "time", SimpleNamespace(monotonic=lambda: self.seconds, sleep=self.sleep))
         for module in (deploy, status):
             patch.setattr(module, "Client", lambda url, **_: Client(self, int(url.rpartition(":")[2])))
-        for module in (deploy, rollback):
-            patch.setattr(module, "guarded", lambda *_: nullcontext())
 
     def effect(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Let a call be the last one before a kill; once killed, none does anything."""
@@ -155,7 +151,7 @@ class World:
         return record
 
     def recover(self) -> None:
-        """Do what the guard does, or the next command."""
+        """Do what the next command does first."""
         self.dead, self.kill_at = False, 0
         given = settings.read()
         Site(given, Journal(given)).recover()
@@ -171,7 +167,16 @@ class World:
         return [json.loads(line) for line in (self.folder / "home/production/journal.jsonl").read_text().splitlines()]
 
     def wrong(self) -> str:
-        return "; ".join(status.status(settings.read())["wrong"])
+        return "; ".join(status.status(settings.read())[1])
+
+
+@dataclass
+class Container:
+    """One container of the host."""
+
+    image: ImageFile
+    port: int
+    running: bool = True
 
 
 class Host:
@@ -180,32 +185,28 @@ class Host:
     kind = "docker"
 
     def __init__(self, world: World) -> None:
-        self._world, self._all = world, world.containers
+        self._all = world.containers
         for name in ("start", "resume", "stop", "remove"):
             setattr(self, name, world.effect(getattr(self, name)))
 
-    def pull(self, image: Mapping[str, Any]) -> None:
+    def pull(self, image: ImageFile) -> None:
         pass
 
-    def start(self, workload: Workload) -> None:
-        self._all[workload.name] = workload, replace(ABSENT, exists=True, running=True)
+    def start(self, name: str, image: ImageFile, port: int, _: dict[str, str]) -> None:
+        self._all[name] = Container(image, port)
 
     def resume(self, name: str) -> None:
-        self._set(name, running=True)
+        self._all[name].running = True
 
     def stop(self, name: str, *, wait: bool = True) -> None:
         if name in self._all:
-            self._set(name, running=False)
-
-    def _set(self, name: str, *, running: bool) -> None:
-        workload, state = self._all[name]
-        self._all[name] = workload, replace(state, running=running)
+            self._all[name].running = False
 
     def remove(self, name: str) -> None:
         self._all.pop(name, None)
 
     def state(self, name: str) -> State:
-        return self._all[name][1] if name in self._all else ABSENT
+        return State(exists=name in self._all, running=name in self._all and self._all[name].running)
 
     def names(self) -> list[str]:
         return [name for name in self._all if ("-staging-" in name) is (os.environ.get("DEPLOY_ENVIRONMENT") == "staging")]
@@ -248,9 +249,9 @@ class Client:
         route = self._world.routes.get(self._port)
         ports = [route.live, route.backup] if route else [self._port]
         for port in ports:
-            for workload, state in self._world.containers.values():
-                if state.running and workload.port == port:
-                    version = str(workload.image["version"])
+            for container in self._world.containers.values():
+                if container.running and container.port == port:
+                    version = container.image.version
                     return {} if self._world.faults.get(version) == "never ready" else {"version": version}
         return {}
 
@@ -263,7 +264,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def test_a_first_version_goes_live_and_the_same_again_changes_nothing(world: World) -> None:
     assert world.deploy(1)["result"] == "deployed"
     assert world.now() == ("1", "1", None)
-    before = dict(world.containers)
+    before = deepcopy(world.containers)
     assert world.deploy(1)["why"] == "version 1 is live already"
     record: dict[str, Any] = {}
     deploy.look_after(record)
@@ -271,10 +272,9 @@ def test_a_first_version_goes_live_and_the_same_again_changes_nothing(world: Wor
     assert world.containers == before
     with pytest.raises(RefusedError, match="version 1 is the first one on this host: there is nothing to go back to"):
         world.rollback()
-    shown = status.show(status.status(settings.read()))
-    assert "#11" in shown
-    assert "serving" in shown
-    assert "wrong" not in shown
+    shown, wrong = status.status(settings.read())
+    assert re.search(r"^live +version 1 +serving +since .* #11 +pass$", shown, re.MULTILINE)
+    assert wrong == []
 
 
 def test_a_rollback_is_recorded_and_can_name_an_older_version(world: World) -> None:
@@ -302,7 +302,7 @@ def test_a_version_that_is_not_as_it_should_be_is_taken_back(world: World, fault
     with pytest.raises(RefusedError, match=f"{words}.*version 1 serves as before.*logs"):
         world.deploy(2)
     assert world.now() == ("1", "1", None)
-    assert [workload.image["version"] for workload, _ in world.containers.values()] == ["1"]
+    assert [container.image.version for container in world.containers.values()] == ["1"]
     assert world.lines()[-1]["record"]["result"] == "returned"
     assert world.wrong() == ""
     assert 2 not in [route.version for route in world.pointed if fault != "after"]
@@ -331,57 +331,27 @@ def test_whatever_is_killed_at_any_step_leaves_one_version_serving_and_ends_whol
             assert world.serving() == world.aliases["champion"], kill_at
             world.deploy(2)
             assert world.now() == ("2", "2", "1"), kill_at
-            assert sum(state.running for _, state in world.containers.values()) == 1
+            assert sum(container.running for container in world.containers.values()) == 1
             assert Journal(settings.read()).state.intent is None
         kill_at += 1
     assert kill_at > (20 if what == "deploy" else 12)
 
 
-@pytest.mark.parametrize(("word", "serving"), [(b"", "1"), (guarding.DONE, "2")])
-def test_the_guard_ends_a_deployment_that_died_without_a_word(world: World, word: bytes, serving: str) -> None:
+@pytest.mark.parametrize("command", ["deploy", "rollback", "look after"])
+def test_a_deployment_that_was_killed_in_its_watch_is_told_and_undone_by_the_next_command(
+    world: World, command: str
+) -> None:
+    world.deploy(3)
     world.deploy(1)
     world.watching = lambda: setattr(world, "dead", True)
     with pytest.raises(KilledError):
         world.deploy(2)
-    world.dead = False
+    world.dead, world.watching = False, lambda: None
     assert world.serving() == "2"
     assert "a deploy of version 2 is under way, or was cut off while switching" in world.wrong()
-    theirs, ours = os.pipe()
-    os.write(ours, word)
-    os.close(ours)
-    world.patch.setattr(sys, "argv", ["guard", "0", str(theirs)])
-    guard.main()
-    os.close(theirs)
-    assert world.serving() == serving
-
-
-CHILD = '''
-import os, signal, sys
-from pathlib import Path
-from src.release import guarding
-from src.system.locks import locked
-
-home = Path(sys.argv[1])
-program = """
-import os, sys, time
-os.read(int(sys.argv[2]), 1)
-time.sleep(0.5)
-open(os.environ.get("RUNNER_TRACKING_ID", "mended"), "w")
-"""
-guarding.COMMAND = [sys.executable, "-c", program]
-os.chdir(home)
-with locked(home / "lock", str) as lock, guarding.guarded(home, lock):
-    os.kill(os.getpid(), signal.SIGKILL)
-'''
-
-
-@pytest.mark.journey
-def test_the_guard_outlives_a_killed_deployment_and_its_job_and_holds_the_lock(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNNER_TRACKING_ID": "github_0001"}
-    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
-    with locks.locked(tmp_path / "lock", str):
-        assert (tmp_path / "mended").is_file()
+    {"deploy": lambda: world.deploy(1), "rollback": world.rollback, "look after": lambda: deploy.look_after({})}[command]()
+    assert world.now() == (("3", "3", "1") if command == "rollback" else ("1", "1", "3"))
+    assert world.wrong() == ""
 
 
 def test_of_two_deploys_at_once_one_waits(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,7 +359,14 @@ def test_of_two_deploys_at_once_one_waits(world: World, capsys: pytest.CaptureFi
     capsys.readouterr()
     with ExitStack() as first:
         first.enter_context(journal.locked(settings.read(), "deploy of version 2"))
-        world.patch.setattr(locks, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: first.close()))
+
+        class Waiting(locks.FileLock):
+            def acquire(self, timeout: float | None = None, **options: Any) -> Any:
+                if timeout:  # the first one ends while this one waits
+                    first.close()
+                return super().acquire(timeout=timeout, **options)
+
+        world.patch.setattr(locks, "FileLock", Waiting)
         world.deploy(3)
     assert capsys.readouterr().out.startswith("waiting for another one to end: deploy of version 2 by ")
     assert world.now() == ("3", "3", "1")
@@ -435,7 +412,7 @@ def test_a_push_does_not_bring_back_what_was_rolled_back_but_a_person_does(world
     assert world.serving() == "2"
 
 
-GOOD, BAD = Sample(False, False, 20.0, "cat"), Sample(True, False, None, None)
+GOOD, BAD = Sample(200, 20.0, "cat"), Sample(502, 0.0, "")
 
 
 @pytest.mark.parametrize(
@@ -452,7 +429,7 @@ def test_a_version_is_compared_on_a_share_or_a_copy_of_the_traffic_first(
 ) -> None:
     world.deploy(1)
     world.patch.setenv("DEPLOY_STRATEGY", strategy)
-    world.samples = {"live": [GOOD] * 400, "candidate": candidate}
+    world.samples = [GOOD] * 400, candidate
     with pytest.raises(RefusedError, match=words) if words else nullcontext():
         world.deploy(2)
     assert world.serving() == ("1" if words else "2")

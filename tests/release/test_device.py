@@ -9,7 +9,6 @@ from src.core.command import UserError
 from src.release import device
 from src.release.containers import Containers
 from src.release.settings import read
-from src.release.workload import Workload
 
 
 def versions(name: str) -> dict[str, str]:
@@ -40,7 +39,7 @@ def test_only_a_service_for_a_gpu_gets_the_gpus(engine: str) -> None:
     host = Containers(read({}), engine)
 
     def options(**environment: str) -> set[str]:
-        return set(host._options(Workload("x", {}, 1, environment)))
+        return set(host.options("x", 1, environment))
 
     more = options(SERVE_DEVICE="cuda") - options()
     assert len(more) == 1

@@ -3,47 +3,48 @@
 Containers are of an image made here, in a real engine.
 """
 
+import json
 import os
-import shutil
 import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import PATIENCE, until
+from docker_engine import docker, needs_engine
 from ports import free_port
 
 from src.core.command import UserError
-from src.release import containers, settings
-from src.release.containers import Containers, open_host
+from src.release import containers, probes, settings
+from src.release.client import Client
+from src.release.containers import Containers, State, open_host
+from src.release.golden import FaultError
+from src.release.reviewed import ImageFile
 from src.release.settings import Settings
 from src.release.steps import steps
-from src.release.workload import ABSENT, Workload
 
+NAME = f"test-hosting-{os.getpid()}"
+IMAGE = f"{NAME}-small"
 SERVER = """
-import http.server, os, signal, subprocess, sys, threading, time
+import http.server, os, signal, threading, time
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/slow":
-            time.sleep(4)
-        if self.path == "/leak":
-            hog.append(b"x" * 200_000_000)
-        if self.path == "/child":
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            print("slow", flush=True)
+            time.sleep(3)
         body = ("\\n".join(f"{name}={value}" for name, value in os.environ.items()) + f"\\nUID={os.getuid()}").encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-hog = []
-server = http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 3000), Handler)
 server.daemon_threads = False
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 print("serving", flush=True)
@@ -131,163 +132,133 @@ def test_an_engine_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyt
         Containers(read(tmp_path), "docker").names()
 
 
-def _docker_answers() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    return subprocess.run(["docker", "info"], capture_output=True, timeout=120).returncode == 0
-
-
-IMAGE = "test-hosting-small"
-
-
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    if not _docker_answers():
-        pytest.skip("no Docker engine answers: .ci/docker starts one")
-    folder = tmp_path_factory.mktemp("image")
-    (folder / "server.py").write_text(SERVER)
-    (folder / "Dockerfile").write_text(
-        'FROM python:3.11-slim\nCOPY server.py /server.py\nUSER 1034\nCMD ["python", "/server.py", "0.0.0.0", "3000"]\n'
-    )
-    build = ["docker", "build", "--quiet", "--tag", IMAGE, str(folder)]
-    environment = {**os.environ, "DOCKER_BUILDKIT": "0"}  # there need not be a buildx
-    subprocess.run(build, check=True, capture_output=True, env=environment, timeout=300)
-    identity = subprocess.run(
-        ["docker", "image", "inspect", "--format", "{{.Id}}", IMAGE], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    yield {"image": IMAGE, "id": identity, "digest": identity, "engine": "docker", "bento": None}
-    subprocess.run(["docker", "rmi", "--force", IMAGE], check=True, capture_output=True, timeout=PATIENCE)
+def image() -> Iterator[ImageFile]:
+    """An image of the small server: the stand-in for the base image with one layer more."""
+    base = docker("create", "python:3.11-slim")
+    change = f"--change=CMD {json.dumps(['python', '-c', SERVER])}"
+    digest = docker("commit", change, "--change=USER 1034", base, IMAGE)
+    docker("rm", base)
+    yield ImageFile("a" * 64, "1", IMAGE, digest, digest)
+    docker("rmi", "--force", IMAGE)
 
 
 @pytest.fixture
-def docker(tmp_path: Path, image: dict[str, Any]) -> Iterator[Containers]:
-    name = f"test-hosting-{os.getpid()}"
-    host = open_host(read(tmp_path, MODEL_NAME=name, DEPLOY_ENGINE="docker", DEPLOY_MEMORY_MB="128"))
-    assert isinstance(host, Containers)
+def host(tmp_path: Path) -> Iterator[Containers]:
+    given = {"MODEL_NAME": NAME, "DEPLOY_ENGINE": "docker", "DEPLOY_MEMORY_MB": "128"}
+    host = open_host(read(tmp_path, **given))
     yield host
     for container in host.names():
         host.remove(container)
 
 
-def contained(image: dict[str, Any], **environment: str) -> Workload:
-    return Workload(f"test-hosting-{os.getpid()}-a", image, free_port(), environment)
-
-
 @pytest.mark.journey
-def test_a_container_starts_answers_is_known_and_goes(docker: Containers, image: dict[str, Any]) -> None:
-    given = contained(image, SERVE_WORD="a b")
-    assert docker.state(given.name) == ABSENT
-    docker.pull(image)
-    docker.start(given)
-    answer = get(given.port)
-    assert {"SERVE_WORD=a b", "UID=1034"} <= set(answer.splitlines())
-    state = docker.state(given.name)
+@needs_engine
+def test_a_container_starts_without_rights_answers_is_known_and_goes(host: Containers, image: ImageFile) -> None:
+    assert host.state(NAME) == State()
+    host.pull(image)
+    docker("tag", "python:3.11-slim", f"{IMAGE}:moved")
+    moved, port = replace(image, image=f"{IMAGE}:moved"), free_port()
+    host.start(NAME, moved, port, {"SERVE_WORD": "a b"})  # by its id, whatever the name is now at
+    docker("rmi", f"{IMAGE}:moved")
+    assert {"SERVE_WORD=a b", "UID=1034"} <= set(get(port).splitlines())
+    state = host.state(NAME)
     assert (state.exists, state.running, state.restarts, state.oom, state.exit_code) == (True, True, 0, False, None)
-    assert state.memory
-    told = docker.ask_memory(given.name)
-    assert told
-    assert abs(told - state.memory) < 4e6
-    assert docker.names() == [given.name]
-    assert "serving" in docker.logs(given.name)
-    docker.start(given)  # what is there gives way
-    assert "UID=" in get(given.port)
-    docker.remove(given.name)
-    assert docker.state(given.name) == ABSENT
-    assert (docker.names(), docker.logs(given.name)) == ([], "")
-    docker.stop(given.name)
-    docker.remove(given.name)
-
-
-@pytest.mark.journey
-def test_a_container_has_no_rights_and_no_disk_and_is_on_loopback_only(docker: Containers, image: dict[str, Any]) -> None:
-    given = contained(image)
-    docker.start(given)
+    assert 2**20 < (state.memory or 0) < 100 * 2**20
+    assert host.names() == [NAME]
+    assert "serving" in host.logs(NAME)
 
     def inside(script: str) -> int:
-        return subprocess.run(["docker", "exec", given.name, "sh", "-c", script], capture_output=True).returncode
+        return subprocess.run(["docker", "exec", NAME, "sh", "-c", script], capture_output=True).returncode
 
-    assert inside("touch /x") != 0
-    assert inside("touch /tmp/x") == 0
+    assert [inside(f"touch {path}") == 0 for path in ("/x", "/tmp/x")] == [False, True]
     assert inside("grep -q '^CapEff:\t0*$' /proc/self/status") == 0
     assert inside("grep -q '^NoNewPrivs:\t1$' /proc/self/status") == 0
-    shown = subprocess.run(["docker", "port", given.name], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["3000/tcp", "->", f"127.0.0.1:{given.port}"]
-    policy = subprocess.run(
-        ["docker", "inspect", "--format", "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.Memory}}", given.name],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert policy.split() == ["unless-stopped", str(128 * 2**20)]
+    assert docker("port", NAME).split() == ["3000/tcp", "->", f"127.0.0.1:{port}"]
+    limits = "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.Memory}} {{.HostConfig.MemorySwap}} {{.HostConfig.PidsLimit}}"
+    assert docker("inspect", "--format", limits, NAME).split() == ["unless-stopped", str(2**27), str(2**27), "256"]
+
+    host.start(NAME, image, port, {})  # what is there gives way
+    assert "SERVE_WORD" not in get(port)
+    host.remove(NAME)
+    assert (host.state(NAME), host.names(), host.logs(NAME)) == (State(), [], "")
+    host.stop(NAME)
+    host.remove(NAME)
 
 
 @pytest.mark.journey
+@needs_engine
 @pytest.mark.parametrize("wait", [True, False])
 def test_requests_in_flight_are_answered_before_a_container_stops_and_it_comes_back(
-    docker: Containers, image: dict[str, Any], wait: bool
+    host: Containers, image: ImageFile, wait: bool
 ) -> None:
-    given = contained(image)
-    docker.start(given)
-    get(given.port)
+    port = free_port()
+    host.start(NAME, image, port, {})
+    get(port)
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(get, given.port, "/slow")
-        time.sleep(1)
+        answer = pool.submit(get, port, "/slow")
+        until(lambda: "slow" in host.logs(NAME))
         started = time.monotonic()
-        docker.stop(given.name, wait=wait)
+        host.stop(NAME, wait=wait)
         took = time.monotonic() - started
         assert "UID=" in answer.result()
-    assert (took > 2) is wait
-    until(lambda: not docker.state(given.name).running)
-    state = docker.state(given.name)
+    assert (took > 1) is wait
+    until(lambda: not host.state(NAME).running)
+    state = host.state(NAME)
     assert (state.exists, state.exit_code, state.memory) == (True, 0, None)
-    docker.resume(given.name)
-    docker.resume(given.name)
-    assert "UID=" in get(given.port)
+    host.resume(NAME)
+    host.resume(NAME)
+    assert "UID=" in get(port)
 
 
 @pytest.mark.journey
-def test_too_much_memory_and_restarts_are_seen(docker: Containers, image: dict[str, Any]) -> None:
-    given = contained(image)
-    docker.start(given)
-    get(given.port)
-    with pytest.raises(OSError, match=r"."):
-        urllib.request.urlopen(f"http://127.0.0.1:{given.port}/leak", timeout=10)
-    until(lambda: docker.state(given.name).restarts > 0)
+@needs_engine
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import time; time.sleep(0.5); raise SystemExit(3)", "it crashed|it ended by itself with exit code 3"),
+        ("import time; time.sleep(0.5); kept = bytearray(10**9)", "it needed more memory than it may have"),
+    ],
+)
+def test_a_container_that_cannot_start_is_found_although_it_is_tried_again(
+    host: Containers, image: ImageFile, code: str, words: str
+) -> None:
+    base = docker("create", "python:3.11-slim")
+    digest = docker("commit", f"--change=CMD {json.dumps(['python', '-c', code])}", base)
+    docker("rm", base)
+    port, started = free_port(), time.monotonic()
+    host.start(NAME, replace(image, image=digest, id=digest), port, {})
+    with pytest.raises(FaultError, match=words):
+        probes.wait_ready(Client(f"http://127.0.0.1:{port}"), PATIENCE, lambda: host.state(NAME))
+    assert time.monotonic() - started < PATIENCE / 2
+    host.remove(NAME)
+    docker("rmi", digest)
 
 
 @pytest.mark.journey
-def test_what_a_container_cannot_have_is_named(docker: Containers, image: dict[str, Any], tmp_path: Path) -> None:
-    given = contained(image)
-    with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", given.port))
-        stranger.listen()
-        with pytest.raises(UserError, match=f"port {given.port} of 127.0.0.1 is taken by another program"):
-            docker.start(given)
-    assert docker.state(given.name) == ABSENT
+@needs_engine
+def test_what_a_container_cannot_have_is_named(host: Containers, image: ImageFile) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as stranger:
+        port = stranger.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is taken by another program"):
+            host.start(NAME, image, port, {})
+    assert host.state(NAME) == State()
+    with pytest.raises(UserError, match=r"SERVE_API_KEYS_FILE names /nowhere, which is no file"):
+        host.start(NAME, image, free_port(), {"SERVE_API_KEYS_FILE": "/nowhere"})
     with pytest.raises(UserError, match=r"test-hosting-none .* is not on this machine: run make deploy again"):
-        docker.pull({**image, "image": "test-hosting-none", "id": None})
+        host.pull(replace(image, image="test-hosting-none", id=None))
     remote = f"127.0.0.1:{free_port()}/x@sha256:{'0' * 64}"
     with pytest.raises(UserError, match=r"cannot be pulled .*connection refused.*check that the registry answers"):
-        docker.pull({**image, "image": remote, "id": None})
+        host.pull(replace(image, image=remote, id=None))
     with pytest.raises(UserError, match="there is no container nobody-here on this host"):
-        docker.resume("nobody-here")
+        host.resume("nobody-here")
 
 
 @pytest.mark.journey
-def test_a_local_image_that_was_tagged_anew_is_not_taken(docker: Containers, image: dict[str, Any]) -> None:
-    subprocess.run(["docker", "tag", "python:3.11-slim", f"{IMAGE}:moved"], check=True, capture_output=True)
-    try:
-        given = contained({**image, "image": f"{IMAGE}:moved"})
-        docker.start(given)
-        assert "UID=1034" in get(given.port)
-    finally:
-        subprocess.run(["docker", "rmi", f"{IMAGE}:moved"], check=True, capture_output=True)
-
-
-@pytest.mark.journey
-def test_an_engine_that_stops_answering_is_one_sentence(
-    docker: Containers, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@needs_engine
+def test_an_engine_that_stops_answering_is_one_sentence(host: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
-        for call in (lambda: docker.state("x"), docker.names, lambda: docker.stop("x"), lambda: docker.remove("x")):
+        for call in (lambda: host.state("x"), host.names, lambda: host.stop("x"), lambda: host.remove("x")):
             with pytest.raises(UserError, match="docker could not .*Cannot connect.*systemctl restart docker"):
                 call()

@@ -5,11 +5,9 @@ python -m pytest tests/release/test_probes.py
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,19 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, encode
-from docker_engine import docker, needs_engine
 from ports import free_port
 from small_service import CLASSES, RELEASE, Service
 from test_serving import picture, write_model
 
 from src.core.command import UserError
-from src.release import probes, settings
-from src.release.client import Answer, Request
-from src.release.containers import Containers
-from src.release.golden import compare, golden_examples
-from src.release.life import Clock
-from src.release.probes import Client, FaultError, Limits
-from src.release.workload import State, Workload
+from src.release import probes
+from src.release.client import Answer, Client
+from src.release.containers import State
+from src.release.golden import FaultError, compare, golden_examples
+from src.release.probes import Clock, Limits
 
 MIB = 2**20
 LIMIT = 512 * MIB
@@ -75,8 +70,8 @@ class Late(Client):
         super().__init__(url)
         self.late = milliseconds
 
-    def send(self, request: Request, timeout: float | None = None) -> Answer:
-        answer = super().send(request, timeout)
+    def send(self, *arguments: Any, **named: Any) -> Answer:
+        answer = super().send(*arguments, **named)
         return replace(answer, milliseconds=answer.milliseconds + self.late)
 
 
@@ -128,7 +123,7 @@ def watch(
     service: Service, golden: Path, clock: Clock, engine: Any = None, latency: float = 2000.0, late: float = 0
 ) -> dict[str, float]:
     client = Late(service.url, late)
-    return probes.watch(client, client, golden, "3", 0.001, latency, 30, engine or Engine(), LIMIT, clock)
+    return probes.watch(client, client, golden, "3", Limits(latency, 0.001, LIMIT), 30, engine or Engine(), clock)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,43 +162,6 @@ def test_a_death_ends_the_wait_at_once(clock: FakeClock, changes: dict[str, Any]
     assert clock.seconds < 0.3
     with pytest.raises(FaultError, match="ended by itself"):
         probes.wait_ready(client, 30, Engine(running=False), clock)
-
-
-@pytest.fixture
-def container() -> Iterator[Any]:
-    """Return a function that runs Python code as a deployment would run a version; all of it goes in the end."""
-    name = f"probes-{os.getpid()}"
-    given = {"DEPLOY_HOME": f"/tmp/{name}", "DEPLOY_MEMORY_MB": "64", "MODEL_NAME": name}
-    host = Containers(settings.read(given), "docker")
-
-    def start(code: str) -> Any:
-        base = docker("create", "python:3.11-slim")
-        docker("commit", f"--change=CMD {json.dumps(['python', '-c', code])}", base, name)
-        docker("rm", base)
-        image = {"image": name, "digest": docker("image", "inspect", "--format", "{{.Id}}", name), "engine": "docker"}
-        host.start(Workload(name, image, free_port(), {}))
-        return partial(host.state, name)
-
-    yield start
-    host.remove(name)
-    docker("rmi", "--force", name)
-    shutil.rmtree(given["DEPLOY_HOME"])
-
-
-@pytest.mark.journey
-@needs_engine
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        ("import time; time.sleep(0.5); raise SystemExit(3)", "it crashed|it ended by itself with exit code 3"),
-        ("import time; time.sleep(0.5); kept = bytearray(10**9)", "it needed more memory than it may have"),
-    ],
-)
-def test_a_container_that_cannot_start_is_found_although_it_is_tried_again(container: Any, code: str, words: str) -> None:
-    started = time.monotonic()
-    with pytest.raises(FaultError, match=words):
-        probes.wait_ready(Client(f"http://127.0.0.1:{free_port()}"), 60, container(code))
-    assert time.monotonic() - started < 40
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,7 +284,7 @@ def test_the_real_service_passes_all_that_is_asked_of_it(real: str, tmp_path: Pa
     limits = Limits(latency_ms=2000, tolerance=0.001, memory=LIMIT)
     numbers = probes.smoke(client, tmp_path, release, told["version"], limits, Engine(), client)
     assert numbers["refused"] == 3
-    watched = probes.watch(client, client, tmp_path, told["version"], 0.001, 2000, 1.0, Engine(), LIMIT)
+    watched = probes.watch(client, client, tmp_path, told["version"], limits, 1.0, Engine())
     assert watched["faults"] == 0
 
 
@@ -339,7 +297,7 @@ def test_a_good_version_is_watched_for_as_long_as_asked(serve: Any, golden: Path
     numbers = watch(serve(), golden, clock)
     assert (numbers["seconds"], numbers["probes"], numbers["faults"]) == (30, 121, 0)
     client = Client(serve().url)
-    assert probes.watch(client, client, golden, "3", 0.001, 2000, 0, Engine(), LIMIT, clock)["probes"] == 1
+    assert probes.watch(client, client, golden, "3", Limits(2000, 0.001, LIMIT), 0, Engine(), clock)["probes"] == 1
 
 
 @pytest.mark.parametrize(
@@ -435,7 +393,7 @@ def test_the_client_raises_nothing_whatever_happens_on_the_way(serve: Any) -> No
         client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
         assert client.model() == {}
         assert not client.ready()
-        assert client.send(Request("GET", "/")).reason == "nothing within 0.2 s"
+        assert client.send("GET", "/").reason == "nothing within 0.2 s"
 
 
 def test_golden_examples_that_are_missing_are_a_sentence(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from standin import GitHub, clone, commit
 from src.github import deployments
 from src.github.api import GitHub as Api
 from src.release import production
+from src.release.journal import Origin, Running, State
 from src.release.production import Deployed
+from src.release.reviewed import ImageFile
 from src.system.registry import Registry
 
 READER = {"actions": "read", "contents": "read", "deployments": "read"}
@@ -144,10 +146,9 @@ def keep(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.journey
 def test_elsewhere_it_is_what_this_host_has_live(host: str, tmp_path: Path) -> None:
-    live = {"name": "n", "image": {}, "port": 1, "version": "1", "manifest": "m", "folder": "f", "since": "s"}
-    live |= {"environment": {}, "record": {"commit": host}}
-    state = {"live": live, "previous": None, "intent": None, "registry": None, "rolled_back": {}}
-    keep(tmp_path, json.dumps(state))
+    image = ImageFile("m", "1", "image", "sha256:1", None)
+    live = Running("n", image, 1, "1", "m", "f", "s", {}, Origin("ann", host))
+    keep(tmp_path, json.dumps(State(live).to_json()))
     assert production.find() == Deployed(host)
 
 

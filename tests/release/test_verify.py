@@ -26,7 +26,6 @@ from src.judging import request as judging
 from src.release import overriding, reviewed, verdict
 from src.release import verify as verifying
 from src.release.production import Deployed
-from src.system import dvc_lock
 from src.system.worktree import checked_out
 
 MODEL = "out/model/model.onnx"
