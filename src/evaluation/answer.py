@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from src.core import arrays, results
 from src.core.command import UserError
@@ -23,13 +22,6 @@ from src.evaluation.scores import numbers, write_tables
 from src.images import slices
 from src.images.decoding import encode_split
 from src.images.prepare_params import Prepare
-
-
-def _spread(probabilities: NDArray[np.float32], own: list[str], classes: list[str]) -> NDArray[np.float32]:
-    """Place a model's columns among those of all classes; a class that it does not know has probability 0."""
-    spread = np.zeros((len(probabilities), len(classes)), dtype=np.float32)
-    spread[:, [classes.index(name) for name in own]] = probabilities
-    return spread
 
 
 def main() -> None:
@@ -57,7 +49,9 @@ def main() -> None:
             )
         most = section(args.params, "prepare", Prepare).max_pixels
         examples = encode_split(args.data, read_manifest(args.manifest, MANIFEST.names), "test", model.spec, most)
-    probabilities = _spread(model.probabilities(examples), model.classes, classes)
+    # a class that the model does not know has probability 0
+    probabilities = np.zeros((len(examples), len(classes)), dtype=np.float32)
+    probabilities[:, [classes.index(name) for name in model.classes]] = model.probabilities(examples)
     params = section(args.params, "evaluate", Evaluate)
     told = numbers(data, model, probabilities, classes, members, params, with_baseline=args.baseline)
     args.details.mkdir(parents=True, exist_ok=True)

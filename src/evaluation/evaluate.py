@@ -55,12 +55,26 @@ def evaluate(folder: Path, manifest: Path, model_folder: Path, metrics_path: Pat
     with replacing(metrics_path) as fresh_metrics, replacing(details) as fresh:
         fresh.mkdir()
         write_tables(fresh, test.labels, probabilities, data.classes, rows, members)
-        _write_curves(fresh, test, probabilities, told, data.classes, params)
+        names = np.array(data.classes, dtype=object)
+        pairs = zip(names[test.labels], names[probabilities.argmax(axis=1)], strict=True)
+        curve = metrics.calibration(test.labels, probabilities, params.calibration_bins)
+        _write_csv(fresh / "confusion.csv", [{"actual": actual, "predicted": predicted} for actual, predicted in pairs])
+        _write_csv(fresh / "calibration.csv", curve)
+        _write_csv(fresh / "classes.csv", [{"class": name, **row} for name, row in told["per_class"].items()])
+        header = [{"slice": name, **row} for name, row in told["slices"].items()]
+        _write_csv(fresh / "slices.csv", header or [{"slice": "all", "accuracy": told["accuracy"]}])
         _write_golden(fresh / "golden", test, probabilities, data, params)
-        _draw(fresh, test, probabilities, told, data.classes, model_folder, model, params)
+        figures.confusion(fresh / "confusion.png", metrics.confusion(test.labels, probabilities), data.classes)
+        figures.curves(fresh / "curves.png", model_folder / "history.csv")
+        figures.calibration(fresh / "calibration.png", curve, told)
+        losses = metrics.log_losses(test.labels, probabilities)
+        wrong = np.flatnonzero(probabilities.argmax(axis=1) != test.labels)
+        worst = wrong[np.argsort(-losses[wrong], kind="stable")][: params.worst]
+        figures.errors(fresh / "errors.png", test, probabilities, worst, data.classes)
+        shown = np.concatenate([worst[:8], np.array(_spread(test.labels, 8), dtype=np.int64)])
+        figures.activation(fresh / "activation.png", test, probabilities.argmax(axis=1), shown, data.classes, model)
         write_json(fresh_metrics, told)
-    shown = ("accuracy", "macro_f1", "log_loss")
-    summary = [[name, f"{told[name]:.4f}", f"{told['baseline'][name]:.4f}"] for name in shown]
+    summary = [[name, f"{told[name]:.4f}", f"{told['baseline'][name]:.4f}"] for name in ("accuracy", "macro_f1", "log_loss")]
     print(table(["test", "model", "logistic regression"], summary))
     predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(data.classes)).tolist()
     if warning := metrics.one_class_warning(predicted, data.classes, "test images"):
@@ -81,30 +95,6 @@ def _parity(classifier: Classifier, test: Split, probabilities: NDArray[np.float
             "an operation of src/model.py is not exported faithfully; do not ship this model"
         )
     return difference
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables and golden examples
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _write_curves(
-    folder: Path,
-    test: Split,
-    probabilities: NDArray[np.float32],
-    told: Mapping[str, Any],
-    classes: Sequence[str],
-    params: Evaluate,
-) -> None:
-    """Write what `dvc plots` and the report read: confusion, calibration, classes, slices."""
-    predicted = probabilities.argmax(axis=1)
-    names = np.array(classes, dtype=object)
-    pairs = [{"actual": names[a], "predicted": names[p]} for a, p in zip(test.labels, predicted, strict=True)]
-    _write_csv(folder / "confusion.csv", pairs)
-    _write_csv(folder / "calibration.csv", metrics.calibration(test.labels, probabilities, params.calibration_bins))
-    _write_csv(folder / "classes.csv", [{"class": name, **row} for name, row in told["per_class"].items()])
-    header = [{"slice": name, **row} for name, row in told["slices"].items()]
-    _write_csv(folder / "slices.csv", header or [{"slice": "all", "accuracy": told["accuracy"]}])
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -134,35 +124,6 @@ def _spread(labels: NDArray[np.int64], count: int) -> list[int]:
         mine = np.flatnonzero(labels == label)
         ranks[mine] = np.arange(len(mine))
     return [int(row) for row in np.lexsort((labels, ranks))[:count]]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _draw(
-    folder: Path,
-    test: Split,
-    probabilities: NDArray[np.float32],
-    told: Mapping[str, Any],
-    classes: Sequence[str],
-    model_folder: Path,
-    model: Model,
-    params: Evaluate,
-) -> None:
-    figures.confusion(folder / "confusion.png", metrics.confusion(test.labels, probabilities), classes)
-    figures.curves(folder / "curves.png", model_folder / "history.csv")
-    figures.calibration(
-        folder / "calibration.png", metrics.calibration(test.labels, probabilities, params.calibration_bins), told
-    )
-    predicted = probabilities.argmax(axis=1)
-    losses = metrics.log_losses(test.labels, probabilities)
-    wrong = np.flatnonzero(predicted != test.labels)
-    worst = wrong[np.argsort(-losses[wrong], kind="stable")][: params.worst]
-    figures.errors(folder / "errors.png", test, probabilities, worst, classes)
-    shown = np.concatenate([worst[:8], np.array(_spread(test.labels, 8), dtype=np.int64)])
-    figures.activation(folder / "activation.png", test, predicted, shown, classes, model)
 
 
 def main() -> None:

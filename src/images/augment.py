@@ -22,20 +22,18 @@ def pad(images: Tensor, margin: int) -> Tensor:
     if margin == 0:
         return images
     n, height, width, channels = images.shape
-    rows, columns = (_reflected(length, margin, images.device) for length in (height, width))
+    mirrored = []  # indices of each axis with its borders mirrored, for any margin
+    for length in (height, width):
+        period = max(1, 2 * (length - 1))
+        positions = torch.arange(-margin, length + margin, device=images.device).abs() % period
+        mirrored.append(torch.minimum(positions, period - positions))
+    rows, columns = mirrored
     padded = images.new_empty(n, height + 2 * margin, width + 2 * margin, channels)
     inner = padded[:, :, margin:-margin]
     inner.copy_(images.index_select(1, rows))
     for border in (slice(margin), slice(-margin, None)):  # only borders by single pixels, which takes longer than lines
         padded[:, :, border] = inner.index_select(2, columns[border])
     return padded
-
-
-def _reflected(length: int, margin: int, device: torch.device) -> Tensor:
-    """Indices of a line with its borders mirrored, for any margin."""
-    period = max(1, 2 * (length - 1))
-    positions = torch.arange(-margin, length + margin, device=device).abs() % period
-    return torch.minimum(positions, period - positions)
 
 
 def crop(padded: Tensor, rows: Tensor, params: Augment, both: bool, generator: torch.Generator) -> Tensor:
@@ -53,13 +51,15 @@ def crop(padded: Tensor, rows: Tensor, params: Augment, both: bool, generator: t
         uint8 (m, height, width, channels) without the margin; equal with and without `both`.
     """
     margin, device = params.crop, padded.device
-    top, left = (_integers(len(rows), 2 * margin + 1, generator, device) for _ in range(2)) if margin else (None, None)
+    top, left = (
+        torch.randint(2 * margin + 1, (len(rows),), generator=generator, device=device) if margin else None for _ in range(2)
+    )
     mirrored = _uniform(len(rows), generator, device) < 0.5 if params.flip else None
     if mirrored is not None and both:
         rows = rows + mirrored * (len(padded) // 2)
         left = None if left is None else torch.where(mirrored, 2 * margin - left, left)
     taken = padded.index_select(0, rows) if top is None or left is None else _windows(padded, rows, top, left, margin)
-    return taken if mirrored is None or both else _mirror(taken, mirrored)
+    return taken if mirrored is None or both else torch.where(mirrored[:, None, None, None], taken.flip(2), taken)
 
 
 def _windows(padded: Tensor, rows: Tensor, top: Tensor, left: Tensor, margin: int) -> Tensor:
@@ -73,10 +73,6 @@ def _windows(padded: Tensor, rows: Tensor, top: Tensor, left: Tensor, margin: in
     else:
         taken = windows[rows, top, left]
     return taken.view(len(rows), height - 2 * margin, width - 2 * margin, channels)
-
-
-def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen[:, None, None, None], images.flip(2), images)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,21 +117,15 @@ def turn(images: Tensor, degrees: float, scale: float, generator: torch.Generato
     n, _, height, width = images.shape
     angle = (2 * _uniform(n, generator, images.device) - 1) * math.radians(degrees)
     zoom = 1 + (2 * _uniform(n, generator, images.device) - 1) * scale
-    grid = _grid(torch.cos(angle) * zoom, torch.sin(angle) * zoom, height, width)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def _grid(cos: Tensor, sin: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel comes from, either axis counted from -1 to 1: float (n, height, width, 2).
-
-    What affine_grid returns, whose product of matrices took seven times as long for 32x32 on a CPU.
-    """
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    # where each pixel comes from, either axis counted from -1 to 1: what affine_grid returns, whose product of matrices
+    # took seven times as long for 32x32 on a CPU
     x, y = ((2 * torch.arange(length, device=cos.device) + 1) / length - 1 for length in (width, height))
-    grid = torch.empty(len(cos), height, width, 2, device=cos.device)
+    grid = torch.empty(n, height, width, 2, device=cos.device)
     aspect = height / width  # either axis has its own unit, so a rotation of an oblong image needs it
     torch.add((cos[:, None] * x)[:, None], (-sin[:, None] * aspect * y)[:, :, None], out=grid[..., 0])
     torch.add((sin[:, None] / aspect * x)[:, None], (cos[:, None] * y)[:, :, None], out=grid[..., 1])
-    return grid
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def brightness(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -201,19 +191,16 @@ def mix(images: Tensor, labels: Tensor, classes: int, params: Augment, generator
     """
     if not (params.mixup or params.cutmix):
         return images, labels
-    kept = _kept(images, params, generator)
+    if not params.cutmix:
+        kept = mixup(images, params.mixup, generator)
+    elif not params.mixup:
+        kept = cutmix(images, params.cutmix, generator)
+    else:  # the coin is tossed on the device, where both are made: neither costs much
+        coin = _uniform(1, generator, images.device) < 0.5
+        kept = torch.where(coin, mixup(images, params.mixup, generator), cutmix(images, params.cutmix, generator))
     own = kept.mean(dim=(1, 2, 3))[:, None]
     images, targets = images.float(), F.one_hot(labels, classes).float()
     return torch.lerp(images.roll(1, 0), images, kept), torch.lerp(targets.roll(1, 0), targets, own)
-
-
-def _kept(images: Tensor, params: Augment, generator: torch.Generator) -> Tensor:
-    if not params.cutmix:
-        return mixup(images, params.mixup, generator)
-    if not params.mixup:
-        return cutmix(images, params.cutmix, generator)
-    coin = _uniform(1, generator, images.device) < 0.5  # tossed on the device, where both are made: neither costs much
-    return torch.where(coin, mixup(images, params.mixup, generator), cutmix(images, params.cutmix, generator))
 
 
 def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
@@ -267,7 +254,3 @@ def _beta(count: int, alpha: float, generator: torch.Generator, device: torch.de
 
 def _uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     return torch.rand(count, generator=generator, device=device)
-
-
-def _integers(count: int, below: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.randint(below, (count,), generator=generator, device=device)

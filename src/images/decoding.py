@@ -96,14 +96,14 @@ def _start_worker() -> None:
     """Leave Ctrl-C to the main process, and end with it even when it is killed."""
     gc.disable()  # rows of plain values make no cycles, and looking for some costs a twentieth of the time
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
+    def end_with_parent() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _decode_one_by_one(piece: Piece, out: Pixels, params: Prepare) -> pa.RecordBatch:

@@ -1,7 +1,5 @@
 """What a simple model sees of an image: its pixels, averaged down."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,13 +17,11 @@ def count(images: NDArray[np.uint8]) -> int:
 
 def features(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Flatten the chosen images to float64 in 0..1, averaged down to the longest side, in bounded pieces."""
-    pieces = [_flat(images[rows[start : start + _PIECE]]) for start in range(0, len(rows), _PIECE)]
+    pieces = []
+    for start in range(0, len(rows), _PIECE):
+        values = images[rows[start : start + _PIECE]].astype(np.float64) / 255
+        if max(values.shape[1:3]) > _LONGEST_SIDE:
+            down, across = (area_weights(length, min(length, _LONGEST_SIDE)) for length in values.shape[1:3])
+            values = np.einsum("ih,nhwc,jw->nijc", down, values, across, optimize=True)
+        pieces.append(values.reshape(len(values), -1))
     return np.concatenate(pieces)
-
-
-def _flat(images: NDArray[Any]) -> NDArray[np.float64]:
-    values = images.astype(np.float64) / 255
-    if max(values.shape[1:3]) > _LONGEST_SIDE:
-        rows, columns = (area_weights(length, min(length, _LONGEST_SIDE)) for length in values.shape[1:3])
-        values = np.einsum("ih,nhwc,jw->nijc", rows, values, columns, optimize=True)
-    return values.reshape(len(values), -1)

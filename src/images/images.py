@@ -101,14 +101,11 @@ def _decode_any(content: bytes, max_pixels: int) -> Decoded:
             raise UndecodableError(sentence, width * height)
         image.load()
         kind, mode = image.format or "", image.mode
-        return Decoded(_to_rgb(_upright(image)), mode, "JPEG" if kind == "MPO" else kind)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    with suppress(Exception):  # damaged EXIF says nothing of the pixels, which are whole
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(image)
-    return image
+        upright: Image.Image = image
+        with suppress(Exception):  # damaged EXIF says nothing of the pixels, which are whole
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                upright = ImageOps.exif_transpose(image)
+        return Decoded(_to_rgb(upright), mode, "JPEG" if kind == "MPO" else kind)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

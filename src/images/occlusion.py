@@ -48,9 +48,14 @@ def occlusion(pixels: Pixels, label: int, probabilities: Callable[[Pixels], Floa
     lefts, wide = _starts(width, columns, side)
     places = [np.s_[top : top + tall, left : left + wide] for top, left in product(tops, lefts)]
     whole = probabilities(pixels[None])[0, label]
-    batches = [_hide(pixels, places[first : first + _BATCH]) for first in range(0, len(places), _BATCH)]
-    hidden = np.concatenate([probabilities(batch)[:, label] for batch in batches])
-    falls = np.maximum(whole - hidden, 0).reshape(rows, columns)
+    grey = pixels.mean(axis=(0, 1)).round().astype(np.uint8)
+    hidden: list[np.float32] = []
+    for first in range(0, len(places), _BATCH):
+        batch = np.repeat(pixels[None], len(places[first : first + _BATCH]), axis=0)
+        for image, place in zip(batch, places[first:], strict=False):
+            image[place] = grey
+        hidden.extend(probabilities(batch)[:, label])
+    falls = np.maximum(whole - np.array(hidden), 0).reshape(rows, columns)
     if not falls.max() >= _LEAST:
         return np.zeros((min(height, _FINEST), min(width, _FINEST)), dtype=np.float32)
     heat = _shares(height, tops, tall) @ falls @ _shares(width, lefts, wide).T
@@ -69,15 +74,6 @@ def _starts(length: int, count: int, side: float) -> tuple[NDArray[np.int64], in
     """Return where patches begin along an axis, evenly from end to end, and how long they are: together they cover it."""
     patch = max(-(-length // count), round(side))
     return np.linspace(0, length - patch, count).round().astype(np.int64), patch
-
-
-def _hide(pixels: Pixels, places: list[tuple[slice, slice]]) -> Pixels:
-    """Return the picture once for each place, which is grey in it."""
-    images = np.repeat(pixels[None], len(places), axis=0)
-    grey = pixels.mean(axis=(0, 1)).round().astype(np.uint8)
-    for image, place in zip(images, places, strict=True):
-        image[place] = grey
-    return images
 
 
 def _shares(length: int, starts: NDArray[np.int64], patch: int) -> Floats:

@@ -43,7 +43,12 @@ def prepare(root: Path, arrays: Path, manifest: Path, params: Prepare) -> None:
         scratch = fresh_arrays.parent / "decoded"  # beside the arrays: same disk, and gone with the temporary folder
         decoded = decode_all(found, Pixels(scratch, fresh_arrays / "thumbnails.npy"), params)
         rows = resolve(decoded, params)
-        _require_images(rows, root)
+        if not len(_kept(rows)):
+            first = rows.slice(0, 1).to_pylist()[0]
+            raise UserError(
+                f"none of the {len(rows)} files under {root} is a usable image; the first, {first['path']}: "
+                f"{first['fault']}. Put images into {root}/<label>/, or correct examples() in src/data.py"
+            )
         classes = sorted(set(_kept(rows).column("label").to_pylist()), key=class_order)
         pq.write_table(rows, fresh_manifest, compression="zstd")
         lengths = _write_splits(rows, classes, scratch, fresh_arrays, params.spec)
@@ -77,7 +82,9 @@ def resolve(decoded: pa.Table, params: Prepare) -> pa.Table:
     index = np.zeros(len(decoded), dtype=np.int64)
     for name in SPLITS:
         index[split == name] = np.arange((split == name).sum())
-    names = _names(decoded)
+    # how a person finds each row: the file's path, or shard#row
+    in_shard = pc.binary_join_element_wise(decoded.column("path"), pc.cast(decoded.column("row"), pa.string()), "#")
+    names = pc.if_else(pc.less(decoded.column("row"), 0), decoded.column("path"), in_shard).combine_chunks()
     duplicate_of = names.take(pa.array(first, mask=~copies))
     result = decoded.set_column(decoded.schema.get_field_index("fault"), MANIFEST.field("fault"), fault)
     for name, values in (
@@ -87,13 +94,6 @@ def resolve(decoded: pa.Table, params: Prepare) -> pa.Table:
     ):
         result = result.append_column(MANIFEST.field(name), values)
     return result.cast(MANIFEST)
-
-
-def _names(rows: pa.Table) -> pa.Array:
-    """How a person finds each row: the file's path, or shard#row."""
-    numbers = pc.cast(rows.column("row"), pa.string())
-    in_shard = pc.binary_join_element_wise(rows.column("path"), numbers, "#")
-    return pc.if_else(pc.less(rows.column("row"), 0), rows.column("path"), in_shard).combine_chunks()
 
 
 def _label_conflicts(rows: pa.Table, codes: NDArray[Any]) -> pa.Array:
@@ -157,16 +157,6 @@ def _sides(rows: pa.Table, given: NDArray[Any], kept: NDArray[np.int64], params:
 
 def _kept(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.is_valid(rows.column("split")))
-
-
-def _require_images(rows: pa.Table, root: Path) -> None:
-    if len(_kept(rows)):
-        return
-    first = rows.slice(0, 1).to_pylist()[0]
-    raise UserError(
-        f"none of the {len(rows)} files under {root} is a usable image; the first, {first['path']}: {first['fault']}. "
-        f"Put images into {root}/<label>/, or correct examples() in src/data.py"
-    )
 
 
 def _write_splits(rows: pa.Table, classes: list[str], scratch: Path, out: Path, spec: Spec) -> dict[str, int]:

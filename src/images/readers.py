@@ -121,7 +121,8 @@ def _shard_rows(root: Path, shard: str) -> int:
         if schema.names.count(column) > 1:
             raise UserError(f"{root / shard} has more than one column `{column}` (found: {found}): remove the others")
     kind = schema.field("image").type
-    if not (_is_bytes(kind) or (pa.types.is_struct(kind) and _is_bytes(_field(kind, "bytes")))):
+    inner = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    if not (_is_bytes(kind) or (inner >= 0 and _is_bytes(kind.field(inner).type))):
         raise UserError(f"{root / shard}: column `image` is {kind}, expected a struct of bytes and path, or binary")
     return int(rows)
 
@@ -135,11 +136,6 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be read as Parquet ({reason}): restore or remove it") from None
-
-
-def _field(kind: pa.DataType, name: str) -> pa.DataType:
-    place = kind.get_field_index(name)
-    return kind.field(place).type if place >= 0 else pa.null()
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -174,7 +170,14 @@ def read(found: Scan) -> Iterator[Piece]:
     if found.digest is not None:
         yield from _custom_pieces(found)
         return
-    split_folders = _has_split_folders(found.files)
+    # `data/<split>/<label>/<file>`: every top folder is a split's name, `train` among them
+    below = [path for path in found.files if "/" in path]
+    tops = {path.split("/")[0].lower() for path in below}
+    split_folders = (
+        tops <= set(_SPLIT_WORDS)
+        and "train" in {_SPLIT_WORDS[top] for top in tops}
+        and all(path.count("/") >= 2 for path in below)
+    )
     root = str(found.root)
     for first in range(0, len(found.files), _PIECE_FILES):
         yield Piece(first, root, found.files[first : first + _PIECE_FILES], split_folders)
@@ -183,7 +186,11 @@ def read(found: Scan) -> Iterator[Piece]:
         first_row = 0
         with _parquet(found.root / shard) as file:
             columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            for batch in file.iter_batches(_rows_of_a_piece(file), columns=columns):
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+            # a piece stays small even when each row is a photograph
+            rows = int(min(_PIECE_ROWS, max(1, _PIECE_BYTES // max(1, largest))))
+            for batch in file.iter_batches(rows, columns=columns):
                 yield Piece(start, root, [], False, shard, first_row, batch)
                 start, first_row = start + len(batch), first_row + len(batch)
 
@@ -208,19 +215,18 @@ def _custom_pieces(found: Scan) -> Iterator[Piece]:
         yield Piece(order.count - len(examples_read), str(found.root), [], False, custom=tuple(examples_read))
 
 
-def _rows_of_a_piece(file: pq.ParquetFile) -> int:
-    """So many rows that a piece stays small even when each is a photograph."""
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
-    return int(min(_PIECE_ROWS, max(1, _PIECE_BYTES // max(1, largest))))
-
-
 def examples(piece: Piece) -> Iterator[Example]:
     """Yield the examples of a piece."""
     if piece.rows is not None:
         yield from _shard_examples(piece.shard, piece.first_row, piece.rows)
     for path in piece.files:
-        yield _file_example(Path(piece.root), path, piece.split_folders)
+        folders = path.split("/")[:-1]
+        split = _SPLIT_WORDS[folders.pop(0).lower()] if piece.split_folders and folders else None
+        label, full = _text(folders[0]) if folders else None, os.path.join(piece.root, path)
+        fault = _file_fault(full)
+        if not fault and not label:
+            fault = "outside a class folder: move it to data/<label>/, or remove it"
+        yield Example(path, label, split=split, content=None if fault else full, fault=fault)
     for example in piece.custom:
         yield _custom_example(piece.root, example)
 
@@ -232,22 +238,6 @@ def content(example: Example) -> bytes:
         OSError: its file cannot be read.
     """
     return Path(example.content).read_bytes() if isinstance(example.content, str) else example.content or b""
-
-
-def _has_split_folders(files: list[str]) -> bool:
-    """True for `data/<split>/<label>/<file>`: every top folder is a split's name, `test` among them."""
-    tops = {path.split("/")[0].lower() for path in files if "/" in path}
-    deep = all(path.count("/") >= 2 for path in files if "/" in path)
-    return bool(tops) and deep and tops <= set(_SPLIT_WORDS) and "train" in {_SPLIT_WORDS[top] for top in tops}
-
-
-def _file_example(root: Path, path: str, split_folders: bool) -> Example:
-    folders = path.split("/")[:-1]
-    split = _SPLIT_WORDS[folders.pop(0).lower()] if split_folders and folders else None
-    label = _text(folders[0]) if folders else None
-    full = os.path.join(root, path)
-    fault = _file_fault(full) or (None if label else "outside a class folder: move it to data/<label>/, or remove it")
-    return Example(path, label, split=split, content=None if fault else full, fault=fault)
 
 
 def _custom_example(root: str, example: Example) -> Example:
@@ -279,7 +269,11 @@ def _file_fault(path: str, largest: int | None = _LARGEST_FILE) -> str | None:
 
 
 def _shard_examples(shard: str, first_row: int, batch: pa.RecordBatch) -> Iterator[Example]:
-    names = _class_names(batch.schema)
+    try:  # the names behind integer labels, which Hugging Face keeps in the schema's metadata
+        features = json.loads((batch.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = [str(name) for name in features["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        names = None
     name_split = _split_of_file_name(shard)
     image = batch.column("image")
     contents = (image if _is_bytes(image.type) else image.field("bytes")).to_pylist()
@@ -292,7 +286,12 @@ def _shard_examples(shard: str, first_row: int, batch: pa.RecordBatch) -> Iterat
     for row, (content, there, label, group_value, split_value) in enumerate(rows, start=first_row):
         text = _label_text(label, names)
         given, fault = _given_split(split_value, name_split)
-        fault = fault or _row_fault(content if there else None, text)
+        if not fault and text is None:
+            fault = "no label"
+        elif not fault and (content is None or not there):
+            fault = "no image bytes: this row only names a file; store the bytes in the shard"
+        elif not fault and not content:
+            fault = "empty image"
         yield Example(shard, text, _text(group_value), given, None if fault else content, row, fault)
 
 
@@ -303,24 +302,6 @@ def _values(column: pa.Array) -> list[Any]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
     return [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in column.to_pylist()]
-
-
-def _row_fault(content: bytes | None, label: str | None) -> str | None:
-    if label is None:
-        return "no label"
-    if content is None:
-        return "no image bytes: this row only names a file; store the bytes in the shard"
-    return None if content else "empty image"
-
-
-def _class_names(schema: pa.Schema) -> list[str] | None:
-    """Read the names behind integer labels, which Hugging Face keeps in the schema's metadata."""
-    try:
-        info = json.loads((schema.metadata or {})[b"huggingface"])
-        names = info["info"]["features"]["label"]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def _label_text(label: object, names: list[str] | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +32,6 @@ class Finding:
     count: int
     files: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the finding as plain JSON values."""
-        return asdict(self)
-
 
 class Rule(NamedTuple):
     """`offends` marks rows, or is one answer for the whole set; `message` tells what the numbers were."""
@@ -62,13 +58,11 @@ def inspect(
     """
     frame = manifest.to_pandas(types_mapper=pd.ArrowDtype)
     distances = drift(manifest, reference)
-    rules = _rules(frame, params, near, distances, image_size)
-    names = _names(frame)
-    found = [*_failures(frame, rules, params.checks, names)]
+    found = _failures(frame, _rules(frame, params, near, distances, image_size), params.checks)
     return sorted(found, key=lambda finding: (finding.level != "error", finding.check)), distances
 
 
-def _failures(frame: pd.DataFrame, rules: Sequence[Rule], levels: Checks, names: "pd.Series[str]") -> list[Finding]:
+def _failures(frame: pd.DataFrame, rules: Sequence[Rule], levels: Checks) -> list[Finding]:
     active = {rule.name: rule for rule in rules if getattr(levels, rule.name) != "off"}
     try:
         _schema(active.values()).validate(frame, lazy=True)
@@ -76,7 +70,7 @@ def _failures(frame: pd.DataFrame, rules: Sequence[Rule], levels: Checks, names:
         cases = error.failure_cases
     else:
         return []
-    findings = []
+    findings, names = [], _names(frame)
     for (column, check), rows in cases.groupby(["column", "check"], dropna=False, sort=False):
         offenders = [int(row) for row in rows["index"] if pd.notna(row)]
         files = names.iloc[sorted(offenders)[:_SHOWN]].tolist()
@@ -142,35 +136,54 @@ def _rules(
     distances: Mapping[str, float],
     image_size: Sequence[int],
 ) -> list[Rule]:
-    kept = frame["split"].notna()
+    kept, broken, copies = frame["split"].notna(), frame["fault"].notna(), frame["duplicate_of"].notna().astype(bool)
+    known = frame["digest"].notna()
+    unknown = frame["label"].notna() & ~frame["label"].isin(params.labels or []) & (params.labels is not None)
+    strange = ", ".join(map(repr, frame["label"][unknown].unique()[:5]))
+    unreadable = (broken & ~known).astype(bool)
+    given = frame["given_split"].groupby(frame["digest"]).transform("nunique")
+    names, marked = _names(frame), pd.Series(False, index=frame.index)
+    marked.iloc[near[:, 0]] = True
+    pairs = "; ".join(f"{names.iloc[a]} and {names.iloc[b]}" for a, b in near[:3])
     short_side = frame.loc[kept, ["width", "height"]].min(axis=1).median()
     far = size_problem(image_size, float(short_side)) if kept.any() else None
-    clash = _plain(frame["fault"].notna()) & _plain(frame["digest"].notna())
-    given = frame["given_split"].groupby(frame["digest"]).transform("nunique")
-    leaked = _plain(frame["digest"].notna()) & _plain(given.fillna(0) > 1)
     moved = [f"{name} {value:.2f}" for name, value in distances.items() if value > params.max_drift]
-    drift = f"far from reference.json, over validate.max_drift {params.max_drift:g}: {', '.join(moved)}"
     return [
-        _labels(frame, params.labels),
+        Rule("labels", unknown.astype(bool), f"not among validate.labels: {strange}; declare them or correct the data"),
         _min_images(frame, kept, params),
-        _corrupt(frame, params.max_corrupt),
-        Rule("conflicts", clash, "equal images carry different labels and are left out; keep the right copy of each"),
-        _duplicates(frame, params.max_duplicates),
-        Rule("leakage", leaked, "one image is given to several splits; it is kept in the stricter one. Remove the others"),
-        _near_duplicates(frame, near),
+        Rule(
+            "corrupt",
+            unreadable & (unreadable.mean() > params.max_corrupt),
+            f"{unreadable.mean():.1%} of the files are no readable image, over validate.max_corrupt "
+            f"{params.max_corrupt:.1%}; repair or remove them",
+        ),
+        Rule(
+            "conflicts",
+            (broken & known).astype(bool),
+            "equal images carry different labels and are left out; keep the right copy of each",
+        ),
+        Rule(
+            "duplicates",
+            copies & ((share := copies.sum() / max(1, int(known.sum()))) > params.max_duplicates),
+            f"{share:.1%} of the images repeat another exactly, over validate.max_duplicates {params.max_duplicates:.1%}; "
+            "one of each is kept",
+        ),
+        Rule(
+            "leakage",
+            (known & (given.fillna(0) > 1)).astype(bool),
+            "one image is given to several splits; it is kept in the stricter one. Remove the others",
+        ),
+        Rule("near_duplicates", marked, f"{len(near)} pairs of almost equal images in two splits: {pairs}"),
         _group_leakage(frame, kept),
         _imbalance(frame, kept, params.max_imbalance),
         Rule("image_size", bool(far), far or ""),
-        Rule("drift", bool(moved), f"{drift}. If this is the data you mean to have, record it: make reference"),
+        Rule(
+            "drift",
+            bool(moved),
+            f"far from reference.json, over validate.max_drift {params.max_drift:g}: {', '.join(moved)}. "
+            "If this is the data you mean to have, record it: make reference",
+        ),
     ]
-
-
-def _labels(frame: pd.DataFrame, declared: list[str] | None) -> Rule:
-    if declared is None:
-        return Rule("labels", False, "")
-    unknown = frame["label"].notna() & ~frame["label"].isin(declared)
-    found = ", ".join(map(repr, frame["label"][unknown].unique()[:5]))
-    return Rule("labels", _plain(unknown), f"not among validate.labels: {found}; declare them or correct the data")
 
 
 def _min_images(frame: pd.DataFrame, kept: "pd.Series[bool]", params: Validate) -> Rule:
@@ -192,36 +205,12 @@ def _min_images(frame: pd.DataFrame, kept: "pd.Series[bool]", params: Validate) 
     return Rule("min_images", bool(poor), message)
 
 
-def _corrupt(frame: pd.DataFrame, limit: float) -> Rule:
-    broken = _plain(frame["fault"].notna()) & _plain(frame["digest"].isna())
-    share = broken.mean()
-    message = f"{share:.1%} of the files are no readable image, over validate.max_corrupt {limit:.1%}; repair or remove them"
-    return Rule("corrupt", broken & (share > limit), message)
-
-
-def _duplicates(frame: pd.DataFrame, limit: float) -> Rule:
-    copies = _plain(frame["duplicate_of"].notna())
-    share = copies.sum() / max(1, int(frame["digest"].notna().sum()))
-    message = (
-        f"{share:.1%} of the images repeat another exactly, over validate.max_duplicates {limit:.1%}; one of each is kept"
-    )
-    return Rule("duplicates", copies & (share > limit), message)
-
-
-def _near_duplicates(frame: pd.DataFrame, near: NDArray[np.int64]) -> Rule:
-    marked = pd.Series(False, index=frame.index)
-    marked.iloc[near[:, 0]] = True
-    names = _names(frame)
-    shown = "; ".join(f"{names.iloc[a]} and {names.iloc[b]}" for a, b in near[:3])
-    return Rule("near_duplicates", marked, f"{len(near)} pairs of almost equal images in two splits: {shown}")
-
-
 def _group_leakage(frame: pd.DataFrame, kept: "pd.Series[bool]") -> Rule:
     """A group stands in two splits when its rows were given to both, or when an image belongs to two groups."""
     copied_from = frame.loc[kept].drop_duplicates("digest").set_index("digest")["split"]
     side = frame["digest"].map(copied_from)
     sides = side.groupby(frame["group"]).transform("nunique")
-    leaked = _plain(frame["group"].notna()) & _plain(sides.fillna(0) > 1)
+    leaked = (frame["group"].notna() & (sides.fillna(0) > 1)).astype(bool)
     groups = ", ".join(map(repr, frame["group"][leaked].unique()[:5]))
     return Rule("group_leakage", leaked, f"groups with images in several splits: {groups}; give each group one split")
 
@@ -233,7 +222,3 @@ def _imbalance(frame: pd.DataFrame, kept: "pd.Series[bool]", limit: float) -> Ru
         f"{counts.index[0]} has {ratio:.1f} times the images of {counts.index[-1]}, over validate.max_imbalance {limit:g}"
     )
     return Rule("imbalance", bool(ratio > limit), message + "; train.class_weights makes rare classes count more")
-
-
-def _plain(mask: "pd.Series[Any]") -> "pd.Series[bool]":
-    return mask.astype(bool)

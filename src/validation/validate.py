@@ -7,12 +7,12 @@ are still written, the findings are printed with the first offending files, and 
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from src.core import arrays, pictures
 from src.core import reference as recorded
@@ -29,6 +29,7 @@ _LISTED = 1000  # faulty files named in validation.json; the manifest has them a
 _PRINTED = 10
 _EXAMPLES = 8  # of each class, in the profile's picture
 _CLASSES_SHOWN = 20
+_RANGE = {"smallest": "min", "median": "median", "largest": "max"}
 
 
 def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, profile: Path, params: Validate) -> None:
@@ -39,28 +40,31 @@ def validate(folder: Path, manifest_path: Path, reference: Path, report: Path, p
     """
     manifest = read_manifest(manifest_path, MANIFEST.names)
     card = arrays.load(folder)
-    near = duplicates.near(manifest, card.thumbnails()) if params.checks.near_duplicates != "off" else _NONE
+    near = np.empty((0, 2), dtype=np.int64)
+    if params.checks.near_duplicates != "off":
+        near = duplicates.near(manifest, card.thumbnails())
     findings, drift = checks.inspect(manifest, params, recorded.read(reference), near, card.spec.shape[:2])
     passed = not any(finding.level == "error" for finding in findings)
     told = {
         "drift": drift,
         "faults": _faults(manifest),
-        "findings": [finding.to_dict() for finding in findings],
+        "findings": [asdict(finding) for finding in findings],
         "manifest_sha256": sha256(manifest_path),
         "passed": passed,
     }
     with replacing(report) as fresh_report, replacing(profile) as fresh_profile:
         write_json(fresh_report, told)
-        _write_profile(fresh_profile, manifest, card)
+        fresh_profile.mkdir()
+        write_json(fresh_profile / "statistics.json", recorded.summarize(manifest).model_dump())
+        write_json(fresh_profile / "profile.json", _numbers(manifest))
+        _draw_numbers(fresh_profile / "profile.png", manifest)
+        _draw_examples(fresh_profile / "examples.png", card)
     print(_tell(manifest, findings))
     if not passed:
         names = ", ".join(finding.check for finding in findings if finding.level == "error")
         raise UserError(
             f"the data failed ({names}); see {report} and {profile}. Mend data/ or change `validate` in params.yaml"
         )
-
-
-_NONE = np.empty((0, 2), dtype=np.int64)
 
 
 def _faults(manifest: pa.Table) -> dict[str, Any]:
@@ -97,14 +101,6 @@ def _tell(manifest: pa.Table, findings: list[Finding]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_profile(folder: Path, manifest: pa.Table, card: Arrays) -> None:
-    folder.mkdir()
-    write_json(folder / "statistics.json", recorded.summarize(manifest).model_dump())
-    write_json(folder / "profile.json", _numbers(manifest))
-    _draw_numbers(folder / "profile.png", manifest)
-    _draw_examples(folder / "examples.png", card)
-
-
 def _numbers(manifest: pa.Table) -> dict[str, Any]:
     frame = manifest.to_pandas()
     kept = frame[frame["split"].notna()]
@@ -119,12 +115,8 @@ def _numbers(manifest: pa.Table) -> dict[str, Any]:
         "files": len(frame),
         "formats": {str(k): int(v) for k, v in kept["format"].value_counts().sort_index().items()},
         "modes": {str(k): int(v) for k, v in kept["mode"].value_counts().sort_index().items()},
-        "sizes": {side: _range(kept[side]) for side in ("width", "height")},
+        "sizes": {side: {name: float(kept[side].agg(of)) for name, of in _RANGE.items()} for side in ("width", "height")},
     }
-
-
-def _range(column: Any) -> dict[str, float]:
-    return {"smallest": float(column.min()), "median": float(column.median()), "largest": float(column.max())}
 
 
 def _draw_numbers(path: Path, manifest: pa.Table) -> None:
@@ -161,21 +153,16 @@ def _draw_classes(axes: Any, kept: Any) -> None:
 
 def _draw_examples(path: Path, card: Arrays) -> None:
     train = card.split("train")
-    shown = [
-        (name, row)
-        for label, name in enumerate(card.classes[:_CLASSES_SHOWN])
-        for row in _padded(np.flatnonzero(train.labels == label)[:_EXAMPLES])
-    ]
-    made, squares = pictures.grid(len(shown), _EXAMPLES, "What the model sees: the first training images of each class")
-    for axes, (name, row) in zip(squares, shown, strict=True):
+    classes = card.classes[:_CLASSES_SHOWN]
+    title = "What the model sees: the first training images of each class"
+    made, squares = pictures.grid(len(classes) * _EXAMPLES, _EXAMPLES, title)
+    for place, axes in enumerate(squares):
+        label, number = divmod(place, _EXAMPLES)
+        rows = np.flatnonzero(train.labels == label)
         axes.set_axis_off()
-        if row is not None:
-            pictures.show_image(axes, train.examples[row], pictures.shorten(name))
+        if number < len(rows):
+            pictures.show_image(axes, train.examples[rows[number]], pictures.shorten(classes[label]))
     pictures.save(made, path)
-
-
-def _padded(rows: NDArray[np.int64]) -> list[int | None]:
-    return [*(int(row) for row in rows), *[None] * (_EXAMPLES - len(rows))]
 
 
 def main() -> None:

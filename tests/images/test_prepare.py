@@ -18,7 +18,7 @@ from conftest import encode
 
 from src.core import arrays
 from src.core.command import UserError
-from src.core.manifest import SPLITS
+from src.core.manifest import MANIFEST, SPLITS, read_manifest
 from src.images import decoding, images
 from src.images.prepare import prepare
 from src.system.params import Params
@@ -68,6 +68,19 @@ def test_folders_and_shards_mix_and_pixels_arrive_at_their_index(
     for i, image in enumerate(pictures):
         row = manifest[(manifest["path"] == "more.parquet") & (manifest["row"] == i)].iloc[0]
         np.testing.assert_array_equal(card.split(row["split"]).examples[int(row["index"])], image)
+
+
+def test_a_split_is_encoded_anew_for_a_model_of_another_spec(tmp_path: Path, colours: Path, params: MakeParams) -> None:
+    run(colours, params())
+    rows = read_manifest(tmp_path / "out/manifest.parquet", MANIFEST.names)
+    other = params(prepare__image_size=[6, 9], prepare__channels=1, prepare__fit="pad").prepare
+    found = decoding.encode_split(colours, rows, "test", other.spec, other.max_pixels)
+    prepare(colours, tmp_path / "other", tmp_path / "other.parquet", other)
+    np.testing.assert_array_equal(found, arrays.load(tmp_path / "other").split("test").examples)
+    for path in (colours / "red").iterdir():
+        path.write_bytes((colours / "blue" / path.name).read_bytes())
+    with pytest.raises(UserError, match="holds other images than the manifest says: run `dvc checkout`"):
+        decoding.encode_split(colours, rows, "test", other.spec, other.max_pixels)
 
 
 def test_a_forgotten_image_size_is_told(colours: Path, params: MakeParams, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,12 @@ from conftest import PATIENCE, ROOT
 from test_serving import SERVICE, make_engine, picture, served, serving, wait_ready, write_model
 
 from src.core.card import Card
+from src.images.prepare_params import image_spec
 from src.serving import openapi, settings
 from src.serving.identity import Identity
 
 KEY = "0123456789abcdef" * 4
-CARD = Card(classes=["a", "b"], size=(8, 8), channels=3, network="n", model_sha256="0" * 64)
+CARD = Card(classes=["a", "b"], spec=image_spec((8, 8)), network="n", model_sha256="0" * 64)
 IDENTITY = Identity(CARD, "3", None, {}, 0.0)
 
 
