@@ -356,7 +356,7 @@ class Scorer:
         if content is None or len(content) > most:
             raise UndecodableError(f"too large: over SERVE_MAX_BODY_MB {most / 1e6:g}")
         pixels = self._limits.max_pixels
-        return look(content, (pixels, pixels), self._model.spec)[0]
+        return look(content, pixels, pixels, self._model.spec).pixels
 
     def _ranked(self, pixels: Any) -> list[list[dict[str, Any]] | None]:
         """Return the most probable labels of each image, rounded as the service does; None where one is no number."""

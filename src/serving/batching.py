@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from src.serving.problems import ProblemError, late
+from src.serving.problems import RETRY, ProblemError, late
 
 Images = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -32,11 +32,14 @@ class _Item(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What one batch took: its images, the seconds to compute them, and the seconds that each item had waited."""
+    """What one batch took: its images, the seconds to compute them, and the seconds that the first of them had waited."""
 
     images: Images
     seconds: float
-    waited: list[float]
+    waited: float
+
+
+_Result = tuple[list[Probabilities | Exception], Observed | None]
 
 
 class Batcher:
@@ -82,8 +85,7 @@ class Batcher:
             ProblemError: too many images wait already (429), or time is over (504).
         """
         if self.waiting + len(images) > self._capacity and self.waiting:
-            sentence = f"{self.waiting} images wait already: try again in a second"
-            raise ProblemError(429, sentence, {"Retry-After": "1"})
+            raise ProblemError(429, f"{self.waiting} images wait already: try again in a second", RETRY)
         if len(images) <= self._limit:
             return await self._enqueue(images, deadline)
         pieces = [images[start : start + self._limit] for start in range(0, len(images), self._limit)]
@@ -107,29 +109,29 @@ class Batcher:
         self._scheduled = False
         if self._threads is None:
             if batch := self._take(self._limit):
-                self._answer(batch, *self._run(batch, self._compute))
+                self._answer(batch, self._run(batch, self._compute))
             if self._items:
                 self._schedule(loop)
             return
-        while self._taken < self._lanes and (batch := self._take(self._share())):
+        while self._taken < self._lanes:
+            share = -(-self.waiting // (self._lanes - self._taken))  # so that the other lanes get some too
+            if not (batch := self._take(min(self._limit, share))):
+                return
             self._begin(loop, batch, self._threads)
-
-    def _share(self) -> int:
-        """Return how many images a free lane takes, so that the others get some too."""
-        return min(self._limit, -(-self.waiting // (self._lanes - self._taken)))
 
     def _begin(self, loop: asyncio.AbstractEventLoop, batch: list[_Item], threads: ThreadPoolExecutor) -> None:
         alone = self._taken == 0 and not self._items
         compute, lanes = (self._wide, self._lanes) if alone and self._wide else (self._compute, 1)
         self._taken += lanes
-        threads.submit(self._run, batch, compute).add_done_callback(
-            lambda done: loop.call_soon_threadsafe(self._computed, loop, batch, done.result(), lanes)
-        )
 
-    def _computed(self, loop: asyncio.AbstractEventLoop, batch: list[_Item], result: "_Result", lanes: int) -> None:
-        self._taken -= lanes
-        self._answer(batch, *result)
-        self._schedule(loop)
+        def computed(result: _Result) -> None:
+            self._taken -= lanes
+            self._answer(batch, result)
+            self._schedule(loop)
+
+        threads.submit(self._run, batch, compute).add_done_callback(
+            lambda done: loop.call_soon_threadsafe(computed, done.result())
+        )
 
     def _take(self, most: int) -> list[_Item]:
         """Take a batch of so many images out of the queue, without those for whose answer nobody waits any more."""
@@ -147,7 +149,7 @@ class Batcher:
             batch.append(item)
         return batch
 
-    def _run(self, batch: list[_Item], compute: Compute) -> "_Result":
+    def _run(self, batch: list[_Item], compute: Compute) -> _Result:
         """Compute a batch; where that fails, each item by itself, so that none pays for another."""
         began = time.monotonic()
         images = batch[0].images if len(batch) == 1 else np.concatenate([item.images for item in batch])
@@ -157,55 +159,20 @@ class Batcher:
             if len(batch) == 1:
                 return [error], None
             return [self._run([item], compute)[0][0] for item in batch], None
-        observed = Observed(images, time.monotonic() - began, [began - item.since for item in batch])
+        observed = Observed(images, time.monotonic() - began, began - batch[0].since)
         if len(batch) == 1:
             return [probabilities], observed
         ends = list(accumulate(len(item.images) for item in batch))
         return [probabilities[end - len(item.images) : end] for item, end in zip(batch, ends, strict=True)], observed
 
-    def _answer(self, batch: list[_Item], results: "list[Probabilities | Exception]", observed: Observed | None) -> None:
+    def _answer(self, batch: list[_Item], result: _Result) -> None:
+        results, observed = result
         if observed:
             self._observe(observed)
-        for item, result in zip(batch, results, strict=True):
+        for item, given in zip(batch, results, strict=True):
             if item.answer.done():
                 continue
-            if isinstance(result, Exception):
-                item.answer.set_exception(result)
+            if isinstance(given, Exception):
+                item.answer.set_exception(given)
             else:
-                item.answer.set_result(result)
-
-
-_Result = tuple[list[Probabilities | Exception], Observed | None]
-
-
-def fitting(
-    compute: Compute, example: Images, seconds: float, most: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[int, float]:
-    """Measure how many images fit into one batch of so many seconds; return that and the seconds of a single one.
-
-    Args:
-        compute: as for `Batcher`.
-        example: one image, uint8 of shape (1, height, width, channels).
-        seconds: that a batch may take.
-        most: images of the largest batch.
-        clock: gives the seconds.
-    """
-
-    def shortest(images: Images) -> float:
-        """Return the shortest of some runs, as many as a tenth of a second allows: others use the processor too."""
-        compute(images)  # the first run of a size makes its memory
-        found: list[float] = []
-        while sum(found) < 0.1 and len(found) < 5:
-            began = clock()
-            compute(images)
-            found.append(clock() - began)
-        return min(found)
-
-    single = shortest(example)
-    size = 1
-    while size < most and seconds > 0:
-        larger = min(2 * size, most)
-        if larger * single > 2 * seconds or shortest(np.repeat(example, larger, axis=0)) > seconds:
-            break
-        size = larger
-    return size, single
+                item.answer.set_result(given)

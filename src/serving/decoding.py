@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +33,10 @@ Pixels = NDArray[np.uint8]
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of a damaged file, the sender of the file could choose
 
-_QUICK = 256 * 256  # pixels of a PNG that is decoded within a fifth of a millisecond
+_QUICK = 256 * 256  # pixels that are decoded within half a millisecond: a thread would take longer than they
 _QUICK_BYTES = 4 * _QUICK
-_QUICK_KINDS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # PNG and JPEG
 _QUICK_FILES = 4  # of one request
+_QUICK_FORMATS = (b"\x89PNG", b"\xff\xd8")
 _PROGRESSIVE = b"\xff\xc2"  # a JPEG of several scans over the whole picture
 _SCAN = b"\xff\xda"
 # pixels; a transparent one was measured to take 33 bytes while it is laid on white
@@ -49,19 +49,20 @@ _POLL = 0.01  # seconds
 _POLITE = 10  # added to the niceness of the thread that decodes large pictures
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """What the model sees of a picture, uint8 of shape (height, width, channels), and how many pixels its file has."""
 
     pixels: Pixels
     area: int
 
 
-def look(content: bytes, limits: tuple[int, int], spec: Spec) -> tuple[Pixels, int]:
-    """Return what the model sees of a file and how many pixels it has, as `images.encode`, within the limits of serving.
+def look(content: bytes, most: int, limit: int, spec: Spec) -> Seen:
+    """Return what the model sees of a file, by the code that made the training images, within the limits of serving.
 
     Args:
         content: the file's bytes.
-        limits: pixels that are decoded now, and that may be decoded at all.
+        most: pixels that are decoded now.
+        limit: pixels that may be decoded at all.
         spec: what the model takes.
 
     Raises:
@@ -72,26 +73,21 @@ def look(content: bytes, limits: tuple[int, int], spec: Spec) -> tuple[Pixels, i
     if content.count(_SCAN) > _SCANS and (_count_scans(content) > _SCANS or _is_progressive_tiff(content)):
         raise UndecodableError(f"a JPEG of more than {_SCANS} scans: save it again, as any program does")
     try:
-        array, decoded = images.encode(content, spec, limits[0])
-        return array, math.prod(decoded.size)
+        array, decoded = images.encode(content, spec, most)
+        return Seen(array, math.prod(decoded.size))
     except UndecodableError as error:
-        if error.area is None or error.area <= limits[1]:
+        error.__context__ = error.__traceback__ = None  # else it keeps the file for long
+        if error.area is None or error.area <= limit:
             raise
-        sentence = f"too large: {error.area / 1e6:g} megapixels, the limit is {limits[1] / 1e6:g}"
-        raise UndecodableError(sentence, error.area) from None
+        raise UndecodableError(
+            f"too large: {error.area / 1e6:g} megapixels, the limit is {limit / 1e6:g}", error.area
+        ) from None
 
 
 class Decoder:
     """The decoder of one process."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        max_pixels: int,
-        threads: int,
-        folder: Path | None,
-        observe: Callable[[int], None],
-    ) -> None:
+    def __init__(self, spec: Spec, max_pixels: int, threads: int, folder: Path | None) -> None:
         """Start no thread yet.
 
         Args:
@@ -99,17 +95,15 @@ class Decoder:
             max_pixels: of a picture's file.
             threads: that decode pictures which are not small.
             folder: shared with the other processes of this service; None: there is none.
-            observe: told how many pixels each picture has.
         """
-        self._observe = observe
         self._spec, self._max_pixels = spec, max_pixels
         self._small = min(max(_SMALL, _SMALL_TOGETHER // threads), max_pixels)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large", initializer=_be_polite)
         self._lock = folder / "large.lock" if folder else None
 
-    async def decode(self, contents: Sequence[bytes], deadline: float) -> Pixels:
-        """Return what the model sees of some image files, uint8 of shape (n, height, width, channels).
+    async def decode(self, contents: Sequence[bytes], deadline: float) -> tuple[Pixels, list[int]]:
+        """Return what the model sees of some image files, uint8 of shape (n, height, width, channels), and their own pixels.
 
         Args:
             contents: the files' bytes.
@@ -118,55 +112,47 @@ class Decoder:
         Raises:
             ProblemError: a file is no usable image (400; 413 where it is alone and too large), or time is over (504).
         """
-        decoded = self._quick(contents)
-        if decoded is None:
-            decoded = await _in_time(self._threads.submit(self._each, contents, self._small, deadline), deadline)
-        for index, one in enumerate(decoded):
-            if isinstance(one, UndecodableError) and one.area is not None and one.area <= self._max_pixels:
-                work = self._large.submit(self._one_large, contents[index], deadline)
-                decoded[index] = await _in_time(work, deadline)
-        pixels = _whole(decoded)
-        for one in decoded:
-            self._observe(one.area)
-        return pixels
+        if len(contents) <= _QUICK_FILES and all(map(_is_quick, contents)):
+            decoded = [self._look(content, min(_QUICK, self._small)) for content in contents]
+        else:
+            decoded = [None] * len(contents)
+        slow = [place for place, one in enumerate(decoded) if one is None or _waits(one, self._max_pixels)]
+        if slow:
+            work = self._threads.submit(self._each, [contents[place] for place in slow], deadline)
+            for place, one in zip(slow, await _in_time(work, deadline), strict=True):
+                decoded[place] = one
+                if _waits(one, self._max_pixels):
+                    decoded[place] = await _in_time(self._large.submit(self._alone, contents[place], deadline), deadline)
+        return _whole(decoded), [one.area for one in decoded]
 
-    def _quick(self, contents: Sequence[bytes]) -> list[Any] | None:
-        """Decode small pictures right here, where a thread would take longer than they; None: they are not that."""
-        if len(contents) > _QUICK_FILES:
-            return None
+    def _look(self, content: bytes, most: int) -> Any:
+        """Return the pixels of a file, or why it has none."""
+        try:
+            return look(content, most, self._max_pixels, self._spec)
+        except UndecodableError as error:
+            return error
+
+    def _each(self, contents: Sequence[bytes], deadline: float) -> list[Any]:
         decoded = []
         for content in contents:
-            if (
-                len(content) > _QUICK_BYTES
-                or not content.startswith(_QUICK_KINDS)
-                or (content.startswith(b"\xff") and _PROGRESSIVE in content)
-            ):
-                return None
-            try:
-                array, found = images.encode(content, self._spec, min(_QUICK, self._small))
-            except UndecodableError:
-                return None
-            decoded.append(_Seen(array, math.prod(found.size)))
+            check_time(deadline)
+            decoded.append(self._look(content, self._small))
         return decoded
 
-    def _each(self, contents: Sequence[bytes], most: int, deadline: float | None = None) -> list[Any]:
-        """Return of each file its pixels, or why it has none."""
-        decoded: list[_Seen | UndecodableError] = []
-        for content in contents:
-            if deadline is not None:
-                check_time(deadline)
-            try:
-                limits = (most, self._max_pixels)
-                decoded.append(_Seen(*look(content, limits, self._spec)))
-            except UndecodableError as error:
-                error.__context__ = error.__traceback__ = None  # else it keeps this frame, and the file, for long
-                decoded.append(error)
-        return decoded
-
-    def _one_large(self, content: bytes, deadline: float) -> Any:
+    def _alone(self, content: bytes, deadline: float) -> Any:
         check_time(deadline)
-        with _alone(self._lock, deadline):
-            return self._each([content], self._max_pixels)[0]
+        with _held(self._lock, deadline):
+            return self._look(content, self._max_pixels)
+
+
+def _is_quick(content: bytes) -> bool:
+    """Say whether a file may be decoded in the event loop, if it has few pixels."""
+    return len(content) <= _QUICK_BYTES and content.startswith(_QUICK_FORMATS) and _PROGRESSIVE not in content
+
+
+def _waits(one: Any, limit: int) -> bool:
+    """Say whether a file was not decoded for having too many pixels for now, but not too many at all."""
+    return isinstance(one, UndecodableError) and one.area is not None and one.area <= limit
 
 
 def _count_scans(content: bytes) -> int:
@@ -199,7 +185,7 @@ def _be_polite() -> None:
 
 
 @contextmanager
-def _alone(lock: Path | None, deadline: float) -> Iterator[None]:
+def _held(lock: Path | None, deadline: float) -> Iterator[None]:
     """Hold the one place for a large picture that all processes share; the system frees it when one of them dies."""
     if lock is None:
         yield

@@ -36,9 +36,8 @@ class Keys:
         """
         self._path = path
         self._digests: dict[bytes, str] = {}  # SHA-256 of a key to its name
-        self._next_look = time.monotonic() + _EVERY
+        self._next_look, self._state = time.monotonic() + _EVERY, _state(path)
         if path:
-            self._state = _state(path)
             try:
                 self._digests = _read(path)
             except UserError as error:
@@ -79,13 +78,13 @@ class Keys:
             log.info("SERVE_API_KEYS_FILE was read anew, valid are: %s", ", ".join(self._digests.values()))
 
 
-def _state(path: Path) -> tuple[int, int, int, int] | None:
+def _state(path: Path | None) -> tuple[int, int, int, int] | None:
     """Return what changes with the file, also where a link is moved to another one; None: there is none."""
     try:
-        found = path.stat()
+        found = path.stat() if path else None
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
+    return (found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode) if found else None
 
 
 def _read(path: Path) -> dict[bytes, str]:
@@ -113,17 +112,18 @@ def _read(path: Path) -> dict[bytes, str]:
     if len(content) > _LARGEST:
         raise UserError(f"is larger than {_LARGEST} bytes: {_ADVICE}")
     digests = {}
-    lines = [line.partition("#")[0].strip() for line in content.decode("latin-1").splitlines()]
-    for number, line in enumerate(lines, 1):
+    for number, text in enumerate(content.decode("latin-1").splitlines(), 1):
+        line = text.partition("#")[0].strip()
         name, colon, rest = line.rpartition(":")
         name, key = (name.strip() if colon else f"key-{number}"), rest.strip()
-        if line and not _NAME.fullmatch(name):
+        if not line:
+            continue
+        if not _NAME.fullmatch(name):
             raise UserError(f"has a bad name in line {number}: use up to 32 letters, digits, . _ - before the colon")
-        if line and not _KEY.fullmatch(key):
+        if not _KEY.fullmatch(key):
             fault = "of under 16 characters" if len(key) < 16 else "with other letters than A-Z a-z 0-9 . _ ~ + / -"
             raise UserError(f"has a key {fault} in line {number}: {_ADVICE}")
-        if line:
-            digests[hashlib.sha256(key.encode()).digest()] = name
+        digests[hashlib.sha256(key.encode()).digest()] = name
     if not 1 <= len(digests) <= _MOST:
         raise UserError(f"holds {len(digests)} keys, and 1 to {_MOST} can be: {_ADVICE}")
     return digests

@@ -1,125 +1,175 @@
 """The log of the service: one JSON object a line on standard output, readable lines where that is a terminal.
 
-Lines are written by a thread of their own. A log that is full, closed, or read by nobody loses lines and counts them; it
+A QueueListener writes, in a thread of its own. A log that is full, closed, or read by nobody loses lines and counts them; it
 keeps no request waiting. What repeats is told a few times, then how often it came. No payload and no file is named here.
 """
 
 import atexit
-import json
 import logging
 import os
 import random
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from datetime import UTC, datetime
-from queue import Empty, SimpleQueue
+from contextlib import suppress
+from logging.handlers import QueueHandler, QueueListener
+from queue import Full, Queue
 from typing import Any
 
-from src.serving.settings import Settings
+from pythonjsonlogger.json import JsonFormatter
 
-_LONGEST = 4_000  # bytes: lines up to 4,096 of several processes do not mix in a pipe (PIPE_BUF of Linux)
+_LONGEST = 1_000  # characters of a message: lines under 4,096 bytes of several processes do not mix in a pipe (PIPE_BUF)
+_LONGEST_TRACE = 2_000  # characters of a traceback's end, which says what happened
 _DETAIL = 200  # characters of why a request was refused, and of a message by which repetitions are known
 _MOST_WAITING = 2_000  # lines
 _MOST_MESSAGES = 256  # whose repetitions are counted
+_AT_ONCE, _EVERY = 5, 10.0  # lines of the same message in so many seconds
+_ACCESS = 100  # likewise of refused requests
 _FAULT = 500  # the status of a fault of ours; the others over 400 mean that a request was refused
-_ACCESS = 10.0  # refused requests a second
-_REPEATED = 0.1  # lines a second with the same message, once there were so many at once:
-_AT_ONCE = 5.0
-_REST = 10.0  # seconds after which what was left out is told in any case
-_OTHERS = ("bentoml", "uvicorn", "circus")  # who bring handlers of their own
+_OTHERS = ("", "bentoml", "uvicorn", "uvicorn.error", "uvicorn.access", "circus")  # bring handlers of their own
 
 _requests = logging.getLogger("bentoml.image_classifier.request")
 
-Fields = dict[str, Any]
+
+def is_told(status: int, share: float) -> bool:
+    """Say whether an answered request leaves a line: such a share of the good ones, and the others if few."""
+    return status >= 400 or random.random() < share  # noqa: S311 - a sample, no secret
 
 
-class _Bucket:
-    """Lets through `rate` a second, or `most` at once, and counts what it does not."""
+def access(fields: dict[str, Any]) -> None:
+    """Tell the log of a request that was answered; without what is empty. No field is what the client wrote."""
+    told = {name: text[:_DETAIL] if isinstance(text, str) else text for name, text in fields.items() if text != ""}
+    _requests.log(logging.ERROR if fields["status"] == _FAULT else logging.INFO, "request", extra=told)
 
-    def __init__(self, rate: float, most: float) -> None:
-        self._rate, self._most, self._held, self._since = rate, most, most, time.monotonic()
-        self.left_out = 0
 
-    def take(self) -> bool:
-        now = time.monotonic()
-        self._held = min(self._most, self._held + (now - self._since) * self._rate)
-        self._since = now
-        if self._held < 1:
-            self.left_out += 1
+class Repeated(logging.Filter):
+    """Lets a message through so many times in ten seconds; the first one after that says how many were left out."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._seen: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0, 0])  # since, passed, left out
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a record leaves a line."""
+        status = getattr(record, "status", 0)
+        if status == _FAULT or 0 < status < 400:
+            return True
+        if len(self._seen) > _MOST_MESSAGES:
+            self._seen.clear()
+        seen, now = self._seen[record.name, str(record.msg)[:_DETAIL]], self._clock()
+        if now - seen[0] >= _EVERY:
+            seen[:2] = now, 0
+        if seen[1] >= (_ACCESS if status else _AT_ONCE):
+            seen[2] += 1
             return False
-        self._held -= 1
+        seen[1] += 1
+        if seen[2]:
+            record.left_out, seen[2] = int(seen[2]), 0
         return True
 
-    def told(self) -> Fields:
-        """Return how many were left out since it was last asked."""
-        count, self.left_out = self.left_out, 0
-        return {"left_out": count} if count else {}
+
+class Writer(logging.Handler):
+    """Writes lines to a file descriptor, as far as it takes them."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor, self.dropped = descriptor, 0
+        self.setFormatter(Readable() if os.isatty(descriptor) else Line())
+
+    def createLock(self) -> None:  # noqa: N802 - the name is logging's
+        """Have no lock: only the listener's thread writes, and it may wait for a reader when the process ends."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            if self.dropped:
+                record.dropped = self.dropped
+            os.write(self._descriptor, f"{self.format(record)}\n".encode(errors="backslashreplace"))
+            self.dropped = 0
+        except Exception:  # the disk is full, nobody reads, or a __str__ raises: the log goes on
+            self.dropped += 1
 
 
-class _Access:
-    """Which requests leave a line."""
+class Waiting(QueueHandler):
+    """Puts records as they are into a queue of limited length; the writer counts those that found no place."""
 
-    def __init__(self, share: float) -> None:
-        self.share, self.refused = share, _Bucket(_ACCESS, _ACCESS)
+    def __init__(self, queue: "Queue[Any]", writer: Writer) -> None:
+        super().__init__(queue)
+        self._writer = writer
 
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Leave the record to the formatter, which runs in the thread of the listener."""
+        return record
 
-_access = _Access(0.01)
-
-
-def access(
-    method: str,
-    route: str,
-    status: int,
-    seconds: float,
-    request_id: str,
-    version: str,
-    key: str,
-    detail: str = "",
-    size: int = 0,
-) -> None:
-    """Tell the log of a request that was answered: a share of the good ones, some of the refused, all faults of ours.
-
-    Args:
-        method: of HTTP.
-        route: one of the known paths, or `other`; never what the client wrote.
-        status: of the answer.
-        seconds: from the request to its answer.
-        request_id: of the request, which its answer names too.
-        version: of the model.
-        key: the name of the API key.
-        detail: why it was refused, as its sender was told.
-        size: bytes of its body.
-    """
-    if status < 400 and random.random() >= _access.share:  # noqa: S311 - a sample, no secret
-        return
-    refused = 400 <= status != _FAULT
-    if refused and not _access.refused.take():
-        return
-    fields = {"request_id": request_id, "method": method[:16], "route": route, "status": status}
-    fields |= {"seconds": round(seconds, 6), "bytes": size, "model_version": version}
-    fields |= {name: text for name, text in (("key", key), ("detail", detail[:_DETAIL])) if text}
-    more = _access.refused.told() if refused else {}
-    level = logging.ERROR if status == _FAULT else logging.INFO
-    _requests.log(level, "request", extra={"fields": {**fields, **more}})
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Put a record into the queue."""
+        try:
+            self.queue.put_nowait(record)
+        except Full:
+            self._writer.dropped += 1
 
 
-def configure(settings: Settings) -> None:
+class Line(JsonFormatter):
+    """One JSON object: time (UTC), level, logger, message, what the record brings, and the traceback of an error."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s %(message)s", rename_fields={"levelname": "level", "name": "logger"})
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Cut what is too long."""
+        trace = log_data.pop("exc_info", None)
+        cut = {name: text[:_LONGEST] if isinstance(text, str) else text for name, text in log_data.items()}
+        return cut | ({"traceback": trace[-_LONGEST_TRACE:]} if trace else {})
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        """Begin with the time; only an error has a traceback."""
+        log_data["time"] = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z"
+        super().add_fields(log_data, record, message_dict)
+        if record.exc_info and record.exc_info[1]:
+            log_data["exception"] = type(record.exc_info[1]).__name__
+        if record.levelno < logging.ERROR:
+            log_data.pop("exc_info", None)
+
+
+class Readable(logging.Formatter):
+    """A line for a person; letters that could steer a terminal are written out."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, with what an access line brings behind it."""
+        told = {name: getattr(record, name) for name in ("route", "status", "detail", "request_id") if hasattr(record, name)}
+        text = " ".join([super().format(record), *(f"{name}={value}" for name, value in told.items())])
+        return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in text.splitlines())
+
+
+def listen(descriptor: int, clock: Callable[[], float] = time.monotonic) -> tuple[Waiting, QueueListener]:
+    """Return a handler for loggers, and the listener that writes what they tell to a descriptor."""
+    writer, queue = Writer(descriptor), Queue[Any](_MOST_WAITING)
+    handler, listener = Waiting(queue, writer), QueueListener(queue, writer)
+    handler.addFilter(Repeated(clock))
+    listener.start()
+    return handler, listener
+
+
+def configure() -> None:
     """Let everything that this process tells its log go through here, also what BentoML, uvicorn and circus tell theirs."""
-    _access.share = settings.access_log
-    for name in ["", *logging.root.manager.loggerDict]:
-        if not name or name.split(".")[0] in _OTHERS:
-            logger = logging.getLogger(name)
-            logger.propagate = True
-            for handler in list(logger.handlers):
-                logger.removeHandler(handler)
-                handler.close()
-    descriptor = sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY)  # it may be closed from the start
-    logging.root.addHandler(_Handler(descriptor, _readable if os.isatty(descriptor) else _line))
+    for name in _OTHERS:
+        logger = logging.getLogger(name)
+        logger.propagate = name != "uvicorn.access"  # ours says more
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+    # standard output may be closed from the start
+    waiting, listener = listen(sys.stdout.fileno() if sys.stdout else os.open(os.devnull, os.O_WRONLY))
+    logging.root.addHandler(waiting)
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("bentoml").setLevel(logging.INFO)
-    logging.raiseExceptions = False
     logging.captureWarnings(True)
     unexpected = "an exception that nobody expected"
     threading.excepthook = lambda given: (
@@ -127,123 +177,15 @@ def configure(settings: Settings) -> None:
     )
     sys.excepthook = lambda _, error, __: logging.root.error(unexpected, exc_info=error)
 
+    def finish() -> None:
+        """Write what waits, for at most a second: nobody may read it."""
 
-class _Handler(logging.Handler):
-    """Brings records to a file descriptor, by a thread that may have to wait for it."""
+        def stop() -> None:
+            with suppress(Full):
+                listener.stop()
 
-    def __init__(self, descriptor: int, write: Callable[[Fields], str]) -> None:
-        super().__init__()
-        self._descriptor, self._write = descriptor, write
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
-        self._buckets: dict[tuple[str, str], _Bucket] = {}
-        self._dropped = 0  # lines that found no place
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
-        atexit.register(self.close)
+        stopping = threading.Thread(target=stop, daemon=True)
+        stopping.start()
+        stopping.join(1)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Put a record in the queue, unless the same was there too often; whatever is wrong with it, the caller goes on."""
-        try:
-            if (more := self._repeated(record)) is not None:
-                self._put({**_fields(record), **more})
-        except Exception:  # of a __str__ that raises, for instance
-            self._dropped += 1
-
-    def _repeated(self, record: logging.LogRecord) -> Fields | None:
-        """Return how many like it were left out since the last one; None: leave this one out too."""
-        if hasattr(record, "fields"):  # `access` has chosen it
-            return {}
-        if len(self._buckets) > _MOST_MESSAGES:
-            self._tell_rest()
-            self._buckets.clear()
-        bucket = self._buckets.setdefault((record.name, str(record.msg)[:_DETAIL]), _Bucket(_REPEATED, _AT_ONCE))
-        return bucket.told() if bucket.take() else None
-
-    def _put(self, fields: Fields) -> None:
-        if self._queue.qsize() >= _MOST_WAITING:
-            self._dropped += 1
-            return
-        if self._dropped:
-            fields["dropped"], self._dropped = self._dropped, 0
-        self._queue.put(self._write(fields))
-
-    def _tell_rest(self) -> None:
-        """Tell what was left out of what has not come again."""
-        self.acquire()
-        for (logger, message), bucket in [*self._buckets.items(), ((_requests.name, "request"), _access.refused)]:
-            if bucket.left_out:
-                about = {"time": _time(time.time()), "level": "INFO", "logger": logger, "message": message}
-                self._put({**about, **bucket.told()})
-        self.release()
-
-    def _run(self) -> None:
-        due = time.monotonic() + _REST
-        while True:
-            try:
-                line = self._queue.get(timeout=max(0.0, due - time.monotonic()))
-            except Empty:
-                line = ""
-            if line is None:
-                return
-            if time.monotonic() >= due:
-                due = time.monotonic() + _REST
-                self._tell_rest()
-            self._send(line.encode())
-
-    def _send(self, content: bytes) -> None:
-        try:
-            while content:
-                content = content[os.write(self._descriptor, content) :]
-        except OSError:  # full, closed, or nobody reads it any more
-            self._dropped += 1
-
-    def close(self) -> None:
-        """Write what waits, for at most a second."""
-        atexit.unregister(self.close)
-        self._tell_rest()
-        self._queue.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(1)
-        super().close()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Lines
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _fields(record: logging.LogRecord) -> Fields:
-    """Return what a record tells; a traceback only where something of ours has failed."""
-    told: Fields = {"time": _time(record.created), "level": record.levelname, "logger": record.name}
-    told["message"] = record.getMessage()
-    told |= getattr(record, "fields", {})
-    if record.exc_info and record.exc_info[1]:
-        told["exception"] = type(record.exc_info[1]).__name__
-        if record.levelno >= logging.ERROR:
-            told["traceback"] = logging.Formatter().formatException(record.exc_info)
-    return told
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _line(fields: Fields) -> str:
-    """Return a line of JSON; what is too long is cut, a traceback at its beginning, for its end says what happened."""
-    line = json.dumps(fields, default=str)
-    while len(line) >= _LONGEST:
-        name = max(fields, key=lambda name: len(str(fields[name])))
-        text, quarter = str(fields[name]), len(str(fields[name])) // 4
-        fields = {**fields, name: text[quarter:] if name == "traceback" else text[:-quarter]}
-        line = json.dumps(fields, default=str)
-    return line + "\n"
-
-
-def _readable(fields: Fields) -> str:
-    """Return a line for a person; letters that could steer a terminal are written out."""
-    told = dict(fields)
-    head = f"{told.pop('time')[11:19]} {told.pop('level').lower():7} {told.pop('message')}"
-    trace = str(told.pop("traceback", ""))
-    told.pop("logger")
-    lines = [" ".join([head, *(f"{name}={value}" for name, value in told.items())]), *trace.splitlines()]
-    return "".join(f"{line if line.isprintable() else repr(line)[1:-1]}\n" for line in lines)
+    atexit.register(finish)

@@ -7,6 +7,7 @@ python -m src serve [--port 3000] [--host 127.0.0.1] [--model out/model]
 """
 
 import argparse
+import math
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ from src.serving import identity, settings
 from src.serving.settings import ROOT
 
 SERVICE = "src.serving.service:ImageClassifier"
+_GRACE = 5  # seconds beyond the longest request: uvicorn would wait for ever for a connection that came as it stopped
 
 
 def main() -> None:
@@ -34,6 +36,7 @@ def main() -> None:
     os.environ.setdefault("BENTOML_HOME", str(ROOT / "out" / "bentoml"))  # else below the home folder, perhaps read-only
     os.environ |= {"SERVE_MODEL": str(folder), "BENTOML_DO_NOT_TRACK": "true", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-m", "bentoml", "serve", SERVICE, "--host", given.host, "--port", str(given.port)]
+    command += ["--timeout-graceful-shutdown", str(math.ceil(settings.read().timeout) + _GRACE)]
     os.chdir(ROOT)
     os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
 

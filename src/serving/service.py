@@ -1,8 +1,8 @@
 """The BentoML service: `bentoml serve src.serving.service:ImageClassifier`, or `make serve`, which looks first.
 
 Reads out/model (model.onnx, card.json), manifest.json and, in an image, out/release/identity.json. `bentofile.yaml` names
-its files, src/release/Dockerfile makes its image. This module is imported by two processes, the one that watches and the
-one that computes: what only the latter needs is imported when it starts.
+its files, src/release/Dockerfile makes its image. This module is imported by the
+process that watches and by those that compute: what only the latter need is imported when they start.
 """
 
 import sys
@@ -13,6 +13,7 @@ import bentoml
 from src.core.command import UserError
 from src.serving import logs, settings
 from src.serving.engine import Engine, share, watch
+from src.serving.http import Application
 
 
 def _fail(error: UserError) -> NoReturn:
@@ -41,11 +42,15 @@ ENVIRONMENT = {
 }
 
 
+logs.configure()  # before uvicorn asks whether somebody reads its own lines of access
+
+
 @bentoml.service(
     name="image-classifier",
     workers=ENGINE.settings.workers,
-    traffic={"timeout": ENGINE.settings.timeout + 10},  # the front's own limit comes first
-    metrics={"enabled": False},  # the front's are better: see src/serving/metrics.py
+    traffic={"timeout": ENGINE.settings.timeout + 10},  # the application's own limit comes first
+    metrics={"enabled": False},  # the application's are better: see src/serving/metrics.py
+    tracing={"excluded_urls": ".*"},  # nothing would read the traces, and they cost a request as much as a small model
     logging={"access": {"enabled": False}},
     envs=[{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
 )
@@ -53,7 +58,8 @@ class ImageClassifier:
     """Classify images with the reviewed model."""
 
     def __init__(self) -> None:
-        ENGINE.start(bentoml.server_context.worker_index)
+        logs.configure()  # BentoML has set up its own since
+        ENGINE.start()
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -63,19 +69,8 @@ class ImageClassifier:
             ENGINE.check()
         except UserError as error:
             _fail(error)
-        logs.configure(ENGINE.settings)
         watch()
         share(ENGINE.settings.workers)
 
-    async def __is_ready__(self) -> bool:
-        """Tell /readyz."""
-        return ENGINE.ready
 
-
-if "uvicorn" in sys.modules:  # this is a worker; BentoML has no setting for the protocol of its server
-    from uvicorn.config import HTTP_PROTOCOLS
-
-    from src.serving.http import protocol
-
-    logs.configure(ENGINE.settings)
-    HTTP_PROTOCOLS["auto"] = protocol(ENGINE)  # type: ignore[assignment]
+ImageClassifier.add_asgi_middleware(Application, engine=ENGINE)  # type: ignore[attr-defined]

@@ -1,6 +1,9 @@
 """Batches come by themselves, and no request pays for another: python -m pytest tests/serving/test_batching.py"""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -8,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from numpy.typing import NDArray
 
-from src.serving.batching import Batcher, Observed, fitting
-from src.serving.board import Board
-from src.serving.metrics import Metrics
+from src.core.files import write_json
+from src.serving import layout, metrics
+from src.serving.batching import Batcher, Observed
 from src.serving.problems import ProblemError
 
 Images = NDArray[np.uint8]
@@ -138,7 +142,7 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room() -> None:
         tasks = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(7)]
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, ProblemError)]
-        assert {(one.status, one.headers["Retry-After"]) for one in refused} == {(429, "1")}
+        assert {(one.status_code, one.headers["Retry-After"]) for one in refused} == {(429, "1")}
         assert len(refused) == 3
         assert (await queue.submit(marked(9), soon())).item() == 9
 
@@ -151,7 +155,7 @@ def test_what_is_too_late_is_not_computed() -> None:
         late = queue.submit(marked(1), time.monotonic() - 1)
         answers = await asyncio.gather(late, queue.submit(marked(2), soon()), return_exceptions=True)
         assert isinstance(answers[0], ProblemError)
-        assert answers[0].status == 504
+        assert answers[0].status_code == 504
         assert sizes == [1]
 
     asyncio.run(ask())
@@ -171,56 +175,37 @@ def test_whoever_has_gone_is_not_computed_for() -> None:
     asyncio.run(ask())
 
 
-def test_the_batch_grows_as_long_as_it_stays_within_its_time() -> None:
-    now = 0.0
-
-    def linear(images: Images) -> NDArray[np.float32]:
-        nonlocal now
-        now += 0.002 * len(images)
-        return tag(images)
-
-    size, single = fitting(linear, marked(0), 0.03, 64, lambda: now)
-    assert single == pytest.approx(0.002)
-    assert size == 8
-    assert fitting(linear, marked(0), 1.0, 64, lambda: now)[0] == 64
-    assert fitting(linear, marked(0), 0.0, 64, lambda: now)[0] == 1
+def test_a_batch_is_as_large_as_its_operations_fit_into_its_time(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(bytes(1_000))
+    write_json(tmp_path / "card.json", {"flops": 10**9})
+    assert [layout.batch(tmp_path, seconds, inline=False) for seconds in (0, 0.1, 1)] == [1, 7, 64]
+    write_json(tmp_path / "card.json", {"flops": 10**8})
+    assert [layout.batch(tmp_path, 0.1, inline=inline) for inline in (True, False)] == [3, 64]
 
 
-def _count_up(file: Path, cell: int, times: int) -> None:
-    board = Board(4, file)
-    for _ in range(times):
-        board.cells[cell] += 1
+WORKER = """
+import os, sys
+from types import SimpleNamespace as Of
+from src.serving.metrics import Metrics
+metrics = Metrics(Of(card=Of(classes=["a"], model_sha256="0"), version="3", manifest=None, since=0.0), "fp32")
+for _ in range(int(sys.argv[1])):
+    metrics.answered("/predict", 200, 0.004)
+    metrics.predictions[0].inc()
+    metrics.waiting.set(2)
+print(metrics.text().decode())
+"""
 
 
-def test_processes_count_together_and_the_next_in_a_place_counts_on(tmp_path: Path) -> None:
-    for _ in range(2):
-        for i in range(3):
-            _count_up(tmp_path / f"{i}.board", i, 1000)
-    assert Board(4, tmp_path / "0.board").totals() == [2000, 2000, 2000, 0]
-
-
-def test_a_board_of_another_size_begins_anew(tmp_path: Path) -> None:
-    _count_up(tmp_path / "1.board", 0, 5)
-    assert Board(9, tmp_path / "1.board").totals() == [0] * 9
-
-
-def test_the_metrics_of_two_workers_are_told_as_one(tmp_path: Path) -> None:
-    one, two = (Metrics(["a", "b"], tmp_path / f"{i}.board") for i in (1, 2))
-    for metrics in (one, two, two):
-        metrics.answered("/predict", 200, 0.004)
-        metrics.took("inference", 0.001)
-        metrics.batch(4, 2)
-    for metrics in (one, two):
-        text = metrics.text().decode()
-        assert 'http_requests_total{route="/predict",status="200"} 3.0' in text
-        assert 'http_request_duration_seconds_bucket{le="0.005",route="/predict"} 3.0' in text
-        assert 'http_request_duration_seconds_bucket{le="0.0025",route="/predict"} 0.0' in text
-        assert 'serving_stage_seconds_count{stage="inference"} 3.0' in text
-        assert "serving_batch_size_sum 12.0" in text
-        assert "serving_queue_images 4.0" in text
-
-
-def test_a_status_that_nobody_expects_is_counted_too() -> None:
-    metrics = Metrics(["a"])
-    metrics.answered("/predict", 418, 0.001)
-    assert 'http_requests_total{route="/predict",status="other"} 1.0' in metrics.text().decode()
+@pytest.mark.journey
+def test_workers_count_together_and_what_an_ended_one_has_counted_stays(tmp_path: Path) -> None:
+    for count in (1, 2):
+        metrics.forget_the_dead(tmp_path)
+        command = [sys.executable, "-c", WORKER, str(count)]
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        text = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert 'http_requests_total{route="/predict",status="200"} 3.0' in text
+    assert 'http_request_duration_seconds_bucket{le="0.005",route="/predict"} 3.0' in text
+    assert 'http_request_duration_seconds_bucket{le="0.0025",route="/predict"} 0.0' in text
+    assert 'model_predictions_total{label="a",model_version="3"} 3.0' in text
+    assert 'model_info{manifest="",model_sha256="0",precision="fp32",version="3"} 1.0' in text
+    assert "serving_queue_images 2.0" in text

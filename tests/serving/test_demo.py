@@ -11,13 +11,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import encode
+from conftest import ROOT, encode
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, Playwright, expect, sync_playwright
 from test_serving import make_engine, serving, write_model
 
-from src.serving import demo
+from src.serving import http
 
+PAGE = ROOT / "src" / "serving" / "demo.html"
 EVIL = "<img src=x onerror=alert(1)>"
 CLASSES = ["red", EVIL, "blue"]
 KEY = "a-key-for-the-tests-only"
@@ -35,17 +36,17 @@ PIXELS = "() => document.getElementById('picture').toDataURL().split(',')[1]"
 
 
 def test_the_policy_allows_the_pages_own_script_and_style_and_nothing_else() -> None:
-    page = demo.PAGE.decode()
-    policy = dict(demo.PAGE_HEADERS)[b"content-security-policy"].decode()
+    page = PAGE.read_text()
+    policy = http.policy(page)
     assert page.count("<script") == page.count("<script>") == policy.count("script-src 'sha256-") == 1
     assert page.count("<style") == page.count("<style>") == policy.count("style-src 'sha256-") == 1
     assert "unsafe" not in policy
     assert policy.startswith("default-src 'none'")
-    assert demo.policy(page.replace('"use strict"', '"use strict "')) != policy
+    assert http.policy(page.replace('"use strict"', '"use strict "')) != policy
 
 
 def test_the_page_names_no_other_host_and_no_address_from_the_root() -> None:
-    page = demo.PAGE.decode()
+    page = PAGE.read_text()
     assert not re.search(r"https?:|//[a-z]+\.", page)
     assert not re.search(r"""(?:src|href|action)=["']?/|(?:fetch|ask|askPatiently)\(["'`]/""", page)
 

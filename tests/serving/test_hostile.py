@@ -16,6 +16,7 @@ from test_serving import PNG, is_problem, make_engine, picture, serving, write_m
 from src.images import images
 from src.images.images import UndecodableError
 
+UNREADABLE = "Invalid HTTP request received."  # uvicorn's own words for what never becomes a request with a route
 FOLDER = Path(__file__).parent / "hostile"
 REQUESTS = sorted(FOLDER.glob("*/*.http"))
 IMAGES = sorted(set(FOLDER.glob("*/*")) - set(REQUESTS))
@@ -45,7 +46,7 @@ def send(place: httpx.URL, content: bytes) -> httpx.Response:
 def test_a_hostile_request_gets_its_status_and_the_next_good_one_its_label(client: httpx.Client, path: Path) -> None:
     answer = send(client.base_url, path.read_bytes())
     assert answer.status_code == int(path.parent.name), answer.text
-    assert answer.status_code == 200 or is_problem(answer)
+    assert answer.status_code == 200 or answer.text == UNREADABLE or is_problem(answer)
     assert good(client)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, ROOT
+from conftest import PATIENCE, ROOT, until
 
 from src.serving import logs
 
@@ -17,23 +17,37 @@ Told = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
-    """Return the logger of requests, of which all leave a line, with nobody above it."""
-    monkeypatch.setattr(logs, "_access", logs._Access(1.0))
-    monkeypatch.setattr(logs._requests, "propagate", False)
-    monkeypatch.setattr(logs._requests, "level", logging.DEBUG)
-    return logs._requests
+def log() -> Iterator[logging.Logger]:
+    """Return the logger of requests, with nobody above it."""
+    found = logging.getLogger("bentoml.image_classifier.request")
+    before, found.propagate, found.level = (found.propagate, found.level), False, logging.DEBUG
+    yield found
+    found.propagate, found.level = before
+
+
+class Clock:
+    """A clock that only a test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def told(log: logging.Logger) -> Iterator[Told]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def told(log: logging.Logger, clock: Clock) -> Iterator[Told]:
     """Return a function that ends the log and gives its lines."""
     reader, writer = os.pipe()
-    handler = logs._Handler(writer, logs._line)
+    handler, listener = logs.listen(writer, clock)
     log.addHandler(handler)
 
     def read() -> list[dict[str, Any]]:
-        handler.close()
+        listener.stop()
         os.close(writer)
         with open(reader) as lines:
             return [json.loads(line) for line in lines]
@@ -43,7 +57,8 @@ def told(log: logging.Logger) -> Iterator[Told]:
 
 
 def ask(status: int = 200, detail: str = "") -> None:
-    logs.access("POST", "/predict", status, 0.0012, "abc", "3", "north", detail, 812)
+    fields = {"request_id": "abc", "method": "POST", "route": "/predict", "status": status, "seconds": 0.0012, "bytes": 812}
+    logs.access({**fields, "model_version": "3", "key": "north", "detail": detail})
 
 
 def test_a_request_is_told_with_all_that_belongs_to_it_and_nothing_long(told: Told) -> None:
@@ -72,86 +87,90 @@ def test_a_traceback_is_one_field_of_errors_only_and_a_line_never_grows_long(log
             tell("it failed", exc_info=True)
     log.error("long %s", "y" * 100_000)
     text = 'a "quote",\na line and a lone \ud800'  # past pytest, which keeps what is logged and cannot send this to xdist
-    odd = log.makeRecord(log.name, logging.WARNING, "", 0, text, (), None)
-    next(handler for handler in log.handlers if isinstance(handler, logs._Handler)).emit(odd)
+    log.handlers[0].handle(log.makeRecord(log.name, logging.WARNING, "", 0, text, (), None))
     lines = told()
     assert [line["message"][:9] for line in lines[:3]] == ["it failed", "it failed", "long yyyy"]
     assert lines[0]["exception"] == lines[1]["exception"] == "ValueError"
     assert "traceback" not in lines[1]
-    assert all(len(json.dumps(line)) < 4096 for line in lines)
+    assert all(len(json.dumps(line, ensure_ascii=False)) < 4096 for line in lines)
     assert lines[0]["traceback"].endswith("\U0001f600" * 50)
     assert lines[3]["message"] == text
 
 
-def test_what_repeats_is_told_a_few_times_and_then_counted(log: logging.Logger, told: Told) -> None:
+def test_what_repeats_is_told_a_few_times_and_then_counted(log: logging.Logger, told: Told, clock: Clock) -> None:
     for i in range(1000):
         log.warning("request %d was bad", i)
     log.warning("another")
-    bad = log.makeRecord(log.name, logging.WARNING, "", 0, "%d arguments are wrong", ("all",), None)
-    next(handler for handler in log.handlers if isinstance(handler, logs._Handler)).emit(bad)
+    clock.now += 11
+    log.warning("request %d was bad", 1000)
     lines = told()
-    expected = [*(f"request {i} was bad" for i in range(5)), "another", "request %d was bad"]
-    assert [line["message"] for line in lines] == expected
+    assert [line["message"] for line in lines] == [
+        *(f"request {i} was bad" for i in (0, 1, 2, 3, 4)),
+        "another",
+        "request 1000 was bad",
+    ]
     assert lines[-1]["left_out"] == 995
-    assert lines[-1]["dropped"] == 1  # what could not be written
 
 
-def test_refused_requests_are_sampled_and_counted_and_failed_ones_are_all_told(told: Told) -> None:
+def test_what_cannot_be_written_is_counted(log: logging.Logger, told: Told) -> None:
+    log.handlers[0].handle(log.makeRecord(log.name, logging.WARNING, "", 0, "%d arguments are wrong", ("all",), None))
+    log.warning("another")
+    (line,) = told()
+    assert (line["message"], line["dropped"]) == ("another", 1)
+
+
+def test_refused_requests_are_sampled_and_failed_ones_are_all_told(told: Told) -> None:
     for status, times in ((404, 500), (500, 50)):
         for _ in range(times):
             ask(status)
     lines = told()
-    assert [line["status"] for line in lines[10:60]] == [500] * 50
-    assert {line["level"] for line in lines[10:60]} == {"ERROR"}
-    assert lines[60]["left_out"] == 490
-    assert len(lines) == 61
+    assert [line["status"] for line in lines] == [404] * 100 + [500] * 50
+    assert {line["level"] for line in lines[100:]} == {"ERROR"}
 
 
-def test_good_requests_leave_their_share_of_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_requests_leave_their_share_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([0.05, 0.2] * 2)
-    monkeypatch.setattr(logs, "_access", logs._Access(0.1))
     monkeypatch.setattr("random.random", lambda: next(drawn))
-    with caplog.at_level(logging.INFO):
-        for _ in range(4):
-            ask()
-    assert len(caplog.records) == 2
+    assert [logs.is_told(200, 0.1) for _ in range(4)] == [True, False] * 2
+    assert logs.is_told(404, 0.0)
 
 
 @pytest.mark.parametrize("target", ["full disk", "pipe that nobody has", "pipe that nobody reads"])
-def test_a_log_that_takes_nothing_stops_nothing_and_counts_what_was_lost(log: logging.Logger, target: str) -> None:
+def test_a_log_that_takes_nothing_stops_nothing(log: logging.Logger, target: str) -> None:
     reader, writer = os.pipe()
     if target == "full disk":
         os.close(writer)
         writer = os.open("/dev/full", os.O_WRONLY)
     if target != "pipe that nobody reads":
         os.close(reader)
-    handler = logs._Handler(writer, logs._line)
+    handler, listener = logs.listen(writer)
     log.addHandler(handler)
     for i in range(3000):
-        log.error("%s", "x" * 999, extra={"fields": {"number": i}})
+        log.error("%d %s", i, "x" * 999, extra={"status": 500})
     log.removeHandler(handler)
     if target == "pipe that nobody reads":
-        assert handler._dropped > 900
+        assert handler.queue.full()
         os.close(reader)
-    handler.close()
+    until(lambda: not handler.queue.full())
+    listener.stop()
     os.close(writer)
 
 
 def test_a_person_at_a_terminal_gets_lines_to_read_that_cannot_steer_it() -> None:
-    fields = {"time": "2026-01-01T10:11:12.000Z", "level": "INFO", "logger": "a", "message": "ready \x1b[2J"}
-    assert logs._readable(fields) == "10:11:12 info    ready \\x1b[2J\n"
-    assert logs._readable({**fields, "status": 404, "traceback": "one\ntwo"}).splitlines()[0].endswith("[2J status=404")
+    record = logging.LogRecord("a", logging.INFO, "", 0, "ready \x1b[2J", (), None)
+    assert logs.Readable().format(record)[8:] == " INFO    ready \\x1b[2J"
+    record.status = 404
+    assert logs.Readable().format(record).endswith("[2J status=404")
 
 
 CONFIGURE = """
 import logging, os, sys, threading, warnings
-from dataclasses import replace
-from src.serving import logs, settings
+from src.serving import logs
 log = logging.getLogger("uvicorn.error")
 log.addHandler(logging.StreamHandler(sys.stdout))
 log.propagate = False
 for _ in range(3):
-    logs.configure(replace(settings.read({}), access_log=1.0))
+    logs.configure()
 logging.getLogger("bentoml.serve").info("hello %s", "you")
 log.warning("Invalid HTTP request received.")
 logging.getLogger("circus").error("broken")

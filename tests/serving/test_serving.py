@@ -39,9 +39,9 @@ from src.core.command import UserError
 from src.core.files import digest, read_json, sha256, write_json
 from src.images import images
 from src.images.prepare_params import image_spec
-from src.serving import identity, layout, logs, multipart, serve, settings
+from src.serving import forms, identity, layout, logs, serve, settings
 from src.serving.engine import Engine
-from src.serving.http import protocol
+from src.serving.http import Application
 from src.serving.problems import ProblemError
 from src.system.params import load
 
@@ -98,8 +98,8 @@ class Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def serving(engine: Engine) -> Iterator[str]:
-    """Run the front on a free port of this machine."""
-    config = uvicorn.Config(rest, port=0, lifespan="off", http=protocol(engine), log_config=None, server_header=False)
+    """Run the application on a free port of this machine, as BentoML runs it."""
+    config = uvicorn.Config(Application(rest, engine), port=0, lifespan="off", log_config=None, server_header=False)
     server = Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -280,7 +280,7 @@ def test_with_all_places_taken_a_request_is_told_when_to_come_again(model: Path)
         assert full.headers["retry-after"] == "1"
         assert is_problem(full)
         assert client.get("/metrics").status_code == client.get("/livez").status_code == 200
-        engine.release()
+        engine.release(0)
         assert client.post("/predict", files={"image": ("a.png", picture())}).status_code == 200
         assert client.post("/predict", files={"image": ("a.png", b"")}).status_code == 400
         assert client.post("/predict", files={"image": ("a.png", picture())}).status_code == 200  # the place was given back
@@ -294,7 +294,7 @@ def test_large_bodies_together_take_only_so_much_memory(model: Path) -> None:
         full = client.post("/predict", content=content, headers=PNG)
         assert (full.status_code, full.headers["retry-after"]) == (429, "1")
         assert client.post("/predict", content=picture(), headers=PNG).status_code == 200  # a small one still fits
-        engine.hold(-1)
+        engine._held -= 1
         for _ in range(5):  # each is let go when it is answered, refused or not
             assert client.post("/predict", content=content, headers=PNG).status_code == 200
             assert client.post("/predict", content=content[:-9], headers=PNG).status_code == 400
@@ -302,10 +302,10 @@ def test_large_bodies_together_take_only_so_much_memory(model: Path) -> None:
 
 def test_work_for_which_nobody_waits_is_not_done(model: Path) -> None:
     engine = make_engine(model, threads=1, timeout=0.4)
-    assert engine.predictor
+    assert engine.model
     hold = threading.Event()
     for _ in range(2):
-        engine.predictor._decoder._threads.submit(hold.wait, 20)
+        engine.model._decoder._threads.submit(hold.wait, 20)
     with serving(engine) as url, httpx.Client(base_url=url, timeout=20) as client:
         late = client.post("/predict", files={"image": ("a.webp", picture(kind="WEBP"))})
         hold.set()
@@ -331,9 +331,9 @@ def test_a_model_that_gives_no_numbers_is_a_fault_of_the_service_that_tells_noth
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(model)
-    assert engine.predictor
+    assert engine.model
     nothing = np.full((1, 3), math.nan, np.float32)
-    monkeypatch.setattr(engine.predictor._batcher, "_compute", lambda images: nothing)
+    monkeypatch.setattr(engine.model._batcher, "_compute", lambda images: nothing)
     with serving(engine) as url, httpx.Client(base_url=url) as client:
         answer = client.post("/predict", files={"image": ("a.png", picture())})
     assert answer.status_code == 500
@@ -341,9 +341,8 @@ def test_a_model_that_gives_no_numbers_is_a_fault_of_the_service_that_tells_noth
 
 
 def test_refusals_leave_no_traceback_and_no_payload_in_the_log(
-    client: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logs, "_access", logs._Access(0.0))  # the tests before have used up the lines of this second
     lines: queue.Queue[Any] = queue.Queue()
     handler = QueueHandler(lines)
     with caplog.at_level("INFO", logger="bentoml.image_classifier"):
@@ -502,18 +501,21 @@ def test_a_light_network_gets_a_process_a_processor_and_a_heavy_one_a_single_pro
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_multipart_keeps_every_byte_of_a_file() -> None:
-    content = b"\r\n--edg\r\n\r\n--edge-\x00\xff\r\n"
-    body = form(part(b"image", content.replace(b"--edge-", b"--edg")))
-    parsed = multipart.parse(body, multipart.boundary('multipart/form-data; boundary="edge"'), 1)
-    assert parsed == [("image", True, content.replace(b"--edge-", b"--edg"))]
+def test_a_form_keeps_every_byte_of_a_file() -> None:
+    content = b"\r\n--edg\r\n\r\n--edge-\x00\xff\r\n".replace(b"--edge-", b"--edg")
+    kind = b'multipart/form-data; boundary="edge"'
+    assert forms.files(form(part(b"image", content)), kind, "image", 1) == [content]
+    assert forms.files(b"\r\nwords\r\n" + form(part(b"image", content)), kind, "image", 1) == [content]
 
 
-def test_multipart_takes_as_many_parts_as_it_may_and_not_one_more() -> None:
+def test_a_form_has_as_many_files_as_it_may_and_not_one_more_and_a_field_too_many_is_named() -> None:
+    kind = b"multipart/form-data; boundary=edge"
     for count in (1, 2, 3):
-        assert len(multipart.parse(form(*[part(b"a", b"x")] * count), b"edge", 3)) == count
+        assert forms.files(form(*[part(b"a", b"x")] * count), kind, "a", 3) == [b"x"] * count
     with pytest.raises(ProblemError, match="at most 3"):
-        multipart.parse(form(*[part(b"a", b"x")] * 4), b"edge", 3)
+        forms.files(form(*[part(b"a", b"x")] * 4), kind, "a", 3)
+    with pytest.raises(ProblemError, match="there is a field 'note'"):
+        forms.files(form(part(b"image", b"x"), part(b"note", b"a text", b"")), kind, "image", 1)
 
 
 def versions(name: str) -> dict[str, str]:
@@ -540,7 +542,7 @@ PROGRAM = """
 import sys
 from src.serving import service
 watching = set(sys.modules)
-from src.serving import predictor, metrics
+from src.serving import model
 print(" ".join(sorted(name.replace(".", "/") + ".py" for name in sys.modules if name.startswith("src."))))
 print(sorted({"torch", "mlflow", "dvc", "sklearn", "pandas", "onnx", "matplotlib", "tqdm"} & set(sys.modules)))
 print(sorted({"numpy", "onnxruntime", "PIL", "prometheus_client"} & watching))
@@ -557,7 +559,7 @@ def test_the_service_imports_what_the_image_holds_and_nothing_that_trains() -> N
     assert files <= held
     folders = {str(Path(path).parent) for path in files} - {"src"}
     assert {pattern for pattern in include if pattern.startswith("src/")} == {
-        *("src/__init__.py", "src/serving/demo.html", "src/serving/openapi.json"),
+        *("src/__init__.py", "src/serving/demo.html", "src/serving/openapi.json", "src/serving/swagger.html"),
         *(f"{folder}/*.py" for folder in folders),
     }
     assert f"src/{load(ROOT / 'params.yaml').kind}/*.py" in include  # BentoML fills nothing in
@@ -604,7 +606,8 @@ def wait_ready(url: str, seconds: float = 180) -> float:
     raise AssertionError(f"not ready after {seconds} s")
 
 
-SERVICE = ["bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1"]
+GRACE = ["--timeout-graceful-shutdown", "10"]
+SERVICE = ["bentoml", "serve", "src.serving.service:ImageClassifier", "--host", "127.0.0.1", *GRACE]
 
 
 @pytest.mark.journey
