@@ -17,7 +17,6 @@ import pytest
 from conftest import PATIENCE, ROOT
 from test_serving import SERVICE, make_engine, picture, served, serving, wait_ready, write_model
 
-from src.images.prepare_params import image_spec
 from src.serving.http import openapi
 
 KEY = "0123456789abcdef" * 4
