@@ -18,10 +18,10 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from itertools import islice
+from contextlib import suppress
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,14 +37,17 @@ from src.serving.decoding import look
 
 try:
     import pyarrow as pa
+    import pyarrow.dataset as ds
     import pyarrow.parquet as pq
     from filelock import FileLock, Timeout
+    from pyarrow.fs import LocalFileSystem
 except ImportError as missing:
     raise UserError(
         f"batch needs the package {missing.name}, which the image of the service has not: install requirements/run.txt"
     ) from None
 
 _ROWS = 1024  # of a part: so much work a kill may cost
+_PIECE = 128  # rows that are computed together, at most
 _BATCH_BYTES = 2**17  # of pixels that are computed together: on a CPU, what the network makes of more leaves the cache
 _READ_BYTES = 8 * 2**20  # of a shard that are read at once
 _BYTES_OF_A_PIXEL = 33  # of a transparent image while it is laid on white, as measured for the service
@@ -53,27 +56,12 @@ _RANKED = pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float64
 _OURS = {"label": pa.string(), "probability": pa.float64(), "probabilities": _RANKED,
          "model_version": pa.string(), "manifest": pa.string(), "error": pa.string()}  # fmt: skip
 _WHERE = {"path": pa.string(), "shard": pa.string(), "row": pa.int64()}
-
-
-class Source(NamedTuple):
-    """What is to be read, in a fixed order: names below `root`, how many images each has, and a digest of it all.
-
-    `carried` is the schema of the columns that Parquet shards have beside the image; None: `names` are image files.
-    """
-
-    root: Path
-    names: list[str]
-    images: list[int]
-    digest: str
-    carried: Any
-
-
-class Piece(NamedTuple):
-    """Images in a row before decoding: where each is, its file or bytes, and the columns beside it in its shard."""
-
-    where: dict[str, list[Any]]
-    contents: list[Path | bytes | None]
-    carried: list[Any]
+# a piece of a shard after the other: else a whole row group, or several, would be in memory
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+        use_buffered_stream=True, buffer_size=2**20, pre_buffer=False
+    )
+)
 
 
 def _options() -> argparse.Namespace:
@@ -82,9 +70,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write: .parquet or .csv")
     parser.add_argument("--top", type=int, default=5, help="labels for each image, most probable first (default: 5)")
     parser.add_argument("--model", type=Path, default=settings.read().model, help="folder with model.onnx and card.json")
-    parser.add_argument(
-        "--strict", action="store_true", help="end with status 1 if any image cannot be used, not only if all"
-    )
+    strict = "end with status 1 if any image cannot be used, not only if all"
+    parser.add_argument("--strict", action="store_true", help=strict)
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever was done before")
     parser.add_argument("--quiet", action="store_true", help="say nothing but faults")
     given = parser.parse_args()
@@ -100,8 +87,9 @@ def main() -> None:
     """Go on, or begin; a stop says how to go on."""
     given = _options()
     parts = given.out.with_name(f"{given.out.name}.parts")
+    journal = parts / "run.json"
     try:
-        if given.out.exists() and not given.restart and not (parts / "run.json").is_file():
+        if given.out.exists() and not given.restart and not journal.is_file():
             _tell(given, f"{given.out} is there and whole: nothing to do; --restart makes it anew")
             return
         parts.mkdir(parents=True, exist_ok=True)
@@ -109,17 +97,19 @@ def main() -> None:
             try:
                 _run(given, parts)
             finally:
-                if not (parts / "run.json").is_file():
-                    _clear(parts)
+                if not journal.is_file():
+                    for path in (*_parts(parts), parts / "lock"):
+                        path.unlink(missing_ok=True)
+                    with suppress(OSError):  # somebody keeps something else in it
+                        parts.rmdir()
     except Timeout:
         raise UserError(f"another run is writing {given.out}: wait for it, or name another output") from None
     except OSError as error:
         error.filename = error.filename or str(parts)  # a full disk names no file
         raise
     except (KeyboardInterrupt, Stopped) as stop:
-        print(
-            f"batch: stopped; what is done is in {parts}: run the same command again to go on", file=sys.stderr, flush=True
-        )
+        sentence = f"batch: stopped; what is done is in {parts}: run the same command again to go on"
+        print(sentence, file=sys.stderr, flush=True)
         sys.exit(128 + (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT))
 
 
@@ -130,47 +120,34 @@ def _tell(given: argparse.Namespace, sentence: str) -> None:
 
 def _run(given: argparse.Namespace, folder: Path) -> None:
     """Score what no part holds yet, then put the output in its place and sum up."""
-    limits = settings.read()
-    source = scan(given.source)
-    found = identity.read(given.model, settings.ROOT)
-    released = str(found.release.get("precision", "fp32"))
-    model = Model(given.model, 1, limits.device, released if limits.precision == "auto" else limits.precision)
-    top = min(given.top, len(model.classes))
-    about = {"images": sum(source.images), "inputs": source.digest, "model": model.sha256, "spec": model.spec.to_json(),
-             "version": found.version, "manifest": found.manifest, "top": top,
-             "max_pixels": limits.max_pixels, "max_body": limits.max_body}  # fmt: skip
-    lost = [field.name for field in source.carried or () if "binary" in str(field.type) and given.out.suffix == ".csv"]
-    if lost:
+    limits, source = settings.read(), Source(given.source)
+    scorer = Scorer(given.model, given.top, limits, source)
+    if given.out.suffix == ".csv" and (lost := [field.name for field in source.carried if "binary" in str(field.type)]):
         _tell(given, f"columns {', '.join(lost)} hold bytes, which only .parquet can carry: left out")
+    about = {**scorer.about, "images": source.images, "inputs": source.digest}
     done = _begin(folder, about, restart=given.restart)
     if done:
-        _tell(given, f"going on after {done:,} of {sum(source.images):,} images")
-    scorer = Scorer(model, found, top, limits, source.carried)
-    size = max(4, min(128, _BATCH_BYTES // int(np.prod(model.spec.shape))))
-    pieces = _shard_pieces(source, done, size) if source.carried is not None else _file_pieces(source, done, size)
-    with (
-        progress(sum(source.images), "image", "batch", hidden=given.quiet) as bar,
-        closing(_score_all(pieces, scorer.score, limits.max_pixels)) as scored,
-    ):
+        _tell(given, f"going on after {done:,} of {source.images:,} images")
+    with progress(source.images, "image", "batch", hidden=given.quiet) as bar:
         bar.update(done)
         waiting = scorer.schema.empty_table()
-        for rows in scored:
+        for rows in scorer.score_all(source.pieces(done, scorer.rows)):
             bar.update(len(rows))
             waiting = pa.concat_tables([waiting, rows])
             while len(waiting) >= _ROWS:
                 done += _write(folder, done, waiting.slice(0, _ROWS))
                 waiting = waiting.slice(_ROWS)
         done += _write(folder, done, waiting)
-    if done != sum(source.images):
-        raise UserError(f"{given.source} changed while it was read: {done} rows of {sum(source.images)}; use --restart")
-    parts = _parts(folder)
-    errors = done - sum(pq.read_table(path, columns=["error"]).column(0).null_count for path in parts)
+    if done != source.images:
+        raise UserError(f"{given.source} changed while it was read: {done} rows of {source.images}; use --restart")
+    whole = ds.dataset(_parts(folder), scorer.schema)
+    errors = done - whole.count_rows(filter=ds.field("error").is_null())
     with replacing(given.out) as fresh:
         if given.out.suffix == ".csv":
-            _write_csv(fresh, parts, scorer.schema, top)
+            _write_csv(fresh, whole, scorer.top)
         else:
             with pq.ParquetWriter(fresh, scorer.schema, compression="zstd") as writer:
-                for path in parts:
+                for path in _parts(folder):
                     writer.write_table(pq.read_table(path))
         _sync(fresh)
     (folder / "run.json").unlink()
@@ -180,35 +157,116 @@ def _run(given: argparse.Namespace, folder: Path) -> None:
         raise UserError(f"{summary}: column `error` of {given.out} says why of each")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is read
-# ---------------------------------------------------------------------------------------------------------------------
+class Piece(NamedTuple):
+    """Images in a row before decoding: where each is, its file or bytes, and the columns beside it in its shard."""
+
+    where: dict[str, list[Any]]
+    contents: Sequence[Path | bytes | None]
+    carried: list[Any]
 
 
-def scan(source: Path) -> Source:
-    """List what is to be read, without opening an image.
+class Source:
+    """What is to be read, in a fixed order: `images` are so many, `carried` are the columns of shards beside the image."""
 
-    Raises:
-        UserError: there is nothing to read, a shard is unfit, or images lie beside shards.
-    """
-    if not source.exists():
-        raise UserError(f"{source} is not there: name a folder of images, an image or a Parquet file")
-    root = source if source.is_dir() else source.parent
-    names = sorted(_walk(root)) if source.is_dir() else [source.name]
-    shards = [name for name in names if name.lower().endswith(".parquet")]
-    pictures = [name for name in names if name.lower().endswith(_PICTURES)]
-    if shards and pictures:
-        raise UserError(f"{source} holds Parquet shards and image files ({_text(pictures[0])}): put one of both elsewhere")
-    names = shards or names
-    images, carried = _look_at_shards(root, shards) if shards else ([1] * len(names), None)
-    if not sum(images):
-        raise UserError(f"{source} holds no images: put some there, or name another folder")
-    digest = hashlib.sha256()
-    for name in names:
-        path = root / name
-        facts = (name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else (name,)
-        digest.update(repr(facts).encode("utf-8", "surrogateescape"))
-    return Source(root, names, images, digest.hexdigest(), carried)
+    def __init__(self, given: Path) -> None:
+        """List it without opening an image; `digest` changes with any of its files.
+
+        Raises:
+            UserError: there is nothing to read, a shard is unfit, or images lie beside shards.
+        """
+        if not given.exists():
+            raise UserError(f"{given} is not there: name a folder of images, an image or a Parquet file")
+        self._root = given if given.is_dir() else given.parent
+        names = sorted(_walk(given)) if given.is_dir() else [given.name]
+        shards = [name for name in names if name.lower().endswith(".parquet")]
+        pictures = [name for name in names if name.lower().endswith(_PICTURES)]
+        if shards and pictures:
+            raise UserError(
+                f"{given} holds Parquet shards and image files ({_text(pictures[0])}): put one of both elsewhere"
+            )
+        self.names, self.shards = shards or names, bool(shards)
+        self.carried, self._counts = pa.schema([]), [1] * len(names)
+        if shards:
+            self._fragments = [_fragment(self._root / name) for name in shards]
+            self.carried, self._counts = self._columns(), [fragment.count_rows() for fragment in self._fragments]
+        self.images = sum(self._counts)
+        if not self.images:
+            raise UserError(f"{given} holds no images: put some there, or name another folder")
+        digest = hashlib.sha256()
+        for name in self.names:
+            path = self._root / name
+            facts = (name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else (name,)
+            digest.update(repr(facts).encode("utf-8", "surrogateescape"))
+        self.digest = digest.hexdigest()
+
+    def _columns(self) -> Any:
+        """Return the schema of the columns beside the image, under names that ours do not have."""
+        schemas = [fragment.physical_schema.remove_metadata() for fragment in self._fragments]
+        for name, schema in zip(self.names, schemas, strict=True):
+            if schema.names.count("image") != 1:
+                count, found = schema.names.count("image"), ", ".join(schema.names)
+                raise UserError(f"{self._root / name} has {count} columns `image` (found: {found}): one is needed")
+            kind = schema.field("image").type
+            inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+            if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+                raise UserError(
+                    f"{self._root / name}: column `image` is {kind}, expected a struct of bytes and path, or binary"
+                )
+            if not schema.equals(schemas[0]):
+                raise UserError(f"{self._root / name} has other columns than {self.names[0]}: read it apart")
+        new = {name: f"given_{name}" for name in (*_OURS, *_WHERE)}  # `label` is what the model says, and so on
+        carried = [field.with_name(new.get(field.name, field.name)) for field in schemas[0] if field.name != "image"]
+        names = [field.name for field in carried]
+        if len(set(names)) < len(names):
+            equal = ", ".join(names)
+            raise UserError(
+                f"{self._root / self.names[0]} has columns that would have equal names in the output ({equal}): rename them"
+            )
+        return pa.schema(carried)
+
+    def pieces(self, skip: int, size: int) -> Iterator[Piece]:
+        """Yield all but the first `skip` images, up to so many at once; shards of which all is done are not opened."""
+        if not self.shards:
+            for start in range(skip, len(self.names), size):
+                names = self.names[start : start + size]
+                yield Piece({"path": [_text(name) for name in names]}, [self._root / name for name in names], [])
+            return
+        ends = accumulate(self._counts)
+        for name, fragment, count, end in zip(self.names, self._fragments, self._counts, ends, strict=True):
+            if count == 0 or end <= skip:
+                continue
+            mean, row = max(1, (self._root / name).stat().st_size // count), 0
+            options = {"batch_size": max(1, min(size, _READ_BYTES // mean)), "batch_readahead": 1, "use_threads": False}
+            try:
+                for rows in fragment.to_batches(**options):
+                    begin = max(0, skip - (end - count) - row)
+                    fresh = rows.slice(begin)
+                    if len(fresh):
+                        yield _piece(_text(name), row + min(begin, len(rows)), fresh)
+                    row += len(rows)
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(self._root / name, error) from None
+
+
+def _piece(shard: str, row: int, rows: Any) -> Piece:
+    contents = [one.get("bytes") if isinstance(one, dict) else one for one in rows.column("image").to_pylist()]
+    carried = [rows.column(i) for i, name in enumerate(rows.schema.names) if name != "image"]
+    return Piece({"shard": [shard] * len(rows), "row": list(range(row, row + len(rows)))}, contents, carried)
+
+
+def _fragment(path: Path) -> Any:
+    """Open a shard."""
+    try:
+        fragment = _FORMAT.make_fragment(str(path), LocalFileSystem())
+        fragment.ensure_complete_metadata()
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
+    return fragment
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path} cannot be read as Parquet ({reason}): restore or remove it")
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -225,91 +283,38 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _look_at_shards(root: Path, names: Sequence[str]) -> tuple[list[int], Any]:
-    """Return how many rows each shard has, and the schema of their columns beside the image."""
-    rows, first = [], None
-    for name in names:
-        with _opened(root / name) as file:
-            schema = file.schema_arrow.remove_metadata()
-            rows.append(int(file.metadata.num_rows))
-        if schema.names.count("image") != 1:
-            count, found = schema.names.count("image"), ", ".join(schema.names)
-            raise UserError(f"{root / name} has {count} columns `image` (found: {found}): one is needed")
-        kind = schema.field("image").type
-        inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-        if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
-            raise UserError(f"{root / name}: column `image` is {kind}, expected a struct of bytes and path, or binary")
-        first = first or schema
-        if not schema.equals(first):
-            raise UserError(f"{root / name} has other columns than {names[0]}: read it apart")
-    # in the output `label` is what the model says, and so on
-    new = {name: f"given_{name}" for name in (*_OURS, *_WHERE)}
-    fields = [field for field in first or () if field.name != "image"]
-    carried = pa.schema([field.with_name(new.get(field.name, field.name)) for field in fields])
-    if len(set(carried.names)) < len(carried):
-        equal = ", ".join(carried.names)
-        raise UserError(f"{root / names[0]} has columns that would have equal names in the output ({equal}): rename them")
-    return rows, carried
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a shard; damage found now or while it is read is a UserError."""
-    try:
-        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:  # else a whole row group is in memory
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as Parquet ({reason}): restore or remove it") from None
-
-
-def _file_pieces(source: Source, skip: int, size: int) -> Iterator[Piece]:
-    for start in range(skip, len(source.names), size):
-        names = source.names[start : start + size]
-        yield Piece({"path": [_text(name) for name in names]}, [source.root / name for name in names], [])
-
-
-def _shard_pieces(source: Source, skip: int, size: int) -> Iterator[Piece]:
-    """Yield rows of shards without the first `skip`; row groups of which all is done are not read."""
-    for name, images in zip(source.names, source.images, strict=True):
-        row = 0
-        if skip < images:
-            with _opened(source.root / name) as file:
-                for number in range(file.num_row_groups):
-                    group = file.metadata.row_group(number)
-                    if row + group.num_rows <= skip:
-                        row += group.num_rows
-                        continue
-                    mean = max(1, group.total_byte_size // max(1, group.num_rows))
-                    for rows in file.iter_batches(max(1, min(size, _READ_BYTES // mean)), row_groups=[number]):
-                        fresh = rows.slice(max(0, skip - row))
-                        row += len(rows)
-                        if len(fresh):
-                            yield _piece(_text(name), row - len(fresh), fresh)
-        skip = max(0, skip - images)
-
-
-def _piece(shard: str, row: int, rows: Any) -> Piece:
-    image = rows.column("image").to_pylist()
-    contents = [one.get("bytes") if isinstance(one, dict) else one for one in image]
-    where: dict[str, list[Any]] = {"shard": [shard] * len(rows), "row": list(range(row, row + len(rows)))}
-    return Piece(where, contents, [rows.column(i) for i, name in enumerate(rows.schema.names) if name != "image"])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the model says
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 class Scorer:
     """From a piece to rows, under the limits of the service. Threads share it, and each computes alone."""
 
-    def __init__(self, model: Model, found: identity.Identity, top: int, limits: settings.Settings, carried: Any) -> None:
-        """Take the model and who it is, how many labels each row has, and the schema of columns that shards carry."""
-        self._model, self._found, self._top, self._limits = model, found, top, limits
-        where = ["path"] if carried is None else ["shard", "row"]
-        ours = [pa.field(name, kind) for name, kind in {**{name: _WHERE[name] for name in where}, **_OURS}.items()]
-        self.schema = pa.schema([*ours[: len(where)], *(carried or ()), *ours[len(where) :]])
+    def __init__(self, folder: Path, top: int, limits: settings.Settings, source: Source) -> None:
+        """Open the model of a folder; each row has up to `top` labels."""
+        self._found, self._limits = identity.read(folder, settings.ROOT), limits
+        released = str(self._found.release.get("precision", "fp32"))
+        self._model = Model(folder, 1, limits.device, released if limits.precision == "auto" else limits.precision)
+        self._spec, self.top = self._model.spec, min(top, len(self._model.classes))
+        self.rows = max(4, min(_PIECE, _BATCH_BYTES // int(np.prod(self._spec.shape))))
+        where = [pa.field(name, _WHERE[name]) for name in (["shard", "row"] if source.shards else ["path"])]
+        self.schema = pa.schema([*where, *source.carried, *(pa.field(name, kind) for name, kind in _OURS.items())])
+        self.about = {"model": self._model.sha256, "spec": self._spec.to_json(), "version": self._found.version,
+                      "manifest": self._found.manifest, "top": self.top,
+                      "max_pixels": limits.max_pixels, "max_body": limits.max_body}  # fmt: skip
+
+    def score_all(self, pieces: Iterator[Piece]) -> Iterator[Any]:
+        """Score pieces in as many threads as processors and memory allow; yield tables in order, few of them in memory."""
+        room = cgroups.memory_limit()
+        threads = max(1, round(cgroups.processors()))
+        if room is not None:
+            threads = max(1, min(threads, room // 2 // (self._limits.max_pixels * _BYTES_OF_A_PIXEL)))
+        waiting: deque[Future[Any]] = deque()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
+        try:
+            while True:
+                waiting.extend(pool.submit(self.score, piece) for piece in islice(pieces, 2 * threads - len(waiting)))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def score(self, piece: Piece) -> Any:
         """Read and decode the images of a piece, and ask the model; return a table.
@@ -317,7 +322,7 @@ class Scorer:
         Raises:
             UserError: ONNX Runtime fails, for want of memory perhaps.
         """
-        pixels = np.empty((len(piece.contents), *self._model.spec.shape), self._model.spec.dtype)
+        pixels = np.empty((len(piece.contents), *self._spec.shape), self._spec.dtype)
         errors: list[str | None] = []
         for content in piece.contents:
             try:
@@ -325,19 +330,24 @@ class Scorer:
                 errors.append(None)
             except UndecodableError as error:
                 errors.append(str(error).replace("prepare.max_megapixels", "SERVE_MAX_MEGAPIXELS"))
-        ranked = iter(self._ranked(pixels[: errors.count(None)]))
-        rows = [None if error else next(ranked) for error in errors]
+        try:
+            probabilities = self._model.probabilities(pixels[: errors.count(None)])
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"the model failed on {len(pixels)} images ({reason}): give it more memory") from None
+        answers = iter(probabilities)
+        ranked = [self._ranked(next(answers)) if error is None else None for error in errors]
+        silent = "the model gave a probability that is no number"
         columns = [
             *piece.where.values(),
             *piece.carried,
-            [row[0]["label"] if row else None for row in rows],
-            [row[0]["probability"] if row else None for row in rows],
-            rows,
-            [self._found.version] * len(rows),
-            [self._found.manifest] * len(rows),
-            [error or (None if row else "the model gave a probability that is no number")
-             for row, error in zip(rows, errors, strict=True)],
-        ]  # fmt: skip
+            [row[0]["label"] if row else None for row in ranked],
+            [row[0]["probability"] if row else None for row in ranked],
+            ranked,
+            [self._found.version] * len(ranked),
+            [self._found.manifest] * len(ranked),
+            [error or (None if row else silent) for row, error in zip(ranked, errors, strict=True)],
+        ]
         arrays = [column if isinstance(column, pa.Array) else pa.array(column, field.type)
                   for column, field in zip(columns, self.schema, strict=True)]  # fmt: skip
         return pa.Table.from_arrays(arrays, schema=self.schema)
@@ -348,68 +358,26 @@ class Scorer:
             try:
                 if not content.is_file():
                     raise UndecodableError("no regular file, or a link that leads to none")
-                content = content.read_bytes() if content.stat().st_size <= most else None
+                content = content.read_bytes() if content.stat().st_size <= most else bytes(most + 1)
             except OSError as error:
                 raise UndecodableError(f"unreadable: {error.strerror}") from None
-        elif content is None:
+        if content is None:
             raise UndecodableError("no image bytes: this row only names a file; store the bytes in the shard")
-        if content is None or len(content) > most:
+        if len(content) > most:
             raise UndecodableError(f"too large: over SERVE_MAX_BODY_MB {most / 1e6:g}")
-        pixels = self._limits.max_pixels
-        return look(content, pixels, pixels, self._model.spec).pixels
+        return look(content, self._limits.max_pixels, self._limits.max_pixels, self._spec).pixels
 
-    def _ranked(self, pixels: Any) -> list[list[dict[str, Any]] | None]:
-        """Return the most probable labels of each image, rounded as the service does; None where one is no number."""
-        try:
-            probabilities = self._model.probabilities(pixels)
-        except Exception as error:  # ONNX Runtime raises classes of its own
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"the model failed on {len(pixels)} images ({reason}): give it more memory") from None
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : self._top]
-        values = np.take_along_axis(probabilities, order, axis=1).tolist()
-        classes = self._model.classes
-        return [
-            [{"label": classes[i], "probability": round(value, 6)} for i, value in zip(places, row, strict=True)]
-            if finite
-            else None
-            for places, row, finite in zip(order.tolist(), values, np.isfinite(probabilities.sum(axis=1)), strict=True)
-        ]
-
-
-def _score_all(pieces: Iterator[Piece], score: Callable[[Piece], Any], max_pixels: int) -> Generator[Any, None, None]:
-    """Score pieces in as many threads as processors and memory allow; yield tables in order, few of them in memory."""
-    room = cgroups.memory_limit()
-    threads = max(1, round(cgroups.processors()))
-    if room is not None:
-        threads = max(1, min(threads, room // 2 // (max_pixels * _BYTES_OF_A_PIXEL)))
-    waiting: deque[Future[Any]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
-    try:
-        while True:
-            waiting.extend(pool.submit(score, piece) for piece in islice(pieces, 2 * threads - len(waiting)))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is written
-# ---------------------------------------------------------------------------------------------------------------------
+    def _ranked(self, row: Any) -> list[dict[str, Any]] | None:
+        """Return the most probable labels of an image, rounded as the service does; None where one is no number."""
+        if not np.isfinite(row.sum()):
+            return None
+        order = (-row).argsort(kind="stable")[: self.top].tolist()
+        return [{"label": self._model.classes[i], "probability": round(float(row[i]), 6)} for i in order]
 
 
 def _parts(folder: Path) -> list[Path]:
     """Return the parts that are there; the name of each is the number of its first row."""
     return sorted(folder.glob(f"{'[0-9]' * 12}.parquet"))
-
-
-def _clear(folder: Path) -> None:
-    """Remove what runs have written into the folder, and the folder unless somebody keeps something else in it."""
-    for path in (*_parts(folder), folder / "lock"):
-        path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _begin(folder: Path, about: dict[str, Any], *, restart: bool) -> int:
@@ -453,26 +421,24 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _write_csv(target: Path, parts: Sequence[Path], schema: Any, top: int) -> None:
+def _write_csv(target: Path, whole: Any, top: int) -> None:
     """Write CSV. The second most probable label is in column label_2, and so on; columns of bytes are left out."""
-    kept = [field.name for field in schema if "binary" not in str(field.type)]
+    kept = [field.name for field in whole.schema if "binary" not in str(field.type)]
     more = [name for place in range(2, top + 1) for name in (f"label_{place}", f"probability_{place}")]
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([one for name in kept for one in (more if name == "probabilities" else [name])])
-        for path in parts:
-            for row in pq.read_table(path, columns=kept).to_pylist():
-                pairs = [value for pair in (row["probabilities"] or [])[1:] for value in pair.values()]
-                row["probabilities"] = pairs or [None] * len(more)
-                writer.writerow([one for name in kept for one in _cells(name, row[name])])
+        for rows in whole.to_batches(columns=kept, batch_size=_ROWS):
+            for row in rows.to_pylist():
+                others = [value for pair in (row["probabilities"] or [])[1:] for value in pair.values()] or [None] * len(
+                    more
+                )
+                cells = [others if name == "probabilities" else [row[name]] for name in kept]
+                writer.writerow([_cell(value) for part in cells for value in part])
 
 
-def _cells(name: str, value: Any) -> list[Any]:
+def _cell(value: Any) -> Any:
     """Return what a value is in CSV: text that a spreadsheet would take as a formula gets an apostrophe before it."""
-    if name == "probabilities":
-        return [_cells("", one)[0] for one in value]
     if isinstance(value, list | dict):
         value = json.dumps(value, ensure_ascii=False, default=str)
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        value = f"'{value}"
-    return [value]
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
