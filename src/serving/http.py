@@ -248,7 +248,7 @@ def routes(rest: ASGIApp, engine: Engine) -> Starlette:
         Route("/readyz", ends.ready),
         Route("/docs.json", ends.guarded(ends.document)),
         Route("/", ends.guarded(swagger)),
-        *(Route(f"{_STATIC}/{name}", Passed(rest)) for name in _FILES),
+        *(Route(f"{_STATIC}/{name}", rest, methods=["GET"]) for name in _FILES),
     ]
     if engine.settings.demo:
         table += [Route("/explain", ends.guarded(ends.explain), methods=["POST"])]
@@ -256,20 +256,6 @@ def routes(rest: ASGIApp, engine: Engine) -> Starlette:
     app = Starlette(routes=table, exception_handlers={HTTPException: on_refusal, Exception: on_fault})
     app.router.redirect_slashes = False
     return app
-
-
-class Passed:
-    """An ASGI application before BentoML's, for files: who asks for parts of one gets the whole, or our kind of refusal."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let BentoML answer GET and HEAD."""
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
-        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        await self._app({**scope, "headers": headers}, receive, send)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

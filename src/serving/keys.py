@@ -36,7 +36,7 @@ class Keys:
         """
         self._path = path
         self._digests: dict[bytes, str] = {}  # SHA-256 of a key to its name
-        self._next_look, self._state = time.monotonic() + _EVERY, _state(path)
+        self._next_look, self._told = time.monotonic() + _EVERY, ""
         if path:
             try:
                 self._digests = _read(path)
@@ -65,26 +65,17 @@ class Keys:
         return found[0] if found else None
 
     def _look(self, path: Path) -> None:
-        """Read the file anew if it has changed; one that is damaged or gone leaves the keys as they are."""
+        """Read the file anew; one that is damaged or gone leaves the keys as they are, and is told once."""
         self._next_look = time.monotonic() + _EVERY
-        before, self._state = self._state, _state(path)
-        if self._state == before:
-            return
+        before, told, self._told = self._digests, self._told, ""
         try:
             self._digests = _read(path)
         except UserError as error:
-            log.warning("SERVE_API_KEYS_FILE %s. The keys that were valid stay valid", error)
-        else:
+            self._told = str(error)
+            if told != self._told:
+                log.warning("SERVE_API_KEYS_FILE %s. The keys that were valid stay valid", error)
+        if self._digests != before:
             log.info("SERVE_API_KEYS_FILE was read anew, valid are: %s", ", ".join(self._digests.values()))
-
-
-def _state(path: Path | None) -> tuple[int, int, int, int] | None:
-    """Return what changes with the file, also where a link is moved to another one; None: there is none."""
-    try:
-        found = path.stat() if path else None
-    except OSError:
-        return None
-    return (found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode) if found else None
 
 
 def _read(path: Path) -> dict[bytes, str]:

@@ -115,7 +115,7 @@ def test_the_file_is_not_looked_at_for_each_request(file: Path, monkeypatch: pyt
     found = Keys(file)
     file.unlink()
     assert bearer(found, OLD) == "north"
-    monkeypatch.setattr(keys, "_state", lambda path: pytest.fail("looked"))
+    monkeypatch.setattr(keys, "_read", lambda path: pytest.fail("looked"))
     assert bearer(found, NEW) == "key-4"
 
 
