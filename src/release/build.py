@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.core.files import digest, read_json, sha256, write_bytes, write_json
+from src.core.files import read_json, sha256, write_bytes, write_json
 from src.judging import lineage
 from src.release import bento as bentos
 from src.release import containerize, device, reviewed, sbom
@@ -31,6 +31,7 @@ from src.release.bento import Content
 from src.release.containerize import Engine, EngineError, Image, signed_in
 from src.release.outcome import RefusedError, telling
 from src.system.git_command import git
+from src.system.judged import Lineage
 from src.system.worktree import checked_out
 
 IMAGE_BUDGET_MB = 500
@@ -310,24 +311,25 @@ def current() -> Content:
     if not model.is_file():
         raise UserError(f"{model} is missing: run make reproduce first, which makes it")
     sha = sha256(model)
-    manifest = lineage.read_manifest(Path(bentos.MANIFEST))
-    known = manifest if manifest and manifest["outputs"].get("model_sha256") == sha else None
+    path = Path(bentos.MANIFEST)
+    manifest = Lineage.read(path, made_by="evaluate") if path.is_file() else None
+    known = manifest if manifest and manifest.outputs.model_sha256 == sha else None
     identity = {
         "name": all_settings.read().name,
         "version": UNREGISTERED,
-        "manifest": digest(known) if known else None,
+        "manifest": known.digest if known else None,
         "model_sha256": sha,
         "precision": "fp32",
         "served_sha256": sha,
         # marked where files were changed; a downloaded archive is no repository
         "commit": git("describe", "--always", "--abbrev=40", "--exclude", "*", "--dirty") or None,
         "committed": _committed("HEAD"),
-        "pull_request": known.get("pull_request") if known else None,
-        "data": known["data"]["digest"] if known else None,
-        "verdict": known["verdict"]["verdict"] if known else None,
-        "metrics": known["metrics"] if known else {},
+        "pull_request": known.pull_request if known else None,
+        "data": known.data.digest if known else None,
+        "verdict": known.verdict.verdict if known else None,
+        "metrics": known.metrics if known else {},
     }
-    return Content(None, identity, model.parent, Path(bentos.MANIFEST) if manifest else None)
+    return Content(None, identity, model.parent, path if manifest else None)
 
 
 def _committed(commit: str) -> int | None:

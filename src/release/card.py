@@ -9,10 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from src.core.card import Card
-from src.core.metrics_file import MetricsFile
+from src.core.metrics_file import ClassScores, MetricsFile, SliceScores
 from src.release.reviewed import Release
 from src.system.escaping import escape
-from src.system.judged import Lineage
+from src.system.judged import Hardware, Lineage
 
 LARGEST = 5000  # characters; the column of MLflow's database
 _SHOWN = 20  # classes that are named
@@ -30,19 +30,19 @@ def write(release: Release, card: Card, metrics: MetricsFile, manifest: Lineage)
         card=card,
         metrics=metrics,
         manifest=manifest,
-        hardware={"accelerator": None, "processor": None, **(manifest.hardware or {})},
+        hardware=manifest.hardware or Hardware(),
         weakest_class=_weakest(metrics.per_class, "recall"),
         weakest_slice=_weakest(metrics.slices, "accuracy"),
-        few=[name for name, row in metrics.per_class.items() if row["examples"] < _FEW],
+        few=[name for name, row in metrics.per_class.items() if row.examples < _FEW],
     )
     note = "\n\nMore is in the report of the run.\n"
     return text if len(text) <= LARGEST else text[: LARGEST - len(note)].rpartition("\n")[0] + note
 
 
-def _weakest(rows: Mapping[str, Mapping[str, float]], number: str) -> str:
+def _weakest(rows: Mapping[str, ClassScores] | Mapping[str, SliceScores], number: str) -> str:
     """Name the row whose number is lowest; empty without rows."""
-    name = min(rows, key=lambda name: (rows[name][number], name), default="")
-    return f"{_shown(name)}, {number} {rows[name][number]:.2%} of {rows[name]['examples']} examples" if rows else ""
+    found = sorted((getattr(row, number), name, row.examples) for name, row in rows.items())
+    return f"{_shown(found[0][1])}, {number} {found[0][0]:.2%} of {found[0][2]} examples" if found else ""
 
 
 def _named(names: list[str]) -> str:

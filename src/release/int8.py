@@ -14,6 +14,7 @@ import numpy as np
 from src.core.files import read_json, rounded, write_json
 from src.core.inference import Model
 from src.core.yaml_files import read_yaml
+from src.release.reviewed import Int8
 
 FOLDER = "quantized"  # among what is judged
 _SERVED = ("model.int8.onnx", "quantization.json")
@@ -26,16 +27,10 @@ def is_wanted(params: Path) -> bool:
     return (content.get("quantize") or {}).get("release") is True
 
 
-def facts(table: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return `precision` and `int8` of the release; `table` is quantization.json of an INT8 model that may serve."""
-    if table is None:
-        return {"precision": "fp32", "int8": None}
-    accuracy = table["accuracy"]
-    told = {f"accuracy_{name}": accuracy[name] for name in ("difference", "low", "high")}
-    return {
-        "precision": "int8",
-        "int8": {"sha256": table["int8_sha256"], "speedup": table["speed"]["slowest"]["ratio"], **told},
-    }
+def facts(table: Mapping[str, Any]) -> Int8:
+    """Return what a release tells of its INT8 model; `table` is quantization.json of one that may serve."""
+    told = {f"accuracy_{name}": table["accuracy"][name] for name in ("difference", "low", "high")}
+    return Int8(sha256=table["int8_sha256"], speedup=table["speed"]["slowest"]["ratio"], **told)
 
 
 def add(folder: Path, made: Path, table: Mapping[str, Any] | None) -> None:

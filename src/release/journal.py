@@ -169,7 +169,7 @@ def begin(
         "commit": release.commit,
         "pull_request": release.pull_request,
         "verdict": release.verdict,
-        "override": release.override,
+        "override": release.override.to_json() if release.override else None,
         "who": who(),
         "when": now(),
         "from": old.short() if old else None,

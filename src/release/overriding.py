@@ -6,8 +6,7 @@ That is a label, as manifest.json claims it, and a green `model-gate` of each pu
 import base64
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from src.core.command import UserError
 from src.core.files import digest
@@ -16,9 +15,10 @@ from src.github.api import ApiError, GitHub
 from src.release.outcome import RefusedError
 from src.system import protection
 from src.system.git_command import file_at, git
+from src.system.judged import Lineage
 
 
-def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:
+def confirm(manifest: Lineage, commit: str, key: str) -> None:
     """Ask GitHub whether the person whom manifest.json names has given a label; outside of CI nobody is asked.
 
     What counts is the label on a pull request whose last commit holds this very manifest.json, given by that person at that
@@ -34,7 +34,7 @@ def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:
     """
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
-    claimed, label = manifest["verdict"][key], labels.LABELS[key]
+    claimed, label = getattr(manifest.verdict, key), labels.LABELS[key]
     doubts = []
     try:
         github = GitHub.from_environment()
@@ -50,7 +50,7 @@ def confirm(manifest: Mapping[str, Any], commit: str, key: str) -> None:
     why = "; ".join(doubts) or "no pull request brought this manifest.json"
     raise RefusedError(
         "gates",
-        f"manifest.json says that {claimed['by']} gave the label {label}, and GitHub does not confirm it ({why})",
+        f"manifest.json says that {claimed.by} gave the label {label}, and GitHub does not confirm it ({why})",
         f"let a person who may write here put the label {label} on the pull request, so that its report names them",
     )
 
@@ -98,31 +98,31 @@ def _doubt_of_merge(commit: str) -> str:
     return f"model-gate was not green at the head of {numbers}" if pulls else "no pull request brought it"
 
 
-def _pull_requests(github: GitHub, manifest: Mapping[str, Any], commit: str) -> Iterator[int]:
+def _pull_requests(github: GitHub, manifest: Lineage, commit: str) -> Iterator[int]:
     """Yield those that may have brought this manifest.json: the one it names, and those of the commit that changed it last.
 
     A model that is judged again, as after a revert, keeps the number of the pull request it was trained in.
     """
-    named = manifest.get("pull_request")
-    if isinstance(named, int):
+    named = manifest.pull_request
+    if named is not None:
         yield named
     changed = git("log", "-1", "--first-parent", "--format=%H", commit, "--", "manifest.json")
     yield from (pull["number"] for pull in github.pages(f"commits/{changed}/pulls") if pull["number"] != named)
 
 
-def _doubt(github: GitHub, number: int, key: str, manifest: Mapping[str, Any]) -> str | None:
+def _doubt(github: GitHub, number: int, key: str, manifest: Lineage) -> str | None:
     """Say why the label of a pull request does not count for this manifest; None when it does."""
-    pull, claimed = github.get(f"pulls/{number}"), manifest["verdict"][key]
+    pull, claimed = github.get(f"pulls/{number}"), getattr(manifest.verdict, key)
     head = pull["head"]["sha"]
     counted, refused = labels.read(github, pull, head, {})
     if key not in counted:
         return refused.get(key) or f"#{number} has no label {labels.LABELS[key]}"
     given = counted[key]
-    if given["by"] != claimed["by"]:
+    if given["by"] != claimed.by:
         return f"the label of #{number} was given by {given['by']}"
-    if claimed.get("head", given["head"]) != given["head"]:  # manifests did not always hold it
-        return f"the label of #{number} was given to commit {given['head'][:12]}, not to {claimed['head'][:12]}"
-    if _manifest_of(github, head) != digest(manifest):
+    if claimed.head not in (None, given["head"]):
+        return f"the label of #{number} was given to commit {given['head'][:12]}, not to {claimed.head[:12]}"
+    if _manifest_of(github, head) != manifest.digest:
         return f"#{number} reviewed another model, or with another verdict"
     return None
 

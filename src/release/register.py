@@ -181,7 +181,7 @@ def tags_of(release: Release) -> dict[str, str]:
         "inputs": release.inputs,
         "manifest": release.manifest,
         "model_sha256": release.model_sha256,
-        "overridden_by": (release.override or {}).get("by"),
+        "overridden_by": release.override.by if release.override else None,
         "pull_request": release.pull_request,
         "trained_commit": release.trained_commit,
         "verdict": release.verdict,
@@ -192,7 +192,7 @@ def tags_of(release: Release) -> dict[str, str]:
 
 def _precision_tags(release: Release) -> dict[str, Any]:
     """Return what a version is told apart by that was released as float one day and as INT8 another."""
-    int8 = {f"int8_{name}": (release.int8 or {}).get(name) for name in ("sha256", "accuracy_difference", "speedup")}
+    int8 = {f"int8_{name}": getattr(release.int8, name, None) for name in ("sha256", "accuracy_difference", "speedup")}
     return {"precision": release.precision, **int8}
 
 

@@ -11,19 +11,31 @@ report/        report.md, report.html, pictures/ of the verdict given again; qua
 metrics.json, params.yaml
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from src.core.command import UserError
-from src.core.files import read_json, sha256, write_json
+from src.core.files import sha256, write_json
 from src.core.records import Record
 from src.release.outcome import RefusedError
+from src.system.judged import Label
 
 RELEASE = "release.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Int8(Record):
+    """What the INT8 model of a release costs and gains: differences of accuracy with their interval, times as fast."""
+
+    sha256: str
+    accuracy_difference: float
+    accuracy_low: float
+    accuracy_high: float
+    speedup: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Release(Record):
     """What is released. `manifest` is the digest that names it everywhere (`digest` of manifest.json)."""
 
@@ -35,16 +47,17 @@ class Release(Record):
     data: str | None  # DVC's digest of the data
     inputs: str  # the input digest
     verdict: str
-    override: dict[str, Any] | None
+    override: Label | None
     metrics: dict[str, float]
     classes: list[str]
     precision: str = "fp32"  # or int8; releases of earlier days do not say
-    int8: dict[str, Any] | None = None  # of INT8: sha256, accuracy_difference, its low and high, speedup
+    int8: Int8 | None = None
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every file of the folder
 
     @property
     def served_sha256(self) -> str:
         """Return the SHA-256 of the file that answers."""
-        return str(self.int8["sha256"]) if self.int8 else self.model_sha256
+        return self.int8.sha256 if self.int8 else self.model_sha256
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,7 @@ class ImageFile(MadeFile):
 
 def write(folder: Path, release: Release) -> None:
     """Write release.json over the files that lie in the folder."""
-    write_json(folder / RELEASE, {**release.to_json(), "files": _digests(folder)})
+    write_json(folder / RELEASE, replace(release, files=_digests(folder)).to_json())
 
 
 def read(folder: Path) -> Release:
@@ -107,8 +120,8 @@ def read(folder: Path) -> Release:
     Raises:
         UserError: there is none, or a file was changed, added or lost since verify wrote it.
     """
-    release, known = _load(folder)
-    found = _digests(folder)
+    release, found = load(folder), _digests(folder)
+    known = release.files
     changed = sorted(path for path in {*found, *known} if found.get(path) != known.get(path))
     if changed:
         raise UserError(
@@ -123,14 +136,9 @@ def load(folder: Path) -> Release:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    return _load(folder)[0]
-
-
-def _load(folder: Path) -> tuple[Release, dict[str, str]]:
     if not (folder / RELEASE).is_file():
         raise UserError(f"{folder / RELEASE} is missing: run python -m src verify {folder}, which makes it")
-    content = read_json(folder / RELEASE, made_by="evaluate", keys=["files"])
-    return Release.from_json(content, str(folder / RELEASE)), content["files"]
+    return Release.read(folder / RELEASE, made_by="evaluate")
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -50,7 +50,7 @@ def status(settings: Settings) -> tuple[str, list[str]]:
 def _row(site: Site, name: str, running: Running, *, serving: bool = False) -> tuple[str, ...]:
     release = reviewed.load(Path(running.folder))
     doing = "serving" if serving else "running" if site.state(running).running else "stopped"
-    verdict = release.verdict + (f", overridden by {release.override['by']}" if release.override else "")
+    verdict = release.verdict + (f", overridden by {release.override.by}" if release.override else "")
     pull_request = f"#{release.pull_request}" if release.pull_request else "none"
     return name, f"version {running.version}", doing, f"since {running.since}", pull_request, verdict
 

@@ -29,7 +29,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -41,7 +41,8 @@ from src.judging import lineage
 from src.release import production
 from src.system import dvc_lock
 from src.system.addresses import without_secrets
-from src.system.git_command import git, has
+from src.system.git_command import file_at, git, has
+from src.system.judged import Lineage
 from src.system.objects import remove_changed
 from src.system.versioning import dvc
 from src.system.worktree import LOST_ARTIFACTS, cache, checked_out, reason, remotes, share_dvc
@@ -90,8 +91,8 @@ def connect(*, main: bool = False, deployed: bool = False) -> None:
         _configure(remote)
         _require_answer(remote)
         # main's place, the first, has not what is merged and not yet deployed: that is with its pull request
-        numbers = [_manifest_of(commit).get("pull_request") for commit in ("", *judges)]
-        places = {"", *(f"pull-requests/{number}" for number in numbers if isinstance(number, int))}
+        made = [_manifest_of(commit) for commit in ("", *judges)]
+        places = {"", *(f"pull-requests/{one.pull_request}" for one in made if one and one.pull_request is not None)}
         for place in sorted(places - {own}):
             others.append(f"{remote}-{len(others)}")
             _add(others[-1], _below(url, place))
@@ -163,12 +164,12 @@ def _branch() -> str:
     return _plan().get("branch") or os.environ.get("GITHUB_REF_NAME") or "unknown"
 
 
-def _manifest_of(commit: str) -> dict[str, Any]:
-    if commit:
-        return lineage.manifest_at(commit)
-    with suppress(UserError):  # that of this commit is named by what needs it
-        return lineage.read_manifest(Path("manifest.json")) or {}
-    return {}
+def _manifest_of(commit: str) -> Lineage | None:
+    """Return manifest.json of a commit, "" for the working tree; None where it has none, or a damaged one."""
+    with suppress(UserError, OSError):  # it is named by what needs it
+        text = file_at(commit, "manifest.json") if commit else Path("manifest.json").read_text(errors="replace")
+        return Lineage.parse(text, "manifest.json")
+    return None
 
 
 def _below(url: str, place: str) -> str:
@@ -250,11 +251,15 @@ def _earlier_artifacts(judges: list[str], prefix: str) -> list[str]:
     found, lost = [], []
     wanted: dict[str, set[str]] = {}
     # input digests under which runs may have stored the models of this commit, of the base and of its anchor, each with the
-    # commit at which the review trained it
+    # commit at which the review trained it: those of manifest.json and of dvc.lock, for another file may have changed since
     for commit in ("", *judges):
-        with checked_out(commit) if commit else nullcontext(Path()) as tree:
-            for digest in _digests_of(tree):
-                wanted.setdefault(digest, set()).add(str(_manifest_of(commit).get("commit")))
+        manifest = _manifest_of(commit)
+        digests = {manifest.inputs.digest} if manifest else set()
+        tree_of = checked_out(commit) if commit else nullcontext(Path())
+        with tree_of as tree, suppress(UserError, AttributeError, KeyError, TypeError):  # what needs a lock names its damage
+            digests.add(dvc_lock.inputs(tree)["digest"])
+        for digest in digests:
+            wanted.setdefault(digest, set()).add(str(manifest.commit if manifest else None))
     for number, (digest, reviewed_commits) in enumerate(sorted(wanted.items())):
         folder, name = _EARLIER / str(number), artifact_name(digest)
         if why := _download(name, reviewed_commits, folder):
@@ -266,16 +271,6 @@ def _earlier_artifacts(judges: list[str], prefix: str) -> list[str]:
     LOST_ARTIFACTS.write_text("".join(lost))
     print("".join(lost), end="")
     return found
-
-
-def _digests_of(tree: Path) -> Iterable[str]:
-    """Yield what manifest.json names and what dvc.lock comes to: another file may have changed since the manifest."""
-    with suppress(UserError):  # a damaged file of an earlier commit; that of this one is named by what needs it
-        manifest = lineage.read_manifest(tree / "manifest.json")
-        if manifest:
-            yield manifest["inputs"]["digest"]
-    with suppress(UserError, AttributeError, KeyError, TypeError):
-        yield dvc_lock.inputs(tree)["digest"]
 
 
 def _judged_against(deployed: bool) -> list[str]:

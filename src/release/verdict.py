@@ -7,20 +7,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.core.files import read_json, write_json
+from src.core.files import write_json
 from src.core.yaml_files import parse_yaml
 from src.release import int8
 from src.release.outcome import RefusedError
 from src.release.production import Deployed
 from src.system.git_command import git
-from src.system.judged import JudgedFile
+from src.system.judged import JudgedFile, Lineage
 from src.system.params import filled
 from src.system.worktree import bring, checked_out
 
@@ -37,13 +36,13 @@ class CannotJudgeError(Exception):
 class Judgement:
     """A verdict, and whose rules gave it."""
 
-    verdict: dict[str, Any]
+    verdict: JudgedFile
     rules: str
     gates: str  # the verdict of the gates alone
     moved: str = ""  # why the rules are not the deployed ones; empty where they are, or where nothing was ever deployed
 
 
-def judge(tree: Path, commit: str, manifest: Mapping[str, Any], deployed: Deployed, out: Path) -> Judgement:
+def judge(tree: Path, commit: str, manifest: Lineage, deployed: Deployed, out: Path) -> Judgement:
     """Judge the model of the pulled tree into the folder `out`.
 
     Where the deployed commit is unknown or its judge cannot be used, the commit's own code judges, and the verdict is
@@ -60,15 +59,15 @@ def judge(tree: Path, commit: str, manifest: Mapping[str, Any], deployed: Deploy
         except CannotJudgeError as error:
             moved = f"the judge of the deployed commit {deployed.commit[:12]} cannot judge it ({error})"
         else:
-            return Judgement(verdict, f"the deployed commit {deployed.commit[:12]}", verdict["verdict"])
+            return Judgement(verdict, f"the deployed commit {deployed.commit[:12]}", verdict.verdict)
     try:
         verdict = _ask(None, tree, commit, manifest, deployed, out)
     except CannotJudgeError as error:
         raise RefusedError("gates", f"the model cannot be judged ({error})", "mend what judges in a pull request") from None
-    gates = verdict["verdict"]
+    gates = verdict.verdict
     if moved:
-        verdict["verdict"] = max("investigate", verdict["verdict"], key=_VERDICTS.index)
-        verdict["reasons"] = [f"judging moved: {moved}", *verdict["reasons"]]
+        worst, reasons = max("investigate", gates, key=_VERDICTS.index), [f"judging moved: {moved}", *verdict.reasons]
+        verdict = replace(verdict, verdict=worst, reasons=reasons)
     return Judgement(verdict, "this commit", gates, moved)
 
 
@@ -86,15 +85,13 @@ def _section(params: str, name: str) -> Any:
         return None
 
 
-def _ask(
-    code: str | None, tree: Path, commit: str, manifest: Mapping[str, Any], deployed: Deployed, out: Path
-) -> dict[str, Any]:
+def _ask(code: str | None, tree: Path, commit: str, manifest: Lineage, deployed: Deployed, out: Path) -> JudgedFile:
     """Run the judge of a commit, None for the tree's own, in the tree; return its verdict."""
     hosted = os.environ.get("RUNNER_ENVIRONMENT") == "github-hosted"
     facts = {
-        "budget": None, "failed": None, "said": "", "hardware": manifest.get("hardware"),
+        "budget": None, "failed": None, "said": "", "hardware": manifest.hardware.to_json() if manifest.hardware else None,
         "lane": {"comparable": not hosted, "name": "hosted CPU" if hosted else "deploy"},
-        "seconds": {"train": manifest.get("training_seconds")},
+        "seconds": {"train": manifest.training_seconds},
     }  # fmt: skip
     write_json(out / "run.json", facts)
     request = {
@@ -112,17 +109,16 @@ def _ask(
         _run("verdict", [str(out / "request.json"), str(out)], folder, tree, commit, manifest)
     if not (out / "verdict.json").is_file():
         raise CannotJudgeError("it wrote no verdict")
-    found = read_json(out / "verdict.json", made_by="evaluate")
     try:
-        answer = JudgedFile.from_json(found, "verdict.json")
+        answer = JudgedFile.read(out / "verdict.json", made_by="judge")
     except UserError as error:
         raise CannotJudgeError(f"its verdict has another format: {error}") from None
     if answer.format != _FORMAT or answer.verdict not in _VERDICTS:
         raise CannotJudgeError("its verdict has another format")
-    return dict(found)
+    return answer
 
 
-def report(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> None:
+def report(tree: Path, commit: str, manifest: Lineage, out: Path) -> None:
     """Write the report of out/report/verdict.json beside it, with the commit's own words.
 
     Raises:
@@ -137,9 +133,9 @@ def report(tree: Path, commit: str, manifest: Mapping[str, Any], out: Path) -> N
     _run("report", arguments, tree, tree, commit, manifest)
 
 
-def _run(verb: str, arguments: list[str], code: Path, tree: Path, commit: str, manifest: Mapping[str, Any]) -> None:
+def _run(verb: str, arguments: list[str], code: Path, tree: Path, commit: str, manifest: Lineage) -> None:
     """Run a command of `code` in the tree, whose own code stays out of it; it gets no token of this job."""
-    plan = {"sha": commit, "number": manifest.get("pull_request"), "run_url": manifest.get("run_url")}
+    plan = {"sha": commit, "number": manifest.pull_request, "run_url": manifest.run_url}
     variables = {"PLAN": json.dumps(plan), "GIT_TERMINAL_PROMPT": "0", "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     done = subprocess.run(

@@ -14,13 +14,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from src.core.card import Card
 from src.core.command import UserError
-from src.core.files import check_outputs, digest, read_json, replacing, sha256, write_json
+from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.core.metrics_file import MetricsFile
 from src.github.labels import LABELS
 from src.judging import lineage
@@ -31,6 +32,7 @@ from src.release.reviewed import RELEASE, Release
 from src.release.verdict import CannotJudgeError, Judgement
 from src.system import dvc_lock
 from src.system.git_command import git
+from src.system.judged import JudgedFile, Lineage
 from src.system.params import load
 from src.system.worktree import bring, checked_out, share_dvc
 
@@ -96,7 +98,7 @@ def _without_its_path(tree: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
+def _reviewed_inputs(tree: Path, commit: str) -> Lineage:
     """Return the manifest of the commit, whose inputs are still those that the model was made of."""
     missing = [name for name in _TRACKED if not (tree / name).is_file()]
     if missing:
@@ -105,20 +107,19 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
             f"commit {commit[:12]} has no {', '.join(missing)}: no model of it was reviewed",
             "run make reproduce report, commit what they wrote and open a pull request",
         )
-    manifest = lineage.parse_manifest((tree / "manifest.json").read_text(errors="replace"), "manifest.json")
     try:
-        now = dvc_lock.inputs(tree)
-        differs = dvc_lock.moved(manifest["inputs"], now) or (["dvc.lock"] if manifest["inputs"] != now else [])
-        verdict = manifest["verdict"]["verdict"]
-        # engine: reviewed covers no failed gate; of the others, the review says which label would
-        lacking = [LABELS[key] for key in manifest["verdict"].get("lacking") or ()]
-        keys = ("override", *(["engine_reviewed"] if verdict == "investigate" else []))
-        by = [manifest["verdict"][key]["by"] for key in keys if manifest["verdict"].get(key)]
-        _ = manifest["outputs"]["model_sha256"], manifest["data"]["digest"], manifest["commit"]
-    except (KeyError, TypeError, AttributeError):
-        raise RefusedError(
-            "tampered", "manifest.json is damaged", "restore it with git checkout, or let a pull request's report write it"
-        ) from None
+        manifest = Lineage.parse((tree / "manifest.json").read_text(errors="replace"), "manifest.json")
+    except UserError as error:
+        then = "restore it with git checkout, or let a pull request's report write it"
+        raise RefusedError("tampered", f"manifest.json is damaged ({error})", then) from None
+    now, told = dvc_lock.inputs(tree), manifest.verdict
+    reviewed_inputs = manifest.inputs.to_json()
+    differs = dvc_lock.moved(reviewed_inputs, now) or (["dvc.lock"] if reviewed_inputs != now else [])
+    # engine: reviewed covers no failed gate; of the others, the review says which label would
+    lacking, by = (
+        [LABELS[key] for key in told.lacking],
+        told.override or (told.verdict == "investigate" and told.engine_reviewed),
+    )
     differs = sorted({*differs, *dvc_lock.stale(tree)})
     if differs:
         raise RefusedError(
@@ -126,14 +127,14 @@ def _reviewed_inputs(tree: Path, commit: str) -> dict[str, Any]:
             f"main has moved: it asks for another model than the reviewed one ({', '.join(differs[:5])} changed since)",
             f"let it be trained and reviewed: {_RETRAIN}",
         )
-    if verdict != "pass" and (lacking or not by):
+    if told.verdict != "pass" and (lacking or not by):
         label = " and ".join(lacking) or LABELS["override"]
         raise RefusedError(
             "gates",
-            f"the verdict of the review is {verdict}, and nobody has {f'given {label}' if by else 'overridden it'}",
+            f"the verdict of the review is {told.verdict}, and nobody has {f'given {label}' if by else 'overridden it'}",
             f"open a pull request that makes it pass, or on which a person puts the label {label}",
         )
-    print(f"inputs are those of the review, {manifest['inputs']['digest'][:12]}")
+    print(f"inputs are those of the review, {manifest.inputs.digest[:12]}")
     return manifest
 
 
@@ -152,11 +153,11 @@ def _pull(tree: Path) -> None:
     )
 
 
-def _reviewed_bytes(tree: Path, manifest: Mapping[str, Any]) -> None:
+def _reviewed_bytes(tree: Path, manifest: Lineage) -> None:
     """Compare what was pulled with dvc.lock and with the manifest, byte by byte."""
     changed = [name for name in _PULLED if not dvc_lock.is_as_recorded(tree, name)]
     model = sha256(tree / lineage.MODEL)
-    reviewed_one = model == manifest["outputs"]["model_sha256"]
+    reviewed_one = model == manifest.outputs.model_sha256
     if changed:
         names = ", ".join([name for name in changed if name != "out/model"] + ([] if reviewed_one else [lineage.MODEL]))
         raise RefusedError(
@@ -170,10 +171,8 @@ def _reviewed_bytes(tree: Path, manifest: Mapping[str, Any]) -> None:
             "manifest.json is the review of another model than the one that dvc.lock records",
             f"restore both with git checkout from one reviewed commit, or let it be reviewed: {_RETRAIN}",
         )
-    facts = lineage.manifest(tree, {}, None)
-    # a manifest of an earlier version has fewer facts about the data
-    facts["data"] = {key: value for key, value in facts["data"].items() if key in manifest["data"]}
-    differs = [name for name in ("outputs", "data", "metrics", "network") if facts[name] != manifest.get(name)]
+    facts, told = lineage.manifest(tree, {}, None), manifest.to_json()
+    differs = [name for name in ("outputs", "data", "metrics", "network") if facts[name] != told[name]]
     if differs:
         raise RefusedError(
             "tampered",
@@ -209,9 +208,7 @@ def _golden_answers(tree: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _judge_again(
-    tree: Path, commit: str, deployed: Deployed, manifest: Mapping[str, Any], out: Path
-) -> dict[str, Any] | None:
+def _judge_again(tree: Path, commit: str, deployed: Deployed, manifest: Lineage, out: Path) -> dict[str, Any] | None:
     """Let the deployed commit's rules judge the model, and write the report; return the table of INT8 if that may serve.
 
     Raises:
@@ -220,18 +217,18 @@ def _judge_again(
     judgement = verdict.judge(tree, commit, manifest, deployed, out)
     found = judgement.verdict
     _same_answers(tree, out)
-    said = f"the verdict by the rules of {judgement.rules} is {found['verdict']}: {'; '.join(found['reasons'])}"
+    said = f"the verdict by the rules of {judgement.rules} is {found.verdict}: {'; '.join(found.reasons)}"
     for key in _needed(manifest, deployed, judgement):
-        person = manifest["verdict"].get(key)
+        person = getattr(manifest.verdict, key)
         if not person:
             then = "run again once that can be found out" if deployed.why else "revert the merge"
             label = LABELS[key]
             raise RefusedError("gates", said, f"{then}, or let a person put the label {label} on a pull request")
         overriding.confirm(manifest, commit, key)
-        found[key] = person
-        print(f"accepted by {person['by']} ({LABELS[key]}, {person.get('at', 'when is not known')})")
+        found = replace(found, **{key: person})
+        print(f"accepted by {person.by} ({LABELS[key]}, {person.at or 'when is not known'})")
     print(said)
-    write_json(out / "report" / "verdict.json", found)
+    write_json(out / "report" / "verdict.json", found.to_json())
     try:
         verdict.report(tree, commit, manifest, out)
     except CannotJudgeError as error:  # no reason to keep the model away
@@ -239,10 +236,9 @@ def _judge_again(
     return _int8(found, out)
 
 
-def _needed(manifest: Mapping[str, Any], deployed: Deployed, judgement: Judgement) -> list[str]:
+def _needed(manifest: Lineage, deployed: Deployed, judgement: Judgement) -> list[str]:
     """Return what a person must have accepted, as keys of the manifest's verdict."""
-    given = {key for key in LABELS if manifest["verdict"].get(key)}
-    needed = given if manifest["verdict"]["verdict"] != "pass" else set()
+    needed = {key for key in LABELS if getattr(manifest.verdict, key) and manifest.verdict.verdict != "pass"}
     if judgement.gates != "pass" or deployed.why:
         needed = needed | {"override"}
     if judgement.moved:
@@ -250,12 +246,12 @@ def _needed(manifest: Mapping[str, Any], deployed: Deployed, judgement: Judgemen
     return sorted(needed)
 
 
-def _int8(found: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+def _int8(found: JudgedFile, out: Path) -> dict[str, Any] | None:
     """Return the table of the INT8 model where one was asked for and may serve; else the float model, as reviewed, does."""
     path = out / int8.FOLDER / "quantization.json"
     if not path.is_file():
-        if found.get("why_no_int8"):
-            print(f"the float model is released, because an INT8 one cannot be made ({found['why_no_int8']})")
+        if found.why_no_int8:
+            print(f"the float model is released, because an INT8 one cannot be made ({found.why_no_int8})")
         return None
     table: dict[str, Any] = read_json(path, made_by="quantize", keys=("verdict", "reasons"))
     passed = table["verdict"] == "pass"
@@ -297,25 +293,26 @@ def _write(
     folder: Path,
     tree: Path,
     commit: str,
-    manifest: Mapping[str, Any],
+    manifest: Lineage,
     judged: Path,
     table: Mapping[str, Any] | None,
 ) -> None:
     metrics = MetricsFile.read(tree / lineage.EVALUATION, made_by="evaluate")
     card = Card.read(tree / "out/model/card.json", made_by="train")
     release = Release(
-        manifest=digest(manifest),
-        model_sha256=manifest["outputs"]["model_sha256"],
+        manifest=manifest.digest,
+        model_sha256=manifest.outputs.model_sha256,
         commit=commit,
-        trained_commit=manifest["commit"],
-        pull_request=manifest.get("pull_request"),
-        data=manifest["data"]["digest"],
-        inputs=manifest["inputs"]["digest"],
-        verdict=manifest["verdict"]["verdict"],
-        override=manifest["verdict"].get("override"),
+        trained_commit=str(manifest.commit),
+        pull_request=manifest.pull_request,
+        data=manifest.data.digest,
+        inputs=manifest.inputs.digest,
+        verdict=manifest.verdict.verdict,
+        override=manifest.verdict.override,
         metrics=metrics.headline(),
         classes=card.classes,
-        **int8.facts(table),
+        precision="int8" if table else "fp32",
+        int8=int8.facts(table) if table else None,
     )
     with replacing(folder) as fresh:
         fresh.mkdir()

@@ -29,7 +29,7 @@ from src.release.client import Client
 from src.release.containers import State
 from src.release.golden import FaultError
 from src.release.probes import Limits, smoke
-from src.release.reviewed import Release
+from src.release.reviewed import Int8, Release
 from src.system.params import Params
 
 CLASSES = list(COLOURS)
@@ -315,7 +315,7 @@ RELEASE = Release(
     manifest="a" * 64, model_sha256="b" * 64, commit="c" * 40, trained_commit="c" * 40, pull_request=None, data=None,
     inputs="d" * 64, verdict="pass", override=None, metrics={}, classes=CLASSES,
 )  # fmt: skip
-TOLD = {"sha256": "e" * 64, "accuracy_difference": -0.001, "accuracy_low": -0.002, "accuracy_high": 0.0, "speedup": 1.5}
+TOLD = Int8(sha256="e" * 64, accuracy_difference=-0.001, accuracy_low=-0.002, accuracy_high=0.0, speedup=1.5)
 
 
 def test_a_passing_int8_model_is_released_with_golden_answers_of_its_own(
@@ -330,7 +330,7 @@ def test_a_passing_int8_model_is_released_with_golden_answers_of_its_own(
     assert modelcheck.golden_difference(folder / "model", folder / "golden")[0] < 1e-6
     assert [example["file"] for example in own["examples"]] == [example["file"] for example in kept["examples"]]
     assert {"model.onnx", "model.int8.onnx", "quantization.json"} <= {path.name for path in (folder / "model").iterdir()}
-    assert int8.facts(told)["int8"]["sha256"] == sha256(folder / "model/model.int8.onnx")
+    assert int8.facts(told).sha256 == sha256(folder / "model/model.int8.onnx")
 
 
 def test_of_a_refused_int8_model_only_the_table_is_kept(
@@ -352,7 +352,7 @@ def test_releases_of_earlier_days_are_float_and_int8_survives_its_file(tmp_path:
     assert (old.precision, old.served_sha256) == ("fp32", RELEASE.model_sha256)
     reviewed.write(tmp_path, replace(RELEASE, precision="int8", int8=TOLD))
     new = reviewed.load(tmp_path)
-    assert (new.precision, new.served_sha256) == ("int8", TOLD["sha256"])
+    assert (new.precision, new.served_sha256) == ("int8", TOLD.sha256)
 
 
 def test_a_version_says_which_file_answers_and_what_that_cost() -> None:

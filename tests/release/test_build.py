@@ -28,7 +28,7 @@ from src.release.bento import Content
 from src.release.build import Base
 from src.release.containerize import Engine, EngineError, Image, choose
 from src.release.outcome import RefusedError
-from src.release.reviewed import Release
+from src.release.reviewed import Int8, Release
 
 NAME = "test-build"
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -118,7 +118,7 @@ def test_an_int8_model_gets_in_where_the_release_has_one(
     shutil.copytree(folder, copy)
     for name in ("model.int8.onnx", "quantization.json"):
         (copy / "model" / name).write_text("{}")
-    told = {"sha256": "e" * 64, "accuracy_difference": 0.0, "accuracy_low": 0.0, "accuracy_high": 0.0, "speedup": 2.0}
+    told = Int8(sha256="e" * 64, accuracy_difference=0.0, accuracy_low=0.0, accuracy_high=0.0, speedup=2.0)
     reviewed.write(copy, replace(reviewed.load(copy), precision="int8", int8=told))
     int8, plain = tmp_path / "int8", tmp_path / "plain"
     assert assembled(checkout, build.released(copy), int8) != assembled(checkout, content, plain)
@@ -180,7 +180,13 @@ def test_the_working_tree_is_named_by_its_model(content: Content, tmp_path: Path
     with pytest.raises(UserError, match="run make reproduce first"):
         build.current()
     sha = sha256(write_model(tmp_path / "out/model") / "model.onnx")
-    keys = {"inputs": {}, "data": {"digest": "d"}, "commit": "", "metrics": {"accuracy": 1}, "verdict": {"verdict": "pass"}}
+    keys = {
+        "inputs": {"digest": "i"},
+        "data": {"digest": "d"},
+        "commit": "",
+        "metrics": {"accuracy": 1},
+        "verdict": {"verdict": "pass", "reasons": []},
+    }
     for judged in (sha, "0" * 64):
         (tmp_path / "manifest.json").write_text(json.dumps(keys | {"outputs": {"model_sha256": judged}}))
         identity = build.current().identity

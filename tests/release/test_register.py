@@ -35,8 +35,8 @@ from src.release import card, reviewed
 from src.release import register as registering
 from src.release.outcome import RefusedError
 from src.release.register import register
-from src.release.reviewed import Release
-from src.system.judged import Lineage
+from src.release.reviewed import Int8, Release
+from src.system.judged import Label, Lineage
 from src.system.mlflow_client import RegistryError
 from src.system.registry import Registry
 
@@ -83,13 +83,14 @@ def make_release(folder: Path, shuffled: bool = False, pull_request: int | None 
     write_params(folder / "params.yaml", train__epochs=EPOCHS)
     metrics = {
         "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "ece": 0.02, "examples": 60, "log_loss": 0.3,
-        "macro_f1": 0.89, "baseline": {"accuracy": 0.7},
+        "macro_f1": 0.89, "baseline": {"accuracy": 0.7, "macro_f1": 0.7, "log_loss": 0.9, "ece": 0.1, "margin": 0.2},
         "per_class": {name: {"recall": 0.95 - 0.1 * i, "examples": 20 - i} for i, name in enumerate(CLASSES)},
         "slices": {"brightness: low": {"accuracy": 0.7, "examples": 30}, "brightness: high": {"accuracy": 1, "examples": 9}},
     }  # fmt: skip
     write_json(folder / "metrics.json", metrics)
     manifest = {
-        "commit": "c" * 40, "data": {"digest": f"{'ab' * 16}.dir"}, "hardware": {"processor": "a slow one"}, "inputs": {},
+        "commit": "c" * 40, "data": {"digest": f"{'ab' * 16}.dir"}, "hardware": {"processor": "a slow one"},
+        "inputs": {"digest": "e" * 64},
         "verdict": {"verdict": "pass", "reasons": ["all gates"], "override": None}, "metrics": {},
         "outputs": {"model_sha256": model_sha256},
         "pull_request": pull_request,
@@ -258,7 +259,7 @@ def test_a_card_tells_the_weakest_and_who_overrode_and_fits_whatever_there_is_to
         MetricsFile.read(folder / "metrics.json", ""),
         Lineage.read(folder / "manifest.json", ""),
     )
-    release = replace(reviewed.read(folder), verdict="fail", override={"by": "ann", "at": "today"})
+    release = replace(reviewed.read(folder), verdict="fail", override=Label(by="ann", at="today"))
     text = card.write(release, *facts)
     for words in (
         "| accuracy | 90.00% (80.00% to 95.00%) |",
@@ -271,14 +272,14 @@ def test_a_card_tells_the_weakest_and_who_overrode_and_fits_whatever_there_is_to
         release.manifest,
     ):
         assert words in text
-    facts[2].verdict["reasons"] = [f"reason {i} " * 6 for i in range(500)]
+    facts[2].verdict.reasons[:] = [f"reason {i} " * 6 for i in range(500)]
     text = card.write(replace(release, classes=[f"a|class<b>`{i}`" * 20 for i in range(500)]), *facts)
     assert len(text) <= card.LARGEST
     assert "and 480 more" in text
     assert "<b>" not in text.replace("\\<b\\>", "")
     assert text.endswith("More is in the report of the run.\n")
     assert "INT8" not in text
-    told = {"sha256": "e" * 64, "accuracy_difference": -0.001, "accuracy_low": -0.01, "accuracy_high": 0.0, "speedup": 2.0}
+    told = Int8(sha256="e" * 64, accuracy_difference=-0.001, accuracy_low=-0.01, accuracy_high=0.0, speedup=2.0)
     assert "Served as INT8: accuracy -0.10% (-1.00% to +0.00%)" in card.write(replace(release, int8=told), *facts)
 
 
