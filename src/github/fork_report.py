@@ -18,14 +18,13 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from src.core.command import UserError
 from src.github import changes, engine, fork_words, labels
 from src.github.api import ApiError, GitHub, TooLargeError
+from src.github.fork_words import Run
 from src.github.status import CONTEXT, set_outputs, set_status, summarize
 from src.system import numbers
 from src.system.numbers import Numbers, NumbersError
@@ -37,20 +36,6 @@ _TOO_OLD = "it is too old and no longer kept"
 # What zipfile raises on bytes that are no whole zip, or one that is encrypted or of a kind that it cannot read.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OSError)
 _SILENT = {"cancelled", "skipped", "action_required", "neutral", "stale"}  # conclusions of a run that has nothing to report
-
-
-@dataclass(frozen=True)
-class Run:
-    """What GitHub says of the finished run: the only facts about the pull request that are believed."""
-
-    id: int
-    url: str
-    conclusion: str
-    sha: str
-    owner: str
-    branch: str
-    head_repository: int
-    base: str
 
 
 def read_event(path: Path) -> tuple[Run | None, str]:
@@ -86,14 +71,13 @@ def read_event(path: Path) -> tuple[Run | None, str]:
 def find_pull_request(api: GitHub, finished: Run) -> int | None:
     """Return the number of the one open pull request whose head is this very commit of this very repository; else None."""
     listed = api.pages("pulls", state="open", base=finished.base, head=f"{finished.owner}:{finished.branch}")
-    matching = [pull["number"] for pull in listed if _is_head(pull, finished)]
-    return int(matching[0]) if len(matching) == 1 else None
-
-
-def _is_head(pull: Mapping[str, Any], finished: Run) -> bool:
-    head = pull["head"]
-    same = head["sha"] == finished.sha and (head["repo"] or {}).get("id") == finished.head_repository
-    return bool(same and pull["state"] == "open" and pull["base"]["ref"] == finished.base)
+    matching = [
+        int(pull["number"])
+        for pull in listed
+        if (pull["head"]["sha"], (pull["head"]["repo"] or {}).get("id")) == (finished.sha, finished.head_repository)
+        and (pull["state"], pull["base"]["ref"]) == ("open", finished.base)
+    ]
+    return matching[0] if len(matching) == 1 else None
 
 
 def fetch(api: GitHub, run_id: int) -> bytes | None:
@@ -187,7 +171,7 @@ def report(api: GitHub, finished: Run, number: int, protected: Sequence[str]) ->
         if has_nothing_to_say(api, finished):
             return None
         found = f"the run left none (it ended with `{re.sub('[^a-z_]', '', finished.conclusion)}`)"
-    return fork_words.render(found, fork_words.Place(number, finished.sha, finished.url), protected)
+    return fork_words.render(found, number, finished, protected)
 
 
 def leave_pending(api: GitHub, finished: Run) -> None:
@@ -234,8 +218,7 @@ def _unchanged(api: GitHub, finished: Run, number: int, changed: Sequence[str], 
         set_status(api, finished.sha, "pending", labels.wanted(protected))
     else:
         set_status(api, finished.sha, "success", "nothing that the model depends on changed: nothing was trained")
-    place = fork_words.Place(number, finished.sha, finished.url)
-    return fork_words.unchanged(changed, place, protected, reviewer, refused.get("engine_reviewed", ""))
+    return fork_words.unchanged(changed, finished, protected, reviewer, refused.get("engine_reviewed", ""))
 
 
 def _write(file: Path, number: int, text: str) -> None:

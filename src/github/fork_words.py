@@ -13,34 +13,39 @@ _TRUSTED = "this trains exactly this commit on the trusted runner and sets `mode
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which pull request, which commit, which run: all three by GitHub's own word."""
+class Run:
+    """What GitHub says of the finished run: the only facts about the pull request that are believed."""
 
-    number: int
-    sha: str
+    id: int
     url: str
+    conclusion: str
+    sha: str
+    owner: str
+    branch: str
+    head_repository: int
+    base: str
 
 
-def render(found: Numbers | str, place: Place, protected: Sequence[str]) -> str:
+def render(found: Numbers | str, number: int, run: Run, protected: Sequence[str]) -> str:
     """Return the comment: the fork's numbers, or in our own words why there are none to show."""
     if isinstance(found, str):
         head = ["## ❔ This fork's report cannot be shown", f"Its numbers were refused, or there are none: {found}."]
     else:
         icon = {"pass": "✅", "fail": "❌", "investigate": "🔎"}[found.verdict]
-        head = [f"## {icon} This fork reports of itself: {found.verdict}", _claim(found, place)]
+        head = [f"## {icon} This fork reports of itself: {found.verdict}", _claim(found, run)]
     blocks = [
         *head,
-        f"[The run]({place.url}) has the log and its summary.",
+        f"[The run]({run.url}) has the log and its summary.",
         *_warning(protected),
         f"For a maintainer: once you have read the changes, {_TRUSTED}.",
-        f"```bash\ngh workflow run report.yml -f pull_request={place.number} -f sha={place.sha}\n```",
+        f"```bash\ngh workflow run report.yml -f pull_request={number} -f sha={run.sha}\n```",
     ]
     if isinstance(found, Numbers):
         blocks += _tables(found)
     return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
 
 
-def unchanged(files: Sequence[str], place: Place, protected: Sequence[str], reviewer: str, refused: str) -> str:
+def unchanged(files: Sequence[str], run: Run, protected: Sequence[str], reviewer: str, refused: str) -> str:
     """Return the comment on a pull request that changes nothing the model depends on.
 
     `reviewer` gave the label that its change of the engine needs; `refused` says why one does not count.
@@ -49,10 +54,10 @@ def unchanged(files: Sequence[str], place: Place, protected: Sequence[str], revi
     by = f" `{reviewer}` has read what it changes of the engine." if protected and reviewer else ""
     blocks = [
         f"## {'🔎 investigate' if held else '✅ pass'}: nothing that the model depends on changed",
-        f"Nothing was trained at `{place.sha}`; the model of main stays as it is. Changed: {_names(files)}.{by}",
+        f"Nothing was trained at `{run.sha}`; the model of main stays as it is. Changed: {_names(files)}.{by}",
         *(_warning(protected) if held else []),
         *([f"`model-gate` waits for the label `engine: reviewed`. {code(refused) if refused else ''}"] if held else []),
-        f"[The run]({place.url})",
+        f"[The run]({run.url})",
     ]
     return f"{MARKER}\n" + "\n\n".join(blocks) + "\n"
 
@@ -67,18 +72,18 @@ def figure(value: float | None) -> str:
     return "—" if value is None else f"{value:.6g}"
 
 
-def _claim(found: Numbers, place: Place) -> str:
+def _claim(found: Numbers, run: Run) -> str:
     budget = "a small budget"
     if found.budget:
         budget += f" ({found.budget.epochs} of {found.budget.asked} epochs)"
     sentences = [
-        f"**The numbers were computed by the pull request's own code at `{place.sha}`** on a hosted runner, with {budget}.",
+        f"**The numbers were computed by the pull request's own code at `{run.sha}`** on a hosted runner, with {budget}.",
         "They are a claim, not a proof: `model-gate` does not count them.",
     ]
     if found.failed_stage:
         sentences.append(f"The pipeline failed in the stage `{found.failed_stage}`.")
     if found.examples is not None:
-        sentences.append(f"Judged on {found.examples} test images.")
+        sentences.append(f"Judged on {found.examples} test examples.")
     if not found.baseline:
         sentences.append("There was no model of main to compare with.")
     return "> [!NOTE]\n> " + " ".join(sentences)
@@ -93,23 +98,25 @@ def _warning(protected: Sequence[str]) -> list[str]:
 
 def _tables(found: Numbers) -> list[str]:
     metrics = [
-        [code(row.name), figure(row.main), figure(row.candidate), _interval(row.low, row.high)] for row in found.metrics
+        [
+            code(row.name),
+            figure(row.main),
+            figure(row.candidate),
+            "—" if None in (row.low, row.high) else f"{figure(row.low)} to {figure(row.high)}",
+        ]
+        for row in found.metrics
     ]
     gates = [[code(row.name), row.level, row.outcome, figure(row.value), figure(row.limit)] for row in found.gates]
     ordered = sorted(found.classes, key=lambda row: 2.0 if row.recall is None else row.recall)
     classes = [[code(row.name), str(row.examples), figure(row.main), figure(row.recall)] for row in ordered]
     checks = [[code(row.name), row.level] for row in found.checks]
-    heads = ["class", "test images", "recall of main", "of this fork"]
+    heads = ["class", "test examples", "recall of main", "of this fork"]
     return [
         *_table("Metrics", ["metric", "main", "this fork", "interval of the difference"], metrics, _SHOWN),
         *_table("Gates", ["gate", "level", "outcome", "value", "limit"], gates, _SHOWN),
         *_table("Classes, the worst first", heads, classes, _SHOWN_CLASSES),
         *_table("Findings in the data", ["check", "level"], checks, _SHOWN),
     ]
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "—" if low is None or high is None else f"{figure(low)} to {figure(high)}"
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], most: int) -> list[str]:

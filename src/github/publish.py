@@ -23,7 +23,7 @@ from src.github.api import GitHub, start
 from src.github.git import Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
 from src.github.status import CONTEXT, run_url, set_status, summarize
-from src.system.escaping import prose
+from src.system.escaping import code, prose
 from src.system.git_command import GitError
 from src.system.judged import JudgedFile
 from src.system.protection import RESULTS
@@ -82,11 +82,29 @@ def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
         verdict = JudgedFile.parse(path.read_text(), path.name)
         markdown = (folder / "out/report/report.md").read_text()
         if trained != "success" and _has_model(verdict):
-            return _unstored(verdict, markdown, trained)
-        return _held(_judged(verdict, markdown, plan, folder), plan)
+            # what was reviewed may lie nowhere, so that nothing could be deployed
+            said = (
+                f"judged {verdict.verdict}, but the job ended with {trained or 'nothing'}: data and model may not be stored"
+            )
+            advice = f"See [the run]({run_url()}), mend the store (`DVC_REMOTE_URL`), run it again."
+            text = f"{markdown}\n> [!CAUTION]\n> **{said[0].upper()}{said[1:]}.** {advice}\n"
+            return Outcome("failure", said, text)
+        outcome = _judged(verdict, markdown, plan, folder)
     except (OSError, ValueError, KeyError, UserError) as error:
         what = "there is no report" if isinstance(error, OSError) else "the report cannot be read"
-        return _crashed(f"{what}: the job that trains and judges ended with `{trained or 'nothing'}`")
+        why = f"{what}: the job that trains and judges ended with `{trained or 'nothing'}`"
+        text = (
+            f"## ❌ fail: the gate could not judge this change\n\n{why[0].upper()}{why[1:]}. See [the run]({run_url()}); "
+            "mend what it names and push again, or run it again if the machine was at fault. Nothing was deployed and no "
+            "file of the branch was changed.\n"
+        )
+        return Outcome("failure", f"the gate crashed: {why.replace('`', '')}", text)
+    # let no verdict pass a change of the engine that nobody has read: verdict.json is the work of the change's own code
+    if plan["protected"] and not plan["engine_reviewed"]:
+        outcome.markdown += f"\n> [!WARNING]\n> {_engine(plan)}\n"
+        if outcome.state == "success":
+            outcome.state, outcome.description = "pending", labels.wanted(plan["protected"])
+    return outcome
 
 
 def _judged(verdict: JudgedFile, markdown: str, plan: Mapping[str, Any], folder: Path) -> Outcome:
@@ -106,32 +124,13 @@ def _judged(verdict: JudgedFile, markdown: str, plan: Mapping[str, Any], folder:
     return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
 
 
-def _held(outcome: Outcome, plan: Mapping[str, Any]) -> Outcome:
-    """Let no verdict pass a change of the engine that nobody has read: verdict.json is the work of the change's own code."""
-    if not plan["protected"] or plan["engine_reviewed"]:
-        return outcome
-    outcome.markdown += f"\n> [!WARNING]\n> {_engine(plan)}\n"
-    if outcome.state == "success":
-        outcome.state, outcome.description = "pending", labels.wanted(plan["protected"])
-    return outcome
-
-
 def _engine(plan: Mapping[str, Any]) -> str:
     """Name the protected files, and say what is to be done."""
-    files = ", ".join(map(_code, plan["protected"]))
+    files = ", ".join(map(code, plan["protected"]))
     what = f"reads them and adds the label `{ENGINE}`, which counts for this commit; a later push ends it"
     refused = plan["refused"].get("engine_reviewed", "")
     why = f" Not yet: {prose(refused)}." if refused else ""
     return f"**This change touches the engine: {files}.** `{CONTEXT}` waits until a person with write access {what}.{why}"
-
-
-def _unstored(verdict: JudgedFile, markdown: str, trained: str) -> Outcome:
-    """Judged, but the job failed after that: what was reviewed may lie nowhere, so that nothing could be deployed."""
-    said = f"judged {verdict.verdict}, but the job ended with {trained or 'nothing'}: data and model may not be stored"
-    advice = (
-        f"**{said[0].upper()}{said[1:]}.** See [the run]({run_url()}), mend the store (`DVC_REMOTE_URL`), run it again.\n"
-    )
-    return Outcome("failure", said, f"{markdown}\n> [!CAUTION]\n> {advice}")
 
 
 def _has_model(verdict: JudgedFile) -> bool:
@@ -165,7 +164,7 @@ def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> s
 
 
 def _unchanged(plan: Mapping[str, Any]) -> Outcome:
-    files = "\n".join(f"- {_code(path)}" for path in plan["changed"])
+    files = "\n".join(f"- {code(path)}" for path in plan["changed"])
     told = "nothing that the model depends on changed: nothing was trained"
     rest = f"The model of `{plan['base']}` stays as it is. Changed files:\n\n{files}\n\n[Run]({run_url()})\n"
     reviewed = plan["engine_reviewed"]
@@ -186,19 +185,6 @@ def _bump(plan: Mapping[str, Any]) -> Outcome:
         f"```bash\ngh workflow run lock.yml -f branch={plan['branch']}\n```\n"
     )
     return Outcome("pending", "new packages: read them, then start lock.yml, as the comment says", text)
-
-
-def _code(path: str) -> str:
-    return "`" + path.replace("`", "'").replace("@", "@\u200b") + "`"
-
-
-def _crashed(why: str) -> Outcome:
-    text = (
-        f"## ❌ fail: the gate could not judge this change\n\n{why[0].upper()}{why[1:]}. See [the run]({run_url()}); mend "
-        "what it names and push again, or run it again if the machine was at fault. Nothing was deployed and no file of the "
-        "branch was changed.\n"
-    )
-    return Outcome("failure", f"the gate crashed: {why.replace('`', '')}", text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,15 +7,14 @@ starts no workflow: report.yml and ci.yml are started here.
 """
 
 import argparse
-import json
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from src.core.command import UserError
+from src.core.records import Record
 from src.github.api import ApiError, GitHub, start
 from src.github.git import Remote, git, with_files
 from src.github.status import run_url, summarize
@@ -41,17 +40,37 @@ def publish(folder: Path, github: GitHub, remote: Remote) -> None:
     facts, text = _read(folder)
     sha, base = os.environ["GITHUB_SHA"], os.environ["GITHUB_REF_NAME"]
     values = list(changes(git(Path(), "show", f"{sha}:{_PARAMS}"), text))
-    if facts["best"]["trial"] == 0 or not values:
-        _tell(f"The sweep {facts['study']} found nothing better than the present params: there is no pull request to open.")
+    if facts.best.trial == 0 or not values:
+        _tell(f"The sweep {facts.study} found nothing better than the present params: there is no pull request to open.")
         return
-    branch = f"sweep/{facts['study'].removeprefix('sweep-')}-{facts['trials']}"
+    branch = f"sweep/{facts.study.removeprefix('sweep-')}-{facts.trials}"
     title, body = words(facts, values)
     _push(folder, sha, branch, f"{title}\n\n{body}", remote)
     _open(github, branch, base, title, body)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return best.json, checked number by number, and the text of params.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class Trial(Record):
+    """What one trial reached on the validation split; None where it was not measured."""
+
+    trial: int
+    accuracy: float | None
+    log_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Record):
+    """best.json: the study, how much was tried on how much, the best trial and that of the present params."""
+
+    study: str
+    examples: int
+    trials: int
+    best: Trial
+    present: Trial
+
+
+def _read(folder: Path) -> tuple[Best, str]:
+    """Return best.json and the text of params.yaml."""
     try:
         texts = []
         for name in ("best.json", _PARAMS):
@@ -59,35 +78,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
             if len(content) > _LARGEST:
                 raise ValueError(f"{name} is larger than {_LARGEST} bytes")
             texts.append(content.decode())
-        return checked(json.loads(texts[0])), texts[1]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = Best.parse(texts[0], "best.json")
+        if not re.fullmatch(r"sweep-[0-9a-f]{12}", found.study):
+            raise ValueError("the study's name is none")
+    except (OSError, ValueError, UserError, RecursionError) as error:
         raise UserError(f"{folder} is not what a sweep leaves ({error}): look at the job that searched") from None
-
-
-def checked(facts: Any) -> dict[str, Any]:
-    """Return what is needed of best.json.
-
-    Raises:
-        ValueError, KeyError, TypeError: something in it is not of its kind.
-    """
-    if not re.fullmatch(r"sweep-[0-9a-f]{12}", facts["study"]):
-        raise ValueError("the study's name is none")
-    found: dict[str, Any] = {"study": facts["study"]}
-    found |= {name: _number(facts[name], 1, 10**9, whole=True) for name in ("examples", "trials")}
-    for name in ("best", "present"):
-        one = facts[name]
-        found[name] = {"trial": _number(one["trial"], 0, 10**6, whole=True)}
-        for measure, most in (("accuracy", 1.0), ("log_loss", 1e6)):
-            found[name][measure] = None if one[measure] is None else _number(one[measure], 0, most)
-    return found
-
-
-def _number(value: Any, low: float, high: float, whole: bool = False) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise TypeError(f"{value!r:.40} is no number")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{value!r:.40} is not from {low:g} to {high:g}")
-    return value
+    return found, texts[1]
 
 
 def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
@@ -96,6 +92,9 @@ def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
     Raises:
         UserError: a line differs in more than one value of the section `train`, or in that value's kind, or is gone.
     """
+    # the keys of the section train, read out of the text of its classes: no package is imported here
+    classes = ((_SRC / name).read_text() for name in ("training/train_params.py", "images/augment_params.py"))
+    keys = {key for text in classes for key in re.findall(r"^    ([a-z_]+): ", text, re.MULTILINE)}
     old, new = (text.rstrip("\n").split("\n") for text in (before, after))
     section = ""
     for place, theirs in enumerate(new, start=1):
@@ -106,7 +105,7 @@ def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
             old.pop(0)
             continue
         changed, added = _change(mine, theirs), _ADDED.fullmatch(theirs)
-        added = added if added and added[1] in _keys() else None
+        added = added if added and added[1] in keys else None
         if section != "train" or not (changed or added):
             raise UserError(
                 f"line {place} of the sweep's {_PARAMS} differs in more than one value of the section train: refused"
@@ -119,12 +118,6 @@ def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
             yield added[1], "default", added[2]
     if gone := next((line.strip() for line in old if line.strip()), ""):
         raise UserError(f"the sweep's {_PARAMS} has no line `{gone}`: only values may differ")
-
-
-def _keys() -> set[str]:
-    """Return the keys of the section train, read out of the text of its classes: no package is imported here."""
-    texts = ((_SRC / name).read_text() for name in ("training/train_params.py", "images/augment_params.py"))
-    return {key for text in texts for key in re.findall(r"^    ([a-z_]+): ", text, re.MULTILINE)}
 
 
 def _change(mine: str, theirs: str) -> tuple[str, str, str] | None:
@@ -144,22 +137,22 @@ def _kind(value: str) -> str:
     raise UserError(f"a value of the sweep's {_PARAMS} is neither a number, a switch nor a word: refused")
 
 
-def words(facts: Mapping[str, Any], values: list[tuple[str, str, str]]) -> tuple[str, str]:
+def words(facts: Best, values: list[tuple[str, str, str]]) -> tuple[str, str]:
     """Return title and text of the pull request."""
-    best, present = facts["best"], facts["present"]
+    best, present = facts.best, facts.present
     lines = [f"| `{key}` | {old} | **{new}** |" for key, old, new in values]
     for name, form in (("accuracy", ".2%"), ("log_loss", ".4f")):
-        shown = ("none" if one[name] is None else format(one[name], form) for one in (present, best))
+        shown = ("none" if getattr(one, name) is None else format(getattr(one, name), form) for one in (present, best))
         lines.append(f"| validation {name.replace('_', ' ')} | {' | '.join(shown)} |")
     table = "\n".join(["| | now | proposed |", "|---|---|---|", *lines])
-    found = f"Trial {best['trial']} of {facts['trials']} was the best of {facts['study']}"
+    found = f"Trial {best.trial} of {facts.trials} was the best of {facts.study}"
     body = (
-        f"{found} on {facts['examples']} validation images.\n\n{table}\n\n"
+        f"{found} on {facts.examples} validation images.\n\n{table}\n\n"
         "It was chosen for these numbers, so they flatter it. The report below compares it with the base on test images "
         f"that took no part in the choice: it decides.\n\n[The sweep]({run_url()}): its artifact `sweep` has the table, the "
         "importance of each key and the history.\n"
     )
-    return f"Params of {facts['study']}, the best of {facts['trials']} trials", body
+    return f"Params of {facts.study}, the best of {facts.trials} trials", body
 
 
 def _push(folder: Path, sha: str, branch: str, message: str, remote: Remote) -> None:

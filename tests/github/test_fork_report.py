@@ -20,12 +20,13 @@ from standin import BOT, IDENTITY, GitHub, clone, commit, user
 
 from src.github import comment, fork_report
 from src.github.comment import MARKER
-from src.github.fork_words import Place, render
+from src.github.fork_words import Run, render
 from src.github.labels import ENGINE
 from src.system import numbers
 from src.system.numbers import NumbersError
 
 SHA = "a" * 40
+RUN = Run(7, "https://x/run", "success", SHA, "stranger", "change", 2, "main")
 HOSTILE = "hostile"  # in every hostile text below, and never to be seen in a comment
 
 
@@ -466,7 +467,7 @@ def test_names_of_classes_and_files_are_shown_and_do_nothing() -> None:
     ]
     rows = [{"name": name, "recall": 0.5, "main": None, "examples": 1} for name in evil]
     found = numbers.validate(report(classes=rows))
-    body = render(found, Place(1, SHA, "https://x/run"), [f".github/{name}\n{name}" for name in evil])
+    body = render(found, 1, RUN, [f".github/{name}\n{name}" for name in evil])
     shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(body).replace("\u200b", "")
     assert set(evil) <= {html.unescape(cell) for cell in re.findall(r"<td><code>(.*?)</code>", shown)}
     assert not re.search(r"<img|<a href=\"(?!https://x/run)", shown)
@@ -483,7 +484,7 @@ def test_a_report_as_large_as_may_be_is_still_a_comment() -> None:
         checks=[{"name": f"c{i:03d}" + "x" * 60, "level": "warn"} for i in range(200)],
     )
     found = numbers.parse(json.dumps(full).encode())
-    body = render(found, Place(1, SHA, "https://x/run"), [f"src/reporting/{'x' * 500}{i}" for i in range(900)])
+    body = render(found, 1, RUN, [f"src/reporting/{'x' * 500}{i}" for i in range(900)])
     assert len(body) < 60_000
     assert "and 150 more" in body
     assert "and 880 more" in body
