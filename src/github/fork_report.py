@@ -213,7 +213,7 @@ def main() -> None:
 def _unchanged(api: GitHub, finished: Run, number: int, changed: Sequence[str], protected: Sequence[str]) -> str:
     """Decide about a fork that leaves the model alone: by GitHub's list of files, main's lineage, a person's label."""
     given, refused = labels.read(api, api.get(f"pulls/{number}"), finished.sha, {}) if protected else ({}, {})
-    reviewer = given.get("engine_reviewed", {}).get("by", "")
+    reviewer = given["engine_reviewed"].by if "engine_reviewed" in given else ""
     if protected and not reviewer:
         set_status(api, finished.sha, "pending", labels.wanted(protected))
     else:

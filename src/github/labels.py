@@ -14,6 +14,7 @@ from src.core.command import UserError
 from src.github.api import ApiError, GitHub
 from src.github.git import BOT
 from src.github.status import CONTEXT
+from src.system.judged import Label
 
 OVERRIDE = "model-gate: override"
 ENGINE = "engine: reviewed"
@@ -28,7 +29,7 @@ class NotCountedError(UserError):
 
 def read(
     github: GitHub, pull: Mapping[str, Any], sha: str, event: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+) -> tuple[dict[str, Label], dict[str, str]]:
     """Return the labels that count at commit `sha` of a pull request, as {by, at, label, head}, and why others do not.
 
     `pull` is as GitHub shows it now: the payload of a run that is repeated may name a label that is gone. `event` is that
@@ -77,7 +78,7 @@ def _unread(label: str, error: ApiError) -> str:
 
 def _given(
     github: GitHub, pull: Mapping[str, Any], label: str, events: Sequence[Mapping[str, Any]], event: Mapping[str, Any]
-) -> dict[str, str]:
+) -> Label:
     """Find out who gave a label, when, and at which head."""
     if not events or events[-1]["event"] != "labeled" or not events[-1]["actor"]:
         raise NotCountedError(f"the label {label} does not count, because GitHub does not say who gave it: {_AGAIN}")
@@ -88,7 +89,7 @@ def _given(
     _require_writer(github, by, label)
     here = event.get("action") == "labeled" and event["label"]["name"] == label and event["sender"]["login"] == by
     head = event["pull_request"]["head"]["sha"] if here else _head_at(github, pull, label, by, at)
-    return {"by": by, "at": at, "label": label, "head": head}
+    return Label(by=by, at=at, label=label, head=head)
 
 
 def _require_writer(github: GitHub, login: str, label: str) -> None:
@@ -118,13 +119,13 @@ def _head_at(github: GitHub, pull: Mapping[str, Any], label: str, by: str, at: s
     return str(min(runs)[2])
 
 
-def _require_still_judged(github: GitHub, given: Mapping[str, str], sha: str) -> None:
+def _require_still_judged(github: GitHub, given: Label, sha: str) -> None:
     """Go back from a commit through the report's own to the one where the label was given."""
-    while sha != given["head"]:
+    while sha != given.head:
         parents = github.get(f"commits/{sha}")["parents"]
         if len(parents) != 1 or not _runs_about(github, sha) & _runs_about(github, parents[0]["sha"]):
             raise NotCountedError(
-                f"the label {given['label']} was given to commit {given['head'][:12]}: {_AGAIN} to accept this one"
+                f"the label {given.label} was given to commit {str(given.head)[:12]}: {_AGAIN} to accept this one"
             )
         sha = parents[0]["sha"]
 

@@ -16,22 +16,24 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
+from src.core.records import Record
 from src.github import changes, engine, labels
 from src.github.api import ApiError, GitHub
 from src.github.git import git
 from src.github.status import run_url, set_outputs, set_status, summarize
+from src.system.judged import Label
 
 _SHOWN = 30
 _DEPENDABOT = "dependabot[bot]"
 
 
-@dataclass
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
     """What is to be done, and to which commit the result belongs."""
 
     lane: str
@@ -42,8 +44,8 @@ class Plan:
     number: int | None = None
     fork: bool = False
     environment: str = "training"
-    override: dict[str, str] | None = None
-    engine_reviewed: dict[str, str] | None = None
+    override: Label | None = None
+    engine_reviewed: Label | None = None
     refused: dict[str, str] = field(default_factory=dict)
     protected: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -65,23 +67,23 @@ def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
     if event_name not in makers:
         raise UserError(f"report.yml does not know the event {event_name}: it takes {', '.join(makers)}")
     made = makers[event_name](event, github)
-    made.relevant = changes.relevant(made.changed)
+    made = replace(made, relevant=changes.relevant(made.changed))
     if not made.relevant and made.changed:
-        made.lane = "fork-unchanged" if made.lane == "fork" else "unchanged"
+        made = replace(made, lane="fork-unchanged" if made.lane == "fork" else "unchanged")
     elif made.lane == "train" and event_name == "pull_request" and event.get("sender", {}).get("login") == _DEPENDABOT:
-        made.lane = "bump"
+        made = replace(made, lane="bump")
     if made.is_published:
         # against the default branch whatever the base is: a status belongs to a commit, and a base can be changed later
         default = event["repository"]["default_branch"]
         known = made.changed if made.base == default else []
         everything = known or changes.between(github, default, made.sha)
-        made.protected = engine.touched(github, default, made.sha, everything)
+        made = replace(made, protected=engine.touched(github, default, made.sha, everything))
         if made.number and (made.lane == "train" or made.protected):
-            _read_labels(made, event, github)
+            made = _with_labels(made, event, github)
     return made
 
 
-def _read_labels(made: Plan, event: Mapping[str, Any], github: GitHub) -> None:
+def _with_labels(made: Plan, event: Mapping[str, Any], github: GitHub) -> Plan:
     """Enter the labels of the people who decide; where GitHub does not answer, none counts.
 
     In a merge queue that the engine was read at the pull request's head counts; another model than there was not accepted.
@@ -89,28 +91,26 @@ def _read_labels(made: Plan, event: Mapping[str, Any], github: GitHub) -> None:
     queued = "merge_group" in event
     try:
         pull = github.get(f"pulls/{made.number}")
-        given, made.refused = labels.read(github, pull, pull["head"]["sha"] if queued else made.sha, event)
+        given, refused = labels.read(github, pull, pull["head"]["sha"] if queued else made.sha, event)
     except ApiError as error:
-        made.refused = dict.fromkeys(
-            labels.LABELS, f"the labels of #{made.number} could not be read ({error}): run it again"
-        )
-        print(f"::warning::the labels of #{made.number} could not be read ({error}): none counts")
-        return
-    made.engine_reviewed = given.get("engine_reviewed")
-    made.override = None if queued else given.get("override")
+        said = f"the labels of #{made.number} could not be read ({error})"
+        print(f"::warning::{said}: none counts")
+        return replace(made, refused=dict.fromkeys(labels.LABELS, f"{said}: run it again"))
+    override = None if queued else given.get("override")
+    return replace(made, refused=refused, override=override, engine_reviewed=given.get("engine_reviewed"))
 
 
 def _pull_request(event: Mapping[str, Any], github: GitHub) -> Plan:
     request = event["pull_request"]
-    made = _of(request, "fork" if _is_fork(request) else "train")
-    made.changed = changes.of_pull_request(github, request["number"])
-    return made
+    return _of(request, "fork" if _is_fork(request) else "train", changes.of_pull_request(github, request["number"]))
 
 
-def _of(request: Mapping[str, Any], lane: str) -> Plan:
-    fork = _is_fork(request)
-    branch = "" if fork else request["head"]["ref"]
-    return Plan(lane, request["head"]["sha"], request["base"]["ref"], run_url(), branch, request["number"], fork)
+def _of(request: Mapping[str, Any], lane: str, changed: list[str]) -> Plan:
+    fork, head = _is_fork(request), request["head"]
+    return Plan(
+        lane=lane, sha=head["sha"], base=request["base"]["ref"], run_url=run_url(), branch="" if fork else head["ref"],
+        number=request["number"], fork=fork, changed=changed,
+    )  # fmt: skip
 
 
 def _is_fork(request: Mapping[str, Any]) -> bool:
@@ -123,9 +123,9 @@ def _merge_group(event: Mapping[str, Any], github: GitHub) -> Plan:
     group = event["merge_group"]
     base = group["base_ref"].removeprefix("refs/heads/")
     number = re.search(r"/pr-(\d+)-", group["head_ref"])
-    made = Plan("train", group["head_sha"], base, run_url(), number=int(number[1]) if number else None)
-    made.changed = changes.between(github, group["base_sha"], group["head_sha"])
-    return made
+    changed = changes.between(github, group["base_sha"], group["head_sha"])
+    queued = int(number[1]) if number else None
+    return Plan(lane="train", sha=group["head_sha"], base=base, run_url=run_url(), number=queued, changed=changed)
 
 
 def _dispatch(event: Mapping[str, Any], github: GitHub) -> Plan:
@@ -137,10 +137,8 @@ def _dispatch(event: Mapping[str, Any], github: GitHub) -> Plan:
     owner = github.repository.split("/")[0]
     found = [] if branch == default else list(github.pages("pulls", state="open", head=f"{owner}:{branch}"))
     if len(found) == 1 and found[0]["head"]["sha"] == sha and not _is_fork(found[0]):
-        made = _of(found[0], "train")
-        made.changed = changes.of_pull_request(github, found[0]["number"])
-        return made
-    return Plan("train", sha, default, run_url(), "" if branch == default else branch)
+        return _of(found[0], "train", changes.of_pull_request(github, found[0]["number"]))
+    return Plan(lane="train", sha=sha, base=default, run_url=run_url(), branch="" if branch == default else branch)
 
 
 def _trusted(number: str, sha: str, github: GitHub) -> Plan:
@@ -154,9 +152,8 @@ def _trusted(number: str, sha: str, github: GitHub) -> Plan:
         raise UserError(
             f"the head of #{number} is {request['head']['sha']}, not {sha}: read the new commit, then start this with it"
         )
-    made = _of(request, "train")
-    made.environment = "fork-training" if made.fork else "training"
-    return made
+    made = _of(request, "train", [])
+    return replace(made, environment="fork-training") if made.fork else made
 
 
 def main() -> None:

@@ -9,19 +9,17 @@ passes with the label `engine: reviewed` alone, whatever the artifact says.
 """
 
 import argparse
-import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from src.core.command import UserError
 from src.github import labels, pictures
 from src.github.api import GitHub, start
 from src.github.git import Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
+from src.github.plan import Plan
 from src.github.status import CONTEXT, run_url, set_status, summarize
 from src.system.escaping import code, prose
 from src.system.git_command import GitError
@@ -44,7 +42,7 @@ class Outcome:
     reviewed: bool = False
 
 
-def publish(folder: Path, plan: Mapping[str, Any], trained: str, comment: Path) -> None:
+def publish(folder: Path, plan: Plan, trained: str, comment: Path) -> None:
     """Tell the commit and the summary what came out, and write what the pull request is told.
 
     Raises:
@@ -53,7 +51,7 @@ def publish(folder: Path, plan: Mapping[str, Any], trained: str, comment: Path) 
     github, remote = GitHub.from_environment(), Remote.from_environment()
     outcome = outcome_of(folder, plan, trained)
     outcome.markdown = _with_pictures(outcome.markdown, folder / "out/report/pictures", plan, remote)
-    heads = [plan["sha"]]
+    heads = [plan.sha]
     if outcome.reviewed:
         pushed = _push_reviewed(folder, plan, remote, outcome)
         heads += [pushed] if pushed else []
@@ -63,7 +61,7 @@ def publish(folder: Path, plan: Mapping[str, Any], trained: str, comment: Path) 
         set_status(github, sha, outcome.state, outcome.description)
     print(f"{CONTEXT}: {outcome.state} on {', '.join(sha[:12] for sha in heads)}: {outcome.description}")
     if len(heads) > 1:  # a commit pushed by a workflow starts none, so the check `all-green` would be missing on it for ever
-        start(github, "ci.yml", plan["branch"])
+        start(github, "ci.yml", plan.branch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,11 +69,11 @@ def publish(folder: Path, plan: Mapping[str, Any], trained: str, comment: Path) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
+def outcome_of(folder: Path, plan: Plan, trained: str) -> Outcome:
     """Read what the training job left; every way in which it can have gone wrong is a failure with its reason."""
-    if plan["lane"] == "unchanged":
+    if plan.lane == "unchanged":
         return _unchanged(plan)
-    if plan["lane"] == "bump":
+    if plan.lane == "bump":
         return _bump(plan)
     try:
         path = folder / "out/report/verdict.json"
@@ -100,35 +98,35 @@ def outcome_of(folder: Path, plan: Mapping[str, Any], trained: str) -> Outcome:
         )
         return Outcome("failure", f"the gate crashed: {why.replace('`', '')}", text)
     # let no verdict pass a change of the engine that nobody has read: verdict.json is the work of the change's own code
-    if plan["protected"] and not plan["engine_reviewed"]:
+    if plan.protected and not plan.engine_reviewed:
         outcome.markdown += f"\n> [!WARNING]\n> {_engine(plan)}\n"
         if outcome.state == "success":
-            outcome.state, outcome.description = "pending", labels.wanted(plan["protected"])
+            outcome.state, outcome.description = "pending", labels.wanted(plan.protected)
     return outcome
 
 
-def _judged(verdict: JudgedFile, markdown: str, plan: Mapping[str, Any], folder: Path) -> Outcome:
+def _judged(verdict: JudgedFile, markdown: str, plan: Plan, folder: Path) -> Outcome:
     word, lacking = verdict.verdict, [LABELS[key] for key in verdict.lacking]
     reasons = "; ".join(verdict.reasons) or "every gate holds"
     state = {"pass": "success", "fail": "failure", "investigate": "pending"}[word]
     description = f"{word}: {reasons}"
     claimed = [key for key in LABELS if getattr(verdict, key)]
     # verdict.json is the work of the branch's own code: who gave a label is what plan has asked GitHub for
-    if word != "pass" and verdict.accepted and claimed and all(plan.get(key) for key in claimed):
-        people = dict.fromkeys(plan[key]["by"] for key in claimed)
+    if word != "pass" and verdict.accepted and claimed and all(getattr(plan, key) for key in claimed):
+        people = dict.fromkeys(getattr(plan, key).by for key in claimed)
         state, description = "success", f"{word}, accepted by {' and '.join(people)}: {reasons}"
     elif word == "investigate" and lacking:
         description = f"investigate: a reviewer may add the label {' and '.join(lacking)}; {reasons}"
-    reviewed = bool(plan["branch"]) and all((folder / name).is_file() for name in RESULTS) and _has_model(verdict)
+    reviewed = bool(plan.branch) and all((folder / name).is_file() for name in RESULTS) and _has_model(verdict)
     started = word == "investigate" or bool(claimed)
     return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
 
 
-def _engine(plan: Mapping[str, Any]) -> str:
+def _engine(plan: Plan) -> str:
     """Name the protected files, and say what is to be done."""
-    files = ", ".join(map(code, plan["protected"]))
+    files = ", ".join(map(code, plan.protected))
     what = f"reads them and adds the label `{ENGINE}`, which counts for this commit; a later push ends it"
-    refused = plan["refused"].get("engine_reviewed", "")
+    refused = plan.refused.get("engine_reviewed", "")
     why = f" Not yet: {prose(refused)}." if refused else ""
     return f"**This change touches the engine: {files}.** `{CONTEXT}` waits until a person with write access {what}.{why}"
 
@@ -139,7 +137,7 @@ def _has_model(verdict: JudgedFile) -> bool:
     return bool(gates) and "pipeline" not in gates and gates.get("budget", "pass") == "pass"
 
 
-def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> str:
+def _with_hints(markdown: str, lacking: list[str], plan: Plan) -> str:
     """Say what a person can do next, where the machine has no more to say; `lacking` are the labels that would do."""
     hints = []
     if lacking:
@@ -148,7 +146,7 @@ def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> s
             f"`model-gate` waits until a person with write access decides: add the label {named} (your name goes into the "
             "report and the lineage; it counts for this commit, and a later push ends it), or push a better one."
         )
-    if plan["fork"]:
+    if plan.fork:
         run, repository = os.environ.get("GITHUB_RUN_ID", ""), os.environ.get("GITHUB_REPOSITORY", "")
         download = f"gh run download {run} --repo {repository} --name reviewed --dir reviewed"
         commit = f"cp {' '.join('reviewed/' + name for name in RESULTS)} . && git commit --all -m 'Reviewed model'"
@@ -156,33 +154,31 @@ def _with_hints(markdown: str, lacking: list[str], plan: Mapping[str, Any]) -> s
             "Trained here from a fork's commit, at a maintainer's request. To keep this model, its author commits its "
             f"files: `{download}`, then `{commit}`; a maintainer then starts this run again, which trains nothing."
         )
-    if plan["branch"]:
+    if plan.branch:
         hints.append(
             "If GitHub says that this branch has conflicts, it starts no workflow: run `make update` in it and push."
         )
     return markdown + "".join(f"\n> {hint}\n" for hint in hints)
 
 
-def _unchanged(plan: Mapping[str, Any]) -> Outcome:
-    files = "\n".join(f"- {code(path)}" for path in plan["changed"])
+def _unchanged(plan: Plan) -> Outcome:
+    files = "\n".join(f"- {code(path)}" for path in plan.changed)
     told = "nothing that the model depends on changed: nothing was trained"
-    rest = f"The model of `{plan['base']}` stays as it is. Changed files:\n\n{files}\n\n[Run]({run_url()})\n"
-    reviewed = plan["engine_reviewed"]
-    if plan["protected"] and not reviewed:
-        return Outcome(
-            "pending", labels.wanted(plan["protected"]), f"## 🔎 investigate: {told}\n\n{_engine(plan)}\n\n{rest}"
-        )
-    by = f"; the engine was read by {reviewed['by']}" if plan["protected"] else ""
+    rest = f"The model of `{plan.base}` stays as it is. Changed files:\n\n{files}\n\n[Run]({run_url()})\n"
+    reviewed = plan.engine_reviewed
+    if plan.protected and not reviewed:
+        return Outcome("pending", labels.wanted(plan.protected), f"## 🔎 investigate: {told}\n\n{_engine(plan)}\n\n{rest}")
+    by = f"; the engine was read by {reviewed.by if reviewed else ''}" if plan.protected else ""
     return Outcome("success", told + by, f"## ✅ pass: {told}{by}\n\n{rest}")
 
 
-def _bump(plan: Mapping[str, Any]) -> Outcome:
+def _bump(plan: Plan) -> Outcome:
     """Leave a bump to the person who reads it: what that person starts has the secrets that Dependabot's run has not."""
     text = (
         "## 🟡 new versions of packages: nothing was trained yet\n\nA run that Dependabot starts holds no secret, and new "
         "packages meet no machine of yours before a person has read them. When you have, this resolves their locks, commits "
         "them here, and starts CI and the report, which pushes its results onto this branch too:\n\n"
-        f"```bash\ngh workflow run lock.yml -f branch={plan['branch']}\n```\n"
+        f"```bash\ngh workflow run lock.yml -f branch={plan.branch}\n```\n"
     )
     return Outcome("pending", "new packages: read them, then start lock.yml, as the comment says", text)
 
@@ -192,12 +188,12 @@ def _bump(plan: Mapping[str, Any]) -> Outcome:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _with_pictures(markdown: str, folder: Path, plan: Mapping[str, Any], remote: Remote) -> str:
+def _with_pictures(markdown: str, folder: Path, plan: Plan, remote: Remote) -> str:
     """Put addresses into the picture lines, or take the lines out: the report reads without them."""
     if not _PICTURE.search(markdown) or not folder.is_dir():
         return _PICTURE.sub("", markdown)
     run, attempt = os.environ.get("GITHUB_RUN_ID") or "0", os.environ.get("GITHUB_RUN_ATTEMPT", "1")
-    name = f"{run}-{attempt}-{plan['number'] or 'branch'}"
+    name = f"{run}-{attempt}-{plan.number or 'branch'}"
     text, keep = os.environ.get("REPORT_KEEP") or str(_KEEP), _KEEP
     if text.isdecimal() and int(text) >= 1:
         keep = int(text)
@@ -219,9 +215,9 @@ def _with_pictures(markdown: str, folder: Path, plan: Mapping[str, Any], remote:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _push_reviewed(folder: Path, plan: Mapping[str, Any], remote: Remote, outcome: Outcome) -> str:
+def _push_reviewed(folder: Path, plan: Plan, remote: Remote, outcome: Outcome) -> str:
     """Commit the reviewed files onto the reviewed commit and push; empty where nothing changed or the branch moved on."""
-    here, sha = Path(), plan["sha"]
+    here, sha = Path(), plan.sha
     try:
         remote.run(here, "fetch", "--quiet", "--no-tags", "--depth", "1", remote.url, sha)
         tree = with_files(here, sha, {name: folder / name for name in RESULTS})
@@ -230,11 +226,11 @@ def _push_reviewed(folder: Path, plan: Mapping[str, Any], remote: Remote, outcom
         subject = f"Reviewed model: {outcome.description.partition(':')[0]}"
         message = f"{subject}\n\n{outcome.description}\n\nTrained and judged at {sha} by {run_url()}\n"
         commit = git(here, "commit-tree", tree, "-p", sha, text=message)
-        remote.run(here, "push", "--quiet", remote.url, f"{commit}:refs/heads/{plan['branch']}")
+        remote.run(here, "push", "--quiet", remote.url, f"{commit}:refs/heads/{plan.branch}")
     except GitError as error:
-        print(f"::warning::the reviewed files could not be pushed to {plan['branch']}: {error}")
+        print(f"::warning::the reviewed files could not be pushed to {plan.branch}: {error}")
         outcome.markdown += (
-            f"\nThe reviewed `dvc.lock`, `metrics.json` and `manifest.json` could not be pushed to `{plan['branch']}`: has "
+            f"\nThe reviewed `dvc.lock`, `metrics.json` and `manifest.json` could not be pushed to `{plan.branch}`: has "
             f"the branch moved on, or is it protected? They are in the artifact `reviewed` of [the run]({run_url()}).\n"
         )
         return ""
@@ -250,4 +246,4 @@ def main() -> None:
     text = os.environ.get("PLAN", "")
     if not text:
         raise UserError("there is no plan: the job Plan crashed, see its log")
-    publish(args.reviewed, json.loads(text), os.environ.get("TRAINED", ""), args.comment)
+    publish(args.reviewed, Plan.parse(text, "PLAN"), os.environ.get("TRAINED", ""), args.comment)

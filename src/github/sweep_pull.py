@@ -99,7 +99,7 @@ def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
     section = ""
     for place, theirs in enumerate(new, start=1):
         mine = old[0] if old else ""
-        if old and mine.split() == theirs.split():
+        if old and _words(mine) == _words(theirs):
             if found := re.match(r"(\w+):", mine):
                 section = found[1]
             old.pop(0)
@@ -118,6 +118,11 @@ def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
             yield added[1], "default", added[2]
     if gone := next((line.strip() for line in old if line.strip()), ""):
         raise UserError(f"the sweep's {_PARAMS} has no line `{gone}`: only values may differ")
+
+
+def _words(line: str) -> list[str]:
+    """Return the words of a line; a key without a value means the same as one with null."""
+    return re.sub(r":[ ]+null[ ]*$", ":", line).split()
 
 
 def _change(mine: str, theirs: str) -> tuple[str, str, str] | None:

@@ -118,10 +118,10 @@ def _doubt(github: GitHub, number: int, key: str, manifest: Lineage) -> str | No
     if key not in counted:
         return refused.get(key) or f"#{number} has no label {labels.LABELS[key]}"
     given = counted[key]
-    if given["by"] != claimed.by:
-        return f"the label of #{number} was given by {given['by']}"
-    if claimed.head not in (None, given["head"]):
-        return f"the label of #{number} was given to commit {given['head'][:12]}, not to {claimed.head[:12]}"
+    if given.by != claimed.by:
+        return f"the label of #{number} was given by {given.by}"
+    if claimed.head not in (None, given.head):
+        return f"the label of #{number} was given to commit {str(given.head)[:12]}, not to {claimed.head[:12]}"
     if _manifest_of(github, head) != manifest.digest:
         return f"#{number} reviewed another model, or with another verdict"
     return None

@@ -33,7 +33,15 @@ class World:
     run_id: int = 1
 
     def plan(self, **changes: Any) -> dict[str, Any]:
-        base = {"lane": "train", "sha": self.sha, "base": "main", "branch": "wider", "number": self.number, "fork": False}
+        base = {
+            "lane": "train",
+            "run_url": "https://x",
+            "sha": self.sha,
+            "base": "main",
+            "branch": "wider",
+            "number": self.number,
+            "fork": False,
+        }
         base |= {"changed": ["params.yaml"], "relevant": ["params.yaml"], "protected": [], "engine_reviewed": None}
         return {**base, "refused": {}, **changes}
 
