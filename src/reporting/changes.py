@@ -9,6 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
+from src.core.metrics_file import ClassScores, SliceScores
+
+Scored = ClassScores | SliceScores
 _STATE = ["path", "row", "digest", "label", "split"]
 
 
@@ -26,7 +29,12 @@ class Share(NamedTuple):
     name: str
     main: float | None
     this: float | None
-    images: int
+    examples: int
+
+    @property
+    def is_compared(self) -> bool:
+        """True where both sides have it."""
+        return self.main is not None and self.this is not None
 
     @property
     def difference(self) -> float:
@@ -35,7 +43,7 @@ class Share(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The images that differ, by content. Each frame has path, row, label and split; two-sided ones also *_main."""
+    """The examples that differ, by content. Each frame has path, row, label and split; two-sided ones also *_main."""
 
     main: int
     this: int
@@ -52,7 +60,7 @@ def values(main: Mapping[str, Any], this: Mapping[str, Any]) -> list[Change]:
 
 
 def rows(main: pa.Table, this: pa.Table) -> Rows:
-    """Compare two manifests by the digest of each image; copies of one image count once, faulty files not at all."""
+    """Compare two manifests by the digest of each example; copies of one count once, faulty files not at all."""
     then, now = (_by_digest(table) for table in (main, this))
     both = now.merge(then, left_index=True, right_index=True, suffixes=("", "_main"))
     same = _text(both["label"]) == _text(both["label_main"])
@@ -67,8 +75,8 @@ def rows(main: pa.Table, this: pa.Table) -> Rows:
     )
 
 
-def same_images(main: pa.Table | None, this: pa.Table | None, split: str) -> int:
-    """Return how many images a split has where it holds the same, with the same labels, on both sides; else 0."""
+def same_examples(main: pa.Table | None, this: pa.Table | None, split: str) -> int:
+    """Return how many examples a split has where it holds the same, with the same labels, on both sides; else 0."""
     if main is None or this is None:
         return 0
     then, now = (_by_digest(table) for table in (main, this))
@@ -90,7 +98,7 @@ def _text(column: Any) -> Any:
 
 
 def balance(main: pa.Table, this: pa.Table) -> list[Change]:
-    """Return the images of each class that are in a split, on both sides, the largest change of share first."""
+    """Return the examples of each class that are in a split, on both sides, the largest change of share first."""
     then, now = (_counts(table) for table in (main, this))
     names = [*now, *(name for name in then if name not in now)]
     sizes = [max(1, sum(counts.values())) for counts in (then, now)]
@@ -103,7 +111,7 @@ def _counts(table: pa.Table) -> dict[str, int]:
     return {str(name): int(count) for name, count in labels.value_counts(sort=False).sort_index().items()}
 
 
-def shares(main: Mapping[str, Any], this: Mapping[str, Any], number: str) -> list[Share]:
+def shares(main: Mapping[str, Scored], this: Mapping[str, Scored], number: str) -> list[Share]:
     """Return `number` of each class or slice, the largest fall first, then the largest rise, then those that stayed.
 
     Args:
@@ -111,12 +119,11 @@ def shares(main: Mapping[str, Any], this: Mapping[str, Any], number: str) -> lis
         this: likewise.
         number: which of the numbers, `recall` or `accuracy`.
     """
-    names = [*this, *(name for name in main if name not in this)]
     found = []
-    for name in names:
-        sides = [side.get(name, {}) for side in (main, this)]
-        then, now = (side.get(number) if side.get("examples", 1) else None for side in sides)
-        found.append(Share(name, then, now, int(sides[1].get("examples", sides[0].get("examples", 0)))))
+    for name in [*this, *(name for name in main if name not in this)]:
+        sides = [side.get(name) for side in (main, this)]
+        then, now = (getattr(side, number) if side and side.examples else None for side in sides)
+        found.append(Share(name, then, now, next(side.examples for side in reversed(sides) if side)))
     return sorted(found, key=lambda share: (share.difference >= 0, -abs(share.difference)))
 
 
@@ -138,7 +145,7 @@ def confusion(main: pd.DataFrame, this: pd.DataFrame, order: list[str]) -> tuple
 
 
 def answers(main: pd.DataFrame, this: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Return the index of what is newly wrong and newly right, the most confident first; None where the images differ."""
+    """Return the index of what is newly wrong and newly right, the most confident first; None where the examples differ."""
     if len(main) != len(this) or not (main["digest"].to_numpy() == this["digest"].to_numpy()).all():
         return None
     then, now = ((frame["prediction"] == frame["label"]).to_numpy() for frame in (main, this))
@@ -164,7 +171,7 @@ def overall(predictions: pd.DataFrame, bins: int) -> dict[str, float]:
 
 
 def reliability(predictions: pd.DataFrame, bins: int) -> list[dict[str, float]]:
-    """Return mean confidence, accuracy and images of each bin of confidence that holds images.
+    """Return mean confidence, accuracy and examples of each bin of confidence that holds any.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017): the reliability diagram.
     """

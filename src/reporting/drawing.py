@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -14,15 +14,14 @@ from src.core import pictures
 from src.core.command import UserError
 from src.core.inference import Model
 from src.reporting import changes
-from src.reporting.document import Picture
 from src.reporting.facts import Facts, Side
 
 _CLASSES = 20  # rows and columns of a confusion that can still be read
-_IMAGES = 8
+_SHOWN = 8
 _FEWER_MORE = LinearSegmentedColormap.from_list("fewer and more", [pictures.ORANGE, "#ffffff", pictures.BLUE])
 # what the evaluation drew of this model alone, for where there is nothing to compare it with
 _CHARTS = {
-    "confusion": "Confusion of the test images",
+    "confusion": "Confusion of the test examples",
     "curves": "Learning curves: loss, validation accuracy and learning rate over the epochs",
     "calibration": "Calibration: accuracy over confidence",
 }
@@ -30,6 +29,14 @@ _EXAMPLES = {
     "errors": "The worst errors: what was predicted, then what is true",
     "activation": "Where the model looked: how much less sure it is with a fifth of the side hidden",
 }
+
+
+class Picture(NamedTuple):
+    """A picture of the report's folder `pictures`, and what it shows in words."""
+
+    alt: str
+    name: str
+
 
 Drawn = dict[str, Picture]
 Explain = Callable[..., NDArray[np.float32]]  # as src/images/occlusion.py has it
@@ -44,9 +51,9 @@ def draw(facts: Facts, folder: Path, explain: Explain | None = None) -> Drawn:
     if facts.pictures == "none":
         return drawn
     examples = facts.pictures == "all"
-    if facts.validation and not facts.validation.get("passed", True):
+    if facts.validation and not facts.validation.passed:
         drawn |= _copy(
-            {"profile": "The data: images of each class, original sizes, brightness"}, facts.paths.profile, folder
+            {"profile": "The data: examples of each class, original sizes, brightness"}, facts.paths.profile, folder
         )
     if not facts.has_answers:
         wanted = _CHARTS | (_EXAMPLES if examples else {})
@@ -85,7 +92,7 @@ def _curves(main: Side, this: Side, folder: Path) -> Drawn:
 
 
 def _confusion(facts: Facts, folder: Path) -> Drawn:
-    names, counts = changes.confusion(*facts.answers, facts.this.card.get("classes", []))
+    names, counts = changes.confusion(*facts.answers, facts.this.card.classes if facts.this.card else [])
     difference = counts[1] - counts[0]
     shown = _most_changed(difference)
     if not difference.any():
@@ -123,19 +130,20 @@ def _most_changed(difference: NDArray[np.int64]) -> list[int]:
 def _calibration(facts: Facts, folder: Path) -> Drawn:
     made = pictures.figure(5.0, 4.4)
     axes: Any = made.subplots()
+    bins = int(facts.number("evaluate.calibration_bins", 15))
     axes.plot([0, 1], [0, 1], color=pictures.GREY, linestyle=":", label="perfect")
     looks = (("main", pictures.ORANGE, "--", "s"), ("this pull request", pictures.BLUE, "-", "o"))
     for (name, colour, style, marker), answers in zip(looks, facts.answers, strict=True):
-        curve = changes.reliability(answers, facts.calibration_bins)
-        images = sum(row["examples"] for row in curve)
+        curve = changes.reliability(answers, bins)
+        examples = sum(row["examples"] for row in curve)
         sure, right = ([row[key] for row in curve] for key in ("confidence", "accuracy"))
         axes.plot(sure, right, color=colour, linestyle=style, linewidth=1)
-        sizes = [12 + 140 * row["examples"] / images for row in curve]
-        error = changes.overall(answers, facts.calibration_bins)["ece"]
+        sizes = [12 + 140 * row["examples"] / examples for row in curve]
+        error = changes.overall(answers, bins)["ece"]
         label = f"{name} (error {error:.3f})"
         axes.scatter(sure, right, s=sizes, color=colour, marker=marker, alpha=0.85, label=label)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.set_title("Calibration (area: images)", fontsize=10)
+    axes.set_title("Calibration (area: examples)", fontsize=10)
     axes.legend(fontsize=8, loc="upper left", markerscale=0.6)
     pictures.save(made, folder / "calibration.png")
     alt = "Calibration: accuracy over confidence, this pull request (circles) and main (squares)"
@@ -153,16 +161,16 @@ def _answers(facts: Facts, folder: Path, explain: Explain | None) -> Drawn:
     drawn = {}
     for name, rows, words in zip(("wrong", "right"), found, ("newly wrong", "newly right"), strict=True):
         if len(rows):
-            _draw_images(facts, rows[:_IMAGES], look, words, folder / f"newly_{name}.png")
-            alt = f"Images {words}, and below each where this pull request's model looked (with a fifth of the side hidden)"
-            drawn[name] = Picture(alt if look else f"Images {words}", f"newly_{name}.png")
+            _draw_examples(facts, rows[:_SHOWN], look, words, folder / f"newly_{name}.png")
+            alt = f"Examples {words}, below each where this pull request's model looked (with a fifth of the side hidden)"
+            drawn[name] = Picture(alt if look else f"Examples {words}", f"newly_{name}.png")
     return drawn
 
 
-def _draw_images(facts: Facts, rows: NDArray[np.int64], look: Explain | None, words: str, path: Path) -> None:
+def _draw_examples(facts: Facts, rows: NDArray[np.int64], look: Explain | None, words: str, path: Path) -> None:
     """Draw each image with what both models said of it, and under it the same image with where the model looked."""
     assert facts.test is not None
-    order = {name: i for i, name in enumerate(facts.this.card.get("classes", []))}
+    order = {name: i for i, name in enumerate(facts.this.card.classes if facts.this.card else [])}
     images = np.array(facts.test.examples[rows])
     targets = np.array(facts.this.predictions.iloc[rows]["prediction"].map(order).fillna(0).astype(int))
     lines = 2 if look else 1

@@ -7,8 +7,9 @@ from typing import Any
 
 from src.reporting import changes
 from src.reporting.facts import STAGES, Facts, Json
-from src.reporting.opening import findings, gate_of, pooled, value_and_limit
+from src.reporting.opening import findings
 from src.system import numbers as schema
+from src.system.judged import GateRow
 
 _ROWS = 200  # of each list: what the schema allows
 _METRICS = {
@@ -26,19 +27,19 @@ def collect(facts: Facts) -> Json:
     Raises:
         NumbersError: a bug here; the reader would refuse the file.
     """
-    budget = facts.run.get("budget")
+    budget = facts.run.budget
     content = {
         "schema": schema.SCHEMA,
         "commit": facts.at.commit,
-        "verdict": facts.verdict["verdict"],
+        "verdict": facts.verdict.verdict,
         "failed_stage": facts.failed if facts.failed in STAGES else None,
         "budget": {key: int(budget[key]) for key in ("epochs", "asked")} if budget else None,
-        "examples": facts.this.metrics.get("examples"),
+        "examples": facts.this.metrics.examples if facts.this.metrics else None,
         "baseline": facts.has_main,
         "metrics": _metrics(facts),
-        "gates": _once(_gate(gate) for gate in facts.verdict["gates"]),
+        "gates": _once(_gate(gate) for gate in facts.verdict.gates),
         "classes": _once(_classes(facts)),
-        "checks": _once({"name": _name(found["check"]), "level": found["level"]} for found in findings(facts)),
+        "checks": _once({"name": _name(found.check), "level": found.level} for found in findings(facts)),
     }
     schema.validate(content)
     return content
@@ -48,29 +49,28 @@ def _metrics(facts: Facts) -> list[Json]:
     made = []
     for key, gate_name in _METRICS.items():
         main, this = map(_number, facts.compared(key))
-        gate = {} if key == "accuracy" and pooled(facts) else gate_of(facts, gate_name)  # else not of this difference
+        gate = facts.verdict.gate("" if key == "accuracy" and facts.pooled else gate_name)  # else not of this difference
         if this is not None:
-            bounds = {bound: _number(gate.get(bound)) for bound in ("low", "high")}
-            made.append({"name": key, "candidate": this, "main": main, **bounds})
+            made.append({"name": key, "candidate": this, "main": main, "low": gate.low, "high": gate.high})
     for name in ("p50", "p95", "p99"):
-        if name in facts.this.latency:
-            main, this = (_number(side.latency.get(name)) for side in (facts.main, facts.this))
+        main, this = (getattr(side.latency, name) for side in (facts.main, facts.this))
+        if this is not None:
             made.append({"name": f"latency_{name}_ms", "candidate": this, "main": main, "low": None, "high": None})
     return made
 
 
-def _gate(gate: Json) -> Json:
-    numbers = {key: _number(found) for key, found in zip(("value", "limit"), value_and_limit(gate), strict=True)}
-    return {"name": _name(gate["name"]), "level": gate["level"], "outcome": gate["outcome"], **numbers}
+def _gate(gate: GateRow) -> Json:
+    told = {"level": gate.level, "outcome": gate.outcome, "value": gate.compared, "limit": gate.limit}
+    return {"name": _name(gate.name), **told}
 
 
 def _classes(facts: Facts) -> Iterable[Json]:
     """The classes, those that moved most first: there may be more than fit."""
-    main, this = (side.metrics.get("per_class") or {} for side in (facts.main, facts.this))
+    main, this = (side.parts("per_class") for side in (facts.main, facts.this))
     shares = changes.shares(main if facts.has_main else {}, this, "recall")
     for share in sorted(shares, key=lambda share: -abs(share.difference)):
         recalls = {"recall": _number(share.this), "main": _number(share.main)}
-        yield {"name": schema.label(share.name), **recalls, "examples": share.images}
+        yield {"name": schema.label(share.name), **recalls, "examples": share.examples}
 
 
 def _once(rows: Iterable[Json]) -> list[Json]:

@@ -1,17 +1,25 @@
-"""The numbers both models reached, gate by gate, and how they came there: metrics, gates, calibration, learning curves."""
+"""The numbers both models reached, gate by gate, and how they came there: metrics, gates, folds, calibration, curves."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+from src.core.metrics_file import ClassScores, MetricsFile, Series, SliceScores
 from src.reporting import words
-from src.reporting.document import Block, Bold, Chart, Code, Fold, Line, Mark, Paragraph, Section, Table, table
-from src.reporting.drawing import Drawn
-from src.reporting.facts import Facts, Json
-from src.reporting.opening import confidence, gate_of, level, pooled, value_and_limit
+from src.reporting.facts import Facts
+from src.system.judged import GateRow
 
 _FEW_EPOCHS = 60  # more points than that no chart made of text can show
-_ORDER = ("fail", "investigate", "pass", "skipped")
+_ICONS = {"fail": "❌", "investigate": "🔎", "pass": "✅", "skipped": ""}  # in the order in which gates are shown
+_PARTS = (("per_class", "recall", "worst class"), ("slices", "accuracy", "worst slice"))
+_WRITERS: dict[str, words.Writer] = {
+    **dict.fromkeys(("accuracy", "worst_class", "worst_slice", "churn"), words.percent),
+    **dict.fromkeys(("baseline_margin", "no_worse_than_main", "no_worse_than_anchor"), words.points),
+    **dict.fromkeys(("macro_f1", "calibration"), words.decimals),
+    "log_loss": words.change,
+    "latency": words.milliseconds,
+    "model_size": words.mebibytes,
+}
 
 
 class _Metric(NamedTuple):
@@ -25,196 +33,162 @@ class _Metric(NamedTuple):
     rises: bool = True  # more is better
 
 
+class Row(NamedTuple):
+    """A number of both sides as it is written; None where a side does not have it."""
+
+    name: str
+    main: str | None
+    this: str | None
+    difference: str | None
+    interval: str | None = None
+    reading: str = ""
+
+
 _METRICS = (
     _Metric("accuracy", "accuracy", words.percent, words.points, "no_worse_than_main"),
-    _Metric("macro_f1", "macro F1", words.decimals, lambda x: words.signed(x, 4)),
-    _Metric("log_loss", "log loss", words.decimals, lambda x: words.signed(x, 4), "log_loss", rises=False),
-    _Metric("ece", "calibration error", words.decimals, lambda x: words.signed(x, 4), "calibration", rises=False),
+    _Metric("macro_f1", "macro F1", words.decimals, words.change),
+    _Metric("log_loss", "log loss", words.decimals, words.change, "log_loss", rises=False),
+    _Metric("ece", "calibration error", words.decimals, words.change, "calibration", rises=False),
 )
-_PARTS = (("per_class", "recall", "worst class"), ("slices", "accuracy", "worst slice"))
 
 
-def sections(facts: Facts) -> list[Section]:
-    """Return metrics and gates; the gates alone where there are no metrics."""
-    measured = [_metrics(facts)] if facts.this.metrics else []
-    return [*measured, *_gates(facts)] if measured or not facts.failed else []
+def metrics(facts: Facts, found: MetricsFile) -> dict[str, Any]:
+    """Return what the template `metrics` shows: both models beside each other, or this one beside the baseline."""
+    return {
+        "examples": words.count(found.examples, "test example"),
+        "compared": _compared(facts, found),
+        "alone": _alone(facts, found),
+        "paired": _paired(facts),
+    }
 
 
-def later_sections(facts: Facts, drawn: Drawn) -> list[Section]:
-    """Return what explains the numbers: calibration and learning curves."""
-    return [*_calibration(facts, drawn), *_curves(facts, drawn)]
+def _compared(facts: Facts, found: MetricsFile) -> list[Row]:
+    rows = [row for metric in _METRICS for row in _rows(facts, metric)]
+    for kind, number, name in _PARTS:  # this pull request's worst class or slice, beside what main makes of the same one
+        which, this = _worst(facts.this.parts(kind), number)
+        if this is not None:
+            main = getattr(facts.main.parts(kind).get(which), number, None)
+            rows.append(_written(f"{name}, {number} ({which})", (main, this), words.percent, words.points))
+    if found.baseline and facts.main.metrics:
+        main = None if facts.base.labels_added else facts.main.metrics.accuracy - found.baseline.accuracy
+        margin = _written("accuracy over logistic regression", (main, found.baseline.margin), words.points, words.points)
+        rows.append(margin._replace(difference=None))
+    return rows
 
 
-def _metrics(facts: Facts) -> Section:
-    images = words.count(int(facts.this.metrics.get("examples") or 0), "test image")
-    if not facts.has_main:
-        return Section("Metrics", (Paragraph(f"On {images}."), _alone(facts)))
-    said = f"Both models on the same {images}; differences are this pull request minus main."
-    if facts.base.get("same_test_set") is False:
-        said += " The test set changed: both were judged on the new one."
-    if facts.labels_added:
-        shared = "The first rows are of the classes that both know."
-        said += f" {shared if facts.has_answers else 'No class is known to both: the first rows are of this model alone.'}"
-    return Section("Metrics", (Paragraph(said), _compared(facts), *_disagreement(facts)))
-
-
-def _compared(facts: Facts) -> Table:
-    rows = [row for metric in _METRICS if metric.key in facts.this.metrics for row in _rows(facts, metric)]
-    rows += [row for part in _PARTS if (row := _worst_row(facts, *part))]
-    if baseline := facts.this.metrics.get("baseline"):
-        simple = math.nan if facts.labels_added else facts.main.metrics.get("accuracy", math.nan) - baseline["accuracy"]
-        margins = [words.side(value, words.points) for value in (simple, baseline["margin"])]
-        rows.append(("accuracy over logistic regression", margins[0], (Bold(margins[1]),), words.NONE, words.NONE, ""))
-    return table(("", "main", "this pull request", "difference", "interval", "reading"), rows, "lrrrrl", 20)
-
-
-def _rows(facts: Facts, metric: _Metric) -> list[tuple[Line, ...]]:
+def _rows(facts: Facts, metric: _Metric) -> list[Row]:
     """Return the line of a metric; the interval of accuracy has its own where it is of more examples than the test split."""
-    row = _row(facts, metric)
-    over = pooled(facts) if metric.key == "accuracy" else ""
-    if not over:
-        return [row]
-    difference = words.side(gate_of(facts, metric.gate).get("difference"), metric.differ)
-    return [(*row[:4], words.NONE, ""), (f"accuracy, {over}", words.NONE, words.NONE, difference, *row[4:])]
+    gate, row = (
+        facts.verdict.gate(metric.gate),
+        _written(metric.name, facts.compared(metric.key), metric.write, metric.differ),
+    )
+    interval, reading = None, ""
+    if gate.low is not None and gate.high is not None:
+        bounds = [metric.differ(bound).removesuffix(" points") for bound in (gate.low, gate.high)]
+        interval = " to ".join(bounds) + (f" ({gate.confidence * 100:.3g}%)" if gate.confidence else "")
+        reading = "within noise" if gate.low or gate.high else "same"
+        if gate.low > 0 or gate.high < 0:
+            reading = "better" if (gate.low > 0) == metric.rises else "worse"
+    if metric.key != "accuracy" or not facts.pooled:
+        return [row._replace(interval=interval, reading=reading)]
+    difference = words.written(gate.difference, metric.differ)
+    return [row, Row(f"accuracy, {facts.pooled}", None, None, difference, interval, reading)]
 
 
-def _row(facts: Facts, metric: _Metric) -> tuple[Line, ...]:
-    main, this = facts.compared(metric.key)
-    difference = this - main if main is not None and this is not None else None
-    gate = gate_of(facts, metric.gate)
-    low, high = gate.get("low"), gate.get("high")
-    interval, reading = words.NONE, ""
-    if low is not None and high is not None:
-        bounds = [metric.differ(bound).removesuffix(" points") for bound in (low, high)]
-        interval = " to ".join(bounds) + (f" ({level(gate).strip()})" if level(gate) else "")
-        reading = "within noise" if low or high else "same"
-        if low > 0 or high < 0:
-            reading = "better" if (low > 0) == metric.rises else "worse"
-    cells = [words.side(main, metric.write), words.side(this, metric.write), words.side(difference, metric.differ)]
-    return (metric.name, cells[0], (Bold(cells[1]),), cells[2], interval, reading)
+def _written(name: str, sides: tuple[float | None, float | None], write: words.Writer, differ: words.Writer) -> Row:
+    main, this = sides
+    difference = None if main is None or this is None else words.written(this - main, differ)
+    return Row(name, words.written(main, write), words.written(this, write), difference)
 
 
-def _worst_row(facts: Facts, part: str, number: str, name: str) -> tuple[Line, ...] | None:
-    """Return this pull request's worst class or slice, beside what main makes of the same one."""
-    which, this = _worst(facts.this.metrics.get(part) or {}, number)
-    if this is None:
-        return None
-    main = ((facts.main.metrics.get(part) or {}).get(which) or {}).get(number)
-    difference = words.side(None if main is None else this - main, words.points)
-    shown = (Bold(words.percent(this)),)
-    return (f"{name}, {number} ({which})", words.side(main, words.percent), shown, difference, words.NONE, "")
-
-
-def _worst(parts: Json, number: str) -> tuple[str, float | None]:
-    found = [(name, scores[number]) for name, scores in parts.items() if scores.get("examples", 1) and number in scores]
+def _worst(parts: Mapping[str, ClassScores | SliceScores], number: str) -> tuple[str, float | None]:
+    found = [(name, value) for name, row in parts.items() if row.examples and (value := getattr(row, number)) is not None]
     return min(found, key=lambda pair: pair[1]) if found else ("", None)
 
 
-def _alone(facts: Facts) -> Table:
-    found = facts.this.metrics
-    baseline = found.get("baseline") or {}
-    rows: list[tuple[Line, ...]] = [
-        (metric.name, (Bold(metric.write(found[metric.key])),), words.side(baseline.get(metric.key), metric.write))
+def _alone(facts: Facts, found: MetricsFile) -> list[tuple[str, str, str | None]]:
+    rows: list[tuple[str, str, str | None]] = [
+        (
+            metric.name,
+            metric.write(getattr(found, metric.key)),
+            words.written(getattr(found.baseline, metric.key, None), metric.write),
+        )
         for metric in _METRICS
-        if metric.key in found
     ]
-    for part, number, name in _PARTS:
-        which, value = _worst(found.get(part) or {}, number)
+    for kind, number, name in _PARTS:
+        which, value = _worst(facts.this.parts(kind), number)
         if value is not None:
-            rows.append((f"{name}, {number}", (Bold(f"{words.percent(value)} ({which})"),), words.NONE))
-    if {"accuracy_low", "accuracy_high"} <= found.keys():
-        low, high = (words.percent(found[key]) for key in ("accuracy_low", "accuracy_high"))
-        rows.insert(1, (f"accuracy, {confidence(facts)} interval", f"{low} to {high}", words.NONE))
-    return table(("", "this pull request", "logistic regression"), rows, "lrr", 20)
+            rows.append((f"{name}, {number}", f"{words.percent(value)} ({which})", None))
+    if found.accuracy_low is not None and found.accuracy_high is not None:
+        bounds = f"{words.percent(found.accuracy_low)} to {words.percent(found.accuracy_high)}"
+        rows.insert(1, (f"accuracy, {_confidence(facts)} interval", bounds, None))
+    return rows
 
 
-def _disagreement(facts: Facts) -> list[Block]:
-    paired, churn = facts.verdict.get("mcnemar"), facts.verdict.get("churn")
+def _paired(facts: Facts) -> str:
+    paired, churn = facts.verdict.mcnemar, facts.verdict.churn
     if not paired:
-        return []
-    said = "Both models are right on the same images."
-    if paired["only_main_right"] or paired["only_candidate_right"]:
-        lost, won = (words.count(int(paired[key]), "image") for key in ("only_main_right", "only_candidate_right"))
-        said = f"{won} only this pull request has right, {lost} only main (exact McNemar test: {words.chance(paired['p'])})."
-    return [Paragraph(f"{said} {words.percent(churn)} of the predictions changed." if churn else said)]
+        return ""
+    said = "Both models are right on the same examples."
+    if paired.only_main_right or paired.only_candidate_right:
+        lost, won = (words.count(number, "example") for number in (paired.only_main_right, paired.only_candidate_right))
+        said = f"{won} only this pull request has right, {lost} only main (exact McNemar test: {words.chance(paired.p)})."
+    return f"{said} {words.percent(churn)} of the predictions changed." if churn else said
 
 
-def _gates(facts: Facts) -> list[Section]:
-    gates = sorted(facts.verdict["gates"], key=lambda gate: _ORDER.index(gate["outcome"]))
-    asked = [gate for gate in gates if gate["outcome"] in ("fail", "investigate")]
-    rest = [gate for gate in gates if gate["outcome"] not in ("fail", "investigate")]
-    if not gates:
-        return []
-    holds = f"{words.count(sum(gate['outcome'] == 'pass' for gate in rest), 'gate holds', 'gates hold')}"
-    blocks: list[Block] = [_gate_table(asked)] if asked else []
-    skipped = sum(gate["outcome"] == "skipped" for gate in rest)
-    if rest:
-        blocks.append(Fold(f"{holds}, {skipped} skipped" if skipped else holds, (_gate_table(rest),)))
-    where = ("Levels and limits: section ", Code("gates"), " of ", Code("params.yaml"))
-    return [Section("Gates", (*blocks, Paragraph((*where, ". Only gates of level enforce decide."))))]
+def _confidence(facts: Facts) -> str:
+    """Return the level of the intervals of metrics.json, such as 95%."""
+    return f"{facts.number('evaluate.confidence', 0.95):.0%}"
 
 
-def _gate_table(gates: list[Json]) -> Table:
-    rows: list[tuple[Line, ...]] = []
-    for gate in gates:
-        name, numbers = str(gate["name"]), (words.side(number, _writer(gate)) for number in value_and_limit(gate))
-        told = (name.replace("_", " "), str(gate.get("level")), (Mark(gate["outcome"]),))
-        rows.append((*told, *numbers, str(gate.get("sentence") or "")))
-    return table(("gate", "level", "outcome", "value", "limit", "why"), rows, "lllrrl", 40)
+def gates(facts: Facts) -> dict[str, Any]:
+    """Return what the template `gates` shows: those that ask for something, and behind a fold the rest."""
+
+    def shown(gate: GateRow) -> tuple[GateRow, str | None, str | None]:
+        write = _WRITERS.get(gate.name, words.general)
+        return gate, words.written(gate.compared, write), words.written(gate.limit, write)
+
+    ordered = sorted(facts.verdict.gates, key=lambda gate: [*_ICONS].index(gate.outcome))
+    asked = [shown(gate) for gate in ordered if gate.outcome in ("fail", "investigate")]
+    rest = [shown(gate) for gate in ordered if gate.outcome not in ("fail", "investigate")]
+    skipped = sum(gate.outcome == "skipped" for gate in ordered)
+    holds = words.count(len(rest) - skipped, "gate holds", "gates hold")
+    summary = f"{holds}, {skipped} skipped" if skipped else holds
+    return {"asked": asked, "rest": rest, "summary": summary, "icons": _ICONS}
 
 
-def _writer(gate: Json) -> Callable[[float], str]:
-    name = gate["name"]
-    kinds = {
-        **dict.fromkeys(("accuracy", "worst_class", "worst_slice", "churn"), words.percent),
-        "baseline_margin": words.points,
-        "log_loss": lambda rise: words.signed(rise, 4),
-        "macro_f1": words.decimals,
-        "calibration": words.decimals,
-        "latency": words.milliseconds,
-        "model_size": words.mebibytes,
+def repeated(facts: Facts, kind: str, told: Series) -> dict[str, Any]:
+    """Return what the template `repeated` shows of the folds or seeds that were trained beside the model."""
+
+    def values(name: str) -> list[str]:
+        return [metric.write(getattr(getattr(told, metric.key), name)) for metric in _METRICS]
+
+    runs = [told.runs[number] for number in sorted(told.runs, key=int)]
+    return {
+        "kind": kind,
+        "examples": sum(run.examples for run in runs),
+        "deviation": told.accuracy.deviation,
+        "mean": values("mean"),
+        "deviations": values("deviation"),
+        "bounds": [" to ".join(pair) for pair in zip(values("low"), values("high"), strict=True)],
+        "confidence": _confidence(facts),
+        "runs": [
+            (run.name, f"{run.examples:,}", *(metric.write(getattr(run, metric.key)) for metric in _METRICS)) for run in runs
+        ],
     }
-    return kinds.get(name, words.points if name.startswith("no_worse_than_") else words.general)
 
 
-def _calibration(facts: Facts, drawn: Drawn) -> list[Section]:
-    if "ece" not in facts.this.metrics:
-        return []
-    header = ("", "main", "this pull request", "difference")
-    rows = [_row(facts, metric)[:4] for metric in reversed(_METRICS) if metric.key in ("ece", "log_loss")]
-    temperatures = [side.card.get("temperature") for side in (facts.main, facts.this)]
-    rows.append(("temperature, fitted", *(words.side(value, words.general) for value in temperatures), words.NONE))
-    said = "How far confidence can be believed: the error is the mean gap between confidence and accuracy, 0 is perfect."
-    shown = [drawn["calibration"]] if "calibration" in drawn else []
-    return [Section("Calibration", (Paragraph(said), table(header, rows, "lrrr", 5), *shown))]
+def calibration(facts: Facts) -> dict[str, Any]:
+    """Return what the template `calibration` shows."""
+    rows = [_written(m.name, facts.compared(m.key), m.write, m.differ) for m in _METRICS[:1:-1]]
+    temperatures = [side.card and side.card.temperature for side in (facts.main, facts.this)]
+    return {"calibration": rows, "temperatures": temperatures}
 
 
-def _curves(facts: Facts, drawn: Drawn) -> list[Section]:
-    this = facts.this.history
-    if not this:
-        return []
-    written = {"epoch": words.general, "validation_accuracy": words.percent, "validation_loss": words.decimals}
-    rows = [
-        (name, f"{len(side.history):,}", *(words.side(side.kept_epoch.get(key), write) for key, write in written.items()))
-        for name, side in (("this pull request", facts.this), ("main", facts.main))
-        if side.history
-    ]
-    ends = table(("", "epochs", "epoch kept", "its validation accuracy", "its validation loss"), rows, "lrrrr", 2)
-    shown = [drawn["curves"]] if "curves" in drawn else []
-    return [Section("Learning curves", (ends, *shown, *_chart(this, facts.main.history)))]
-
-
-def _chart(this: list[dict[str, float]], main: list[dict[str, float]]) -> list[Block]:
-    """Draw validation accuracy as text, so that it is there without pictures; main only where it has as many epochs."""
-    mine, theirs = (
-        [100 * row["validation_accuracy"] for row in side if "validation_accuracy" in row] for side in (this, main)
-    )
-    if not 2 <= len(mine) <= _FEW_EPOCHS:
-        return []
-    lines = [mine] + ([theirs] if len(theirs) == len(mine) else [])
-    low = max(0, math.floor(min(map(min, lines)) - 1))
-    drawn = [f"    line [{', '.join(f'{value:.2f}' for value in line)}]" for line in lines]
-    colours = '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#2f6db3, #d9822b"}}}}%%'
-    axes = [f'    x-axis "epoch" 1 --> {len(mine)}', f'    y-axis "validation accuracy, %" {low} --> 100']
-    title = "Validation accuracy by epoch: this pull request blue" + (", main orange" if len(lines) == 2 else "")
-    return [Fold(title, (Chart("\n".join([colours, "xychart-beta", *axes, *drawn])),))]
+def curves(facts: Facts) -> dict[str, Any]:
+    """Return what the template `curves` shows: validation accuracy also as numbers, for where there are no pictures."""
+    sides = [(name, side) for name, side in (("this pull request", facts.this), ("main", facts.main)) if side.history]
+    lines = [[100 * row["validation_accuracy"] for row in side.history if "validation_accuracy" in row] for _, side in sides]
+    lines = [line for line in lines if len(line) == len(lines[0])] if 2 <= len(lines[0]) <= _FEW_EPOCHS else []
+    lowest = max(0, math.floor(min(map(min, lines)) - 1)) if lines else 0
+    return {"sides": sides, "lines": lines, "lowest": lowest}

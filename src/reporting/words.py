@@ -1,10 +1,11 @@
 """How the report writes numbers: sensible digits, a sign on every difference, a unit where there is one."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-NONE = "-"  # where a side has no such number
+from src.system.judged import Hardware
+
 Writer = Callable[[float], str]
 
 
@@ -21,6 +22,11 @@ def points(difference: float) -> str:
 def signed(number: float, digits: int = 2) -> str:
     """Always with its sign; what rounds to nothing is +0."""
     return f"{round(number, digits) + 0.0:+.{digits}f}"
+
+
+def change(number: float) -> str:
+    """A difference of four decimals."""
+    return signed(number, 4)
 
 
 def whole(number: float) -> str:
@@ -62,23 +68,33 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
+NUMBERS: tuple[Writer, ...] = (percent, points, change, whole, decimals, milliseconds, mebibytes, general, chance, duration)
+
+
+def written(value: Any, write: Writer) -> str | None:
+    """Write a number that one side may not have; None where it has none."""
+    return write(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def count(number: int, noun: str, several: str = "") -> str:
     """1 image, 2 images, 2 classes."""
     return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
-def side(value: Any, write: Callable[[float], str]) -> str:
-    """Write a number that one side may not have."""
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return write(value) if known else NONE
-
-
-def listed(names: list[str], largest: int = 8) -> str:
+def listed(names: Sequence[str], largest: int = 8) -> str:
     """Join names; what does not fit is counted."""
     rest = len(names) - largest
     return ", ".join(names[:largest]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def place(path: str, row: int) -> str:
-    """Name an image as a person finds it: the file, or the shard and the row in it."""
+    """Name an example as a person finds it: the file, or the shard and the row in it."""
     return path if row < 0 else f"{path}#{row}"
+
+
+def machine(found: Hardware | None) -> str:
+    """Name a machine: accelerator, processor, cores, memory, as far as they are known."""
+    told = [name for name in (found.accelerator, found.processor) if name] if found else []
+    told += [count(found.cores, "core")] if found and found.cores else []
+    told += [f"{found.memory_gib:.1f} GiB"] if found and found.memory_gib else []
+    return ", ".join(told) or "hardware unknown"
