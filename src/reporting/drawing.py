@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -18,7 +19,9 @@ from src.reporting.facts import Facts, Side
 
 _CLASSES = 20  # rows and columns of a confusion that can still be read
 _SHOWN = 8
-_FEWER_MORE = LinearSegmentedColormap.from_list("fewer and more", [pictures.ORANGE, "#ffffff", pictures.BLUE])
+_FEWEST = 5  # examples of a bin of confidence, under which its accuracy is chance
+_DPI = 160
+_WORSE_BETTER = LinearSegmentedColormap.from_list("worse and better", [pictures.ORANGE, "#ffffff", pictures.BLUE])
 # what the evaluation drew of this model alone, for where there is nothing to compare it with
 _CHARTS = {
     "confusion": "Confusion of the test examples",
@@ -63,6 +66,12 @@ def draw(facts: Facts, folder: Path, explain: Explain | None = None) -> Drawn:
     return drawn | (_answers(facts, folder, explain) if examples else {})
 
 
+def _figure(width: float, height: float) -> Figure:
+    made = pictures.figure(width, height)
+    made.set_dpi(_DPI)
+    return made
+
+
 def _copy(wanted: dict[str, str], source: Path, folder: Path) -> Drawn:
     found = {name: alt for name, alt in wanted.items() if (source / f"{name}.png").is_file()}
     for name in found:
@@ -75,7 +84,7 @@ def _curves(main: Side, this: Side, folder: Path) -> Drawn:
     known = [name for name in panels if this.history and name in this.history[0]]
     if not known:
         return {}
-    made = pictures.figure(9, 3.4)
+    made = _figure(9, 3.4)
     for axes, name in zip(np.ravel(made.subplots(1, len(known), squeeze=False)), known, strict=True):
         for label, side, colour, style in (
             ("main", main, pictures.ORANGE, "--"),
@@ -99,10 +108,11 @@ def _confusion(facts: Facts, folder: Path) -> Drawn:
         return {}
     difference = difference[np.ix_(shown, shown)]
     side = 2.6 + 0.34 * max(6, len(shown))
-    made = pictures.figure(side + 0.9, side)
+    made = _figure(side + 0.9, side)
     axes: Any = made.subplots()
     largest = max(1, int(np.abs(difference).max()))
-    image = axes.imshow(difference, cmap=_FEWER_MORE, vmin=-largest, vmax=largest)
+    better = np.where(np.eye(len(shown), dtype=bool), difference, -difference)  # right answers and errors
+    image = axes.imshow(better, cmap=_WORSE_BETTER, vmin=-largest, vmax=largest)
     ticks = [pictures.shorten(names[i], 14) for i in shown]
     axes.set_xticks(range(len(shown)), ticks, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(shown)), ticks, fontsize=8)
@@ -111,9 +121,9 @@ def _confusion(facts: Facts, folder: Path) -> Drawn:
             colour = "white" if abs(value) > 0.7 * largest else "black"
             axes.text(column, row, f"{value:+d}", ha="center", va="center", fontsize=8, color=colour)
     rest = "" if len(shown) == len(names) else f"\nthe {len(shown)} classes of {len(names)} that changed most"
-    axes.set(title=f"This pull request minus main, test images{rest}", xlabel="predicted", ylabel="actual")
+    axes.set(title=f"This pull request minus main, test examples{rest}", xlabel="predicted", ylabel="actual")
     axes.title.set_fontsize(10)
-    bar = made.colorbar(image, ax=axes, shrink=0.7, label="fewer          more", ticks=MaxNLocator(5, integer=True))
+    bar = made.colorbar(image, ax=axes, shrink=0.7, label="worse          better", ticks=MaxNLocator(5, integer=True))
     bar.ax.tick_params(labelsize=8)
     pictures.save(made, folder / "confusion_difference.png")
     return {"confusion": Picture("Confusion: this pull request minus main", "confusion_difference.png")}
@@ -128,25 +138,23 @@ def _most_changed(difference: NDArray[np.int64]) -> list[int]:
 
 
 def _calibration(facts: Facts, folder: Path) -> Drawn:
-    made = pictures.figure(5.0, 4.4)
+    made = _figure(5.0, 4.4)
     axes: Any = made.subplots()
     bins = int(facts.number("evaluate.calibration_bins", 15))
     axes.plot([0, 1], [0, 1], color=pictures.GREY, linestyle=":", label="perfect")
-    looks = (("main", pictures.ORANGE, "--", "s"), ("this pull request", pictures.BLUE, "-", "o"))
-    for (name, colour, style, marker), answers in zip(looks, facts.answers, strict=True):
-        curve = changes.reliability(answers, bins)
-        examples = sum(row["examples"] for row in curve)
-        sure, right = ([row[key] for row in curve] for key in ("confidence", "accuracy"))
-        axes.plot(sure, right, color=colour, linestyle=style, linewidth=1)
-        sizes = [12 + 140 * row["examples"] / examples for row in curve]
-        error = changes.overall(answers, bins)["ece"]
-        label = f"{name} (error {error:.3f})"
-        axes.scatter(sure, right, s=sizes, color=colour, marker=marker, alpha=0.85, label=label)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.set_title("Calibration (area: examples)", fontsize=10)
-    axes.legend(fontsize=8, loc="upper left", markerscale=0.6)
+    looks = (("main", pictures.ORANGE, -0.4), ("this pull request", pictures.BLUE, 0.0))
+    for (name, colour, shift), answers in zip(looks, facts.answers, strict=True):
+        curve = [row for row in changes.reliability(answers, bins) if row["examples"] >= _FEWEST]
+        places = [min(int(row["confidence"] * bins), bins - 1) + 0.7 + shift for row in curve]
+        label = f"{name} (error {changes.overall(answers, bins)['ece']:.3f})"
+        right = [row["accuracy"] for row in curve]
+        bars = axes.bar([place / bins for place in places], right, 0.4 / bins, color=colour, label=label)
+        axes.bar_label(bars, [f"{row['examples']:,.0f}" for row in curve], fontsize=6, rotation=90, padding=2)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.12))
+    axes.set_title(f"Calibration (with examples; bins of under {_FEWEST} are hidden)", fontsize=10)
+    axes.legend(fontsize=8, loc="upper left")
     pictures.save(made, folder / "calibration.png")
-    alt = "Calibration: accuracy over confidence, this pull request (circles) and main (squares)"
+    alt = "Calibration: accuracy over confidence in bins, this pull request beside main"
     return {"calibration": Picture(alt, "calibration.png")}
 
 
@@ -175,7 +183,7 @@ def _draw_examples(facts: Facts, rows: NDArray[np.int64], look: Explain | None, 
     targets = np.array(facts.this.predictions.iloc[rows]["prediction"].map(order).fillna(0).astype(int))
     lines = 2 if look else 1
     columns = max(4, len(rows))
-    made = pictures.figure(1.45 * columns, 1.48 * lines + 0.7)
+    made = _figure(1.45 * columns, 1.48 * lines + 0.7)
     made.suptitle(f"{words.capitalize()}: actual, what this pull request says, what main says", fontsize=10)
     squares = made.subplots(lines, columns, squeeze=False)
     for empty in np.ravel(squares):

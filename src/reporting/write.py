@@ -76,9 +76,18 @@ def _opening(facts: Facts, section: "partial[str]") -> Iterator[str]:
 
 def _same(facts: Facts, section: "partial[str]") -> Iterator[str]:
     """Yield what is left to say of a model that is main's."""
-    yield section("gates", **results.gates(facts))
-    yield from _inputs(facts, section)
-    yield section("same")
+    gates = results.gates(facts)  # the reasons above have said what the asking ones ask
+    told = {"asked": [], "rest": [*gates["asked"], *gates["rest"]], "summary": f"All {len(facts.verdict.gates)} gates"}
+    yield section("gates", **gates | told)
+    changed, compared = (
+        changes.values(facts.main.params, facts.this.params),
+        inputs.compared(facts.main.rows, facts.this.rows),
+    )
+    if changed:
+        yield section("parameters", changed=changed)
+    if opening.findings(facts) or (compared and not compared["same"]):
+        yield section("data", compared=compared)
+    yield section("same", changed=changed, compared=compared or {"same": True})
 
 
 def _inputs(facts: Facts, section: "partial[str]") -> Iterator[str]:

@@ -576,6 +576,20 @@ def test_an_anchor_that_is_lost_against_is_in_the_first_lines(case: Case) -> Non
     assert first_lines(text).count("worse than the best") == 1
 
 
+def test_a_model_that_is_mains_gets_one_screen(case: Case) -> None:
+    case.json("main/card.json", json.loads((case.folder / "model/card.json").read_text()))
+    text = case.write()
+    assert text.startswith("## ✅ pass: this is main's model, bit for bit: accuracy 95.00%\n")
+    assert re.findall(r"(?m)^### (.*)$", text) == ["Gates", "Parameters", "Data", "The same model"]
+    for name in ("params.yaml", "rows.parquet"):
+        source = {"rows.parquet": "manifest.parquet"}.get(name, name)
+        (case.folder / "main" / name).write_bytes((case.folder / source).read_bytes())
+    shown = re.sub(r"(?s)<details>.*?</details>", "", case.told())
+    assert re.findall(r"(?m)^### (.*)$", shown) == ["Gates", "The same model"]
+    assert len(shown) < 800
+    assert "bit for bit" not in case.change("main/facts.json", same_test_set=False).told().splitlines()[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A run that stopped
 # ---------------------------------------------------------------------------------------------------------------------
