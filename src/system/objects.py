@@ -1,12 +1,12 @@
 """DVC's objects in the cache, read anew: DVC itself takes one that is read-only for what its name says, without a hash."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from src.system.dvc_lock import md5
 from src.system.git_command import git
 
 _MD5 = re.compile(r"\bmd5: ['\"]?([0-9a-f]{32}(?:\.dir)?)\b")
@@ -25,8 +25,8 @@ def remove_changed(commit: str, cache: Path) -> list[str]:
     removed = []
     for digest in sorted(_named(commit), reverse=True):
         for each in [digest, *_members(cache, digest)]:
-            path = _path(cache, each)
-            if path.is_file() and _md5(path) != each.removesuffix(".dir"):
+            path = _object(cache, each)
+            if path.is_file() and md5(path) != each.removesuffix(".dir"):
                 path.unlink()
                 removed.append(each)
     return removed
@@ -47,16 +47,11 @@ def _named(commit: str) -> set[str]:
 
 def _members(cache: Path, digest: str) -> Iterator[str]:
     """Yield the digests of the files of a folder, where its own object is whole."""
-    path = _path(cache, digest)
-    if digest.endswith(".dir") and path.is_file() and _md5(path) == digest.removesuffix(".dir"):
+    path = _object(cache, digest)
+    if digest.endswith(".dir") and path.is_file() and md5(path) == digest.removesuffix(".dir"):
         with suppress(ValueError, KeyError, TypeError):
             yield from (str(entry["md5"]) for entry in json.loads(path.read_bytes()))
 
 
-def _path(cache: Path, digest: str) -> Path:
+def _object(cache: Path, digest: str) -> Path:
     return cache / "files/md5" / digest[:2] / digest[2:]
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

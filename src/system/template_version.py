@@ -5,10 +5,11 @@ history can be compared. It stands beside tokens that write: standard library al
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from src.core.command import UserError
+from src.core.records import Record
 from src.system.git_command import run_git
 from src.system.protection import protected
 
@@ -26,7 +27,7 @@ _TESTED = ("src/", "tests/")  # where a new file of the fork's can change what t
 
 
 @dataclass(frozen=True)
-class Template:
+class Template(Record):
     """A version of the template.
 
     Attributes:
@@ -39,27 +40,9 @@ class Template:
     source: str
     files: dict[str, str]
 
-    @classmethod
-    def parse(cls, text: str, where: str) -> "Template":
-        """Read the text of a record.
-
-        Raises:
-            UserError: the text is no record; the sentence begins with `where`.
-        """
-        try:
-            content = json.loads(text)
-            record = cls(content["version"], content["source"], dict(content["files"]))
-            if not all(isinstance(value, str) for value in (record.version, record.source, *record.files.values())):
-                raise TypeError("version, source and the values of files are texts")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{where} is no record of a template version ({error!r}): `git checkout {RECORD}` restores it"
-            ) from None
-        return record
-
     def text(self) -> str:
         """Return the record as it stands in the file."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n"
 
 
 def read(root: Path) -> Template:

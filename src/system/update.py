@@ -44,7 +44,15 @@ def update(base: str) -> None:
             there = not _try("cat-file", "-e", f"{base}:{path}")
             _git(*(("checkout", base, "--") if there else ("rm", "--quiet", "--force", "--ignore-unmatch", "--")), path)
     if conflicts := _git("diff", "--name-only", "--diff-filter=U").splitlines():
-        raise UserError(_conflict(base, conflicts))
+        data = (
+            " data.dvc names one side's data: keep yours with `git checkout --ours data.dvc`, or take main's with `git checkout "
+            "--theirs data.dvc` and `.venv/bin/dvc pull data.dvc`; put the other side's images into data/ and run "
+            "`.venv/bin/dvc add data`."
+        )
+        raise UserError(
+            f"{', '.join(conflicts)}: changed here and in {base}, so the merge waits for you. Edit them, `git add` them and "
+            f"run `git commit --no-edit`; or give up with `git merge --abort`.{data if 'data.dvc' in conflicts else ''}"
+        )
     if _is_merging() and (refusal := _try("commit", "--no-edit", "--quiet")):
         raise UserError(
             f"{base} is merged but not committed: mend what Git names, then run `git commit --no-edit`: {refusal}"
@@ -93,19 +101,6 @@ def _require_ready(base: str) -> str:
             f"{', '.join(names[:5])}{' and more' if names[5:] else ''}: changed and not committed: {advice}; then run again"
         )
     return branch
-
-
-def _conflict(base: str, files: list[str]) -> str:
-    """Say which files a person has to merge, and how."""
-    data = (
-        " data.dvc names one side's data: keep yours with `git checkout --ours data.dvc`, or take main's with `git checkout "
-        "--theirs data.dvc` and `.venv/bin/dvc pull data.dvc`; put the other side's images into data/ and run "
-        "`.venv/bin/dvc add data`."
-    )
-    return (
-        f"{', '.join(files)}: changed here and in {base}, so the merge waits for you. Edit them, `git add` them and run "
-        f"`git commit --no-edit`; or give up with `git merge --abort`.{data if 'data.dvc' in files else ''}"
-    )
 
 
 def _is_merging() -> bool:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from src.core.command import UserError
 
@@ -61,43 +62,28 @@ def watch_dvc(*arguments: str, heard: Callable[[str], None], seconds: float | No
 
 def _listen(source: int, heard: Callable[[str], None]) -> None:
     rest = b""
-    while piece := _read(source):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.flush()
-        *whole, rest = re.split(rb"[\r\n]+", rest + piece)
-        for line in whole:
-            heard(line.decode(errors="replace"))
+    with suppress(OSError):  # how a terminal says that the other side has ended
+        while piece := os.read(source, 65536):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.flush()
+            *whole, rest = re.split(rb"[\r\n]+", rest + piece)
+            for line in whole:
+                heard(line.decode(errors="replace"))
     if rest:
         heard(rest.decode(errors="replace"))
     os.close(source)
-
-
-def _read(source: int) -> bytes:
-    try:
-        return os.read(source, 65536)
-    except OSError:  # how a terminal says that the other side has ended
-        return b""
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Ask DVC and its stage to stop; end whatever of the two is still there after its time for a checkpoint."""
     if process.poll() is not None:
         return
+    stages = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
-    until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until and (process.poll() is None or _lives(process.pid)):
-        time.sleep(0.1)
+    psutil.wait_procs(stages, timeout=_PATIENCE)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _environment() -> dict[str, str]:
