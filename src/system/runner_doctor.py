@@ -1,7 +1,7 @@
 """Check a GPU machine that is to train pull requests, and say what is missing: `make runner-doctor`, on that machine.
 
 Reads what runner/install.sh put in place (/opt/ml-runner, /etc/ml-runner, /etc/systemd/system, /srv/ml-runner) and calls
-nvidia-smi, docker, systemctl, iptables and timedatectl. Changes nothing. Standard library only.
+nvidia-smi, docker, systemctl and iptables. Changes nothing. Standard library only.
 """
 
 import argparse
@@ -69,9 +69,6 @@ def examine(root: Path, now: datetime) -> Iterator[Line]:
     """Yield every finding, from the hardware up to the settings."""
     yield driver()
     yield from docker(now)
-    code, text = call("timedatectl", "show", "--property=NTPSynchronized", "--value")
-    todo = "switch it on (timedatectl set-ntp true); a clock that is off makes GitHub refuse the App's key"
-    yield Line("clock", "ok", "synchronised") if text == "yes" else Line("clock", "warn", "not synchronised", todo)
     yield from installed(root)
     yield key(root)
     yield from trust_level(root, "pull-request")

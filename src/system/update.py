@@ -45,8 +45,8 @@ def update(base: str) -> None:
             _git(*(("checkout", base, "--") if there else ("rm", "--quiet", "--force", "--ignore-unmatch", "--")), path)
     if conflicts := _git("diff", "--name-only", "--diff-filter=U").splitlines():
         data = (
-            " data.dvc names one side's data: keep yours with `git checkout --ours data.dvc`, or take main's with `git checkout "
-            "--theirs data.dvc` and `.venv/bin/dvc pull data.dvc`; put the other side's images into data/ and run "
+            " data.dvc names one side's data: keep yours with `git checkout --ours data.dvc`, or take main's with `git "
+            "checkout --theirs data.dvc` and `.venv/bin/dvc pull data.dvc`; put the other side's images into data/ and run "
             "`.venv/bin/dvc add data`."
         )
         raise UserError(

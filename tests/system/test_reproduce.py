@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from src.core.command import UserError
 from src.system import reproduce
-from src.system.reproduce import Journal, lane
+from src.system.reproduce import Journal
 
 Run = Callable[..., tuple[subprocess.CompletedProcess[str], dict[str, Any]]]
 
@@ -162,24 +162,6 @@ def test_the_journal_reads_what_dvc_prints() -> None:
         journal.hear(line)
     assert set(journal.seconds) == {"validate", "train"}
     assert list(journal.said)[:1] == ["epoch 1"]
-
-
-@pytest.mark.parametrize(
-    ("variables", "name", "comparable"),
-    [
-        ({}, "local", True),
-        ({"GITHUB_ACTIONS": "true", "TRAIN_RUNNER": ""}, "hosted CPU", False),
-        ({"GITHUB_ACTIONS": "true", "TRAIN_RUNNER": '["gpu"]'}, "self-hosted", True),
-    ],
-)
-def test_the_lane_says_whether_hardware_numbers_compare(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str, comparable: bool
-) -> None:
-    for variable in ("GITHUB_ACTIONS", "TRAIN_RUNNER"):
-        monkeypatch.delenv(variable, raising=False)
-    for variable, value in variables.items():
-        monkeypatch.setenv(variable, value)
-    assert lane() == {"comparable": comparable, "name": name}
 
 
 def test_data_that_were_never_pushed_are_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,13 +113,6 @@ def test_another_conflict_waits_for_a_person(clone: Clone, file: str, advice: st
         update("origin/main")
 
 
-def test_a_base_without_a_commit_in_common_is_refused(clone: Clone) -> None:
-    clone.git("checkout", "--quiet", "--orphan", "alone")
-    clone.here(**{"dvc.lock": "here"})
-    with pytest.raises(UserError, match=r"alone and origin/main have no commit in common: name the branch"):
-        update("origin/main")
-
-
 def test_a_shallow_clone_is_told_how_to_get_the_rest(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clone.here(**{"dvc.lock": "here"})
     clone.here(**{"notes.txt": "here"})
