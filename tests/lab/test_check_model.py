@@ -65,12 +65,6 @@ class Undefined(Plain):
         return super().forward((x - x.mean(dim=(2, 3), keepdim=True)) / contrast)
 
 
-class Branching(Plain):
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.features(x)
-        return self.last(features if features.sum() > 0 else -features)
-
-
 class Dead(Plain):
     def __init__(self) -> None:
         super().__init__()
@@ -81,17 +75,6 @@ class Unrepeatable(Plain):
     def forward(self, x: Tensor) -> Tensor:
         noise = int.from_bytes(os.urandom(2)) / 2**16 if self.training else 0.0
         return super().forward(x + 0.01 * noise)
-
-
-class Loud(Plain):
-    def __init__(self) -> None:
-        super().__init__()
-        nn.init.normal_(self.last.weight, std=1000.0)
-
-
-class Raising(Plain):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(x.flatten(1))
 
 
 class Strided(Plain):
@@ -139,10 +122,8 @@ def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, Findi
         (WithoutWeights, "first loss", "do not depend on any weight"),
         (Softmax, "logits", "each row sums to 1"),
         (lambda: Plain(outputs=7), "shapes", "gives (1, 7), expected (1, 10)"),
-        (Raising, "shapes", "a batch of 1 raises RuntimeError"),
         (Mixing, "one image alone", "differ by"),
         (Undefined, "extreme images", "black images give NaN or infinity in evaluation mode, first in what forward() does"),
-        (Branching, "ONNX", "cannot be exported to ONNX"),
         (Unrepeatable, "repeatable", "another loss the second time"),
     ],
 )
@@ -163,21 +144,12 @@ def test_a_dead_layer_is_named_by_all_that_it_touches(found: Callable[..., dict[
         assert words in results[name].told
 
 
-def test_what_may_be_meant_is_a_warning_and_a_constructor_that_raises_is_told(
-    found: Callable[..., dict[str, Finding]],
-) -> None:
+def test_what_may_be_meant_is_a_warning_and_a_constructor_that_raises_is_told(found: Callable[..., Any]) -> None:
     def raising() -> nn.Module:
         raise TypeError("width must be even")
 
-    assert found(Loud)["first loss"].result == found(Twofold)["evaluation mode"].result == "warn"
+    assert found(Twofold)["evaluation mode"].result == "warn"
     assert found(raising)["builds"].told == "TypeError: width must be even"
-
-
-def test_a_network_that_comes_with_the_template_passes(tmp_path: Path) -> None:
-    changes = {"train__network": "resnet18", "train__width": 8, "prepare__image_size": 12, "prepare__channels": 1}
-    params = write_params(tmp_path / "params.yaml", **changes)
-    results = check(drawn(params), params, steps=200)
-    assert [each for each in results if each.result != "ok"] == []
 
 
 @pytest.mark.parametrize(

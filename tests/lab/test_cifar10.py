@@ -116,15 +116,6 @@ def test_from_a_path_which_stays_and_one_that_is_not_there(tmp_path: Path) -> No
         bring("file:///no/such/file.tar.gz", tmp_path)
 
 
-def test_a_run_that_gave_up_is_continued_by_the_next(server: Server, tmp_path: Path) -> None:
-    server.cuts = 5
-    with pytest.raises(UserError, match="goes on from there. Another source: CIFAR10_URL="):
-        bring(ADDRESS, tmp_path)
-    assert not (tmp_path / "data").exists()
-    server.cuts, server.ranges = 1, False  # from here on it cannot go on in the middle, and starts over
-    require_whole(bring(ADDRESS, tmp_path))
-
-
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (503, 5)])
 def test_an_error_is_told_with_its_status(server: Server, tmp_path: Path, status: int, tries: int) -> None:
     server.status = status

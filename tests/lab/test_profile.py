@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from src.lab.experiments.check_model import drawn
-from src.lab.experiments.training_profile import CAUSES, Measured, Operator, profile
+from src.lab.experiments.training_profile import Measured, Operator, profile
 from src.system.params import Params
 from src.training import loop
 
@@ -58,11 +57,3 @@ def test_the_verdict_is_the_largest_cause(parts: dict[str, float], others: dict[
     found = made(parts, **others)
     assert found.verdict.name == name
     assert sum(found.shares.values()) == pytest.approx(1)
-
-
-def test_every_advice_names_a_parameter(params: Callable[..., Params]) -> None:
-    train = params().train
-    for cause in CAUSES.values():
-        named = re.findall(r"`train\.(\w+)", cause.advice)
-        assert named, cause
-        assert all(hasattr(train, name) for name in named), named

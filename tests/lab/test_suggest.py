@@ -73,7 +73,6 @@ def test_fewer_images_get_more_epochs_within_bounds(mixed: Path, params: MakePar
         ([(40, 40)], "crop", 40),
         ([(80, 40)], "crop", (40, 80)),
         ([(120, 40), (40, 40)], "pad", 40),
-        ([(50, 40), (40, 50)], "crop", 40),
     ],
 )
 def test_shape_decides_fit(
@@ -83,16 +82,6 @@ def test_shape_decides_fit(
         write(tmp_path / "data", label, [picture(random, *sizes[i % len(sizes)]) for i in range(10)])
     found = suggested(tmp_path / "data", params())
     assert (found["prepare.fit"], found["prepare.image_size"]) == (fit, size)
-
-
-def test_grey_drawings_are_not_mirrored(tmp_path: Path, params: MakeParams) -> None:
-    for label, side in (("a", 4), ("b", 12)):
-        drawing = Image.new("RGB", (28, 28))
-        drawing.paste((255, 255, 255), (8, 8, 8 + side, 8 + side))
-        write(tmp_path / "data", label, [drawing] * 5)
-    found = suggested(tmp_path / "data", params())
-    assert (found["prepare.channels"], found["prepare.image_size"], found["train.augment.flip"]) == (1, 28, False)
-    assert found["train.tta"] == "none"
 
 
 def test_a_network_of_the_forks_own_is_left_alone(mixed: Path, params: MakeParams) -> None:
