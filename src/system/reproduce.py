@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError, table
-from src.core.files import read_json, write_json
+from src.core.files import write_json
+from src.core.metrics_file import MetricsFile
 from src.system import dvc_lock, dvc_locks, hardware, recipe
 from src.system.addresses import without_secrets
 from src.system.params import load
@@ -35,7 +36,7 @@ _OPEN = {
 _KEPT = 60  # lines of a failing stage
 
 
-class Journal:
+class StageLog:
     """Listens to DVC: which stage runs, since when, and what it said last."""
 
     def __init__(self) -> None:
@@ -79,7 +80,7 @@ def reproduce(pull: bool, epochs: int | None, minutes: float | None, journal_pat
     started = time.monotonic()
     told: dict[str, Any] = {"budget": None, "failed": None, "lane": lane(), "said": "", "seconds": {}}
     told["hardware"] = hardware.describe()
-    journal = Journal()
+    journal = StageLog()
     try:
         _require_reviewed(told)
         _pull(told)
@@ -158,7 +159,7 @@ def _cut(epochs: int | None, told: dict[str, Any]) -> dict[str, int] | None:
     return {"asked": train.epochs, "epochs": left}
 
 
-def _require_success(status: int | None, journal: Journal, told: dict[str, Any], minutes: float | None) -> None:
+def _require_success(status: int | None, journal: StageLog, told: dict[str, Any], minutes: float | None) -> None:
     if status == 0:
         journal.close()
         return
@@ -175,18 +176,19 @@ def _require_success(status: int | None, journal: Journal, told: dict[str, Any],
 
 
 def _results() -> str:
-    metrics = read_json(_METRICS, made_by="evaluate")
-    baseline = metrics["baseline"]
-    rows = [["accuracy", _accuracy(metrics), _accuracy(baseline)]]
-    rows += [[name, f"{metrics[name]:.4f}", f"{baseline[name]:.4f}"] for name in ("macro_f1", "log_loss", "ece")]
-    worst, score = min(((name, scores["recall"]) for name, scores in metrics["per_class"].items()), key=lambda pair: pair[1])
-    rows.append(["worst class", f"{worst}: recall {score:.2%}", ""])
-    rows.append(["model size", f"{metrics['model_bytes'] / 2**20:.1f} MiB", ""])
-    return table([f"test, {metrics['examples']} images", "model", "logistic regression"], rows)
-
-
-def _accuracy(metrics: dict[str, Any]) -> str:
-    return f"{metrics['accuracy']:.2%} ({metrics['accuracy_low']:.2%} to {metrics['accuracy_high']:.2%})"
+    metrics = MetricsFile.read(_METRICS, made_by="evaluate")
+    columns = [one for one in (metrics, metrics.baseline) if one]
+    rows = [["accuracy", *(f"{one.accuracy:.2%} ({one.accuracy_low:.2%} to {one.accuracy_high:.2%})" for one in columns)]]
+    rows += [[name, *(f"{getattr(one, name):.4f}" for one in columns)] for name in ("macro_f1", "log_loss", "ece")]
+    worst, score = min(
+        ((name, scores.recall or 0.0) for name, scores in metrics.per_class.items()), key=lambda pair: pair[1]
+    )
+    rows += [
+        ["worst class", f"{worst}: recall {score:.2%}"],
+        ["model size", f"{(metrics.model_bytes or 0) / 2**20:.1f} MiB"],
+    ]
+    header = [f"test, {metrics.examples} examples", "model", "logistic regression"]
+    return table(header, [[*row, *[""] * (len(header) - len(row))] for row in rows])
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from src.system.mlflow_client import DEFAULT_URI, answering, connect, database_o
 _EXPERIMENT = "image-classifier"
 
 
-class Run:
+class TrackedRun:
     """One MLflow run. A server lost later costs log lines, never hours of training."""
 
     def __init__(self, client: Any, address: str, run_id: str) -> None:
@@ -46,7 +46,7 @@ class Run:
             _warn(error, "history.csv has all epochs, MLflow those until now")
 
 
-def start(params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None) -> Run | None:
+def start(params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None) -> TrackedRun | None:
     """Start a run, or go on with the run `resume` where MLflow knows it.
 
     A server that does not take the run costs a warning: the run is then kept in the file sqlite:///mlflow.db.
@@ -65,7 +65,7 @@ def start(params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None
     return None
 
 
-def _start(uri: str, params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None) -> Run:
+def _start(uri: str, params: Mapping[str, Any], tags: Mapping[str, str], resume: str | None) -> TrackedRun:
     client, address = connect(uri)
     from mlflow.entities import Param
 
@@ -73,14 +73,14 @@ def _start(uri: str, params: Mapping[str, Any], tags: Mapping[str, str], resume:
         if resume:
             with suppress(Exception):  # another server, or a database that was deleted: a new run is made there
                 client.update_run(resume, status="RUNNING")
-                return Run(client, address, resume)
+                return TrackedRun(client, address, resume)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
         experiment = client.get_experiment_by_name(name)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
         # with its tags in one request: a process that is killed leaves no run that nobody can place
         run = client.create_run(experiment_id, tags=dict(tags))
         client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    return Run(client, address, run.info.run_id)
+    return TrackedRun(client, address, run.info.run_id)
 
 
 def _warn(error: Exception, instead: str) -> None:

@@ -17,7 +17,7 @@ from src import model
 from src.core.arrays import Split
 from src.core.command import UserError
 from src.images.prepare_params import image_spec
-from src.lab.experiments.check_model import Finding, _affordable, _few, check, drawn, main
+from src.lab.experiments.check_model import CheckResult, _affordable, _few, check, drawn, main
 from src.lab.experiments.wiring import Subject
 from src.training.classifier import Classifier
 
@@ -95,8 +95,8 @@ class Twofold(Plain):
 
 
 @pytest.fixture
-def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]]:
-    def go(network: Callable[[], nn.Module], **changes: Any) -> dict[str, Finding]:
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, CheckResult]]:
+    def go(network: Callable[[], nn.Module], **changes: Any) -> dict[str, CheckResult]:
         monkeypatch.setitem(model.NETWORKS, "own", lambda shape, width: network())
         params = write_params(tmp_path / "params.yaml", train__network="own", train__precision="fp32", **changes)
         return {each.check: each for each in check(drawn(params), params, steps=150)}
@@ -104,11 +104,11 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
     return go
 
 
-def failed(found: dict[str, Finding]) -> set[str]:
+def failed(found: dict[str, CheckResult]) -> set[str]:
     return {name for name, each in found.items() if each.result == "FAIL"}
 
 
-def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, Finding]]) -> None:
+def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, CheckResult]]) -> None:
     results = found(Plain)
     assert len(results) == 12
     assert {each.result for each in results.values()} == {"ok"}, list(results.values())
@@ -128,7 +128,7 @@ def test_a_sound_network_passes_every_check(found: Callable[..., dict[str, Findi
     ],
 )
 def test_what_is_wired_wrongly_is_named(
-    found: Callable[..., dict[str, Finding]], network: Callable[[], nn.Module], check: str, words: str
+    found: Callable[..., dict[str, CheckResult]], network: Callable[[], nn.Module], check: str, words: str
 ) -> None:
     results = found(network)
     assert check in failed(results), results
@@ -136,7 +136,7 @@ def test_what_is_wired_wrongly_is_named(
     assert results[check].advice
 
 
-def test_a_dead_layer_is_named_by_all_that_it_touches(found: Callable[..., dict[str, Finding]]) -> None:
+def test_a_dead_layer_is_named_by_all_that_it_touches(found: Callable[..., dict[str, CheckResult]]) -> None:
     results = found(Dead)
     for name, words in (("gradients", "always zero in first.weight"), ("dead layers", "before last"),
                          ("learns by heart", "32 images: loss")):  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from src.lab.experiments.check_model import drawn
-from src.lab.experiments.training_profile import Measured, Operator, profile
+from src.lab.experiments.training_profile import Operator, StepProfile, profile
 from src.system.params import Params
 from src.training import loop
 
@@ -36,10 +36,10 @@ def test_a_profile_has_page_and_trace_and_leaves_the_loop_as_it_was(
     assert all(bool(torch.isfinite(value).all()) for value in learner.classifier.parameters())
 
 
-def made(parts: dict[str, float], fixed: float = 0.1, heavy: float = 0.8) -> Measured:
+def made(parts: dict[str, float], fixed: float = 0.1, heavy: float = 0.8) -> StepProfile:
     operators = [Operator("aten::mm", heavy, 1), Operator("aten::add", 1 - heavy, 1)]
     usual = {"data": 0.01, "forward": 1, "backward": 2, "optimiser": 0.1, "other": 0.01}
-    return Measured(1.0, 32, usual | parts, fixed, operators)
+    return StepProfile(1.0, 32, usual | parts, fixed, operators)
 
 
 @pytest.mark.parametrize(

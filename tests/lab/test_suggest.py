@@ -61,7 +61,7 @@ def test_photographs_get_size_weights_and_augmentation(mixed: Path, params: Make
 def test_fewer_images_get_more_epochs_within_bounds(mixed: Path, params: MakeParams) -> None:
     assert suggested(mixed, params())["train.epochs"] == 60
     facts = suggest.look(mixed, params())
-    many = suggest.Facts(**(vars(facts) | {"training": 40_000}))
+    many = suggest.DataSummary(**(vars(facts) | {"training": 40_000}))
     found = {one.key: one.value for one in suggest.suggest(many, params())}
     assert (found["train.epochs"], found["train.batch_size"]) == (15, 500)
     assert found["prepare.image_size"] == 32  # else a CPU would need more than minutes

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from src.core.command import UserError
 from src.system import reproduce
-from src.system.reproduce import Journal
+from src.system.reproduce import StageLog
 
 Run = Callable[..., tuple[subprocess.CompletedProcess[str], dict[str, Any]]]
 
@@ -147,7 +147,7 @@ sys.exit(f"train: {address} is down")
 
 
 def test_the_journal_reads_what_dvc_prints() -> None:
-    journal = Journal()
+    journal = StageLog()
     for line in (
         "\x1b[33mWARNING\x1b[39m: something",
         "Stage 'prepare' didn't change, skipping",

@@ -150,7 +150,7 @@ class Runner:
 
 
 def _serve(pipe: Connection, way: type[Plain] | type[Ours], args: argparse.Namespace) -> None:
-    trained = way(_given(args), _params(args))
+    trained = way(_task(args), _params(args))
     with suppress(EOFError, BrokenPipeError):  # the benchmark has ended
         while True:
             pipe.recv()
@@ -241,7 +241,7 @@ class PerSample(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float(), int(self._labels[row])
 
 
-def _given(args: argparse.Namespace) -> Task:
+def _task(args: argparse.Namespace) -> Task:
     """Return the task to compare on: the first of prepared images, or of synthetic ones."""
     if args.arrays:
         task = of(arrays.load(args.arrays))

@@ -40,7 +40,7 @@ _OF_A_LESSON = {
 }
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """What one check found; `advice` is for what is not ok. "not shown": too few steps to tell."""
 
     check: str
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
     advice: str
 
 
-def check(task: Task, params: Params, steps: int | None = None) -> list[Finding]:
+def check(task: Task, params: Params, steps: int | None = None) -> list[CheckResult]:
     """Try the network of `params` on some images of a task; a check that others make pointless is left out.
 
     Args:
@@ -75,21 +75,21 @@ def check(task: Task, params: Params, steps: int | None = None) -> list[Finding]
     return list(_findings(subject, params.evaluate.parity_tolerance, steps))
 
 
-def _findings(subject: Subject, tolerance: float, steps: int | None) -> Iterator[Finding]:
-    def ask(name: str, question: Callable[..., Found], *about: Any) -> Finding:
+def _findings(subject: Subject, tolerance: float, steps: int | None) -> Iterator[CheckResult]:
+    def ask(name: str, question: Callable[..., Found], *about: Any) -> CheckResult:
         try:
-            return Finding(name, *question(subject, *about))
+            return CheckResult(name, *question(subject, *about))
         except Exception as error:  # whatever the network of a stranger raises is the finding
-            return Finding(name, "FAIL", f"raises {first_line(error)}", "mend forward(); see src/model.py")
+            return CheckResult(name, "FAIL", f"raises {first_line(error)}", "mend forward(); see src/model.py")
 
     try:
         classifier = subject.build()
     except UserError:
         raise
     except Exception as error:  # likewise
-        yield Finding("builds", "FAIL", first_line(error), "mend __init__; it is called with (shape, width)")
+        yield CheckResult("builds", "FAIL", first_line(error), "mend __init__; it is called with (shape, width)")
         return
-    yield Finding("builds", "ok", f"{sum(value.numel() for value in classifier.parameters()):,} parameters", "")
+    yield CheckResult("builds", "ok", f"{sum(value.numel() for value in classifier.parameters()):,} parameters", "")
     yield (shapes := ask("shapes", wiring.shapes))
     if shapes.result == "FAIL":
         return
@@ -104,9 +104,9 @@ def _findings(subject: Subject, tolerance: float, steps: int | None) -> Iterator
         lesson = wiring.learn(subject, steps)
     except UserError as error:
         told, _, advice = str(error).rpartition(": ")
-        yield Finding("gradients", "FAIL", told, advice)
+        yield CheckResult("gradients", "FAIL", told, advice)
     except Exception as error:  # likewise
-        yield Finding("learns", "FAIL", first_line(error), "a step must run forwards and backwards in training mode")
+        yield CheckResult("learns", "FAIL", first_line(error), "a step must run forwards and backwards in training mode")
     else:
         for name, question in _OF_A_LESSON.items():
             yield ask(name, question, lesson)

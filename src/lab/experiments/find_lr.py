@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from src.core import arrays, pictures
 from src.core.command import UserError, progress
 from src.core.files import check_outputs, replacing
-from src.lab.experiments.steps import endless, prepare
+from src.lab.experiments.training_steps import endless, prepare
 from src.system.params import load
 from src.training import loop, optimizer
 from src.training.batches import Batches

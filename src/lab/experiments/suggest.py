@@ -56,7 +56,7 @@ _RECIPE = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataSummary:
     """What lies under data/.
 
     `counts`: images of each class. `training` and `test`: images that these splits will have. `held_out`: the smaller share
@@ -72,7 +72,7 @@ class Facts:
     photographs: bool
 
 
-class Setting(NamedTuple):
+class Suggestion(NamedTuple):
     """One key of params.yaml, such as `train.augment.flip`, with its value and the reason in a few words."""
 
     key: str
@@ -81,7 +81,7 @@ class Setting(NamedTuple):
     reason: str
 
 
-def look(root: Path, params: Params) -> Facts:
+def look(root: Path, params: Params) -> DataSummary:
     """Count the images under `root` by label, and decode a sample.
 
     Raises:
@@ -115,7 +115,7 @@ def look(root: Path, params: Params) -> Facts:
         if not given[split]
     )
     test = given["test"] or sum(counts.values()) * params.prepare.test_share
-    return Facts(
+    return DataSummary(
         dict(sorted(counts.items(), key=lambda pair: class_order(pair[0]))),
         max(1, round((given[None] + given["train"]) * left)),
         round(test),
@@ -134,7 +134,7 @@ def _look(content: bytes | str, max_pixels: int) -> tuple[tuple[int, int], bool,
     return (pixels.shape[0], pixels.shape[1]), bool(np.quantile(spread, 0.99) <= _GREY), float(flat)
 
 
-def suggest(facts: Facts, params: Params) -> list[Setting]:
+def suggest(facts: DataSummary, params: Params) -> list[Suggestion]:
     """Return every setting that the data decide, also where params say it already."""
     short = int(np.median(facts.sizes.min(axis=1)))
     sides, count = f"median short side {short} pixels", f"about {facts.training:,} training images"
@@ -149,29 +149,29 @@ def suggest(facts: Facts, params: Params) -> list[Setting]:
     imbalance = max(facts.counts.values()) / min(facts.counts.values())
     classes = f"largest class {imbalance:.1f} times the smallest"
     settings = [
-        Setting("prepare.image_size", size if size[0] != size[1] else size[0], sides, why_size),
-        Setting("prepare.channels", channels, colours, "by the pixels of a sample"),
-        Setting("prepare.fit", fit, shapes, why_fit),
+        Suggestion("prepare.image_size", size if size[0] != size[1] else size[0], sides, why_size),
+        Suggestion("prepare.channels", channels, colours, "by the pixels of a sample"),
+        Suggestion("prepare.fit", fit, shapes, why_fit),
     ]
     small = min(size) <= _SMALL
     if known and not small:
-        settings += [Setting(f"train.{key}", value, "photographs or drawings", why) for key, value, why in _RECIPE]
+        settings += [Suggestion(f"train.{key}", value, "photographs or drawings", why) for key, value, why in _RECIPE]
     if not small:
         settings += [
-            Setting("train.epochs", epochs, count, f"{steps * epochs:,} steps; fewer images need more epochs"),
-            Setting("train.batch_size", batch, count, f"{steps} steps an epoch"),
+            Suggestion("train.epochs", epochs, count, f"{steps * epochs:,} steps; fewer images need more epochs"),
+            Suggestion("train.batch_size", batch, count, f"{steps} steps an epoch"),
         ]
     weights, why = ("sqrt", "rare classes count more; `balanced` more still") if imbalance > 3 else ("none", "about equal")
-    settings.append(Setting("train.class_weights", weights, classes, why))
+    settings.append(Suggestion("train.class_weights", weights, classes, why))
     flip, looks = facts.photographs, "photographs, by their pixels" if facts.photographs else "drawings or scans: flat areas"
     check = "CHECK: left and right mean the same" if flip else "CHECK: a mirror image may be another class"
     if not small:
         settings += [
-            Setting("train.tta", "flip" if flip else "none", looks, "mean over both mirror images, twice the latency"),
-            Setting("train.augment.crop", min(size) // 16, looks, "a sixteenth of the side"),
-            Setting("train.augment.flip", flip, looks, check),
-            Setting("train.augment.rotate", 0 if flip else 10, looks, "photographs stand upright"),
-            Setting("train.augment.scale", 0 if flip else 0.1, looks, "for photographs the crop moves objects enough"),
+            Suggestion("train.tta", "flip" if flip else "none", looks, "mean over both mirror images, twice the latency"),
+            Suggestion("train.augment.crop", min(size) // 16, looks, "a sixteenth of the side"),
+            Suggestion("train.augment.flip", flip, looks, check),
+            Suggestion("train.augment.rotate", 0 if flip else 10, looks, "photographs stand upright"),
+            Suggestion("train.augment.scale", 0 if flip else 0.1, looks, "for photographs the crop moves objects enough"),
         ]
     return settings
 
@@ -187,7 +187,7 @@ def _fit(sizes: NDArray[np.int64]) -> tuple[str, float, str, str]:
     return "crop", 1.0, shapes, f"a crop cuts off up to {1 - min(low, 1 / high):.0%}"
 
 
-def _image_size(short: int, ratio: float, channels: int, facts: Facts, epochs: int) -> tuple[int, int]:
+def _image_size(short: int, ratio: float, channels: int, facts: DataSummary, epochs: int) -> tuple[int, int]:
     """Take the images' own (height, width), or what a CPU trains on in minutes; without epochs, no matter how long."""
 
     def shape(side: int) -> tuple[int, int]:
@@ -204,7 +204,7 @@ def _image_size(short: int, ratio: float, channels: int, facts: Facts, epochs: i
     return shape(side)
 
 
-def notes(facts: Facts, params: Params) -> list[str]:
+def notes(facts: DataSummary, params: Params) -> list[str]:
     """Say what no setting mends, and what a person has to decide."""
     lines = []
     least = params.gates.min_slice_images
@@ -224,7 +224,7 @@ def notes(facts: Facts, params: Params) -> list[str]:
     return lines
 
 
-def recipe(settings: list[Setting], base: str) -> str:
+def recipe(settings: list[Suggestion], base: str) -> str:
     """Return the text of a recipe that extends `base`: a key a line, its reason behind it."""
     lines = [
         "# Made by `make suggest` from what lies in data/; a later run replaces it. Adopt it, after a look at each reason:",
@@ -243,7 +243,7 @@ def recipe(settings: list[Setting], base: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def changes(settings: list[Setting], present: dict[str, Any]) -> list[Setting]:
+def changes(settings: list[Suggestion], present: dict[str, Any]) -> list[Suggestion]:
     """Return the settings that params do not say already."""
     values = [(one, reduce(getitem, one.key.split("."), present)) for one in settings]
     return [one for one, now in values if not same(now, list(one.value) if isinstance(one.value, tuple) else one.value)]

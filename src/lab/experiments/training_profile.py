@@ -22,7 +22,7 @@ from torch.profiler import profile as record
 from src.core import arrays
 from src.core.command import UserError, table
 from src.core.files import check_outputs, replacing
-from src.lab.experiments.steps import endless, prepare
+from src.lab.experiments.training_steps import endless, prepare
 from src.system.params import load
 from src.training import loop, optimizer
 from src.training.loop import Learner
@@ -97,7 +97,7 @@ class Operator(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepProfile:
     """What some training steps took.
 
     `seconds` and `images` are of one undisturbed step, `parts` the seconds of a step's parts, `fixed` the share of forward
@@ -148,7 +148,7 @@ class _Timed(nn.Module):
 
 def measure(
     learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], steps: int, write_trace: Callable[[Any], None]
-) -> Measured:
+) -> StepProfile:
     """Train for some steps four times: as it is, cut into parts, with hardly an image, and under PyTorch's profiler.
 
     Args:
@@ -164,7 +164,9 @@ def measure(
     seconds = (time.perf_counter() - begun) / steps
     parts, bare = (_parts(learner, batches, steps, images=few) for few in (None, _FEW))
     fixed = min(1.0, (bare["forward"] + bare["backward"]) / (parts["forward"] + parts["backward"]))
-    return Measured(seconds, images // steps, parts, fixed, _operators(learner, batches, min(steps, _TRACED), write_trace))
+    return StepProfile(
+        seconds, images // steps, parts, fixed, _operators(learner, batches, min(steps, _TRACED), write_trace)
+    )
 
 
 def _train(
@@ -239,7 +241,7 @@ def _operators(
     return [Operator(name, taken / whole, count / steps) for name, taken, count in sorted(found, key=lambda each: -each[1])]
 
 
-def profile(task: Task, params: Train, out: Path, steps: int) -> Measured:
+def profile(task: Task, params: Train, out: Path, steps: int) -> StepProfile:
     """Measure some training steps; write page and trace into `out`, and return what was measured.
 
     Args:
@@ -265,7 +267,7 @@ def profile(task: Task, params: Train, out: Path, steps: int) -> Measured:
     return measured
 
 
-def _page(measured: Measured, setting: str, steps: int) -> str:
+def _page(measured: StepProfile, setting: str, steps: int) -> str:
     shares = sorted(measured.shares.items(), key=lambda pair: -pair[1])
     blocks = [
         f"The bottleneck is {measured.verdict.name}: {shares[0][1]:.0%} of a step. {measured.verdict.advice}",
