@@ -13,7 +13,7 @@ metrics.json, params.yaml
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from src.core.command import UserError
 from src.core.files import sha256, write_json
