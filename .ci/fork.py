@@ -30,7 +30,7 @@ DIALS = {
     "gates.max_latency_ms": 100,
     "gates.levels.churn": "off",
     "sweep.trials": 5,
-    "quantize.calibration_images": 64,
+    "quantize.calibration_examples": 64,
 }
 DATA = """
 import csv

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from src.core.command import UserError
 
 SPLITS = ("train", "validation", "test")
+# names `split_of`, with the choice of its key in src/images/prepare.py: another rule moves examples, and takes another name
+SPLIT_RULE = "digest-1"
 
 # One row an image, the faulty ones too. `split` and `index` say where its pixels are; both are null when it is left out.
 MANIFEST = pa.schema(
@@ -35,7 +37,8 @@ MANIFEST = pa.schema(
         pa.field("duplicate_of", pa.string()),
         pa.field("split", pa.string()),
         pa.field("index", pa.int64()),
-    ]
+    ],
+    metadata={"split_rule": SPLIT_RULE},
 )
 
 
@@ -58,6 +61,12 @@ def read_manifest(path: Path, columns: Sequence[str] = OF_EVERY_KIND) -> pa.Tabl
     if not set(columns) <= set(manifest.schema.names):
         raise UserError(f"{path} has other columns than this code writes: run `dvc repro -f prepare`")
     return manifest
+
+
+def split_rule(path: Path) -> str:
+    """Return the name of the rule that drew the splits of a manifest; one that names none is of the first rule."""
+    named: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
+    return named.get(b"split_rule", b"digest-1").decode()
 
 
 def split_of(key: str, validation_share: float, test_share: float) -> str:

@@ -8,7 +8,7 @@ from src.core.records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Record):
-    """The four numbers that a lineage and a release repeat, of a model or of the baseline; accuracy with its interval."""
+    """The four numbers that a lineage and a release repeat, with the interval of accuracy."""
 
     accuracy: float
     macro_f1: float
@@ -23,10 +23,16 @@ class Scores(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline(Scores):
+class Baseline(Record):
     """The logistic regression; `margin` is the model's accuracy less its own."""
 
+    accuracy: float
     margin: float
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    macro_f1: float | None = None
+    log_loss: float | None = None
+    ece: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from src.core import arrays, results
+from src.core.card import Card
 from src.core.command import UserError
 from src.core.files import check_outputs, read_json, replacing, sha256, write_json
 from src.core.inference import Model
-from src.core.manifest import read_manifest
+from src.core.manifest import read_manifest, split_rule
 from src.core.yaml_files import parse_yaml
 from src.judging import lineage, speed
 from src.system import dvc_lock, hardware, protection
 from src.system.git_command import git, has
+from src.system.judged import AnchorFacts, Comparison, ExamplesLeft, Looks, ModelAt
 from src.system.params import filled, load
 from src.system.params_text import put
 from src.system.versioning import dvc
@@ -77,34 +78,32 @@ def compare(base: str, out: Path, paths: Paths, retrain: bool = False) -> None:
         fresh.mkdir()
         facts = _history(base, paths.params)
         try:
-            if facts["why"]:
-                raise NoModelError(facts["why"])
-            with checked_out(facts["commit"]) as tree:
+            if facts.why:
+                raise NoModelError(facts.why)
+            with checked_out(facts.commit) as tree:
                 share_dvc(tree)
-                facts |= _fetch(tree, fresh, paths, retrain)
+                facts = _fetch(facts, tree, fresh, paths, retrain)
                 if wanted := _series_to_bring(fresh, paths):
                     # a pull request could write its own manifest.json: only what nobody reviews any more reads it
-                    trained = partial(_train_series, tree, retrained=facts["retrained"]) if retrain else _reviewed_series
-                    facts |= trained(wanted, fresh, paths)
+                    trained = partial(_train_series, tree) if retrain else _reviewed_series
+                    facts = trained(facts, wanted, fresh, paths)
                 _answer(fresh, paths, "main's model")
-                facts |= _test_changes(tree, fresh, paths)
-                facts["found"] = True
+                facts = replace(_test_changes(facts, tree, fresh, paths), found=True)
         except ExampleModelError as error:
-            facts |= {"example": True, "never": True, "why": str(error)}
             # the gates of params.yaml, too, are the template's: these are the first of this repository's own
-            facts["judging_changed"] = _engine_files(facts["merge_base"])
-            facts["first_rules"] = _engine_params(facts["merge_base"], paths.params)
+            changed, first = _engine_files(facts.merge_base), _engine_params(facts.merge_base, paths.params)
+            facts = replace(facts, example=True, never=True, why=str(error), judging_changed=changed, first_rules=first)
         except Exception as error:  # whatever main holds, the report on this side is still wanted, and asks for a look
-            facts["why"] = _words(error, "main's")
-        facts["looks"] = _looks(facts, paths)
-        facts |= _anchor(facts, fresh, paths, retrain)
+            facts = replace(facts, why=_words(error, "main's"))
+        facts = replace(facts, looks=_looks(facts, paths))
+        facts = _anchor(facts, fresh, paths, retrain)
         write_json(fresh / "timings.json", _time(fresh / "model", paths))
-        write_json(fresh / "facts.json", facts)
-    if not facts["found"]:
-        print(f"not compared with main: {facts['why']}")
+        write_json(fresh / "facts.json", facts.to_json())
+    if not facts.found:
+        print(f"not compared with main: {facts.why}")
         return
-    moved = f", {facts['behind']} commits ahead of this branch" if facts["behind"] else ""
-    print(f"compared with {facts['ref']} at {facts['commit'][:12]}{moved}")
+    moved = f", {facts.behind} commits ahead of this branch" if facts.behind else ""
+    print(f"compared with {facts.ref} at {facts.commit[:12]}{moved}")
 
 
 def _words(error: Exception, whose: str) -> str:
@@ -118,53 +117,37 @@ def _words(error: Exception, whose: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _history(base: str, params: Path) -> dict[str, Any]:
+def _history(base: str, params: Path) -> Comparison:
     names = [base, base.removeprefix("origin/")]  # a repository without a remote has its own main
     commit = next(filter(None, (git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") for name in names)), "")
-    nothing: dict[str, Any] = {"examples": 0, "names": []}
-    facts: dict[str, Any] = {
-        "behind": 0,
-        "commit": commit,
-        "example": False,
-        "first_rules": [],
-        "found": False,
-        "judging_changed": [],
-        "labels_added": [],
-        "labels_gone": [],
-        "left_test": {**nothing, "of": 0},
-        "main_run": None,
-        "merge_base": commit,
-        "moved_inputs": [],
-        "never": False,
-        "ref": base,
-        "relabelled": nothing,
-        "retrained": "",
-        "same_test_set": False,
-        "series": [],
-        "why": "" if commit else f"there is no branch {base} here: fetch it, or name another with BASE=",
-    }
+    why = "" if commit else f"there is no branch {base} here: fetch it, or name another with BASE="
+    facts = Comparison(ref=base, commit=commit, merge_base=commit, why=why)
     if commit and not git("ls-tree", "--name-only", commit, "dvc.lock"):
-        facts |= _never(commit)
+        never, why = _never(commit)
+        facts = replace(facts, never=never, why=why)
     fork_point = git("merge-base", "HEAD", commit) if commit else ""
     if not fork_point:
         return facts
-    facts["merge_base"] = fork_point
-    facts["behind"] = int(git("rev-list", "--count", f"HEAD..{commit}"))
+    moved: list[str] = []
     with suppress(UserError):  # a dvc.yaml that cannot be read has failed the pipeline already
-        facts["moved_inputs"] = _moved(fork_point, commit, params)
-    facts["judging_changed"] = _engine_files(fork_point) + _engine_params(fork_point, params)
-    return facts
+        moved = _moved(fork_point, commit, params)
+    return replace(
+        facts,
+        merge_base=fork_point,
+        behind=int(git("rev-list", "--count", f"HEAD..{commit}")),
+        moved_inputs=moved,
+        judging_changed=_engine_files(fork_point) + _engine_params(fork_point, params),
+    )
 
 
-def _never(commit: str) -> dict[str, Any]:
-    """Say whether main never had a model, or had one that nobody can find without its dvc.lock."""
+def _never(commit: str) -> tuple[bool, str]:
+    """Say whether main never had a model, or had one that nobody can find without its dvc.lock; and why."""
     removed = git("log", "-1", "--format=%h", commit, "--", "dvc.lock")
     if removed:
-        why = f"main's dvc.lock was removed by {removed}: restore it with git checkout {removed}^ dvc.lock"
-        return {"never": False, "why": why}
+        return False, f"main's dvc.lock was removed by {removed}: restore it with git checkout {removed}^ dvc.lock"
     if git("rev-parse", "--is-shallow-repository") == "true":
-        return {"never": False, "why": "main has no dvc.lock here, and its history is cut off: git fetch --unshallow"}
-    return {"never": True, "why": "main has no dvc.lock yet: nothing was reproduced there"}
+        return False, "main has no dvc.lock here, and its history is cut off: git fetch --unshallow"
+    return True, "main has no dvc.lock yet: nothing was reproduced there"
 
 
 def _moved(fork_point: str, commit: str, params: Path) -> list[str]:
@@ -211,7 +194,7 @@ def _text(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _fetch(tree: Path, out: Path, paths: Paths, retrain: bool) -> dict[str, Any]:
+def _fetch(facts: Comparison, tree: Path, out: Path, paths: Paths, retrain: bool) -> Comparison:
     """Copy what is compared out of main's tree: the model that main's dvc.lock names, or its recipe trained again.
 
     Raises:
@@ -225,8 +208,8 @@ def _fetch(tree: Path, out: Path, paths: Paths, retrain: bool) -> dict[str, Any]
         )
     if _has_no_image_of(tree, paths) and _is_example(tree):
         raise ExampleModelError("main's model is the template's example, made of the starter data")
-    main_run = lineage.read_manifest(tree / "manifest.json")
-    if main_run and main_run["outputs"]["model_sha256"] != sha256(tree / "out/model/model.onnx"):
+    main_run = lineage.read(tree / "manifest.json")
+    if main_run and main_run.outputs.model_sha256 != sha256(tree / "out/model/model.onnx"):
         main_run = None  # reproduced on main since, without a report: the lineage is an earlier model's
     shutil.copytree(tree / "out/model", out / "model")
     for source, name in (
@@ -236,7 +219,7 @@ def _fetch(tree: Path, out: Path, paths: Paths, retrain: bool) -> dict[str, Any]
         ("params.yaml", "params.yaml"),
     ):
         shutil.copyfile(tree / source, out / name)
-    return {"main_run": main_run, "retrained": retrained}
+    return replace(facts, main_run=main_run, retrained=retrained)
 
 
 def _has_no_image_of(tree: Path, paths: Paths) -> bool:
@@ -255,10 +238,10 @@ def _is_example(tree: Path) -> bool | None:
     Main's files tell, which no pull request can change.
     """
     with suppress(UserError):
-        example, main = (lineage.read_manifest(tree / name) for name in (_EXAMPLE, "manifest.json"))
-        if example and main and example["data"]["digest"]:
+        example, main = (lineage.read(tree / name) for name in (_EXAMPLE, "manifest.json"))
+        if example and main and example.data.digest:
             of_model = dvc_lock.inputs(tree)["stages"].get("prepare", {}).get("deps", {}).get("data")
-            return {main["data"]["digest"], of_model} == {example["data"]["digest"]}
+            return {main.data.digest, of_model} == {example.data.digest}
     return None
 
 
@@ -296,11 +279,11 @@ def _series_to_bring(out: Path, paths: Paths) -> list[str]:
     return wanted if same else []
 
 
-def _train_series(tree: Path, wanted: Sequence[str], out: Path, paths: Paths, *, retrained: str) -> dict[str, Any]:
+def _train_series(tree: Path, facts: Comparison, wanted: list[str], out: Path, paths: Paths) -> Comparison:
     """Train main's commit with the folds and seeds of this working tree's model.
 
-    Only folds.json and repeats.json are taken of it. Returns the facts that tell it: `series`, and a sentence more in
-    `retrained`; {} where it does not go.
+    Only folds.json and repeats.json are taken of it. Returns the facts with `series`, and a sentence more in `retrained`,
+    where it goes.
     """
     train = load(paths.params).train
     values = {"folds": train.folds, "repeats": train.repeats, "seed": train.seed}  # the seed deals the folds
@@ -311,23 +294,24 @@ def _train_series(tree: Path, wanted: Sequence[str], out: Path, paths: Paths, *,
     print(f"main's commit is trained again with {series}")
     if why := _reproduce(tree):
         print(f"main's commit could not be trained with {series}: {why}")
-        return {}
+        return facts
     for kind in wanted:
         shutil.copyfile(tree / "out/model" / f"{kind}.json", out / "model" / f"{kind}.json")
     told = f"main's commit was trained again with {series}, as this model was"
-    return {"retrained": f"{retrained} {told}".strip(), "series": list(wanted)}
+    return replace(facts, retrained=f"{facts.retrained} {told}".strip(), series=wanted)
 
 
-def _reviewed_series(wanted: Sequence[str], out: Path, paths: Paths) -> dict[str, Any]:
+def _reviewed_series(facts: Comparison, wanted: list[str], out: Path, paths: Paths) -> Comparison:
     """Take main's folds and repeats from the lineage of the model: its review trained them, a deployment trains nothing."""
-    reviewed = (lineage.read_manifest(Path("manifest.json")) or {}).get("main") or {}
-    if reviewed.get("model_sha256") != sha256(out / "model/model.onnx"):
-        return {}
-    found = [kind for kind in wanted if kind in (reviewed.get("series") or {})]
-    for kind in found:
+    found = lineage.read(Path("manifest.json"))
+    reviewed = found.main if found else None
+    if reviewed is None or reviewed.model_sha256 != sha256(out / "model/model.onnx"):
+        return facts
+    series = [kind for kind in wanted if kind in reviewed.series]
+    for kind in series:
         mine = read_json(paths.model / f"{kind}.json", made_by="train", keys=("answers",))
-        write_json(out / "model" / f"{kind}.json", lineage.unpack_series(reviewed["series"][kind], mine))
-    return {"series": found}
+        write_json(out / "model" / f"{kind}.json", lineage.unpack_series(reviewed.series[kind], mine))
+    return replace(facts, series=series)
 
 
 def _alike(mine: Path, theirs: Path) -> bool:
@@ -359,34 +343,36 @@ def _answer(out: Path, paths: Paths, whose: str) -> None:
         raise NoModelError(f"{whose} cannot answer the test examples: {lines[-1].removeprefix('answer: ')[:300]}")
 
 
-def _test_changes(tree: Path, out: Path, paths: Paths) -> dict[str, Any]:
-    """Tell how labels and test examples differ from main's."""
+def _test_changes(facts: Comparison, tree: Path, out: Path, paths: Paths) -> Comparison:
+    """Tell how labels, test examples and the rule of the split differ from main's."""
     if not (paths.arrays.is_dir() and paths.manifest.is_file()):
-        return {}
+        return facts
     mine, theirs = results.test_rows(paths.manifest), results.test_rows(out / "rows.parquet")
     labels = dict(zip(mine.column("digest").to_pylist(), mine.column("label").to_pylist(), strict=True))
     rows = theirs.select(["path", "row", "digest", "label"]).to_pylist()
     gone = [row for row in rows if row["digest"] not in labels]
     other = [row for row in rows if row["digest"] in labels and labels[row["digest"]] != row["label"]]
-    left: dict[str, Any] = {"examples": len(gone), "of": len(rows), "names": [_named(row) for row in gone[:_NAMED]]}
+    why, main_right = "", None
     if _has_no_image_of(tree, paths) and _is_example(tree) is None:
-        left["why"] = f"whether main's model is the template's example is not known, as {_EXAMPLE} there cannot be read"
+        why = f"whether main's model is the template's example is not known, as {_EXAMPLE} there cannot be read"
     if gone and not bring(tree, ["out/evaluation"]):
         answers = pq.read_table(tree / "out/evaluation/predictions.parquet").to_pylist()
         digests = {row["digest"] for row in gone}
-        left["main_right"] = sum(row["prediction"] == row["label"] for row in answers if row["digest"] in digests)
-    known, here = read_json(out / "card.json", made_by="train")["classes"], arrays.load(paths.arrays).classes
-    return {
-        "labels_added": sorted(set(here) - set(known)),
-        "labels_gone": sorted(set(known) - set(here)),
-        "left_test": left,
-        "relabelled": {
-            "examples": len(other),
-            "names": [f"{_named(row)}, now {labels[row['digest']]}" for row in other[:_NAMED]],
-        },
-        "same_test_set": _same(mine, theirs),
-        "same_training": _same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet")),
-    }
+        main_right = sum(row["prediction"] == row["label"] for row in answers if row["digest"] in digests)
+    names = [_named(row) for row in gone[:_NAMED]]
+    renamed = [f"{_named(row)}, now {labels[row['digest']]}" for row in other[:_NAMED]]
+    known, here = Card.read(out / "card.json", made_by="train").classes, arrays.load(paths.arrays).classes
+    rules = [split_rule(path) for path in (out / "rows.parquet", paths.manifest)]
+    return replace(
+        facts,
+        labels_added=sorted(set(here) - set(known)),
+        labels_gone=sorted(set(known) - set(here)),
+        left_test=ExamplesLeft(examples=len(gone), of=len(rows), names=names, main_right=main_right, why=why),
+        relabelled=ExamplesLeft(examples=len(other), names=renamed),
+        split_rules=rules if rules[0] != rules[1] else [],
+        same_test_set=_same(mine, theirs),
+        same_training=_same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet")),
+    )
 
 
 def _named(row: dict[str, Any]) -> str:
@@ -404,56 +390,67 @@ def _same(mine: pa.Table, theirs: pa.Table) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _looks(facts: dict[str, Any], paths: Paths) -> dict[str, Any]:
+def _looks(facts: Comparison, paths: Paths) -> Looks:
     """Count the models that these test examples have judged: those of this branch, and those that led to main's."""
     test = lineage.test_digest(results.test_rows(paths.manifest)) if paths.manifest.is_file() else ""
-    since_main = f"{facts['merge_base'] or 'HEAD'}..HEAD"
+    since_main = f"{facts.merge_base or 'HEAD'}..HEAD"
     # a merge of main that takes its three files hides from Git's short history what the branch had before
     asked = ("log", "--full-history", "--no-merges", "--format=%H", since_main, "--", "manifest.json")
-    commits = git(*asked).splitlines()
-    ours = [found for found in map(lineage.manifest_at, commits) if found and found["data"].get("test_sha256") == test]
-    models = {found["outputs"]["model_sha256"] for found in ours}
+    found = [there for there in map(lineage.at, git(*asked).splitlines()) if there and there.data.test_sha256 == test]
+    models = {there.outputs.model_sha256 for there in found}
     if (paths.model / "model.onnx").is_file():
         models.add(sha256(paths.model / "model.onnx"))
-    main = lineage.manifest_at(facts["commit"])
-    counted = main.get("looks") or {}
-    same = main and (main["data"].get("test_sha256") == test or facts["same_test_set"])
-    before = counted.get("examples", 1) if same else 0
-    dates = [counted.get("since")] if same else [found["looks"]["since"] for found in ours if found.get("looks")]
-    since = min(filter(None, dates), default=None if same else dt.datetime.now(dt.UTC).date().isoformat())
-    new = models - {main["outputs"]["model_sha256"]} if same else models
-    return {"examples": before + len(new), "pull_request": max(1, len(models)), "since": since, "test_sha256": test}
+    main = lineage.at(facts.commit)
+    today, counted = dt.datetime.now(dt.UTC).date().isoformat(), max(1, len(models))
+    if main is None or not (main.data.test_sha256 == test or facts.same_test_set):
+        since = min((there.looks.since for there in found if there.looks and there.looks.since), default=today)
+        return Looks(examples=len(models), pull_request=counted, since=since)
+    before = main.looks or Looks()
+    new = models - {main.outputs.model_sha256}
+    examples = (1 if before.examples is None else before.examples) + len(new)
+    return Looks(examples=examples, pull_request=counted, since=before.since)
 
 
-def _anchor(facts: dict[str, Any], out: Path, paths: Paths, retrain: bool) -> dict[str, Any]:
+def _anchor(facts: Comparison, out: Path, paths: Paths, retrain: bool) -> Comparison:
     """Let the anchor answer the test split too, where it is another model than main's."""
-    retrained = facts["retrained"]
-    main = lineage.manifest_at(facts["commit"]).get("outputs", {}).get("model_sha256", "")
-    if facts["found"] and facts["main_run"] is None and not retrained:
+    if facts.never:
+        return facts
+    there = lineage.at(facts.commit)
+    main = there.outputs.model_sha256 if there else ""
+    if facts.found and facts.main_run is None and not facts.retrained:
         main = sha256(out / "model/model.onnx")  # the manifest is of an earlier model
-    named = lineage.anchor_of(facts["commit"])
-    if facts["never"]:
-        return {"anchor": {"commit": "", "model_sha256": "", "is_main": False, "found": False, "why": ""}}
-    if not named or named["model_sha256"] == main:
-        known = {"commit": facts["commit"], "model_sha256": main, "is_main": True}
-        return {"anchor": {**known, "found": facts["found"], "why": facts["why"]}}
-    anchor = {**named, "is_main": False, "found": False, "why": ""}
+    named = lineage.anchor(facts.commit)
+    if named is None or named.model_sha256 == main:
+        is_main = AnchorFacts(commit=facts.commit, model_sha256=main, is_main=True, found=facts.found, why=facts.why)
+        return replace(facts, anchor=is_main)
+    why, retrained = "", facts.retrained
     try:
-        if not has(named["commit"]):
-            raise NoModelError(f"no commit of main holds it, and {named['commit'][:12]} is not in this clone")
-        with checked_out(named["commit"]) as tree:
-            share_dvc(tree)
-            if lost := bring(tree, ["out/model"]):
-                whose = f"the anchor's model (the best so far, {named['commit'][:12]})"
-                retrained = f"{retrained} {_train_again(tree, whose, lost, retrain)}".strip()
-            elif sha256(tree / lineage.MODEL) != named["model_sha256"]:
-                raise NoModelError(f"{named['commit'][:12]} holds another model than the anchor that main's manifest names")
-            shutil.copytree(tree / "out/model", out / "anchor/model")
-        _answer(out / "anchor", paths, "the anchor's model")
-        anchor["found"] = True
+        retrained = _answer_of_anchor(named, out, paths, retrain, retrained)
     except Exception as error:  # likewise
-        anchor["why"] = _words(error, "the anchor's")
-    return {"anchor": anchor, "retrained": retrained}
+        why = _words(error, "the anchor's")
+    anchor = AnchorFacts(commit=named.commit or "", model_sha256=named.model_sha256, found=not why, why=why)
+    return replace(facts, anchor=anchor, retrained=retrained)
+
+
+def _answer_of_anchor(named: ModelAt, out: Path, paths: Paths, retrain: bool, retrained: str) -> str:
+    """Bring the anchor's model and let it answer; return `retrained`, with a sentence more where it was trained again.
+
+    Raises:
+        NoModelError: it cannot be had, or cannot answer.
+    """
+    commit = named.commit or ""
+    if not has(commit):
+        raise NoModelError(f"no commit of main holds it, and {commit[:12]} is not in this clone")
+    with checked_out(commit) as tree:
+        share_dvc(tree)
+        if lost := bring(tree, ["out/model"]):
+            whose = f"the anchor's model (the best so far, {commit[:12]})"
+            retrained = f"{retrained} {_train_again(tree, whose, lost, retrain)}".strip()
+        elif sha256(tree / lineage.MODEL) != named.model_sha256:
+            raise NoModelError(f"{commit[:12]} holds another model than the anchor that main's manifest names")
+        shutil.copytree(tree / "out/model", out / "anchor/model")
+    _answer(out / "anchor", paths, "the anchor's model")
+    return retrained
 
 
 # ---------------------------------------------------------------------------------------------------------------------

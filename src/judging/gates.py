@@ -1,12 +1,12 @@
 """May this model replace main's? A pure function: results in, a verdict and its reasons out.
 
 Three answers: `pass`; `fail`, where the numbers leave no doubt; `investigate`, where a person has to look, because the test
-images are too few to tell or because something other than the model changed. Luck alone never fails a model.
+examples are too few to tell or because something other than the model changed. Luck alone never fails a model.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,12 +15,14 @@ from scipy.stats import binomtest
 
 from src.core import metrics, significance
 from src.core.files import rounded
+from src.core.metrics_file import MetricsFile
 from src.judging.gates_params import GateLevel, Gates
+from src.system.judged import Evidence, ExamplesLeft, GateRow, JudgedFile, McNemar
 
 Outcome = Literal["pass", "fail", "investigate", "skipped"]
 VERDICTS: tuple[Outcome, ...] = ("pass", "investigate", "fail")  # from mild to severe
 
-_GAP_RESAMPLES = 1000  # each costs a pass over the test images
+_GAP_RESAMPLES = 1000  # each costs a pass over the test examples
 _CALIBRATED_DRAWS = 200
 _FIRST_LOOK = 0.92  # share of the chance of a false pass that is the first model's of a pull request
 _OWN = 0.9  # one-sided: how surely worse the very model must look to stop what its recipe's evidence would pass
@@ -34,7 +36,7 @@ _FELT_MS = 1.0  # nobody feels less
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model said of the test images; arrays of shape (n,), row by row the same images for both models."""
+    """What one model said of the test examples; arrays of shape (n,), row by row the same examples for both models."""
 
     right: NDArray[np.bool_]
     log_losses: NDArray[np.float64]
@@ -57,26 +59,27 @@ class Trainings:
 class Facts:
     """All that the verdict rests on; None where there is no such thing.
 
-    `metrics` and `main_metrics` have the shape of metrics.json; `labels` and `answers` belong to the candidate's test split,
+    `labels` and `answers` belong to the candidate's test split,
     `slices` are masks over it, `shared` the mask of those whose label main's model knows too (None: all of them). `latency`
     and `main_latency` hold p95 in ms and `blocks`, p95 of interleaved rounds. `main_never` says that main never had a model,
     or none but the template's example, `why_no_main` why its answers are missing, `first_rules` which sections of
     params.yaml are the first own ones then, `same_training` that it learned from the same examples: else main's
-    commit is not trained again with folds and seeds; `tested_before` is the mask of its own test images. `looks` counts the
+    commit is not trained again with folds and seeds; `tested_before` is the mask of its own test examples;
+    `split_rules` names main's rule of the split and this one where they differ. `looks` counts the
     models of this pull request, `models_judged` all models that these test examples have judged, this one included. The
     anchor is the best champion so far.
     """
 
     failed: str | None = None
     validation: Mapping[str, Any] | None = None
-    metrics: Mapping[str, Any] | None = None
+    metrics: MetricsFile | None = None
     labels: NDArray[Any] | None = None
     answers: Answers | None = None
     slices: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     latency: Mapping[str, Any] | None = None
     comparable: bool = True
     budget: Mapping[str, int] | None = None
-    main_metrics: Mapping[str, Any] | None = None
+    main_metrics: MetricsFile | None = None
     main_answers: Answers | None = None
     main_latency: Mapping[str, Any] | None = None
     why_no_main: str = ""
@@ -88,9 +91,10 @@ class Facts:
     same_training: bool = True
     labels_added: Sequence[str] = ()
     labels_gone: Sequence[str] = ()
-    left_test: Mapping[str, Any] | None = None
+    left_test: ExamplesLeft = field(default_factory=ExamplesLeft)
     tested_before: NDArray[np.bool_] | None = None
-    relabelled: Mapping[str, Any] | None = None
+    relabelled: ExamplesLeft = field(default_factory=ExamplesLeft)
+    split_rules: Sequence[str] = ()
     looks: int = 1
     models_judged: int = 1
     judged_since: str | None = None
@@ -103,41 +107,6 @@ class Facts:
     bins: int = 15
 
 
-@dataclass(frozen=True)
-class Gate:
-    """One gate's answer. `difference` is candidate minus main, `low` and `high` its interval at `confidence`."""
-
-    name: str
-    level: GateLevel
-    outcome: Outcome
-    sentence: str
-    value: float | None = None
-    limit: float | None = None
-    main: float | None = None
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    confidence: float | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict, why, every gate, and the paired counts behind it."""
-
-    verdict: Outcome
-    reasons: list[str]
-    gates: list[Gate]
-    baseline: bool
-    mcnemar: dict[str, float] | None
-    churn: float | None
-    evidence: dict[str, Any] | None = None
-    anchor_moves: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-
 class _Finding(NamedTuple):
     """What a gate found, before its level is known."""
 
@@ -146,7 +115,7 @@ class _Finding(NamedTuple):
     numbers: Mapping[str, float | None]
 
 
-def judge(facts: Facts, params: Gates) -> Verdict:
+def judge(facts: Facts, params: Gates) -> JudgedFile:
     """Judge a candidate: every gate that is not off, the worst enforced outcome decides."""
     levels = params.levels.model_dump()
     gates = [_gate("pipeline", "enforce", _pipeline(facts))] if facts.failed else []
@@ -155,14 +124,14 @@ def judge(facts: Facts, params: Gates) -> Verdict:
             gates.append(_gate(name, levels[name], check(facts, params)))
     enforced = [gate for gate in gates if gate.level == "enforce"]
     outcomes = [gate.outcome for gate in enforced if gate.outcome != "skipped"]
-    worst: Outcome = max(outcomes, key=VERDICTS.index, default="investigate")
+    worst = max(outcomes, key=VERDICTS.index, default="investigate")
     paired = _pair(facts, facts.main_answers)
-    return Verdict(
+    return JudgedFile(
         verdict=worst,
         reasons=_reasons(worst, enforced, facts),
         gates=gates,
         baseline=paired is not None,
-        mcnemar=significance.mcnemar(paired[0].right, paired[1].right) if paired else None,
+        mcnemar=McNemar.from_json(significance.mcnemar(paired[0].right, paired[1].right), "McNemar") if paired else None,
         churn=_churn(*paired) if paired else None,
         evidence=_evidence(facts, params),
         anchor_moves=_anchor_moves(facts),
@@ -170,7 +139,7 @@ def judge(facts: Facts, params: Gates) -> Verdict:
 
 
 def _pair(facts: Facts, other: Answers | None) -> tuple[Answers, Answers] | None:
-    """Return the candidate's and another model's answers to the images whose label both know, or None."""
+    """Return the candidate's and another model's answers to the examples whose label both know, or None."""
     if facts.answers is None or other is None or (facts.shared is not None and not facts.shared.any()):
         return None
     return _only(facts.answers, facts.shared), _only(other, facts.shared)
@@ -186,12 +155,12 @@ def _churn(mine: Answers, theirs: Answers) -> float:
     return rounded(float((mine.predictions != theirs.predictions).mean()))
 
 
-def _gate(name: str, level: GateLevel, found: _Finding) -> Gate:
+def _gate(name: str, level: GateLevel, found: _Finding) -> GateRow:
     numbers = {key: rounded(value) for key, value in found.numbers.items() if value is not None}
-    return Gate(name, level, found.outcome, found.sentence, **numbers)
+    return GateRow(name=name, level=level, outcome=found.outcome, sentence=found.sentence, **numbers)
 
 
-def _reasons(worst: Outcome, enforced: Sequence[Gate], facts: Facts) -> list[str]:
+def _reasons(worst: str, enforced: Sequence[GateRow], facts: Facts) -> list[str]:
     """Say what decided; a pass is explained by its comparison with main."""
     because = [
         gate.sentence for gate in sorted(enforced, key=_severity, reverse=True) if gate.outcome in ("fail", "investigate")
@@ -201,10 +170,10 @@ def _reasons(worst: Outcome, enforced: Sequence[Gate], facts: Facts) -> list[str
     if facts.main_never and not facts.failed:
         why = facts.why_no_main or "main never had one"
         because.append(f"there is no model of your own to compare with yet ({why}): floors only")
-    return because or ["every gate that is enforced holds"]
+    return list(dict.fromkeys(because)) or ["every gate that is enforced holds"]
 
 
-def _severity(gate: Gate) -> int:
+def _severity(gate: GateRow) -> int:
     return VERDICTS.index(gate.outcome) if gate.outcome in VERDICTS else -1
 
 
@@ -233,6 +202,11 @@ def _skipped(why: str) -> _Finding:
 _NO_RESULTS = "no results to judge"
 
 
+def _absent(facts: Facts, what: str) -> _Finding:
+    """Answer for a gate whose input is absent: the stage that stopped explains it, otherwise a person has to look."""
+    return _skipped(what) if facts.failed else _Finding("investigate", f"{what}: run make reproduce, then make report", {})
+
+
 def _no_main(facts: Facts) -> _Finding:
     return _skipped((facts.main_never and facts.why_no_main) or "no model of main to compare with")
 
@@ -242,8 +216,8 @@ def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "C
 
     def check(facts: Facts, params: Gates) -> _Finding:
         if facts.metrics is None:
-            return _skipped(_NO_RESULTS)
-        value, least = facts.metrics[key], getattr(params, limit)
+            return _absent(facts, _NO_RESULTS)
+        value, least = float(getattr(facts.metrics, key)), float(getattr(params, limit))
         main = _of_main(facts, key)
         numbers = {"value": value, "limit": least, "main": main}
         highest = _highest(facts.answers.right, params) if key == "accuracy" and facts.answers else 1.0
@@ -258,9 +232,9 @@ def _floor(key: str, limit: str, name: str, spell: Callable[[float], str]) -> "C
 
 
 def _of_main(facts: Facts, key: str) -> float | None:
-    """Return a number of main's model, None where images with a label that it cannot know count against it."""
+    """Return a number of main's model, None where examples with a label that it cannot know count against it."""
     knows_all = facts.shared is None or bool(facts.shared.all())
-    return float(facts.main_metrics[key]) if facts.main_metrics is not None and knows_all else None
+    return float(getattr(facts.main_metrics, key)) if facts.main_metrics is not None and knows_all else None
 
 
 def _highest(right: NDArray[np.bool_], params: Gates) -> float:
@@ -273,22 +247,24 @@ def _held(value: float, least: float, main: float | None, *, sure: bool = True) 
     if value >= least:
         return "pass", ""
     if main is None or main >= least:
-        return ("fail", "") if sure else ("investigate", ", too few images to be sure")
+        return ("fail", "") if sure else ("investigate", ", too few examples to be sure")
     if value > main + 1e-9:
         return "pass", ", but nearer to it than main"
     return "investigate", ", as is main"
 
 
 def _baseline_margin(facts: Facts, params: Gates) -> _Finding:
-    if facts.metrics is None or "baseline" not in facts.metrics:
-        return _skipped(_NO_RESULTS)
-    margin, least = facts.metrics["baseline"]["margin"], params.min_baseline_margin
-    simple = facts.metrics["baseline"]["accuracy"]
+    if facts.metrics is None:
+        return _absent(facts, _NO_RESULTS)
+    if facts.metrics.baseline is None:
+        return _absent(facts, "metrics.json has no baseline to compare with")
+    margin, least = facts.metrics.baseline.margin, params.min_baseline_margin
+    simple = facts.metrics.baseline.accuracy
     main = _of_main(facts, "accuracy")
     main = None if main is None else main - simple
-    shares = np.array([facts.metrics["accuracy"], simple])
-    images = len(facts.answers.right) if facts.answers else 1
-    deviation = math.sqrt(float((shares * (1 - shares)).sum()) / images)  # as if unpaired: wider than it is
+    shares = np.array([facts.metrics.accuracy, simple])
+    examples = len(facts.answers.right) if facts.answers else 1
+    deviation = math.sqrt(float((shares * (1 - shares)).sum()) / examples)  # as if unpaired: wider than it is
     sure = margin + significance.quantile(params.fail_confidence) * deviation < least
     outcome, note = _held(margin, least, main, sure=sure)
     said = f"{_points(margin)} over the logistic regression ({_percent(simple)}), at least {_points(least)} asked for{note}"
@@ -296,10 +272,10 @@ def _baseline_margin(facts: Facts, params: Gates) -> _Finding:
 
 
 def _model_size(facts: Facts, params: Gates) -> _Finding:
-    if facts.metrics is None:
-        return _skipped(_NO_RESULTS)
-    size = facts.metrics["model_bytes"] / 2**20
-    main = None if facts.main_metrics is None else facts.main_metrics["model_bytes"] / 2**20
+    if facts.metrics is None or facts.metrics.model_bytes is None:
+        return _absent(facts, "the size of model.onnx is not known")
+    size, theirs = facts.metrics.model_bytes / 2**20, facts.main_metrics.model_bytes if facts.main_metrics else None
+    main = None if theirs is None else theirs / 2**20
     numbers = {"value": size, "limit": params.max_model_mb, "main": main}
     said = f"model.onnx has {size:.1f} MiB, limit {params.max_model_mb:g}"
     outcome, note = _held(-size, -params.max_model_mb, None if main is None else -main)
@@ -308,7 +284,7 @@ def _model_size(facts: Facts, params: Gates) -> _Finding:
 
 def _data_checks(facts: Facts, _params: Gates) -> _Finding:
     if facts.validation is None:
-        return _skipped("the data were not validated")
+        return _absent(facts, "the data were not validated")
     by_level = {
         level: [f["check"] for f in facts.validation["findings"] if f["level"] == level] for level in ("error", "warn")
     }
@@ -345,7 +321,7 @@ def _budget(facts: Facts, _params: Gates) -> _Finding:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Against main, image by image
+# Against main, example by example
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -365,12 +341,12 @@ def _no_worse(facts: Facts, params: Gates) -> _Finding:
     if kind != "test":
         own = significance.score(significance.pairs(paired[0].right, paired[1].right), margin)
         if own <= -significance.quantile(params.fail_confidence):
-            outcome, said = "fail", f"{said}; but this very model is surely worse by more than that on the test images"
+            outcome, said = "fail", f"{said}; but this very model is surely worse by more than that on the test examples"
         elif outcome == "pass" and own <= -significance.quantile(_OWN):
-            outcome, said = "investigate", f"{said}; but this very model looks worse by more than that on the test images"
+            outcome, said = "investigate", f"{said}; but this very model looks worse by more than that on the test examples"
     if facts.shared is not None and facts.answers is not None and not facts.shared.all():
-        whole, known = facts.answers.right, len(paired[0].right)
-        said = f"on the {known} images whose label main's model knows: {said}; {_percent(whole.mean())} on all {len(whole)}"
+        whole, known = facts.answers.right, f"on the {len(paired[0].right)} examples whose label main's model knows"
+        said = f"{known}: {said}; {_percent(whole.mean())} on all {len(whole)}"
     return _Finding(outcome, said, numbers)
 
 
@@ -390,7 +366,7 @@ def _pooled(facts: Facts, paired: tuple[Answers, Answers]) -> tuple[str, signifi
 def _not_compared(facts: Facts) -> _Finding:
     """Main has a model and nothing is known of it: no evidence, and so no pass."""
     if facts.answers is None:
-        return _skipped(_NO_RESULTS)
+        return _absent(facts, _NO_RESULTS)
     if facts.main_answers is not None:
         said = "this data has no label that main's model knows: nothing can be compared, and a person has to look"
         return _Finding("investigate", said, {})
@@ -426,12 +402,12 @@ def _non_inferior(
 ) -> _Finding:
     """Judge by Tango's score z at the margin, one-sided: at `alpha` to pass, at `fail_confidence` to fail.
 
-    A model whose every probability is that of the other is no worse, however few the images.
+    A model whose every probability is that of the other is no worse, however few the examples.
     """
     z, level = significance.score(found, margin), 1 - 2 * alpha
     low, high = significance.score_interval(found, level)
     shares = [float(one.right.mean()) for one in paired]
-    examples = f"{found.n} test images" if kind == "test" else f"{found.n} examples of test split and {kind}"
+    examples = f"{found.n} test examples" if kind == "test" else f"{found.n} examples of test split and {kind}"
     over = "" if kind == "test" else f"over {examples} "
     said = (
         f"accuracy {_percent(shares[0])} against {_percent(shares[1])} of {whom}: {over}{_points(found.difference)} "
@@ -460,7 +436,7 @@ def _same(mine: Answers, theirs: Answers) -> bool:
 def _anchor(facts: Facts, params: Gates) -> _Finding:
     """Non-inferiority to the best champion so far, so that small losses do not add up."""
     if facts.answers is None:
-        return _skipped(_NO_RESULTS)
+        return _absent(facts, _NO_RESULTS)
     whom = f"the best champion so far ({facts.anchor_commit[:7]})"
     if facts.why_no_anchor:
         said = f"{whom} could not be compared with ({facts.why_no_anchor}): make it available and run this again"
@@ -495,29 +471,31 @@ def _test_set(facts: Facts, params: Gates) -> _Finding:
     if facts.main_never:
         return _no_main(facts)
     if facts.answers is None:
-        return _skipped(_NO_RESULTS)
+        return _absent(facts, _NO_RESULTS)
     if facts.main_answers is None:
-        return _Finding("investigate", "main's labels and test images are not known, as its model is not", {})
-    left, other = facts.left_test or {}, facts.relabelled or {}
+        return _Finding("investigate", "main's labels and test examples are not known, as its model is not", {})
+    left, other = facts.left_test, facts.relabelled
     found = []
+    if facts.split_rules:
+        found.append("the split is drawn by the rule {1}, and main's by {0}".format(*facts.split_rules))
     if facts.labels_gone:
         found.append(f"labels are gone or renamed: {_listed(facts.labels_gone)}")
-    if left.get("examples"):
-        right = f", of which main's model had {left['main_right']} right" if left.get("main_right") is not None else ""
-        found.append(f"{left['examples']} of main's {left['of']} test images are no longer tested{right}{_named(left)}")
-    if left.get("why"):
-        found.append(left["why"])
-    if other.get("examples"):
-        found.append(f"{other['examples']} test images have another label than on main{_named(other)}")
+    if left.examples:
+        right = f", of which main's model had {left.main_right} right" if left.main_right is not None else ""
+        found.append(f"{left.examples} of main's {left.of} test examples are no longer tested{right}{_named(left)}")
+    if left.why:
+        found.append(left.why)
+    if other.examples:
+        found.append(f"{other.examples} test examples have another label than on main{_named(other)}")
     found += _diluted(facts, params)
     added = f"labels are new: {_listed(facts.labels_added)}" if facts.labels_added else ""
     if found:
         return _Finding("investigate", "; ".join([*found, added] if added else found), {})
-    return _Finding("pass", added or "all of main's test images are still tested, with their labels", {})
+    return _Finding("pass", added or "all of main's test examples are still tested, with their labels", {})
 
 
 def _diluted(facts: Facts, params: Gates) -> list[str]:
-    """Tell of a model that looks worse on main's own test images, and better among many new ones that are easy."""
+    """Tell of a model that looks worse on main's own test examples, and better among many new ones that are easy."""
     old = facts.tested_before
     if facts.answers is None or facts.main_answers is None or old is None or old.all():
         return []
@@ -529,11 +507,11 @@ def _diluted(facts: Facts, params: Gates) -> list[str]:
     if z > -significance.quantile(_OWN):
         return []
     shares = f"{_percent(mine.mean())} against {_percent(theirs.mean())} of main"
-    return [f"{(~old).sum()} test images are new; on the {len(mine)} of main this model looks worse: accuracy {shares}"]
+    return [f"{(~old).sum()} test examples are new; on the {len(mine)} of main this model looks worse: accuracy {shares}"]
 
 
-def _named(left: Mapping[str, Any]) -> str:
-    return f" ({_listed(left['names'], 5)})" if left.get("names") else ""
+def _named(left: ExamplesLeft) -> str:
+    return f" ({_listed(left.names, 5)})" if left.names else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -541,24 +519,24 @@ def _named(left: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _evidence(facts: Facts, params: Gates) -> dict[str, Any] | None:
+def _evidence(facts: Facts, params: Gates) -> Evidence | None:
     """Tell on what the comparison rests, what these examples can vouch for, and how often they have been asked."""
     if facts.answers is None:
         return None
     paired = _pair(facts, facts.main_answers)
     alpha = _alpha(facts.looks, 1 - params.pass_confidence)
-    told = {"looks": _looks(facts.looks, alpha), "models_judged": _models_judged(facts, paired)}
+    told = Evidence(looks=_looks(facts.looks, alpha), models_judged=_models_judged(facts, paired))
     if paired is None:
-        return {"kind": "test", "examples": 0, "way_out": "", **told, "vouches_for": None}
+        return told
     kind, found = _pooled(facts, paired)
     unsettled = _no_worse(facts, params).outcome == "investigate"
-    return {
-        "kind": kind,
-        "examples": found.n,
-        "way_out": _way_out(facts, paired, found, alpha, params.max_accuracy_drop) if unsettled else "",
-        **told,
-        "vouches_for": rounded(significance.margin_of_equals(found, 1 - alpha)),
-    }
+    return replace(
+        told,
+        kind=kind,
+        examples=found.n,
+        way_out=_way_out(facts, paired, found, alpha, params.max_accuracy_drop) if unsettled else "",
+        vouches_for=rounded(significance.margin_of_equals(found, 1 - alpha)),
+    )
 
 
 def _way_out(facts: Facts, paired: tuple[Answers, Answers], found: significance.Pairs, alpha: float, margin: float) -> str:
@@ -586,9 +564,9 @@ def _way_out(facts: Facts, paired: tuple[Answers, Answers], found: significance.
             if dials and examples >= needed:
                 ways.append((trainings, " and ".join(dials)))
     more = math.ceil(needed / (_SEED_GAIN * seeds if seeds > 1 else 1)) - test - facts.training_examples * folded
-    images = f"about {max(more, 1):,} more test images"
+    further = f"about {max(more, 1):,} more test examples"
     cheapest = "{1} ({0} trainings in all, and as many of main unless it has them) or ".format(*min(ways)) if ways else ""
-    return f"{cheapest}{images} would most likely settle it, if the difference is what it looks like"
+    return f"{cheapest}{further} would most likely settle it, if the difference is what it looks like"
 
 
 def _looks(looks: int, alpha: float) -> str:
@@ -623,25 +601,25 @@ def _two_sided(confidence: float) -> float:
 
 def _worst_class(facts: Facts, params: Gates) -> _Finding:
     if facts.answers is None or facts.labels is None:
-        return _skipped(_NO_RESULTS)
+        return _absent(facts, _NO_RESULTS)
     parts = {str(name): facts.labels == name for name in np.unique(facts.labels)}
     return _worst("class", "recall", parts, facts, params, params.min_class_recall, params.max_class_drop)
 
 
 def _worst_slice(facts: Facts, params: Gates) -> _Finding:
     if facts.answers is None:
-        return _skipped(_NO_RESULTS)
+        return _absent(facts, _NO_RESULTS)
     return _worst("slice", "accuracy", facts.slices, facts, params, params.min_slice_accuracy, params.max_slice_drop)
 
 
 class _Part(NamedTuple):
-    """A class or slice: its images, the candidate's and main's share of right answers, and two one-sided p values.
+    """A class or slice: its examples, the candidate's and main's share of right answers, and two one-sided p values.
 
     `p_drop` is the chance of such a drop where both are equally good, `p_limit` where the drop is just the limit.
     """
 
     name: str
-    images: int
+    examples: int
     value: float
     highest: float
     main: float | None = None
@@ -665,9 +643,10 @@ def _worst(
     has to be over the limit by Tango's score, adjusted for all parts.
     Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
     """
-    parts = [_part(name, mask, facts, params, drop) for name, mask in masks.items() if mask.sum() >= params.min_slice_images]
+    large = {name: mask for name, mask in masks.items() if mask.sum() >= params.min_slice_examples}
+    parts = [_part(name, mask, facts, params, drop) for name, mask in large.items()]
     if not parts:
-        return _skipped(f"no {kind} has {params.min_slice_images} test images")
+        return _skipped(f"no {kind} has {params.min_slice_examples} test examples")
     found = [
         (*_part_outcome(kind, measure, part, floor, drop, params, p), part)
         for part, p in zip(parts, significance.holm([part.p_limit for part in parts]), strict=True)
@@ -694,7 +673,7 @@ def _part_outcome(
     if part.main is not None and part.dropped > drop + 1e-9 and part.p_drop < 1 - params.pass_confidence:
         outcomes.append("fail" if p_limit < 1 - params.fail_confidence else "investigate")
         said += f", at most {_points(-drop)} asked for"
-    return max(outcomes, key=VERDICTS.index), f"{said} ({part.images} images)"
+    return max(outcomes, key=VERDICTS.index), f"{said} ({part.examples} examples)"
 
 
 def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates, drop: float) -> _Part:
@@ -713,7 +692,7 @@ def _part(name: str, mask: NDArray[np.bool_], facts: Facts, params: Gates, drop:
 def _log_loss(facts: Facts, params: Gates) -> _Finding:
     paired = _pair(facts, facts.main_answers)
     if paired is None:
-        return _no_main(facts)
+        return _not_compared(facts)
     mine, theirs = paired
     steps, level = mine.log_losses - theirs.log_losses, _two_sided(params.pass_confidence)
     low, high = significance.mean_interval(steps, level, params.resamples)
@@ -726,9 +705,9 @@ def _log_loss(facts: Facts, params: Gates) -> _Finding:
 
 
 def _calibration(facts: Facts, params: Gates) -> _Finding:
-    """Judge the calibration error beyond that of a calibrated model, whose luck alone shows an error on few images."""
+    """Judge the calibration error beyond that of a calibrated model, whose luck alone shows an error on few examples."""
     if facts.answers is None:
-        return _skipped(_NO_RESULTS)
+        return _absent(facts, _NO_RESULTS)
     error = metrics.calibration_gap(facts.answers.right, facts.answers.confidences, facts.bins)
     lucky, luckiest = _luck_of_calibration(facts.answers, facts.bins)
     beyond = max(0.0, error - lucky)
@@ -768,7 +747,7 @@ def _churn_gate(facts: Facts, params: Gates) -> _Finding:
     """Churn beyond what the change of accuracy makes necessary: two equally good models that disagree surprise users."""
     paired = _pair(facts, facts.main_answers)
     if paired is None:
-        return _no_main(facts)
+        return _not_compared(facts)
     churn, (mine, theirs) = _churn(*paired), paired
     needed = abs(float(mine.right.mean() - theirs.right.mean()))
     said = f"{_percent(churn)} of the predictions changed, {_percent(max(0.0, churn - needed))} more than accuracy explains"
@@ -778,7 +757,7 @@ def _churn_gate(facts: Facts, params: Gates) -> _Finding:
 
 def _latency(facts: Facts, params: Gates) -> _Finding:
     if facts.latency is None:
-        return _skipped("latency was not measured")
+        return _absent(facts, "latency was not measured")
     p95, limit = facts.latency["p95"], params.max_latency_ms
     main = facts.main_latency["p95"] if facts.main_latency else None
     numbers = {"value": p95, "limit": limit, "main": main}

@@ -41,6 +41,9 @@ class GateLevels(Section):
 class Gates(Section):
     """What a model must keep to before it may replace main's."""
 
+    metric: Literal["accuracy"] = Field(
+        default="accuracy", description="what decides against main and the anchor: a score, 0 or 1, for each example"
+    )
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of INT8's intervals")
     pass_confidence: float = Field(
         default=0.95,
@@ -55,7 +58,7 @@ class Gates(Section):
         description="how sure a comparison must be to fail a model, one-sided; less sure asks for a look",
     )
     resamples: int = Field(default=4000, ge=100, le=100_000, description="of the bootstrap of log loss and calibration")
-    min_accuracy: float = Field(default=0.8, ge=0, le=1, description="floor, on this pull request's test images")
+    min_accuracy: float = Field(default=0.8, ge=0, le=1, description="floor, on this pull request's test examples")
     min_macro_f1: float = Field(default=0.8, ge=0, le=1, description="floor, likewise")
     min_baseline_margin: float = Field(default=0.0, ge=-1, le=1, description="accuracy over the logistic regression")
     min_class_recall: float = Field(
@@ -65,7 +68,7 @@ class Gates(Section):
         description="of the worst class; below it and certainly so fails, uncertainly asks for a look",
     )
     min_slice_accuracy: float = Field(default=0.7, ge=0, le=1, description="of the worst slice, judged like the worst class")
-    min_slice_images: int = Field(default=20, ge=1, description="smaller slices and classes are shown, not judged")
+    min_slice_examples: int = Field(default=20, ge=1, description="smaller slices and classes are shown, not judged")
     max_accuracy_drop: float = Field(
         default=0.01, ge=0, le=1, description="how much worse than main still counts as no worse (non-inferiority margin)"
     )
@@ -83,7 +86,7 @@ class Gates(Section):
     )
     max_log_loss_rise: float = Field(default=0.05, ge=0, description="of the log loss against main")
     max_ece: float = Field(
-        default=0.1, ge=0, le=1, description="calibration error beyond what a calibrated model shows on as many images"
+        default=0.1, ge=0, le=1, description="calibration error beyond what a calibrated model shows on as many examples"
     )
     max_ece_rise: float = Field(default=0.02, ge=0, le=1, description="of the calibration error against main")
     max_churn: float = Field(
@@ -104,14 +107,14 @@ class Quantize(Section):
         default=False,
         description="true: deploy serves INT8 where it passes on the machine that deploys, else the float model",
     )
-    calibration_images: int = Field(
+    calibration_examples: int = Field(
         default=512, ge=1, le=100_000, description="of the training split, spread over the classes"
     )
     max_accuracy_drop: float = Field(
         default=0.005,
         ge=0,
         le=1,
-        description="on the test images; the lower end of the interval (gates.confidence) must keep to it",
+        description="on the test examples; the lower end of the interval (gates.confidence) must keep to it",
     )
     min_speedup: float = Field(
         default=1.2,

@@ -7,7 +7,8 @@ and pull request under review, the run, and what people decided by a label.
 """
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from src.core.card import Trained
 from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.manifest import read_manifest
+from src.core.metrics_file import MetricsFile
 from src.judging import gates, lineage, plan
 from src.judging.gates import Answers, Facts, Trainings
 from src.judging.plan import Plan
+from src.system.judged import Comparison, Decision, Hardware, JudgedFile, Lineage, MainModel, ModelAt, Throughput
 from src.system.params import Params, load
 
 _ENGINE = ("judging",)  # gates that the label `engine: reviewed` covers; `model-gate: override` covers every other
-_STOPPING = ("fail", "investigate")
-_NO_LABELS: dict[str, Any] = {"override": None, "engine_reviewed": None, "accepted": False, "lacking": []}
-_THROUGHPUT = ("threads", "examples_per_second", "data_wait_share", "memory_gib", "energy_kwh")
+_SCORES: dict[str, Callable[[pa.Table], NDArray[np.bool_]]] = {  # what gates.metric may name: 0 or 1 for each example
+    "accuracy": lambda table: _column(table, "prediction") == _column(table, "label"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,88 +63,97 @@ def judge(
     given = plan.read()
     if not run_path.is_file():
         raise UserError(f"{run_path} is missing: run make reproduce first, then make report again")
-    told = read_json(run_path, made_by="evaluate")
+    run = read_json(run_path, made_by="evaluate")
     try:
         params = load(params_path)
     except UserError as error:
         # params.yaml does not say what the gates are
-        unjudged = gates.Verdict("fail", [str(error)], [], baseline=False, mcnemar=None, churn=None)
-        write_json(verdict_path, unjudged.to_dict() | _NO_LABELS)
+        write_json(verdict_path, JudgedFile(verdict="fail", reasons=[str(error)]).to_json())
         print(f"verdict: fail\n- {error}")
         return
-    told |= _training(told, history, paths.model)
-    known = read_json(main_folder / "facts.json", made_by="evaluate")
-    facts = _facts(main_folder, known, told, paths, params)
-    verdict: dict[str, Any] = gates.judge(facts, params.gates).to_dict()
-    verdict |= {**_NO_LABELS, "accepted": verdict["verdict"] == "pass"}
-    judged = facts.metrics is not None and facts.budget is None
-    if judged:
-        _override(verdict, given)
-    told["main"] = _compared_with(main_folder, paths.model, known) if judged else {}
-    described = _lineage(lineage_path, verdict, known, told, given) if judged else None
-    write_json(verdict_path, verdict)
-    print(f"verdict: {verdict['verdict']}" + (", accepted" if verdict["accepted"] and verdict["verdict"] != "pass" else ""))
-    print("\n".join(f"- {reason}" for reason in verdict["reasons"]))
+    known = Comparison.read(main_folder / "facts.json", made_by="evaluate")
+    facts = _facts(main_folder, known, run, paths, params)
+    verdict = gates.judge(facts, params.gates)
+    verdict = replace(verdict, accepted=verdict.verdict == "pass")
+    described = None
+    if facts.metrics is not None and facts.budget is None:
+        verdict = _decided(verdict, given)
+        previous = _previous(lineage_path)
+        described = lineage.settled(_lineage(main_folder, verdict, known, run, given, history, paths.model), previous)
+        described = None if described is previous else described
+    write_json(verdict_path, verdict.to_json())
+    print(f"verdict: {verdict.verdict}" + (", accepted" if verdict.accepted and verdict.verdict != "pass" else ""))
+    print("\n".join(f"- {reason}" for reason in verdict.reasons))
     if described:
-        write_json(lineage_path, described)
+        write_json(lineage_path, described.to_json())
 
 
-def _facts(main_folder: Path, known: dict[str, Any], told: dict[str, Any], paths: Paths, params: Params) -> Facts:
+def _previous(path: Path) -> Lineage | None:
+    """Read the lineage that lies there; a damaged one is written anew, and then the next run tells the training."""
+    try:
+        return lineage.read(path)
+    except UserError as error:
+        print(f"{error}. It is made again now")
+        return None
+
+
+def _facts(main_folder: Path, known: Comparison, run: dict[str, Any], paths: Paths, params: Params) -> Facts:
     """Gather what the gates look at; results of an earlier run are none of this one's when it failed."""
-    failed = told.get("failed")
+    failed = run.get("failed")
     validation = read_json(paths.validation, made_by="validate") if paths.validation.is_file() else None
     if failed:
         fresh = validation if failed == "validate" else None
-        return Facts(failed=failed, validation=fresh, why_no_main=known["why"], judging_changed=known["judging_changed"])
+        return Facts(failed=failed, validation=fresh, why_no_main=known.why, judging_changed=known.judging_changed)
     timings = read_json(main_folder / "timings.json", made_by="evaluate")
     rows = results.test_rows(paths.manifest)
+    score = _SCORES[params.gates.metric]
     mine = _of_examples(paths.evaluation / "predictions.parquet", rows)
-    compared = known["found"] and (main_folder / "predictions.parquet").is_file()
+    compared = known.found and (main_folder / "predictions.parquet").is_file()
     theirs = _of_examples(main_folder / "predictions.parquet", rows) if compared else None
-    anchor, looks = known.get("anchor") or {}, known.get("looks") or {}
-    apart = bool(anchor) and not anchor["is_main"] and anchor["found"]
-    best = _of_examples(main_folder / "anchor/predictions.parquet", rows) if apart else theirs
+    anchor = known.anchor
+    best = _of_examples(main_folder / "anchor/predictions.parquet", rows) if anchor.found and not anchor.is_main else theirs
     labels = _column(mine, "label")
     slices = _of_examples(paths.evaluation / "slices.parquet", rows)
     return Facts(
         validation=validation,
-        metrics=read_json(paths.metrics, made_by="evaluate"),
+        metrics=MetricsFile.read(paths.metrics, made_by="evaluate"),
         labels=labels,
-        answers=_answers(mine),
+        answers=_answers(mine, score),
         slices={name: slices.column(name).to_numpy() for name in slices.column_names if name != "digest"},
         latency=timings["candidate"],
-        comparable=told.get("lane", {}).get("comparable", True),
-        budget=told.get("budget"),
-        main_metrics=read_json(main_folder / "metrics.json", made_by="evaluate") if compared else None,
-        main_answers=_answers(theirs) if theirs is not None else None,
+        comparable=run.get("lane", {}).get("comparable", True),
+        budget=run.get("budget"),
+        main_metrics=MetricsFile.read(main_folder / "metrics.json", made_by="evaluate") if compared else None,
+        main_answers=_answers(theirs, score) if theirs is not None else None,
         main_latency=timings["main"],
-        why_no_main=known["why"],
+        why_no_main=known.why,
         folds=_trainings(paths.model, main_folder / "model", "folds") if compared else None,
         seeds=_trainings(paths.model, main_folder / "model", "repeats") if compared else None,
         training_examples=read_manifest(paths.manifest).column("split").to_pylist().count("train"),
-        same_training=known.get("same_training", True),
-        moved_inputs=known["moved_inputs"],
-        judging_changed=known["judging_changed"],
+        same_training=known.same_training,
+        moved_inputs=known.moved_inputs,
+        judging_changed=known.judging_changed,
         bins=params.evaluate.calibration_bins,
-        main_never=known.get("never", False),
-        first_rules=known.get("first_rules", ()),
-        shared=~np.isin(labels, known["labels_added"]) if known.get("labels_added") else None,
-        labels_added=known.get("labels_added", ()),
-        labels_gone=known.get("labels_gone", ()),
-        left_test=known.get("left_test"),
+        main_never=known.never,
+        first_rules=known.first_rules,
+        shared=~np.isin(labels, known.labels_added) if known.labels_added else None,
+        labels_added=known.labels_added,
+        labels_gone=known.labels_gone,
+        left_test=known.left_test,
         tested_before=_tested_before(main_folder / "rows.parquet", rows) if compared else None,
-        relabelled=known.get("relabelled"),
-        looks=looks.get("pull_request", 1),
-        models_judged=looks.get("examples", 1),
-        judged_since=looks.get("since"),
-        anchor_answers=_answers(best) if best is not None and (apart or anchor.get("is_main")) else None,
-        anchor_commit=anchor.get("commit", ""),
-        why_no_anchor="" if anchor.get("is_main") else anchor.get("why", ""),
+        relabelled=known.relabelled,
+        split_rules=known.split_rules,
+        looks=known.looks.pull_request or 1,
+        models_judged=1 if known.looks.examples is None else known.looks.examples,
+        judged_since=known.looks.since,
+        anchor_answers=_answers(best, score) if best is not None and (anchor.is_main or anchor.found) else None,
+        anchor_commit=anchor.commit,
+        why_no_anchor="" if anchor.is_main else anchor.why,
     )
 
 
 def _tested_before(path: Path, rows: pa.Table) -> NDArray[np.bool_]:
-    """Return which of these test images are in the test split of main's manifest too."""
+    """Return which of these test examples are in the test split of main's manifest too."""
     theirs = set(results.test_rows(path).column("digest").to_pylist())
     return np.array([digest in theirs for digest in rows.column("digest").to_pylist()], dtype=bool)
 
@@ -186,13 +198,12 @@ def _of_examples(path: Path, rows: pa.Table) -> pa.Table:
     return table
 
 
-def _answers(table: pa.Table) -> Answers:
-    predictions = _column(table, "prediction")
+def _answers(table: pa.Table, score: Callable[[pa.Table], NDArray[np.bool_]]) -> Answers:
     return Answers(
-        right=predictions == _column(table, "label"),
+        right=score(table),
         log_losses=table.column("log_loss").to_numpy(),
         confidences=table.column("confidence").to_numpy().astype(np.float64),
-        predictions=predictions,
+        predictions=_column(table, "prediction"),
     )
 
 
@@ -200,59 +211,71 @@ def _column(table: pa.Table, name: str) -> Any:
     return np.array(table.column(name).to_pylist(), dtype=object)
 
 
-def _override(verdict: dict[str, Any], given: Plan) -> None:
+def _decided(verdict: JudgedFile, given: Plan) -> JudgedFile:
     """Enter what people decided: accepted is what the labels cover, each the gates of its kind."""
-    stopped = {gate["name"] for gate in verdict["gates"] if gate["level"] == "enforce" and gate["outcome"] in _STOPPING}
-    needed = {"engine_reviewed" if name in _ENGINE else "override" for name in stopped}
-    if not stopped and verdict["verdict"] != "pass":
+    needed = {"engine_reviewed" if name in _ENGINE else "override" for name in verdict.stopped_by}
+    if not needed and verdict.verdict != "pass":
         needed = {"override"}
     lacking = sorted(needed - given.labels.keys())
-    verdict |= {**given.labels, "accepted": not lacking, "lacking": lacking}
-    verdict["reasons"] += [given.refused[key] for key in lacking if key in given.refused]
+    refused = [given.refused[key] for key in lacking if key in given.refused]
+    return replace(
+        verdict,
+        override=given.labels.get("override"),
+        engine_reviewed=given.labels.get("engine_reviewed"),
+        accepted=not lacking,
+        lacking=lacking,
+        reasons=verdict.reasons + refused,
+    )
 
 
 def _lineage(
-    path: Path, verdict: dict[str, Any], known: dict[str, Any], told: dict[str, Any], given: Plan
-) -> dict[str, Any]:
-    looks = known.get("looks") or {}
-    facts = {
-        "anchor": _anchor(verdict, known, given.commit),
-        "commit": given.commit,
-        "hardware": told.get("hardware"),
-        "looks": {name: looks.get(name) for name in ("examples", "pull_request", "since")},
-        "main": told["main"],
-        "pull_request": given.pull_request,
-        "run_url": given.run_url,
-        "throughput": told["throughput"],
-        "training_seconds": told["training_seconds"],
-        "verdict": {name: verdict[name] for name in ("verdict", "reasons", *_NO_LABELS) if name != "accepted"},
-    }
-    return lineage.manifest(Path(), facts, lineage.read_manifest(path))
+    main_folder: Path,
+    verdict: JudgedFile,
+    known: Comparison,
+    run: dict[str, Any],
+    given: Plan,
+    history: Path | None,
+    model: Path,
+) -> Lineage:
+    """Put together what files, the run, the comparison and CI say of this model."""
+    made = lineage.of_files(Path())
+    anchor, before = None, known.anchor
+    if verdict.anchor_moves and (before.found or known.never):
+        anchor = ModelAt(commit=given.commit, model_sha256=made.outputs.model_sha256)
+    elif before.model_sha256:
+        anchor = ModelAt(commit=before.commit, model_sha256=before.model_sha256)
+    decision = Decision(**{one.name: getattr(verdict, one.name) for one in fields(Decision)})
+    return replace(
+        made,
+        anchor=anchor,
+        commit=given.commit,
+        looks=known.looks,
+        main=_compared_with(main_folder, model, known),
+        pull_request=given.pull_request,
+        run_url=given.run_url,
+        verdict=decision,
+        **_training(run, history, model),
+    )
 
 
-def _compared_with(main_folder: Path, model: Path, known: dict[str, Any]) -> dict[str, Any]:
+def _compared_with(main_folder: Path, model: Path, known: Comparison) -> MainModel:
     """Return what of main the lineage keeps.
 
     `series` are its folds and repeats where this comparison trained them: no store has them, and they judge the merge too.
     """
     packed = {}
-    for kind in known.get("series", ()):
+    for kind in known.series:
         theirs, mine = (read_json(folder / f"{kind}.json", made_by="train") for folder in (main_folder / "model", model))
         packed[kind] = lineage.pack_series(theirs, mine)
-    series = {kind: one for kind, one in packed.items() if one}
     path = main_folder / "model" / "model.onnx"
-    return {"commit": known["commit"], "model_sha256": sha256(path) if path.is_file() else None, "series": series}
+    return MainModel(
+        commit=known.commit,
+        model_sha256=sha256(path) if path.is_file() else None,
+        series={kind: one for kind, one in packed.items() if one},
+    )
 
 
-def _anchor(verdict: dict[str, Any], known: dict[str, Any], commit: str | None) -> dict[str, Any] | None:
-    """Return the best model so far: this one where the verdict says so, else the one before."""
-    before = known.get("anchor") or {}
-    if verdict.get("anchor_moves") and (before.get("found") or known.get("never")):
-        return {"commit": commit, "model_sha256": sha256(Path(lineage.MODEL))}
-    return {name: before[name] for name in ("commit", "model_sha256")} if before.get("model_sha256") else None
-
-
-def _training(told: dict[str, Any], history: Path | None, model: Path) -> dict[str, Any]:
+def _training(run: dict[str, Any], history: Path | None, model: Path) -> dict[str, Any]:
     """Return hardware, training_seconds and throughput of the training of this very model, each None where it is not known.
 
     A model that was restored was trained in another run: on this machine, if `history` names it, else elsewhere.
@@ -261,10 +284,11 @@ def _training(told: dict[str, Any], history: Path | None, model: Path) -> dict[s
     measured = read_json(record, made_by="train") if record and record.is_file() else {}
     if not card.is_file() or measured.get("model_sha256", "") != Trained.read(card, made_by="train").model_sha256:
         measured = {}
-    here = told.get("seconds", {}).get("train")
+    here = run.get("seconds", {}).get("train")
+    hardware = run.get("hardware") if here is not None else measured.get("hardware")
     return {
-        "hardware": told.get("hardware") if here is not None else measured.get("hardware"),
-        "throughput": {name: measured.get(name) for name in _THROUGHPUT} if measured else None,
+        "hardware": Hardware.from_json(hardware, "run.json: hardware") if hardware else None,
+        "throughput": Throughput.from_json(measured, str(record)) if measured else None,
         "training_seconds": measured.get("seconds") if here is None else here,
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from src.core.command import UserError
 from src.system.git_command import git
+from src.system.judged import Label
 
 _NO_COMMIT = "0" * 40
 
@@ -21,7 +22,7 @@ class Plan:
     commit: str
     pull_request: int | None
     run_url: str | None
-    labels: dict[str, dict[str, str]]
+    labels: dict[str, Label]
     refused: dict[str, str]
 
 
@@ -29,7 +30,7 @@ def read() -> Plan:
     """Read PLAN; without it the commit is that of the working tree.
 
     Raises:
-        UserError: PLAN is no JSON object.
+        UserError: PLAN is no JSON object, or a label in it has no name of who gave it.
     """
     try:
         found = json.loads(os.environ.get("PLAN") or "{}")
@@ -39,6 +40,7 @@ def read() -> Plan:
         raise UserError("PLAN is no JSON object: leave it to CI, which sets it")
     commit = found.get("sha") or git("rev-parse", "HEAD")
     known = re.fullmatch(r"[0-9a-f]{40}", commit)
-    labels = {key: found[key] for key in ("override", "engine_reviewed") if found.get(key)}
+    given = {key: found[key] for key in ("override", "engine_reviewed") if found.get(key)}
+    labels = {key: Label.from_json(label, f"PLAN: {key}") for key, label in given.items()}
     refused = found.get("refused") or {}
     return Plan(commit if known else _NO_COMMIT, found.get("number"), found.get("run_url"), labels, refused)

@@ -58,7 +58,7 @@ def quantize(folder: Path, model_folder: Path, out: Path, params: Params) -> dic
 
 def _make(out: Path, train: Split, model: Model, params: Params) -> dict[str, Any]:
     """Write the INT8 model; return what it was made of."""
-    rows = quantization.choose(train.labels, params.quantize.calibration_images)
+    rows = quantization.choose(train.labels, params.quantize.calibration_examples)
     started = time.monotonic()
     content = quantization.quantize((out / "model.onnx").read_bytes(), train.examples[rows])
     (out / INT8).write_bytes(content)

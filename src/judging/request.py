@@ -22,6 +22,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from src.core.command import UserError
 from src.core.files import read_json, write_json
 from src.core.yaml_files import read_yaml
 from src.judging import lineage
+from src.system.judged import Comparison, JudgedFile
 
 FORMAT = 1
 _PARAMS = Path(__file__).parents[2] / "params.yaml"  # of the commit that this code is of
@@ -52,23 +54,18 @@ def judge(path: Path, out: Path) -> None:
     read = [request[name] for name in ("arrays", "manifest", "model")]
     _run("answer", [*read, str(out / "metrics.json"), str(out / "evaluation"), "--baseline"])
     verdict = _verdict(request, out)
-    refusing = {
-        gate["name"] for gate in verdict["gates"]
-        if gate["level"] == "enforce" and gate["outcome"] in ("fail", "investigate")
-    }  # fmt: skip
-    if refusing == {"latency"}:  # a busy machine is no fault of the model
+    if verdict.stopped_by == {"latency"}:  # a busy machine is no fault of the model
         print("only the latency gate does not pass: measuring once more")
         verdict = _verdict(request, out)
     if request["quantize"]:
-        verdict["why_no_int8"] = ""
         try:
             _run("quantize", [request["arrays"], request["model"], str(out / "quantized")])
         except UserError as error:  # the float model is judged all the same
-            verdict["why_no_int8"] = str(error)
-    write_json(out / "verdict.json", {**verdict, "format": FORMAT})
+            verdict = replace(verdict, why_no_int8=str(error))
+    write_json(out / "verdict.json", replace(verdict, format=FORMAT).to_json())
 
 
-def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def _verdict(request: Mapping[str, Any], out: Path) -> JudgedFile:
     main = str(out / "main")
     pulled = [word for name in ("arrays", "manifest", "model", "data") for word in (f"--{name}", request[name])]
     _run("compare", [request["deployed"] or _NOBODY, main, *pulled], _with_its_split(request, out))
@@ -77,9 +74,8 @@ def _verdict(request: Mapping[str, Any], out: Path) -> dict[str, Any]:
     made += ["--metrics", str(out / "metrics.json"), "--evaluation", str(out / "evaluation")]
     made += ["--manifest", request["manifest"], "--validation", request["validation"]]
     # where only the template's example was ever deployed, so are its gates the template's
-    _run("judge", made, Path(request["params"]) if facts["example"] else _PARAMS)
-    found: dict[str, Any] = read_json(out / "verdict.json", made_by="evaluate", keys=("verdict", "reasons", "gates"))
-    return found
+    _run("judge", made, Path(request["params"]) if facts.example else _PARAMS)
+    return JudgedFile.read(out / "verdict.json", made_by="evaluate")
 
 
 def _with_its_split(request: Mapping[str, Any], out: Path) -> Path:
@@ -92,19 +88,19 @@ def _with_its_split(request: Mapping[str, Any], out: Path) -> Path:
     return out / "params.yaml"
 
 
-def _settle(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+def _settle(path: Path, request: Mapping[str, Any]) -> Comparison:
     """Clear what the review has settled: the rules here are the deployed ones, the inputs the reviewed ones.
 
     So are the models of the pull request: since the deployed commit there may have been more, of others. Returns the facts.
     """
-    facts: dict[str, Any] = read_json(path, made_by="evaluate")
-    looks = (lineage.read_manifest(Path("manifest.json")) or {}).get("looks") or {}
-    if isinstance(looks.get("pull_request"), int):
-        facts["looks"]["pull_request"] = looks["pull_request"]
+    facts = Comparison.read(path, made_by="evaluate")
+    reviewed = lineage.read(Path("manifest.json"))
+    if reviewed and reviewed.looks and reviewed.looks.pull_request is not None:
+        facts = replace(facts, looks=replace(facts.looks, pull_request=reviewed.looks.pull_request))
     if request["deployed"] is None:
-        facts |= {"never": not request["why"], "why": request["why"] or "nothing was ever deployed"}
-    facts |= {"judging_changed": [], "moved_inputs": [], "ref": "main"}
-    write_json(path, facts)
+        facts = replace(facts, never=not request["why"], why=request["why"] or "nothing was ever deployed")
+    facts = replace(facts, judging_changed=[], moved_inputs=[], ref="main")
+    write_json(path, facts.to_json())
     return facts
 
 

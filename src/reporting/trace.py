@@ -10,12 +10,12 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from src.core.command import UserError
 from src.core.files import sha256
 from src.judging import lineage
 from src.system.git_command import git
+from src.system.judged import Lineage
 
 _MANIFEST = "manifest.json"
 
@@ -39,14 +39,14 @@ def trace(model: str) -> None:
     print("\n".join(f"{name:{width}}  {text}" for name, text in rows))
 
 
-def _find(wanted: str) -> tuple[dict[str, Any], str]:
+def _find(wanted: str) -> tuple[Lineage, str]:
     for found, where, commit in _manifests():
-        digest = found["outputs"]["model_sha256"]
+        digest = found.outputs.model_sha256
         if re.fullmatch(r"[0-9a-f]{8,64}", wanted) and digest.startswith(wanted):
             return found, where
         if commit and commit == _commit(wanted):
             return found, where
-        if len(wanted) >= 7 and found["commit"].startswith(wanted):
+        if len(wanted) >= 7 and (found.commit or "").startswith(wanted):
             return found, where
     raise UserError(
         f"no {_MANIFEST} of this clone names the model {wanted[:16]}: git fetch --all brings other branches; a model that "
@@ -58,15 +58,15 @@ def _commit(name: str) -> str:
     return git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
 
 
-def _manifests() -> Iterator[tuple[dict[str, Any], str, str]]:
+def _manifests() -> Iterator[tuple[Lineage, str, str]]:
     """Yield manifests, the place and the commit they lie in: the working tree's first, then recorded ones, newest first."""
-    here = lineage.read_manifest(Path(_MANIFEST))
+    here = lineage.read(Path(_MANIFEST))
     if here:
         yield here, f"{_MANIFEST} of this working tree", ""
     for commit in git("log", "--all", "--format=%H", "--", _MANIFEST).splitlines():
         text = git("show", f"{commit}:{_MANIFEST}")
         if text:
-            yield lineage.parse_manifest(text, f"{commit[:12]}:{_MANIFEST}"), f"{_MANIFEST} of commit {commit[:12]}", commit
+            yield Lineage.parse(text, f"{commit[:12]}:{_MANIFEST}"), f"{_MANIFEST} of commit {commit[:12]}", commit
 
 
 def main() -> None:

@@ -288,6 +288,7 @@ class Comparison(Record):
     labels_gone: list[str] = field(default_factory=list)
     left_test: ExamplesLeft = field(default_factory=ExamplesLeft)
     relabelled: ExamplesLeft = field(default_factory=ExamplesLeft)
+    split_rules: list[str] = field(default_factory=list)  # main's and this one, where they differ
     main_run: Lineage | None = None
     retrained: str = ""
     same_test_set: bool = False

@@ -23,6 +23,7 @@ from src.core.files import read_json, sha256
 from src.judging import compare as comparing
 from src.judging import lineage
 from src.system import dvc_lock
+from src.system.judged import Comparison, Looks
 
 pytestmark = pytest.mark.journey
 OUT = "out/main"
@@ -409,8 +410,7 @@ def test_looks_are_counted_and_the_anchor_is_found_in_mains_history(fork: Path) 
     assert git(fork, "merge-base", commit, "main") == commit
     answers = pq.read_table(fork / OUT / "anchor/predictions.parquet")
     assert answers.equals(pq.read_table(fork / "out/evaluation/predictions.parquet"))
-    test = first["data"]["test_sha256"]
-    assert facts["looks"] == {"examples": 8, "pull_request": 2, "since": "2026-01-02", "test_sha256": test}
+    assert facts["looks"] == {"examples": 8, "pull_request": 2, "since": "2026-01-02"}
     judge(fork)
     assert read_json(fork / "manifest.json", "")["anchor"] == {**anchor, "commit": commit}
 
@@ -419,8 +419,8 @@ def test_a_merge_that_takes_mains_files_hides_no_earlier_model(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
 
     def commit(model: str, where: str) -> str:
-        told: dict[str, Any] = {name: {} for name in ("inputs", "metrics", "verdict")}
-        told |= {"outputs": {"model_sha256": model}, "data": {"test_sha256": ""}, "commit": None}
+        told: dict[str, Any] = {"inputs": {"digest": ""}, "metrics": {}, "verdict": {"verdict": "pass", "reasons": []}}
+        told |= {"outputs": {"model_sha256": model}, "data": {"digest": None, "test_sha256": ""}, "commit": None}
         (tmp_path / "manifest.json").write_text(json.dumps(told))
         git(tmp_path, "add", "manifest.json")
         git(tmp_path, "commit", "--quiet", "--message", where)
@@ -436,11 +436,10 @@ def test_a_merge_that_takes_mains_files_hides_no_earlier_model(tmp_path: Path, m
     git(tmp_path, "merge", "--quiet", "--strategy-option", "theirs", "--message", "main's three files", "main")
     assert git(tmp_path, "diff", "--name-only", "main") == ""
     paths = comparing.Paths(*(tmp_path / name for name in ("arrays", "manifest", "model", "data", "params.yaml")))
-    counted = comparing._looks({"merge_base": main, "commit": main, "same_test_set": False}, paths)
-    assert (counted["pull_request"], counted["examples"]) == (1, 2)
+    facts = Comparison(merge_base=main, commit=main)
+    assert comparing._looks(facts, paths) == Looks(pull_request=1, examples=2)
     commit("d", "the report's own again")
-    counted = comparing._looks({"merge_base": main, "commit": main, "same_test_set": False}, paths)
-    assert (counted["pull_request"], counted["examples"]) == (2, 3)
+    assert comparing._looks(facts, paths) == Looks(pull_request=2, examples=3)
 
 
 def test_a_lineage_of_an_earlier_model_does_not_hide_mains_model(fork: Path) -> None:
@@ -567,5 +566,5 @@ def test_a_folder_that_the_model_depends_on_stands_for_what_is_in_it(monkeypatch
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
-        lineage.read_manifest(tmp_path / "manifest.json")
-    assert lineage.read_manifest(ROOT / "no-such-manifest.json") is None
+        lineage.read(tmp_path / "manifest.json")
+    assert lineage.read(ROOT / "no-such-manifest.json") is None

@@ -10,9 +10,11 @@ import pytest
 
 from src.core import metrics, significance
 from src.core.files import write_json
+from src.core.metrics_file import Baseline, MetricsFile
 from src.judging import gates
 from src.judging import judge as judging
-from src.judging.gates import Answers, Facts, Trainings, Verdict
+from src.judging.gates import Answers, Facts, Trainings
+from src.system.judged import ExamplesLeft, GateRow, JudgedFile, McNemar
 from src.system.params import Params
 
 N = 400
@@ -32,14 +34,11 @@ def wrong(rows: Any) -> Any:
     return mask
 
 
-def results(right: Any, margin: float = 0.1, size: int = 2**20) -> dict[str, Any]:
-    accuracy = float(np.mean(right))
-    return {
-        "accuracy": accuracy,
-        "macro_f1": accuracy,
-        "baseline": {"accuracy": accuracy - margin, "margin": margin},
-        "model_bytes": size,
-    }
+def results(right: Any, margin: float = 0.1, size: int | None = 2**20, **changes: Any) -> MetricsFile:
+    accuracy, numbers = float(np.mean(right)), {"log_loss": 0.1, "ece": 0.01}
+    simple = Baseline(accuracy=accuracy - margin, margin=margin)
+    told = {"accuracy": accuracy, "macro_f1": accuracy, "baseline": simple, "model_bytes": size, **numbers}
+    return MetricsFile(**(told | changes))
 
 
 def facts(right: Any, main: Any = None, **changes: Any) -> Facts:
@@ -60,17 +59,17 @@ def facts(right: Any, main: Any = None, **changes: Any) -> Facts:
 
 
 @pytest.fixture
-def judge(params: Callable[..., Params]) -> Callable[..., Verdict]:
+def judge(params: Callable[..., Params]) -> Callable[..., JudgedFile]:
     return lambda told, **changes: gates.judge(
         told, params(**{f"gates__{key}": value for key, value in changes.items()}).gates
     )
 
 
-def gate(verdict: Verdict, name: str) -> gates.Gate:
+def gate(verdict: JudgedFile, name: str) -> GateRow:
     return next(found for found in verdict.gates if found.name == name)
 
 
-def test_a_better_model_passes_and_says_by_how_much(judge: Callable[..., Verdict]) -> None:
+def test_a_better_model_passes_and_says_by_how_much(judge: Callable[..., JudgedFile]) -> None:
     verdict = judge(facts(wrong(range(4)), wrong(range(60))))
     assert verdict.verdict == "pass"
     assert "99.00% against 85.00% of main: +14.00 points" in verdict.reasons[0]
@@ -78,27 +77,27 @@ def test_a_better_model_passes_and_says_by_how_much(judge: Callable[..., Verdict
     found = gate(verdict, "no_worse_than_main")
     assert found.low is not None
     assert found.low > 0.1
-    assert verdict.mcnemar == {"only_main_right": 0, "only_candidate_right": 56, "p": 0.0}
+    assert verdict.mcnemar == McNemar(only_main_right=0, only_candidate_right=56, p=0.0)
 
 
-def test_a_worse_model_fails_and_names_gate_numbers_and_classes(judge: Callable[..., Verdict]) -> None:
+def test_a_worse_model_fails_and_names_gate_numbers_and_classes(judge: Callable[..., JudgedFile]) -> None:
     damaged = [i for i in range(N) if LABELS[i] == "c3"][:60]
     verdict = judge(facts(wrong(damaged), wrong(range(4))))
     assert verdict.verdict == "fail"
     said = "; ".join(verdict.reasons)
     assert "85.00% against 99.00% of main: -14.00 points" in said
     assert "worse than main by more than the margin of -1.00 points" in said
-    assert "class c3: recall 25.00%, 98.75% of main, floor 70.00%, at most -10.00 points asked for (80 images)" in said
+    assert "class c3: recall 25.00%, 98.75% of main, floor 70.00%, at most -10.00 points asked for (80 examples)" in said
 
 
-def test_models_right_on_the_same_images_still_have_an_interval(judge: Callable[..., Verdict]) -> None:
+def test_models_right_on_the_same_images_still_have_an_interval(judge: Callable[..., JudgedFile]) -> None:
     verdict = judge(facts(wrong(range(8)), wrong(range(8)), answers=answers(wrong(range(8)), loss=0.11)))
     found = gate(verdict, "no_worse_than_main")
     assert (verdict.verdict, found.difference, verdict.churn) == ("pass", 0.0, 0.0)
     assert (found.low, found.high) == pytest.approx((-0.0070, 0.0070), abs=1e-4)
 
 
-def test_without_a_discordant_image_a_small_test_set_shows_nothing(judge: Callable[..., Verdict]) -> None:
+def test_without_a_discordant_image_a_small_test_set_shows_nothing(judge: Callable[..., JudgedFile]) -> None:
     few = slice(0, 100)
     mine, theirs = (
         Answers(*(getattr(answers(wrong([3]), loss), name)[few] for name in Answers.__dataclass_fields__))
@@ -107,7 +106,7 @@ def test_without_a_discordant_image_a_small_test_set_shows_nothing(judge: Callab
     told = facts(wrong([]), wrong([]), labels=LABELS[few], answers=mine, main_answers=theirs)
     found = gate(judge(told), "no_worse_than_main")
     assert found.outcome == "investigate"
-    assert "100 test images cannot show that it keeps the margin of -1.00 points" in found.sentence
+    assert "100 test examples cannot show that it keeps the margin of -1.00 points" in found.sentence
     same = gate(
         judge(facts(wrong([]), wrong([]), labels=LABELS[few], answers=mine, main_answers=mine)), "no_worse_than_main"
     )
@@ -115,7 +114,7 @@ def test_without_a_discordant_image_a_small_test_set_shows_nothing(judge: Callab
     assert "the very answers of main" in same.sentence
 
 
-def test_an_interval_under_the_margin_is_not_said_to_tell_nothing(judge: Callable[..., Verdict]) -> None:
+def test_an_interval_under_the_margin_is_not_said_to_tell_nothing(judge: Callable[..., JudgedFile]) -> None:
     """Surely enough not to pass at 5 %, not surely enough to fail at 0.5 %."""
     found = next(
         found for lost in range(40)
@@ -128,7 +127,7 @@ def test_an_interval_under_the_margin_is_not_said_to_tell_nothing(judge: Callabl
     assert "cannot show" not in found.sentence
 
 
-def test_a_few_images_more_or_less_never_fail(judge: Callable[..., Verdict]) -> None:
+def test_a_few_images_more_or_less_never_fail(judge: Callable[..., JudgedFile]) -> None:
     for lost in range(7):
         verdict = judge(facts(wrong(range(10, 10 + lost)), wrong([])))
         assert verdict.verdict != "fail", lost
@@ -155,10 +154,10 @@ def busy(mine: list[float], main: list[float]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "name", "outcome"),
     [
-        ({"metrics": {**results(wrong([])), "macro_f1": 0.75}}, "macro_f1", "investigate"),  # it has no interval
-        ({"metrics": {**results(wrong([])), "baseline": {"accuracy": 0.95, "margin": -0.05}}}, "baseline_margin", "fail"),
+        ({"metrics": results(wrong([]), macro_f1=0.75)}, "macro_f1", "investigate"),  # it has no interval
+        ({"metrics": results(wrong([]), baseline=Baseline(accuracy=0.95, margin=-0.05))}, "baseline_margin", "fail"),
         (
-            {"metrics": {**results(wrong([])), "baseline": {"accuracy": 0.95, "margin": -0.01}}},
+            {"metrics": results(wrong([]), baseline=Baseline(accuracy=0.95, margin=-0.01))},
             "baseline_margin",
             "investigate",
         ),
@@ -182,7 +181,7 @@ def busy(mine: list[float], main: list[float]) -> dict[str, Any]:
         ({"validation": {"passed": True, "findings": [{"level": "warn", "check": "drift"}]}}, "data_checks", "pass"),
     ],
 )
-def test_each_gate_decides(judge: Callable[..., Verdict], changes: dict[str, Any], name: str, outcome: str) -> None:
+def test_each_gate_decides(judge: Callable[..., JudgedFile], changes: dict[str, Any], name: str, outcome: str) -> None:
     verdict = judge(facts(wrong([]), wrong([]), **changes))
     assert gate(verdict, name).outcome == outcome
     assert verdict.verdict == outcome
@@ -191,7 +190,7 @@ def test_each_gate_decides(judge: Callable[..., Verdict], changes: dict[str, Any
 
 
 def test_a_floor_that_main_breaks_too_keeps_no_better_model_out_and_fails_no_equal_one(
-    judge: Callable[..., Verdict],
+    judge: Callable[..., JudgedFile],
 ) -> None:
     weak, weaker = wrong(range(120)), wrong(range(160))
     better = judge(facts(weak, weaker, metrics=results(weak, margin=-0.2)), max_class_drop=1, max_slice_drop=1)
@@ -205,13 +204,13 @@ def test_a_floor_that_main_breaks_too_keeps_no_better_model_out_and_fails_no_equ
 
 
 @pytest.mark.parametrize(("errors", "outcome"), [(84, "investigate"), (130, "fail")])
-def test_a_floor_fails_only_where_no_luck_explains_it(judge: Callable[..., Verdict], errors: int, outcome: str) -> None:
+def test_a_floor_fails_only_where_no_luck_explains_it(judge: Callable[..., JudgedFile], errors: int, outcome: str) -> None:
     assert gate(judge(facts(wrong(range(errors)))), "accuracy").outcome == outcome
 
 
 @pytest.mark.parametrize(("lost", "outcome"), [(2, "pass"), (4, "pass"), (5, "investigate"), (17, "fail")])
 def test_a_slice_asks_only_with_evidence_and_fails_only_beyond_its_limit(
-    judge: Callable[..., Verdict], lost: int, outcome: str
+    judge: Callable[..., JudgedFile], lost: int, outcome: str
 ) -> None:
     """Two of twenty lost are exactly the limit of ten points, four are over it by luck, five are not."""
     part = np.arange(N) < 20
@@ -222,7 +221,7 @@ def test_a_slice_asks_only_with_evidence_and_fails_only_beyond_its_limit(
     assert found.main == 1.0
 
 
-def test_log_loss_fails_only_as_surely_as_anything_else(judge: Callable[..., Verdict]) -> None:
+def test_log_loss_fails_only_as_surely_as_anything_else(judge: Callable[..., JudgedFile]) -> None:
     """A rise whose 90 % interval lies over the limit, and whose 99 % interval does not."""
     losses = np.full(N, 0.1)
     losses[:20] += 2.0
@@ -233,7 +232,7 @@ def test_log_loss_fails_only_as_surely_as_anything_else(judge: Callable[..., Ver
     assert found.outcome == "investigate"
 
 
-def test_calibration_is_judged_by_its_interval(judge: Callable[..., Verdict]) -> None:
+def test_calibration_is_judged_by_its_interval(judge: Callable[..., JudgedFile]) -> None:
     """A calibrated model has a gap over the limit by luck alone in 100 images, and is not asked about it."""
     random, outcomes, errors = np.random.default_rng(2), [], []
     for _ in range(40):
@@ -252,7 +251,7 @@ def test_calibration_is_judged_by_its_interval(judge: Callable[..., Verdict]) ->
     assert judge(timid, levels__calibration="enforce").verdict == "fail"
 
 
-def test_churn_beyond_what_accuracy_explains_asks_for_a_look(judge: Callable[..., Verdict]) -> None:
+def test_churn_beyond_what_accuracy_explains_asks_for_a_look(judge: Callable[..., JudgedFile]) -> None:
     verdict = judge(facts(wrong(range(40)), wrong(range(40, 80))), levels__churn="enforce")
     assert verdict.churn == 0.2
     assert gate(verdict, "churn").outcome == "investigate"
@@ -261,14 +260,14 @@ def test_churn_beyond_what_accuracy_explains_asks_for_a_look(judge: Callable[...
 
 
 @pytest.mark.parametrize(("level", "verdict"), [("enforce", "fail"), ("warn", "pass"), ("off", "pass")])
-def test_a_level_says_what_a_gate_may_do(judge: Callable[..., Verdict], level: str, verdict: str) -> None:
+def test_a_level_says_what_a_gate_may_do(judge: Callable[..., JudgedFile], level: str, verdict: str) -> None:
     heavy = facts(wrong([]), wrong([]), metrics=results(wrong([]), size=200 * 2**20))
     found = judge(heavy, levels__model_size=level)
     assert found.verdict == verdict
     assert ("model_size" in {one.name for one in found.gates}) == (level != "off")
 
 
-def test_only_where_main_never_had_a_model_the_floors_decide(judge: Callable[..., Verdict]) -> None:
+def test_only_where_main_never_had_a_model_the_floors_decide(judge: Callable[..., JudgedFile]) -> None:
     verdict = judge(facts(wrong([]), main_never=True, why_no_main="main has no dvc.lock yet"))
     assert verdict.verdict == "pass"
     assert not verdict.baseline
@@ -279,7 +278,7 @@ def test_only_where_main_never_had_a_model_the_floors_decide(judge: Callable[...
     assert judge(facts(wrong(range(200)), main_never=True)).verdict == "fail"
 
 
-def test_the_first_rules_of_a_repository_are_told_and_a_changed_engine_is_held(judge: Callable[..., Verdict]) -> None:
+def test_the_first_rules_of_a_repository_are_told_and_a_changed_engine_is_held(judge: Callable[..., JudgedFile]) -> None:
     first = {"main_never": True, "first_rules": ["params.yaml: gates"]}
     verdict = judge(facts(wrong([]), **first))
     assert verdict.verdict == "pass"
@@ -287,7 +286,7 @@ def test_the_first_rules_of_a_repository_are_told_and_a_changed_engine_is_held(j
     assert judge(facts(wrong([]), **first, judging_changed=["src/judging/gates.py"])).verdict == "investigate"
 
 
-def test_a_model_of_main_that_cannot_be_had_is_no_reason_to_pass(judge: Callable[..., Verdict]) -> None:
+def test_a_model_of_main_that_cannot_be_had_is_no_reason_to_pass(judge: Callable[..., JudgedFile]) -> None:
     verdict = judge(facts(wrong([]), why_no_main="the artifact has expired"))
     assert verdict.verdict == "investigate"
     assert "main has a model, but it could not be compared with (the artifact has expired): make it" in verdict.reasons[0]
@@ -299,65 +298,67 @@ def test_a_model_of_main_that_cannot_be_had_is_no_reason_to_pass(judge: Callable
     known = gate(verdict, "test_set")
     assert (known.outcome, known.sentence) == (
         "investigate",
-        "main's labels and test images are not known, as its model is not",
+        "main's labels and test examples are not known, as its model is not",
     )
 
 
-def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[..., Verdict]) -> None:
+def test_labels_and_test_images_that_are_gone_ask_for_a_look(judge: Callable[..., JudgedFile]) -> None:
     gone: dict[str, Any] = {
         "labels_gone": ["owl"],
         "labels_added": ["eagle"],
-        "left_test": {"examples": 50, "of": 400, "main_right": 12, "names": ["owl/1.png (owl)", "owl/2.png (owl)"]},
-        "relabelled": {"examples": 3, "names": ["cat/7.png (cat)"]},
+        "left_test": ExamplesLeft(examples=50, of=400, main_right=12, names=["owl/1.png (owl)", "owl/2.png (owl)"]),
+        "relabelled": ExamplesLeft(examples=3, names=["cat/7.png (cat)"]),
     }
     verdict = judge(facts(wrong([]), wrong([]), **gone))
     assert verdict.verdict == "investigate"
     said = (
-        "labels are gone or renamed: owl; 50 of main's 400 test images are no longer tested, of which main's model had 12 "
-        "right (owl/1.png (owl), owl/2.png (owl)); 3 test images have another label than on main (cat/7.png (cat)); "
+        "labels are gone or renamed: owl; 50 of main's 400 test examples are no longer tested, of which main's model had 12 "
+        "right (owl/1.png (owl), owl/2.png (owl)); 3 test examples have another label than on main (cat/7.png (cat)); "
         "labels are new: eagle"
     )
     assert verdict.reasons == [said]
-    for key in ("labels_gone", "left_test", "relabelled"):
-        assert judge(facts(wrong([]), wrong([]), **{key: gone[key]})).verdict == "investigate"
+    for key, value in {**gone, "split_rules": ["digest-1", "digest-2"]}.items():
+        alone = judge(facts(wrong([]), wrong([]), **{key: value}))
+        assert alone.verdict == ("pass" if key == "labels_added" else "investigate")
+    assert "the split is drawn by the rule digest-2, and main's by digest-1" in alone.reasons
     new = gate(judge(facts(wrong([]), wrong([]), labels_added=["eagle"])), "test_set")
     assert (new.outcome, new.sentence) == ("pass", "labels are new: eagle")
-    left = {"examples": 388, "of": 388, "main_right": 385, "names": [], "why": "its copy cannot be read"}
+    left = ExamplesLeft(examples=388, of=388, main_right=385, why="its copy cannot be read")
     said = gate(judge(facts(wrong([]), wrong([]), left_test=left)), "test_set").sentence
     assert "of which main's model had 385 right; its copy cannot be read" in said
-    nothing = {"examples": 0, "of": 400, "main_right": 0, "names": []}
+    nothing = ExamplesLeft(of=400, main_right=0)
     assert gate(judge(facts(wrong([]), wrong([]), left_test=nothing)), "test_set").outcome == "pass"
 
 
-def test_a_label_that_main_does_not_know_flatters_nobody(judge: Callable[..., Verdict]) -> None:
+def test_a_label_that_main_does_not_know_flatters_nobody(judge: Callable[..., JudgedFile]) -> None:
     """Main has every image of c4 wrong, for it has no such label; on the others the candidate is far worse."""
     shared = LABELS != "c4"
     told = facts(wrong(np.flatnonzero(shared)[:30]), wrong(np.flatnonzero(~shared)), shared=shared)
     verdict = judge(told, min_class_recall=0, min_slice_accuracy=0)
     found = gate(verdict, "no_worse_than_main")
     assert found.outcome == "fail"
-    assert found.sentence.startswith("on the 320 images whose label main's model knows: accuracy 90.62% against 100.00%")
+    assert found.sentence.startswith("on the 320 examples whose label main's model knows: accuracy 90.62% against 100.00%")
     assert found.sentence.endswith("; 92.50% on all 400")
     assert gate(verdict, "log_loss").outcome == "fail"
     assert verdict.mcnemar is not None
-    assert verdict.mcnemar["only_candidate_right"] == 0
+    assert verdict.mcnemar.only_candidate_right == 0
     renamed = judge(facts(wrong([]), wrong(range(N)), shared=np.zeros(N, dtype=bool)))
     assert renamed.verdict == "investigate"
     assert "no label that main's model knows" in renamed.reasons[0]
 
 
-def test_easy_test_images_that_are_new_hide_no_loss_on_mains_own(judge: Callable[..., Verdict]) -> None:
+def test_easy_test_images_that_are_new_hide_no_loss_on_mains_own(judge: Callable[..., JudgedFile]) -> None:
     old = np.arange(N) < 100
     verdict = judge(facts(wrong(range(6)), wrong([]), tested_before=old), max_accuracy_drop=0.03)
     assert gate(verdict, "test_set").outcome == verdict.verdict == "investigate"
-    said = "300 test images are new; on the 100 of main this model looks worse: accuracy 94.00% against 100.00% of main"
+    said = "300 test examples are new; on the 100 of main this model looks worse: accuracy 94.00% against 100.00% of main"
     assert said in verdict.reasons
     for mine, before in ((wrong(range(6)), ~np.zeros(N, dtype=bool)), (wrong(range(150, 156)), old)):
         told = facts(mine, wrong([]), tested_before=before)
         assert gate(judge(told, max_accuracy_drop=0.03), "test_set").outcome == "pass"
 
 
-def test_a_label_that_main_does_not_know_lowers_no_floor(judge: Callable[..., Verdict]) -> None:
+def test_a_label_that_main_does_not_know_lowers_no_floor(judge: Callable[..., JudgedFile]) -> None:
     """Main has half of the images wrong, for their labels are new: that is no reason to be content with 60 %."""
     new = (LABELS == "c4") | (np.arange(N) < 150)
     told = facts(wrong(range(160)), wrong(np.flatnonzero(new)), shared=~new)
@@ -368,7 +369,7 @@ def test_a_label_that_main_does_not_know_lowers_no_floor(judge: Callable[..., Ve
         assert "than main" not in found.sentence
 
 
-def test_a_small_loss_against_main_is_judged_against_the_best_champion_too(judge: Callable[..., Verdict]) -> None:
+def test_a_small_loss_against_main_is_judged_against_the_best_champion_too(judge: Callable[..., JudgedFile]) -> None:
     losing = facts(wrong(range(12)), wrong(range(12)), anchor_answers=answers(wrong([])), anchor_commit="abcdef012345")
     verdict = judge(losing)
     assert gate(verdict, "no_worse_than_main").outcome == "pass"
@@ -381,13 +382,13 @@ def test_a_small_loss_against_main_is_judged_against_the_best_champion_too(judge
 
 @pytest.mark.parametrize(("won", "lost", "moves"), [(6, 0, True), (5, 0, False), (12, 4, False), (0, 0, False)])
 def test_the_anchor_moves_only_to_a_surely_better_model(
-    judge: Callable[..., Verdict], won: int, lost: int, moves: bool
+    judge: Callable[..., JudgedFile], won: int, lost: int, moves: bool
 ) -> None:
     verdict = judge(facts(wrong(range(lost)), wrong([]), anchor_answers=answers(wrong(range(100, 100 + won)))))
     assert verdict.anchor_moves == moves
 
 
-def test_each_further_model_of_a_pull_request_needs_more_evidence(judge: Callable[..., Verdict]) -> None:
+def test_each_further_model_of_a_pull_request_needs_more_evidence(judge: Callable[..., JudgedFile]) -> None:
     told = facts(wrong([4]), wrong(range(4)))
     first, third = judge(told), judge(replace(told, looks=3, models_judged=50, judged_since="2026-05-01"))
     assert gate(first, "no_worse_than_main").outcome == "pass"
@@ -395,10 +396,10 @@ def test_each_further_model_of_a_pull_request_needs_more_evidence(judge: Callabl
     assert gate(third, "no_worse_than_main").outcome == "investigate"
     assert first.evidence is not None
     assert third.evidence is not None
-    assert (first.evidence["looks"], first.evidence["models_judged"]) == ("", "")
-    assert third.evidence["looks"].startswith("third model of this pull request on these examples")
+    assert (first.evidence.looks, first.evidence.models_judged) == ("", "")
+    assert third.evidence.looks.startswith("third model of this pull request on these examples")
     judged = "50 models have been judged on these examples since 2026-05-01: expect the best of them to be too good by up to"
-    assert third.evidence["models_judged"] == f"{judged} 1.0 points"
+    assert third.evidence.models_judged == f"{judged} 1.0 points"
     assert sum(gates._alpha(look, 0.05) for look in range(1, 10_000)) == pytest.approx(0.05, abs=1e-6)
 
 
@@ -410,7 +411,7 @@ def test_the_margin_that_the_examples_vouch_for_is_that_of_the_table() -> None:
         assert found * 100 == pytest.approx(points, abs=0.15)
 
 
-def test_a_failed_pipeline_and_bad_data_fail_and_nothing_to_judge_is_no_pass(judge: Callable[..., Verdict]) -> None:
+def test_a_failed_pipeline_and_bad_data_fail_and_nothing_to_judge_is_no_pass(judge: Callable[..., JudgedFile]) -> None:
     crashed = judge(Facts(failed="train"))
     assert (crashed.verdict, crashed.gates[0].name) == ("fail", "pipeline")
     assert "stage train" in crashed.reasons[0]
@@ -420,7 +421,25 @@ def test_a_failed_pipeline_and_bad_data_fail_and_nothing_to_judge_is_no_pass(jud
     assert judge(Facts(), **everything_off).verdict == "investigate"
 
 
-def test_a_small_class_is_shown_not_judged(judge: Callable[..., Verdict]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"validation": None}, "data_checks", "the data were not validated"),
+        ({"latency": None}, "latency", "latency was not measured"),
+        ({"metrics": results(wrong([]), size=None)}, "model_size", "the size of model.onnx is not known"),
+        ({"metrics": results(wrong([]), baseline=None)}, "baseline_margin", "metrics.json has no baseline"),
+        ({"main_answers": None, "why_no_main": "the store is down"}, "log_loss", "(the store is down)"),
+        ({"main_answers": None, "why_no_main": "the store is down"}, "churn", "(the store is down)"),
+    ],
+)
+def test_a_gate_whose_input_is_absent_asks_for_a_look(
+    judge: Callable[..., JudgedFile], changes: dict[str, Any], name: str, words: str
+) -> None:
+    found = gate(judge(facts(wrong([]), wrong([]), **changes)), name)
+    assert (found.outcome, words in found.sentence) == ("investigate", True)
+
+
+def test_a_small_class_is_shown_not_judged(judge: Callable[..., JudgedFile]) -> None:
     labels = LABELS.copy()
     labels[:5] = "rare"
     told = facts(wrong(range(5)), wrong([]), labels=labels)
@@ -478,11 +497,11 @@ def trainings(seeds: int, examples: int, lost: int = 0, rate: float = 0.97) -> T
     return Trainings(np.tile(mine, (seeds, 1)), np.tile(right, (seeds, 1)))
 
 
-# the candidate has 4 errors, main 4 others: 400 images cannot tell
+# the candidate has 4 errors, main 4 others: 400 examples cannot tell
 CLOSE = facts(wrong(range(4)), wrong(range(100, 104)))
 
 
-def test_folds_and_seeds_settle_what_the_test_split_cannot(judge: Callable[..., Verdict]) -> None:
+def test_folds_and_seeds_settle_what_the_test_split_cannot(judge: Callable[..., JudgedFile]) -> None:
     assert gate(judge(CLOSE), "no_worse_than_main").outcome == "investigate"
     found = gate(judge(replace(CLOSE, folds=trainings(1, 1200))), "no_worse_than_main")
     assert found.outcome == "pass"
@@ -496,10 +515,10 @@ def test_folds_and_seeds_settle_what_the_test_split_cannot(judge: Callable[..., 
     ):
         evidence = judge(told).evidence
         assert evidence is not None
-        assert (evidence["kind"], evidence["examples"]) == (kind, examples)
+        assert (evidence.kind, evidence.examples) == (kind, examples)
 
 
-def test_folds_find_the_worse_recipe_and_do_not_excuse_the_worse_model(judge: Callable[..., Verdict]) -> None:
+def test_folds_find_the_worse_recipe_and_do_not_excuse_the_worse_model(judge: Callable[..., JudgedFile]) -> None:
     assert gate(judge(replace(CLOSE, folds=trainings(1, 1200, lost=60))), "no_worse_than_main").outcome == "fail"
     for errors, outcome in ((10, "investigate"), (30, "fail")):
         worse = facts(wrong(range(errors)), wrong([]), folds=trainings(1, 20_000))
@@ -535,30 +554,30 @@ def test_pooled_seeds_count_an_example_by_its_share_and_trainings_that_are_worse
         ),
         (
             {"training_examples": 0},
-            "train.repeats: 5 (5 trainings in all, and as many of main unless it has them) or about 877 more test images",
+            "train.repeats: 5 (5 trainings in all, and as many of main unless it has them) or about 877 more test examples",
         ),
         (
             {"training_examples": 1200, "folds": trainings(1, 1200, lost=9)},
             "train.repeats: 10 (60 trainings in all, and as many of main unless it has them) or about ",
         ),
-        ({"training_examples": 1200, "same_training": False}, "about 877 more test images would most likely"),
+        ({"training_examples": 1200, "same_training": False}, "about 877 more test examples would most likely"),
         ({"answers": answers(wrong(range(8))), "training_examples": 9000}, "a better model will"),
     ],
 )
 def test_a_verdict_that_cannot_tell_names_the_cheapest_way_out(
-    judge: Callable[..., Verdict], changes: dict[str, Any], words: str
+    judge: Callable[..., JudgedFile], changes: dict[str, Any], words: str
 ) -> None:
     evidence = judge(replace(CLOSE, **changes)).evidence
     assert evidence is not None
-    assert words in evidence["way_out"]
-    assert changes.get("same_training", True) or "train." not in evidence["way_out"]
+    assert words in evidence.way_out
+    assert changes.get("same_training", True) or "train." not in evidence.way_out
     without_margin = judge(CLOSE, max_accuracy_drop=0.0)
     assert gate(without_margin, "no_worse_than_main").outcome == "investigate"
     assert without_margin.evidence is not None
-    assert "more evidence will hardly settle it" in without_margin.evidence["way_out"]
+    assert "more evidence will hardly settle it" in without_margin.evidence.way_out
     settled = judge(facts(wrong([]), wrong(range(60)))).evidence
     assert settled is not None
-    assert settled["way_out"] == ""
+    assert settled.way_out == ""
 
 
 def test_answers_of_both_recipes_are_paired_by_example(tmp_path: Path) -> None:

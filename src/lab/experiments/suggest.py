@@ -207,13 +207,13 @@ def _image_size(short: int, ratio: float, channels: int, facts: DataSummary, epo
 def notes(facts: DataSummary, params: Params) -> list[str]:
     """Say what no setting mends, and what a person has to decide."""
     lines = []
-    least = params.gates.min_slice_images
+    least = params.gates.min_slice_examples
     few = {label: count * facts.held_out for label, count in facts.counts.items() if count * facts.held_out < least}
     if few:
         named = ", ".join(f"{label} about {few[label]:.1f}" for label in sorted(few, key=lambda label: few[label])[:5])
         lines.append(
             f"{len(few)} of {len(facts.counts)} classes will have under {least} images to validate or test with ({named}). "
-            "The gates show such a class and do not judge it (gates.min_slice_images): add images of it, or raise "
+            "The gates show such a class and do not judge it (gates.min_slice_examples): add images of it, or raise "
             "prepare.validation_share and prepare.test_share"
         )
     half = 100 * 1.96 * math.sqrt(0.09 / max(1, facts.test))
