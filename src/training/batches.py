@@ -56,7 +56,13 @@ class Batches:
         self._reader = Reader(split.examples)
         self.labels = torch.from_numpy(split.labels.copy()).to(device)
         self.resident = _padded_bytes(self._reader.shape, params.crop) < _SHARE_OF_MEMORY * self._room.device
-        self._images = self._load_all() if self.resident else None
+        self._images: Tensor | None = None
+        if self.resident:
+            dtype = getattr(torch, str(self._reader.dtype))
+            self._images = torch.empty(self._reader.shape, dtype=dtype, device=device)
+            size = max(1, _PIECE // self._reader.row_bytes)
+            for start in range(0, len(self), size):
+                self._images[start : start + size] = self._read(start, size)
         self._bank: Tensor | None = None  # the images padded, and mirrored behind them
 
     def __len__(self) -> int:
@@ -89,10 +95,7 @@ class Batches:
         """
         groups = list(self._groups(self._lengths(size)[self._world.rank]))
         draws = torch.Generator(self._device).manual_seed(seed + 1 + self._world.rank)
-        finished: Iterator[list[Batch]] = (
-            self._finished(images, labels, group, draws)
-            for (images, labels), group in zip(self._cropped(groups, size, seed, draws), groups, strict=True)
-        )
+        finished = self._finished(self._cropped(groups, size, seed, draws), groups, draws)
         if self._device.type == "cpu" and (not self.resident or augment.changes_pixels(self._params)):
             finished = ahead(finished)
         for group in finished:
@@ -122,14 +125,6 @@ class Batches:
     def _window_bytes(self) -> int:
         """A power of two, so that a little more or less of free memory does not change what a seed decides."""
         return int(2 ** np.floor(np.log2(np.clip(_SHARE_OF_WINDOW * self._room.host, *_WINDOW))))
-
-    def _load_all(self) -> Tensor:
-        """Return all images on the device: (n, height, width, channels)."""
-        images = torch.empty(self._reader.shape, dtype=getattr(torch, str(self._reader.dtype)), device=self._device)
-        size = max(1, _PIECE // self._reader.row_bytes)
-        for start in range(0, len(self), size):
-            images[start : start + size] = self._read(start, size)
-        return images
 
     def _padded_cache(self, images: Tensor) -> tuple[Tensor, bool]:
         """Return all images padded and, where memory allows, mirrored behind them; made for the first epoch."""
@@ -199,13 +194,14 @@ class Batches:
         ends = np.cumsum(lengths.T.ravel())  # the first batch's shares, then the second's
         return np.concatenate(np.split(order, ends[:-1])[self._world.rank :: self._world.size])
 
-    def _finished(self, images: Tensor, labels: Tensor, group: list[int], draws: torch.Generator) -> list[Batch]:
-        """Augment a group and divide it into its batches."""
-        images = augment.apply(images.permute(0, 3, 1, 2), self._params, draws)
-        return [
-            augment.mix(*batch, self._classes, self._params, draws)
-            for batch in zip(torch.split(images, group), torch.split(labels, group), strict=True)
-        ]
+    def _finished(
+        self, cropped: Iterator[Batch], groups: Sequence[list[int]], draws: torch.Generator
+    ) -> Iterator[list[Batch]]:
+        """Augment each group and divide it into its batches."""
+        for (images, labels), group in zip(cropped, groups, strict=True):
+            augmented = augment.apply(images.permute(0, 3, 1, 2), self._params, draws)
+            parts = zip(torch.split(augmented, group), torch.split(labels, group), strict=True)
+            yield [augment.mix(*part, self._classes, self._params, draws) for part in parts]
 
 
 def _padded_bytes(shape: tuple[int, ...], margin: int) -> int:

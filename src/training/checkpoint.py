@@ -20,7 +20,7 @@ from src.core.locks import locked
 
 _SHARE_OF_TIME = 0.05  # that saving may cost
 _PATIENCE = 60.0  # seconds
-_KEYS = {"epoch", "run", "best", "history", "weights", "optimizer", "average"}
+_KEYS = {"epoch", "run", "best", "history", "weights", "optimizer"}
 
 
 class Checkpoint:

@@ -39,37 +39,21 @@ def split(labels: Rows, groups: Sequence[str | None], k: int, seed: int, classes
 
     Source: StratifiedKFold, and StratifiedGroupKFold where there are groups, of scikit-learn.
     """
-    _require_images(labels, k, classes)
+    counts = np.bincount(labels, minlength=len(classes))
+    rarest = min(np.flatnonzero(counts).tolist(), key=lambda label: counts[label])
+    if counts[rarest] < k:
+        found = f"class {classes[rarest]} has {counts[rarest]} training example{'s' if counts[rarest] > 1 else ''}"
+        raise UserError(f"train.folds is {k}, but {found}: each fold needs one; lower it, set it to 0, or add some")
     nothing = np.zeros(len(labels))
     if all(group is None for group in groups):
         made = StratifiedKFold(k, shuffle=True, random_state=seed).split(nothing, labels)
         return [(training, held) for training, held in made]
-    numbers = _numbered(groups)
-    count = len(np.unique(numbers))
-    if count < k:
-        raise UserError(f"train.folds is {k}, but the training images make only {count} groups: lower it, or set it to 0")
-    dealt = list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(nothing, labels, numbers))
-    _require_whole(dealt, labels, k, classes)
-    return dealt
-
-
-def _require_images(labels: Rows, k: int, classes: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(classes))
-    present = np.flatnonzero(counts)
-    rarest = present[np.argmin(counts[present])]
-    if counts[rarest] < k:
-        found = f"class {classes[rarest]} has {counts[rarest]} training image{'s' if counts[rarest] > 1 else ''}"
-        raise UserError(f"train.folds is {k}, but {found}: each fold needs one; lower it, set it to 0, or add images")
-
-
-def _numbered(groups: Sequence[str | None]) -> Rows:
-    """Number the groups; an image without one gets a number of its own."""
     named = {name: number for number, name in enumerate(sorted({group for group in groups if group is not None}))}
-    return np.array([len(groups) + i if group is None else named[group] for i, group in enumerate(groups)], dtype=np.int64)
-
-
-def _require_whole(dealt: Sequence[tuple[Rows, Rows]], labels: Rows, k: int, classes: Sequence[str]) -> None:
-    """Refuse folds that large groups left empty, or whose training images lack a class."""
+    # an example without a group gets a number of its own
+    numbers = [len(groups) + i if group is None else named[group] for i, group in enumerate(groups)]
+    if (count := len(set(numbers))) < k:
+        raise UserError(f"train.folds is {k}, but the training examples make only {count} groups: lower it, or set it to 0")
+    dealt = list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(nothing, labels, np.array(numbers)))
     present = set(labels.tolist())
     for training, held in dealt:
         if not len(held):
@@ -77,9 +61,10 @@ def _require_whole(dealt: Sequence[tuple[Rows, Rows]], labels: Rows, k: int, cla
         if missing := present - set(labels[training].tolist()):
             name = classes[min(missing)]
             raise UserError(
-                f"train.folds is {k}, but all training images of class {name} are in groups that fall into one fold, "
+                f"train.folds is {k}, but all training examples of class {name} are in groups that fall into one fold, "
                 "whose model would never see it: lower it, set it to 0, or add groups"
             )
+    return dealt
 
 
 def tables(manifest: Path, data: Arrays) -> tuple[pa.Table, pa.Table, pa.Table]:

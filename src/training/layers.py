@@ -23,27 +23,24 @@ def freeze(classifier: Classifier, params: Train) -> list[nn.Module]:
         UserError: a name is no layer, or nothing is left to learn.
     """
     network = classifier.network
+    modules, still = dict(network.named_modules()), list(params.freeze)
     for name in params.freeze:
         _require_known(network, name, "freeze")
-    still = [*params.freeze, *(_before(network, params.freeze_until) if params.freeze_until is not None else [])]
+    if (until := params.freeze_until) is not None:
+        _require_known(network, until, "freeze_until")
+        if until not in modules:
+            raise UserError(f"train.freeze_until is {until!r}, which is a parameter: name the layer that holds it")
+        for name in list(modules)[: list(modules).index(until)]:
+            if name and not _is_under(until, [name]):
+                still.append(name)
+            else:  # a module around it: what it holds itself comes before its layers
+                still += [f"{name}.{own}".lstrip(".") for own, _ in modules[name].named_parameters(recurse=False)]
     for name, parameter in network.named_parameters():
         if _is_under(name, still):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("train.freeze and train.freeze_until leave nothing to learn: take the last layer out of them")
-    return [module for name, module in network.named_modules() if _is_under(name, still)]
-
-
-def _before(network: nn.Module, name: str) -> list[str]:
-    """Name what is defined before a layer: modules, and parameters that are held by modules around it."""
-    _require_known(network, name, "freeze_until")
-    modules = dict(network.named_modules())
-    if name not in modules:
-        raise UserError(f"train.freeze_until is {name!r}, which is a parameter: name the layer that holds it")
-    earlier = list(modules)[: list(modules).index(name)]
-    around = [other for other in earlier if not other or _is_under(name, [other])]
-    held = [f"{other}.{own}".lstrip(".") for other in around for own, _ in modules[other].named_parameters(recurse=False)]
-    return [*held, *(other for other in earlier if other not in around)]
+    return [module for name, module in modules.items() if _is_under(name, still)]
 
 
 def _require_known(network: nn.Module, name: str, key: str) -> None:

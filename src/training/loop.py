@@ -18,7 +18,7 @@ from src.core import metrics
 from src.core.arrays import Split
 from src.core.command import UserError, progress
 from src.core.files import rounded
-from src.training import checkpoint, compiling, export, machine, onednn, optimizer, start
+from src.training import checkpoint, export, machine, onednn, optimizer, start
 from src.training.batches import Batches
 from src.training.callbacks import NO_CALLBACKS, Callbacks, TrackedRun
 from src.training.checkpoint import Checkpoint
@@ -90,6 +90,12 @@ class Learner:
         """The weights that are validated and kept: the moving average where there is one."""
         return cast("Classifier", self.average.module) if self.average else self.classifier
 
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """Return by name what has a state that a resumed run needs."""
+        parts = {"weights": self.classifier, "optimizer": self.optimizer}
+        return {**parts, "average": self.average} if self.average else parts
+
     def autocast(self) -> torch.autocast:
         """Return the context that steps compute in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -130,7 +136,10 @@ def fit(
     say = (lambda _: None) if quiet else print
     torch.manual_seed(params.seed)
     classifier, frozen = start.start(task, params, say, callbacks)
-    _require_fits(classifier, task)
+    with torch.inference_mode():  # now rather than after the last epoch
+        shape = tuple(classifier.eval()(torch.zeros(2, task.shape.channels, *task.shape.size)).shape)
+    if shape != (2, len(task.classes)):
+        raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(task.classes))}")
     flops = export.training_flops(classifier, task.spec)
     if exportable and flops * len(task.training.labels) * params.epochs > _WORTH_A_LOOK:
         export.to_onnx(classifier, task.spec, task.classes)
@@ -139,9 +148,14 @@ def fit(
     state = world.share(saved.load() if saved and world.writes else None)
     state = state or {"epoch": 0, "run": None, "best": {}, "history": []}
     if state["epoch"]:
-        _restore(state, learner)
+        for name, part in learner.stateful.items():
+            part.load_state_dict(state.pop(name))
         say(f"going on after epoch {state['epoch']} of an earlier run that was stopped")
-    tracked = _tracked(task, params, tags, state, callbacks) if world.writes and tags is not None else None
+    tracked: TrackedRun | None = None
+    if callbacks.track and world.writes and tags is not None:
+        values = params.model_dump()
+        values |= {f"augment.{name}": value for name, value in values.pop("augment").items()}
+        tracked = callbacks.track(values, {"manifest_sha256": task.manifest_sha256, **tags}, state["run"])
     meter = Meter(learner.device, world)
     with _reporting(tracked), progress(params.epochs, "epoch", "train", quiet) as bar:
         bar.update(state["epoch"])
@@ -150,7 +164,8 @@ def fit(
         ):
             row = _one_epoch(learner, training, held_out, meter, state)
             if saved and world.writes:
-                saved.save(_snapshot(state | {"run": tracked.id if tracked else None}, learner))
+                parts = {name: part.state_dict() for name, part in learner.stateful.items()}
+                saved.save({**state, "run": tracked.id if tracked else None, **parts})
             if tracked:
                 told = row | meter.rows[-1]
                 tracked.log(int(row["epoch"]), {name: value for name, value in told.items() if name != "epoch"})
@@ -203,18 +218,13 @@ def prepare(
         if device.type == "cuda"
         else "CPU, " + machine.threads(flops * len(images), world)
     )
-    parameters, shape = (
-        sum(each.numel() for each in classifier.parameters()),
-        "x".join(map(str, task.spec.shape)),
-    )
-    say(
-        f"{params.network}, {parameters:,} parameters, {len(task.classes)} classes of {shape}; "
-        f"{'bf16' if bf16 else 'fp32'} on {where}"
-    )
+    parameters = sum(each.numel() for each in classifier.parameters())
+    precision = "bf16" if bf16 else "fp32"
+    say(f"{params.network}, {parameters:,} parameters, {len(task.classes)} classes of {task.spec}; {precision} on {where}")
     if world.size > 1:
         say(world.headline(params.batch_size))
     steps = params.epochs * training.steps(params.batch_size)
-    forward, sentence = compiling.compiled(classifier, images, labels, bf16, steps, params)
+    forward, sentence = machine.compiled(classifier, images, labels, bf16, steps, params)
     say(f"{sentence}; training images {training.where}")
     learner = Learner(
         classifier,
@@ -229,14 +239,6 @@ def prepare(
         params,
     )
     return learner, training, held_out
-
-
-def _require_fits(classifier: Classifier, task: Task) -> None:
-    """Find out now rather than after the last epoch that a network does not fit the data."""
-    with torch.inference_mode():
-        shape = tuple(classifier.eval()(torch.zeros(2, task.shape.channels, *task.shape.size)).shape)
-    if shape != (2, len(task.classes)):
-        raise UserError(f"the network of src/model.py returns shape {shape} for 2 images, expected {(2, len(task.classes))}")
 
 
 def class_weights(split: Split, classes: int, params: Train) -> Tensor:
@@ -273,20 +275,20 @@ def _one_epoch(learner: Learner, training: Batches, held_out: Batches, meter: Me
 
 
 def train_epoch(learner: Learner, training: Batches, meter: Meter, epoch: int) -> float:
-    """Train for one epoch, counted from 1; return the mean loss. Nothing in it waits for the device before its end."""
+    """Train for one epoch, counted from 1; return the mean loss. It waits for the device once in 200 steps."""
     params, world = learner.params, learner.world
     steps, seed = training.steps(params.batch_size), epoch_seed(params.seed, epoch)
     torch.manual_seed(seed + world.rank)  # for networks with dropout: a resumed epoch draws as an unbroken one
-    total, finite = torch.zeros((), device=learner.device), _Finite(epoch, params)
+    total = torch.zeros((), device=learner.device)
     meter.begin()
     for i, (images, targets) in enumerate(meter.timed(training.epoch(params.batch_size, seed))):
         optimizer.set_rate(learner.optimizer, optimizer.learning_rate((epoch - 1) * steps + i, steps, params))
         total += step(learner, images, targets)
         if (i + 1) % _CHECK_EVERY == 0 and world.size == 1:  # of several, all must stop at the same place: the end
-            finite.look(total, i + 1)
+            _require_finite(total.item(), epoch, i + 1, params)
     loss = world.sum(total).item() / (steps * world.size)
     meter.end(epoch, len(training))
-    finite.require(loss, steps)
+    _require_finite(loss, epoch, steps, params)
     return loss
 
 
@@ -311,34 +313,12 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
-class _Finite:
-    """Watches the loss without waiting for it: each look asks for the one before, which the device has long finished."""
-
-    def __init__(self, epoch: int, params: Train) -> None:
-        self._epoch, self._params = epoch, params
-        self._asked: tuple[Tensor, int, torch.cuda.Event | None] | None = None
-
-    def look(self, total: Tensor, step: int) -> None:
-        """Ask for the sum of losses, and judge the one asked for before."""
-        if self._asked is not None:
-            value, asked_at, event = self._asked
-            if event is not None:
-                event.synchronize()
-            self.require(value.item(), asked_at)
-        event = None
-        value = total.to("cpu", non_blocking=True, copy=True)
-        if total.is_cuda:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self._asked = value, step, event
-
-    def require(self, loss: float, step: int) -> None:
-        """Stop the run for a loss that is not finite."""
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} in epoch {self._epoch}, by step {step}: lower train.learning_rate ("
-                f"{self._params.learning_rate:g}), raise train.warmup_epochs, set train.gradient_clip, or use precision fp32"
-            )
+def _require_finite(loss: float, epoch: int, step: int, params: Train) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss} in epoch {epoch}, by step {step}: lower train.learning_rate ({params.learning_rate:g}), "
+            "raise train.warmup_epochs, set train.gradient_clip, or use precision fp32"
+        )
 
 
 def _validate(learner: Learner, held_out: Batches) -> Row:
@@ -390,34 +370,6 @@ def _checkpoint(folder: Path, task: Task, learner: Learner) -> Checkpoint:
     settings = [task.manifest_sha256, task.classes, str(task.spec), rows]
     params = learner.params.model_dump(exclude={"folds", "repeats", "processes"})
     return Checkpoint(folder, checkpoint.key([settings, params, learner.device.type], torch.__version__, *CODE))
-
-
-def _snapshot(state: dict[str, Any], learner: Learner) -> dict[str, Any]:
-    average = learner.average.state_dict() if learner.average else {}
-    return {
-        **state,
-        "weights": learner.classifier.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-        "average": average,
-    }
-
-
-def _restore(state: dict[str, Any], learner: Learner) -> None:
-    learner.classifier.load_state_dict(state.pop("weights"))
-    learner.optimizer.load_state_dict(state.pop("optimizer"))
-    average = state.pop("average")
-    if learner.average:
-        learner.average.load_state_dict(average)
-
-
-def _tracked(
-    task: Task, params: Train, tags: Mapping[str, str], state: dict[str, Any], callbacks: Callbacks
-) -> TrackedRun | None:
-    if callbacks.track is None:
-        return None
-    values = params.model_dump()
-    values |= {f"augment.{name}": value for name, value in values.pop("augment").items()}
-    return callbacks.track(values, {"manifest_sha256": task.manifest_sha256, **tags}, state["run"])
 
 
 @contextmanager

@@ -23,8 +23,11 @@ Row = dict[str, Any]
 class Meter:
     """Listens to the epochs of one run. Nothing in it makes the device wait.
 
-    `rows` has an entry an epoch: `seconds` of its training steps, `images_per_second` of all processes together,
+    `rows` has an entry an epoch: `seconds` of its training steps, `examples_per_second` of all processes together,
     `data_wait_share` of those seconds and `memory_gib` (the peak so far: of the GPU, else of the process).
+
+    Waiting is the time between two marks around each batch: of the processor's clock, or of the GPU's own, in the queue of
+    its work. There the host asks for a batch long before the GPU comes to it, so what the host waits says nothing.
     """
 
     def __init__(self, device: torch.device, world: World) -> None:
@@ -32,11 +35,11 @@ class Meter:
 
         Args:
             device: where the run computes.
-            world: the processes that train together; images are those of all of them.
+            world: the processes that train together; examples are those of all of them.
         """
         self._device, self._world = device, world
-        self._wait = _DeviceWait(device) if device.type == "cuda" else _HostWait()
-        self._started = time.perf_counter()
+        self._open: deque[tuple[Any, Any]] = deque()
+        self._waited, self._started = 0.0, time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._joules = _energy_counter(device)
@@ -45,36 +48,57 @@ class Meter:
 
     def begin(self) -> None:
         """Begin an epoch's training steps."""
-        self._wait.seconds = 0.0
-        self._started = time.perf_counter()
+        self._waited, self._started = 0.0, time.perf_counter()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass batches on, and count how long each was waited for."""
         iterator = iter(batches)
-        while True:
-            self._wait.asked()
+        for asked in iter(self._mark, None):
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
             finally:
-                self._wait.given()
+                self._open.append((asked, self._mark()))
+                self._add_up(_PAIRS)
             yield batch
 
-    def end(self, epoch: int, images: int) -> Row:
+    def _mark(self) -> Any:
+        if self._device.type == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _add_up(self, most: int) -> None:
+        """Add pairs of marks up until at most so many are open."""
+        while len(self._open) > most:
+            asked, given = self._open.popleft()
+            if self._device.type == "cpu":
+                self._waited += given - asked
+            else:
+                given.synchronize()  # long past, but at the end of an epoch
+                self._waited += asked.elapsed_time(given) / 1000
+
+    def end(self, epoch: int, examples: int) -> Row:
         """End an epoch whose steps have ended on the device too; keep and return its row.
 
         Args:
             epoch: counted from 1.
-            images: of all processes.
+            examples: of all processes.
         """
         seconds = time.perf_counter() - self._started
+        self._add_up(0)
+        # the most that tensors took of the GPU at once; on a CPU the most that the process took, mapped files too
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if self._device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self._device)
         row = {
             "epoch": epoch,
             "seconds": rounded(seconds, 4),
-            "examples_per_second": rounded(images / seconds, 1),
-            "data_wait_share": rounded(self._wait.close() / seconds, 5),
-            "memory_gib": rounded(_memory(self._device) / 2**30, 3),
+            "examples_per_second": rounded(examples / seconds, 1),
+            "data_wait_share": rounded(self._waited / seconds, 5),
+            "memory_gib": rounded(memory / 2**30, 3),
         }
         self.rows.append(row)
         return row
@@ -136,66 +160,3 @@ def _energy_counter(device: torch.device) -> Callable[[], float] | None:
     except Exception:  # no library, no driver, an older card, a slice of a card: then it does not tell
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took of the GPU at once; on a CPU the most that the process took, mapped files too."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-class _HostWait:
-    """Waiting for a batch where the processor computes: the time that `next` takes."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._since = 0.0
-
-    def asked(self) -> None:
-        self._since = time.perf_counter()
-
-    def given(self) -> None:
-        self.seconds += time.perf_counter() - self._since
-
-    def close(self) -> float:
-        """Return the sum. The device has finished."""
-        return self.seconds
-
-
-class _DeviceWait:
-    """Waiting where a GPU computes: its own time between two marks, around each batch, in the queue of its work.
-
-    The host asks for a batch long before the GPU comes to it: what the host waits says nothing. Between the marks lie
-    the augmentation, the copy that is waited for, and the idle time when the host comes too late.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds = 0.0
-        self._device = device
-        self._asked = self._mark()
-        self._open: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-
-    def asked(self) -> None:
-        self._asked = self._mark()
-
-    def given(self) -> None:
-        self._open.append((self._asked, self._mark()))
-        while len(self._open) > _PAIRS and self._open[0][1].query():  # type: ignore[no-untyped-call]
-            self._take()
-
-    def close(self) -> float:
-        """Return the sum. The device has finished."""
-        while self._open:
-            self._take()
-        return self.seconds
-
-    def _take(self) -> None:
-        asked, given = self._open.popleft()
-        self.seconds += asked.elapsed_time(given) / 1000
-
-    def _mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event

@@ -59,18 +59,13 @@ class Muon(torch.optim.Optimizer):
                 gradients = list(torch._foreach_add(gradients, learning, alpha=group["weight_decay"]))  # noqa: SLF001
             steps = self._momentum(learning, gradients, group)
             if group["orthogonal"]:
-                self._turn(learning, steps, group["lr"])
+                for parameter, step in zip(learning, steps, strict=True):
+                    length = parameter.norm()
+                    parameter.mul_(self.state[parameter].setdefault("norm", length) / length.clamp(min=1e-12))
+                    parameter.sub_(orthogonal(step.flatten(1)).view_as(parameter) * group["lr"])
             else:
                 torch._foreach_add_(learning, steps, alpha=-group["lr"])
         return loss
-
-    def _turn(self, learning: list[Tensor], steps: list[Tensor], rate: float) -> None:
-        for parameter, step in zip(learning, steps, strict=True):
-            state = self.state[parameter]
-            if "norm" not in state:
-                state["norm"] = parameter.norm()
-            parameter.mul_(state["norm"] / parameter.norm().clamp(min=1e-12))
-            parameter.sub_(orthogonal(step.flatten(1)).view_as(parameter) * rate)
 
     def _momentum(self, learning: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         for parameter in learning:

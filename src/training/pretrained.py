@@ -19,7 +19,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from src.core.command import UserError
-from src.core.files import read_json
+from src.core.records import Record
 from src.training.callbacks import NO_CALLBACKS, Callbacks
 from src.training.train_params import Train
 
@@ -27,6 +27,14 @@ CHAMPION = "champion"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params")  # what holds a state dict
 _MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # of torch.save: a zip archive, and before 2020 a pickle
 _ADVICE = "correct train.weights in params.yaml"
+
+
+@dataclass(frozen=True)
+class _Origin(Record):
+    """What the card.json beside weights says of them, of whatever version of the engine it is."""
+
+    weights_sha256: str | None = None
+    classes: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,9 @@ def _read(path: Path, card: Path, shown: str, params: Train) -> Pretrained:
             f"train.weights_sha256 is {params.weights_sha256!r}, but {shown} has {digest}: "
             "put that into params.yaml if these are the weights you mean (DVC then notices when they change)"
         )
-    about = read_json(card, made_by="train") if card.is_file() else {}
+    about = _Origin.read(card, made_by="train") if card.is_file() else _Origin()
     # a card tells the classes only of the very weights that it names
-    classes = about.get("classes") if isinstance(about, dict) and about.get("weights_sha256") == digest else None
-    return Pretrained(state_dict(content, path), classes, shown)
+    return Pretrained(state_dict(content, path), about.classes if about.weights_sha256 == digest else None, shown)
 
 
 def state_dict(content: bytes, path: Path) -> dict[str, Tensor]:

@@ -39,7 +39,18 @@ def start(
         rows = np.sort(np.random.default_rng(params.seed).choice(len(images), count, replace=False))
         initialise_from(classifier.normalised(torch.from_numpy(np.array(images[rows])).permute(0, 3, 1, 2)))
     if params.weights:
-        _load(classifier, task, params, say, callbacks)
+        given = pretrained(params, callbacks)
+        made = transfer(classifier.network, given.weights, task.classes, given.classes)
+        if not made.fits:
+            raise UserError(
+                f"not one layer of {given.shown} fits network {params.network}: check train.network and train.width"
+            )
+        unused = sum(fate.own is None for fate in made.fates)
+        say(
+            f"start from {given.shown}{made.renamed}: {len(made.copied)} of {len(made.fates) - unused} tensors copied, "
+            f"{unused} of the file not used"
+        )
+        say(made.told())
     return classifier, layers.freeze(classifier, params)
 
 
@@ -56,16 +67,3 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[flo
     mean, square = (sums.sum((0, 1)).numpy() / count for sums in (total, squares))
     deviation = np.sqrt(np.maximum(square - mean**2, 1.0))  # never under one grey level: a blank channel
     return mean.round(4).tolist(), deviation.round(4).tolist()
-
-
-def _load(classifier: Classifier, task: Task, params: Train, say: Callable[[str], None], callbacks: Callbacks) -> None:
-    given = pretrained(params, callbacks)
-    made = transfer(classifier.network, given.weights, task.classes, given.classes)
-    if not made.fits:
-        raise UserError(f"not one layer of {given.shown} fits network {params.network}: check train.network and train.width")
-    unused = sum(fate.own is None for fate in made.fates)
-    say(
-        f"start from {given.shown}{made.renamed}: {len(made.copied)} of {len(made.fates) - unused} tensors copied, "
-        f"{unused} of the file not used"
-    )
-    say(made.told())

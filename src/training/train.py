@@ -78,25 +78,6 @@ def train(
     evidence = series.run(further, data, params, checkpoints, fitted, world, callbacks) if further.jobs else {}
     if not world.writes:
         return
-    _write(fitted, data, out, history, params, evidence, seconds, callbacks.hardware())
-    series.remove(checkpoints)  # not before what was trained is written: until then a kill costs nothing
-    if evidence:
-        print(series.summary(evidence))
-    print(f"{said}\n{meter.sentence(fitted.summary)}")
-    if warning := metrics.one_class_warning(fitted.predicted, data.classes, "validation images"):
-        print(warning)
-
-
-def _write(
-    fitted: Fitted,
-    data: Arrays,
-    out: Path,
-    history: Path,
-    params: Train,
-    evidence: dict[str, Any],
-    seconds: float,
-    hardware: dict[str, Any],
-) -> None:
     classifier = fitted.classifier
     with replacing(out) as fresh, replacing(history) as speeds:
         fresh.mkdir()
@@ -110,12 +91,18 @@ def _write(
         _write_csv(speeds / "throughput.csv", fitted.throughput)
         about = {
             "ended": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "hardware": hardware,
+            "hardware": callbacks.hardware(),
             "model_sha256": sha256(fresh / "model.onnx"),
             "seconds": rounded(seconds, 2),
             "threads": torch.get_num_threads() if fitted.summary["memory_of"] == "process" else None,  # of a CPU
         }
         write_json(speeds / "throughput.json", fitted.summary | about)
+    series.remove(checkpoints)  # not before what was trained is written: until then a kill costs nothing
+    if evidence:
+        print(series.summary(evidence))
+    print(f"{said}\n{meter.sentence(fitted.summary)}")
+    if warning := metrics.one_class_warning(fitted.predicted, data.classes, "validation images"):
+        print(warning)
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -75,7 +75,11 @@ def transfer(
     """
     own = network.state_dict()
     alike, renamed = _alike(given, own)
-    head = _head(network, len(classes))
+    head = None  # the layer that tells the classes apart: the last whose parameters all have one row a class
+    for name, module in network.named_modules():
+        held = list(module.parameters(recurse=False))
+        if any(value.ndim > 1 for value in held) and all(value.ndim and len(value) == len(classes) for value in held):
+            head = name
     copied: dict[str, Tensor] = {}
     fates: list[Fate] = []
     pictures = next((name.rpartition(".")[0] for name, value in own.items() if value.ndim == 4), None)  # sees the images
@@ -118,16 +122,6 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     """Return every beginning of a name that ends at a dot, in the order of the names."""
     parts = [name.split(".") for name in names]
     return list(dict.fromkeys(".".join(part[:length]) + "." for part in parts for length in range(1, len(part))))
-
-
-def _head(network: nn.Module, classes: int) -> str | None:
-    """Name the layer that tells the classes apart: the last whose parameters all have one row a class."""
-    found = None
-    for name, module in network.named_modules():
-        held = list(module.parameters(recurse=False))
-        if any(value.ndim > 1 for value in held) and all(value.ndim and len(value) == classes for value in held):
-            found = name
-    return found
 
 
 def _by_channel(mine: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -121,7 +121,8 @@ def joined() -> Iterator[World]:
     if not several():
         yield World()
         return
-    _end_with_torchrun()
+    if sys.platform == "linux":  # end when torchrun is killed: an orphan would train on in secret. Source: prctl(2)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     rank, size, local_rank, local_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
@@ -144,9 +145,3 @@ def joined() -> Iterator[World]:
                 "command again, and training goes on from there"
             ) from None
         dist.destroy_process_group()  # after a failure it could wait for who is lost
-
-
-def _end_with_torchrun() -> None:
-    """Have Linux end this process when torchrun is killed: an orphan would train on in secret. Source: prctl(2)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -58,9 +58,7 @@ def shown(split: Split, room: Room, world: World | None = None, seed: int = 1, *
 
 
 @PATHS
-@pytest.mark.parametrize(
-    "strength", [{}, {"crop": 2, "flip": True}, {"flip": True, "rotate": 10}, {"crop": 9, "contrast": 0.1}]
-)
+@pytest.mark.parametrize("strength", [{}, {"flip": True, "rotate": 10}, {"crop": 9, "contrast": 0.1}])
 @pytest.mark.parametrize("subset", [False, True])
 @pytest.mark.usefixtures("small_windows")
 def test_an_epoch_shows_every_image_once_with_its_label(flat: Split, room: Room, strength: dict, subset: bool) -> None:
@@ -145,15 +143,6 @@ def test_a_window_over_sorted_classes_draws_as_at_random(tmp_path: Path, rows: s
     expected = np.bincount(split.labels) / len(split.labels) * 250
     passing = stats.chi2.sf(((np.array(counts) - expected) ** 2 / expected).sum(axis=1), 9)
     assert stats.kstest(passing, "uniform").pvalue > 0.001
-
-
-def test_images_larger_than_a_block_or_the_window_still_pass(tmp_path: Path) -> None:
-    images = np.repeat(np.arange(20, dtype=np.uint8), 300 * 300 * 3).reshape(20, 300, 300, 3)
-    for room in (1, 300 * 300 * 3 * 4, 10**9):
-        window = Window(Reader(mapped(tmp_path, images)), 1, 0, 20, room)
-        drawn, rows = window.draw(20)
-        assert sorted(rows.tolist()) == list(range(20))
-        assert (drawn == rows[:, None, None, None]).all()
 
 
 @pytest.mark.parametrize("chosen", [np.arange(50), np.array([7, 7, 8, 3, 49, 0]), np.arange(0, 50, 3), np.array([], int)])

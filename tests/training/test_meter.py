@@ -89,8 +89,8 @@ class _Clocked:
         _Clocked.now += 1.0
         self.at = _Clocked.now
 
-    def query(self) -> bool:
-        return True
+    def synchronize(self) -> None:
+        pass
 
     def elapsed_time(self, end: "_Clocked") -> float:
         return 1000 * (end.at - self.at)
@@ -99,9 +99,9 @@ class _Clocked:
 def test_a_gpu_is_asked_for_its_own_time_between_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", _Clocked)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
-    waiting = meter._DeviceWait(torch.device("cuda"))
-    for _ in range(2 * meter._PAIRS):
-        waiting.asked()
-        waiting.given()
-    assert len(waiting._open) == meter._PAIRS  # a long epoch keeps no more open
-    assert waiting.close() == pytest.approx(2 * meter._PAIRS)
+    measuring = Meter(CPU, World())
+    measuring._device = torch.device("cuda")
+    batches = list(measuring.timed(range(2 * meter._PAIRS)))
+    assert len(measuring._open) == meter._PAIRS  # a long epoch keeps no more open
+    measuring._add_up(0)
+    assert measuring._waited == pytest.approx(len(batches) + 1)

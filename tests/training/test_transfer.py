@@ -77,8 +77,8 @@ def test_all_but_the_head_is_copied_when_classes_differ() -> None:
     ]
 
 
-@pytest.mark.parametrize("prefix", ["network.", "module.model.backbone."])
-def test_a_prefix_of_the_file_is_taken_off(prefix: str) -> None:
+def test_a_prefix_of_the_file_is_taken_off() -> None:
+    prefix = "module.model.backbone."
     mine, other = network(), given(prefix=prefix)
     made = transfer(mine, other | {"mean": torch.zeros(3)}, ABC, None)
     assert made.renamed == f", with {prefix} taken off its names"
@@ -130,13 +130,6 @@ def test_grey_images_are_answered_alike_by_one_channel_and_by_three(theirs: int,
     torch.testing.assert_close(mine(grey.expand(-1, ours, -1, -1)), other(grey.expand(-1, theirs, -1, -1)))
 
 
-def test_what_the_file_alone_has_is_told_in_one_line_where_it_is_much() -> None:
-    many = transfer(network(), given() | {f"extra{i}": torch.zeros(()) for i in range(50)}, ABC, None).told()
-    assert "extra0 ... extra49  " in many
-    assert "in the file only: not used" in many
-    assert len(many.splitlines()) == 4
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,7 +139,6 @@ def test_what_the_file_alone_has_is_told_in_one_line_where_it_is_much() -> None:
     "wrap",
     [
         lambda weights: weights,
-        lambda weights: {"state_dict": weights, "epoch": 7},
         lambda weights: {"model": {"state_dict": weights}},
         lambda weights: {name: nn.Parameter(value, requires_grad=False) for name, value in weights.items()},
     ],
@@ -301,7 +293,6 @@ def trained(task: Task, params: Callable[..., Params], **changes: Any) -> tuple[
     ("changes", "still"),
     [
         ({"train__freeze": ["conv1", "layer2.0.conv1"]}, ("conv1.", "layer2.0.conv1.")),
-        ({"train__freeze": ["layer1.0.bn1.weight"]}, ("layer1.0.bn1.weight",)),
         ({"train__freeze_until": "layer2.0.conv2"}, ("conv1.", "bn1.", "layer1.", "layer2.0.conv1.", "layer2.0.bn1.")),
         ({"train__freeze_until": "layer1", "train__freeze": ["layer3"]}, ("conv1.", "bn1.", "layer3.")),
     ],
@@ -343,7 +334,6 @@ def test_what_the_network_holds_itself_comes_before_its_layers(params: Callable[
     [
         ({"train__freeze": ["layer9"]}, "train.freeze names 'layer9', which is no layer; expected one of conv1, bn1, pool"),
         ({"train__freeze_until": "layer2.5"}, r"train.freeze_until names 'layer2.5', .*expected one of layer2\.0, or"),
-        ({"train__freeze_until": ""}, "train.freeze_until names ''"),
         ({"train__freeze_until": "fc.weight"}, "'fc.weight', which is a parameter: name the layer"),
         ({"train__freeze": ["fc"], "train__freeze_until": "fc"}, "leave nothing to learn: take the last layer out"),
     ],
@@ -362,25 +352,3 @@ def test_scales_fall_by_the_decay_from_the_head_to_the_images() -> None:
     wrapped = layer_scales(nn.ModuleDict({"only": network()}), 0.5)
     assert wrapped == {f"only.{name}": value for name, value in scales.items()}
     assert layer_scales(Patches(), 0.1)["token"] == layer_scales(Patches(), 0.1)["embed.weight"]
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_first_layers_move_less_than_last_ones_with_a_decay(
-    task: Task, params: Callable[..., Params], optimizer: str
-) -> None:
-    """Against the same run at one rate: what the decay takes from each layer grows with its distance from the head."""
-    moved = []
-    for decay in (0.5, 1.0):
-        recipe = {
-            "train__layer_decay": decay,
-            "train__optimizer": optimizer,
-            "train__learning_rate": 0.01,
-            "train__epochs": 1,
-        }
-        before, after = trained(task, params, **recipe)
-        moved.append(
-            [(after[f"{name}.weight"] - before[f"{name}.weight"]).norm() for name in ("conv1", "layer2.0.conv1", "fc")]
-        )
-    first, middle, last = (float(slow / plain) for slow, plain in zip(*moved, strict=True))
-    assert first < 0.3 * middle < 0.3 * last
-    assert first < 0.1
