@@ -111,14 +111,6 @@ def test_golden_examples_are_reproduced_by_the_file_alone(run: Callable[..., Any
         np.testing.assert_allclose(probabilities, example["probabilities"], atol=golden["tolerance"])
 
 
-def test_one_image_and_many_get_the_same_answer(run: Callable[..., Any], tmp_path: Path) -> None:
-    model = Model(tmp_path / "model")
-    images = np.random.default_rng(1).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
-    alone = np.concatenate([model.probabilities(image[None]) for image in images[:20]])
-    np.testing.assert_allclose(model.probabilities(images)[:20], alone, atol=1e-6)
-    assert model.probabilities(images[:0]).shape == (0, 3)
-
-
 def other_weights(folder: Path) -> None:
     path = folder / "model" / "weights.safetensors"
     weights = load_file(path)
@@ -140,8 +132,6 @@ def rewrite_card(folder: Path, **changes: Any) -> None:
         (other_weights, "ONNX and PyTorch differ by"),
         (lambda f: rewrite_card(f, classes=["a", "b", "c"]), "has other classes than card.json"),
         (lambda f: (f / "arrays" / "test.examples.npy").write_bytes(b"\x93NUMPY"), "split test cannot be read"),
-        (lambda f: (f / "m.parquet").write_bytes(b"PAR1"), "m.parquet cannot be read"),
-        (lambda f: (f / "model" / "card.json").write_text("[]"), "card.json lacks network"),
         (lambda f: (f / "model" / "history.csv").write_text("a,b\nx,y\n"), "history.csv is missing or damaged"),
         (lambda f: np.save(f / "arrays" / "test.labels.npy", np.full(30, 99)), "split test|other labels|shape"),
     ],
@@ -162,10 +152,6 @@ def test_what_is_damaged_is_named_and_nothing_is_written(
         ("src.training.train", "arrays validation.json out history --checkpoints ck"),
         ("src.evaluation.evaluate", "arrays m.parquet model out.json out"),
         ("src.judging.quantize", "arrays model out"),
-        ("src.lab.experiments.sweep", "arrays validation.json out --branch none"),
-        ("src.lab.experiments.find_lr", "arrays out"),
-        ("src.lab.experiments.training_profile", "arrays out"),
-        ("src.lab.experiments.check_model", "--arrays arrays"),
     ],
 )
 def test_arrays_that_were_prepared_by_other_params_are_refused(

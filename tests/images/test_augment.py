@@ -33,15 +33,6 @@ def test_every_crop_is_a_window_of_its_own_padded_image(margin: int) -> None:
         assert any((taken.numpy() == window).all() for line in windows for window in line)
 
 
-def test_the_numpy_and_the_torch_gather_take_the_same_windows() -> None:
-    padded = augment.pad(photographs(), 2)
-    rows = torch.arange(6)
-    on_cpu = augment.crop(padded, rows, Augment(**(OFF | {"crop": 2})), False, generator(3))
-    top, left = (torch.randint(5, (6,), generator=g) for g in [generator(3)] for _ in range(2))
-    by_hand = torch.stack([padded[i, top[i] : top[i] + 12, left[i] : left[i] + 9] for i in range(6)])
-    assert torch.equal(on_cpu, by_hand)
-
-
 @pytest.mark.parametrize(
     "strength", [{}, {"rotate": 30}, {"scale": 0.3}, {"brightness": 0.5}, {"contrast": 0.5}, {"cutout": 50}, {"erase": 0.9}]
 )

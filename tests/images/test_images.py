@@ -60,15 +60,6 @@ def test_encode_is_decode_and_fit(random: np.random.Generator, kind: str, size: 
             assert decoded.size == shape
 
 
-@pytest.mark.parametrize("how", ["crop", "pad"])
-@pytest.mark.parametrize("size", [(8, 8), (9, 6)])
-def test_equal_aspects_are_resized_as_pillow_would(random: np.random.Generator, how: str, size: tuple[int, int]) -> None:
-    height, width = size
-    picture = Image.fromarray(photograph(random, height * 3, width * 3))
-    expected = {"crop": ImageOps.fit, "pad": ImageOps.pad}[how](picture, (width, height), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(fit(picture, image_spec(size, 3, how)), np.asarray(expected))
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_rotation_is_obeyed(random: np.random.Generator, orientation: int, kind: str) -> None:

@@ -267,15 +267,6 @@ class TestGivenSplits:
         assert manifest[manifest["path"].str.startswith("test/")]["split"].eq("test").all()
         assert not manifest[manifest["path"].str.startswith("train/")]["split"].eq("test").any()
 
-    def test_a_class_that_is_called_test_is_a_class(
-        self, tmp_path: Path, random: np.random.Generator, params: MakeParams
-    ) -> None:
-        for label in ("test", "control"):
-            (tmp_path / "data" / label).mkdir(parents=True)
-            for i in range(10):
-                (tmp_path / "data" / label / f"{i}.png").write_bytes(encode(noise(random)))
-        assert set(run(tmp_path / "data", params())["label"]) == {"test", "control"}
-
     def test_a_copy_given_to_train_and_test_is_tested_not_trained_on(
         self, tmp_path: Path, random: np.random.Generator, params: MakeParams
     ) -> None:

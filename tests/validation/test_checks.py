@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import draw_colours, encode
 from PIL import Image
 
 from src.core import arrays, reference, statistics
@@ -108,7 +107,7 @@ def test_levels_decide(params: MakeParams) -> None:
     assert "labels" not in inspect(table, params(**declared, validate__checks__labels="off"))
 
 
-@pytest.mark.parametrize("label", ["cat/dog", "😀", "", " cat", "a" * 81, "new\nline", "../up"])
+@pytest.mark.parametrize("label", ["cat/dog", "😀", "", "a" * 81, "../up"])
 def test_a_label_that_would_break_names_and_pictures_is_refused(params: MakeParams, label: str) -> None:
     found = inspect(manifest(*(row(300 + i, label=label) for i in range(90))), params())
     assert found["schema"].level == "error"
@@ -137,13 +136,6 @@ def test_group_leakage(params: MakeParams) -> None:
     assert "'patient 0', 'patient 1'" in found["group_leakage"].message
     apart = [row(i, group=row(i)["split"]) for i in range(90)]
     assert inspect(pa.Table.from_pylist(apart, MANIFEST), params()) == {}
-
-
-def test_an_image_in_two_groups_leaks(params: MakeParams) -> None:
-    rows = [row(0, group="a"), row(3, group="b"), *(row(i) for i in range(6, 90))]
-    copy = row(300, digest=row(3)["digest"], group="a", split=None, index=None, duplicate_of="cat/3.png")
-    found = inspect(pa.Table.from_pylist([*rows, copy], MANIFEST), params(validate__checks__min_images="off"))
-    assert "'a'" in found["group_leakage"].message
 
 
 def test_a_manifest_of_another_type_breaks_the_schema(params: MakeParams) -> None:
@@ -248,31 +240,10 @@ class TestStage:
         assert "red/bad0.png" in printed
         assert "20.0% of the files are no readable image" in printed
 
-    def test_labels_in_any_script_can_be_drawn(
-        self, tmp_path: Path, run: Callable[..., Any], random: np.random.Generator
-    ) -> None:
-        draw_colours(tmp_path / "data", 40, random)
-        for old, new in (("red", "猫"), ("green", "cost $5 and $6")):
-            (tmp_path / "data" / old).rename(tmp_path / "data" / new)
-        with pytest.raises(UserError, match="schema"):
-            run()
-        (tmp_path / "data" / "cost $5 and $6").rename(tmp_path / "data" / "σκύλος")
-        assert run()["passed"]
-
-    def test_files_listed_for_a_shard_name_the_row(self, tmp_path: Path, run: Callable[..., Any], colours: Path) -> None:
-        image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-        cells = pa.array([{"bytes": encode(np.full((5, 5, 3), i, np.uint8)), "path": None} for i in range(3)], image)
-        pq.write_table(pa.table({"image": cells, "label": ["red", "emu", "red"]}), colours / "x.parquet")
-        with pytest.raises(UserError):
-            run(validate__labels=["red", "green", "blue"])
-        finding = next(f for f in self.report["findings"] if f["check"] == "labels")
-        assert finding["files"] == ["x.parquet#1"]
-
 
 @pytest.mark.parametrize(
     "content",
     [
-        '{"images": "many"}',
         "not json",
         '{"statistics": {"x": {"images": 9, "mean": 0, "deviation": 0, "edges": [], "shares": [NaN]}}}',
     ],
