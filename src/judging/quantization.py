@@ -35,14 +35,14 @@ def choose(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.sort(np.lexsort((shuffled, labels, ranks))[:count])
 
 
-def quantize(model: bytes, images: NDArray[np.uint8]) -> bytes:
+def quantize(model: bytes, images: NDArray[Any]) -> bytes:
     """Return the INT8 model of a float one, with the same input, output and metadata.
 
     Activations become uint8 a tensor, weights int8 a channel, between QuantizeLinear and DequantizeLinear of ONNX itself
     (QDQ), which ONNX Runtime joins into integer kernels. The last layer, softmax and preprocessing stay float.
 
     Args:
-        model: an ONNX file whose input is uint8 of shape (n, height, width, channels).
+        model: an ONNX file whose input is examples of shape (n, *spec.shape).
         images: for calibration, in that shape.
 
     Raises:
@@ -93,7 +93,7 @@ def last_layer(model: Any) -> list[str]:
     return [node.name for node in nodes[weighted[-1] :]]
 
 
-def _run(folder: Path, prepared: Any, kept: list[str], images: NDArray[np.uint8]) -> None:
+def _run(folder: Path, prepared: Any, kept: list[str], images: NDArray[Any]) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     quantize_static(
@@ -114,10 +114,10 @@ def _run(folder: Path, prepared: Any, kept: list[str], images: NDArray[np.uint8]
 class _Reader:
     """Calibration images as onnxruntime.quantization.CalibrationDataReader gives them."""
 
-    def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
+    def __init__(self, name: str, images: NDArray[Any]) -> None:
         self._batches = ({name: np.ascontiguousarray(images[at : at + _BATCH])} for at in range(0, len(images), _BATCH))
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
         """Return the next batch by the input's name, None after the last."""
         return next(self._batches, None)
 

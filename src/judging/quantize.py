@@ -96,7 +96,7 @@ def _measure(out: Path, test: Split, plain: Model, params: Params) -> dict[str, 
     }
 
 
-def _speed(folder: Path, images: NDArray[np.uint8], params: Params) -> list[dict[str, Any]]:
+def _speed(folder: Path, images: NDArray[Any], params: Params) -> list[dict[str, Any]]:
     """Time each way to serve: one image and many, one thread and all."""
     found: list[dict[str, Any]] = []
     for threads in sorted({1, cores()}):

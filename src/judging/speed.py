@@ -18,7 +18,7 @@ _WARM_UP = 2  # batches
 _WARM_UP_REQUESTS = 20
 
 
-def side_by_side(slow: Model, fast: Model, images: NDArray[np.uint8], confidence: float, resamples: int) -> dict[str, float]:
+def side_by_side(slow: Model, fast: Model, images: NDArray[Any], confidence: float, resamples: int) -> dict[str, float]:
     """Time one batch on both models, in rounds.
 
     Args:
@@ -42,7 +42,7 @@ def side_by_side(slow: Model, fast: Model, images: NDArray[np.uint8], confidence
     return _numbers(np.array(times), len(images), confidence, resamples)
 
 
-def latencies(model: Model, images: NDArray[np.uint8], requests: int) -> NDArray[np.float64]:
+def latencies(model: Model, images: NDArray[Any], requests: int) -> NDArray[np.float64]:
     """Return how long each of so many single-image requests took, in milliseconds, after a warm-up."""
     for _ in range(_WARM_UP_REQUESTS):
         model.probabilities(images[:1])
@@ -60,7 +60,7 @@ def percentiles(milliseconds: NDArray[np.float64]) -> dict[str, float]:
     return {name: rounded(value, 4) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
 
 
-def _calls(model: Model, images: NDArray[np.uint8]) -> Callable[[], float]:
+def _calls(model: Model, images: NDArray[Any]) -> Callable[[], float]:
     """Return a function that measures the seconds of one call, as the mean of a block."""
     for _ in range(_WARM_UP):
         model.probabilities(images)

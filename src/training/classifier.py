@@ -61,14 +61,14 @@ class Classifier(nn.Module):
 
 
 class Served(nn.Module):
-    """What the ONNX file computes: uint8 images (n, height, width, channels) to probabilities (n, classes)."""
+    """What the ONNX file computes: images (n, height, width, channels) to probabilities (n, classes)."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 NHWC images to probabilities."""
+        """Map NHWC images to probabilities."""
         return F.softmax(self.classifier(images.permute(0, 3, 1, 2)).float(), dim=1)
 
 

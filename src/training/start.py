@@ -1,6 +1,7 @@
 """Where a run starts: the network with fresh or given weights, layers frozen, statistics of the images inside."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def start(
     return classifier, layers.freeze(classifier, params)
 
 
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+def channel_statistics(images: NDArray[Any]) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel over the split, in grey levels: exact sums, from pieces of bounded size."""
     reader = Reader(images)
     total, squares = (torch.zeros(reader.shape[1:], dtype=torch.float64) for _ in range(2))
