@@ -5,17 +5,18 @@ shuffles them, and a thread works ahead, so that the device does not wait. Both 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from src.core import cgroups
 from src.core.arrays import Split
 from src.images import augment
 from src.images.augment_params import Augment
-from src.training import memory
-from src.training.memory import Room
 from src.training.streaming import Reader, Window, ahead
 from src.training.world import World
 
@@ -26,6 +27,24 @@ _GROUP = {"cpu": 2**20, "cuda": 2**24}  # numbers that are augmented at once: mo
 _PIECE = 2**26  # bytes that are brought to the device at once
 
 Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that are free: `device` where the run computes, `host` in this machine's memory for each of its processes."""
+
+    device: int
+    host: int
+
+
+def free_room(device: torch.device, world: World) -> Room:
+    """Return what can be taken now without swapping, of the machine, of this process's control group and of the GPU.
+
+    Processes that train together on one machine share what it has.
+    """
+    machine, left = int(psutil.virtual_memory().available), cgroups.memory_left()
+    host = max(0, machine if left is None else min(machine, left)) // world.local_size
+    return Room(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host, host)
 
 
 class Batches:
@@ -52,7 +71,7 @@ class Batches:
         """
         self._device, self._params, self._classes, self._world = device, params, classes, world or World()
         # rank 0's answer for all: processes that shuffled in different ways would show some images twice
-        self._room = room or Room(**self._world.share(vars(memory.room(device, self._world))))
+        self._room = room or Room(**self._world.share(vars(free_room(device, self._world))))
         self._reader = Reader(split.examples)
         self.labels = torch.from_numpy(split.labels.copy()).to(device)
         self.resident = _padded_bytes(self._reader.shape, params.crop) < _SHARE_OF_MEMORY * self._room.device

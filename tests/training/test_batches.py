@@ -19,9 +19,7 @@ from src.core.arrays import Split
 from src.core.command import UserError
 from src.images.augment_params import Augment
 from src.training import batches as module
-from src.training import memory
-from src.training.batches import Batches
-from src.training.memory import Room
+from src.training.batches import Batches, Room
 from src.training.start import channel_statistics
 from src.training.streaming import Reader, Window, ahead
 from src.training.world import World
@@ -191,7 +189,7 @@ def test_channel_statistics_are_exact(tmp_path: Path, random: np.random.Generato
 
 
 def test_processes_on_one_machine_share_its_memory() -> None:
-    alone, one_of_four = (memory.room(CPU, World(0, 4, 0, local)).host for local in (1, 4))
+    alone, one_of_four = (module.free_room(CPU, World(0, 4, 0, local)).host for local in (1, 4))
     assert one_of_four < alone / 2
 
 
@@ -207,7 +205,7 @@ from pathlib import Path
 from src.core.arrays import Split
 from src.training.batches import Batches
 from src.images.augment_params import Augment
-from src.training.memory import Room
+from src.training.batches import Room
 from src.training.start import channel_statistics
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 images = np.load({str(tmp_path / "images.npy")!r}, mmap_mode="r")
