@@ -1,7 +1,6 @@
 """Training learns, resumes, repeats itself and refuses what it should: python -m pytest tests/training/test_train.py"""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -105,31 +104,6 @@ def test_equal_seeds_give_equal_files_and_others_do_not(run: Callable[..., Path]
     for name in ("model.onnx", "weights.safetensors", "history.csv", "card.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert (first / "weights.safetensors").read_bytes() != (other / "weights.safetensors").read_bytes()
-
-
-def test_a_stopped_run_goes_on_and_ends_as_an_unbroken_one(
-    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    whole = run("whole", train__epochs=6)
-    real, calls = loop.train_epoch, []
-
-    def killed(*arguments: Any) -> float:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "train_epoch", killed)
-    monkeypatch.setattr(Checkpoint, "save", every_time)
-    with pytest.raises(KeyboardInterrupt):
-        run("broken", train__epochs=6)
-    assert not (tmp_path / "broken").exists()
-    capsys.readouterr()
-    resumed = run("broken", train__epochs=6)
-    assert "going on after epoch 3" in capsys.readouterr().out
-    for name in ("model.onnx", "history.csv"):
-        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
-    assert list((tmp_path / "ck").glob("*.pt")) == []
 
 
 def every_time(self: Checkpoint, state: dict) -> None:
@@ -283,15 +257,6 @@ def test_balanced_weights_average_to_one_over_the_images(params: Callable[..., P
     halfway = loop.class_weights(split, 2, params(train__class_weights="sqrt").train)
     assert halfway[split.labels].mean() == pytest.approx(1)
     assert halfway[1] / halfway[0] == pytest.approx(3)
-
-
-def test_a_model_that_answers_one_class_is_named(run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    run(train__epochs=1, train__learning_rate=1e-9)
-    assert re.search(
-        r"the model gives all \d+ validation images to the class \w+\. Try `make suggest`", capsys.readouterr().out
-    )
-    run(train__epochs=5)
-    assert "gives all" not in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside MLflow
