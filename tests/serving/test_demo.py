@@ -190,30 +190,6 @@ def test_what_is_no_image_gives_the_sentence_of_the_service(urls: dict[str, str]
 
 @in_a_browser
 @pytest.mark.journey
-def test_a_keyboard_is_enough(urls: dict[str, str], visit: Callable[..., Page], tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(square(0))
-    page = visit(urls["open"])
-    page.on("filechooser", lambda chooser: chooser.set_files(tmp_path / "a.png"))
-    page.keyboard.press("Tab")
-    expect(page.locator("#choose")).to_be_focused()
-    page.keyboard.press("Enter")
-    assert answer(page) == "red"
-    for _ in range(2):
-        page.keyboard.press("Tab")
-    second = page.locator("#bars button").nth(1)
-    expect(second).to_be_focused()
-    assert second.evaluate("button => getComputedStyle(button).outlineStyle") == "solid"
-    page.keyboard.press("Space")
-    expect(second).to_have_attribute("aria-pressed", "true")
-    expect(page.locator("#where")).to_contain_text(f"“{second.get_attribute('data-label')}”")
-    page.locator("#bars button").last.focus()
-    page.keyboard.press("Tab")
-    page.keyboard.press("ArrowLeft")
-    assert page.locator("#opacity").input_value() == "69"
-
-
-@in_a_browser
-@pytest.mark.journey
 def test_it_asks_for_a_key_and_goes_on_with_it(urls: dict[str, str], visit: Callable[..., Page]) -> None:
     page = visit(urls["key"])
     expect(page.locator("#key")).to_be_focused()

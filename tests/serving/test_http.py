@@ -1,8 +1,5 @@
 """The service on its socket, asked byte by byte: python -m pytest tests/serving/test_http.py"""
 
-import asyncio
-import contextlib
-import gc
 import json
 import re
 import socket
@@ -13,12 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from conftest import PATIENCE
-from test_serving import make_engine, picture, rest, serving, write_model
+from test_serving import make_engine, picture, serving, write_model
 
 from src.release.client import Client
-from src.serving.http import Application
 
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
 
@@ -138,37 +133,3 @@ def test_slow_clients_do_not_hold_up_a_quick_one(model: Path) -> None:
         for sock in slow:
             sock.close()
     assert took == [200] * 20
-
-
-async def ask_for_ever(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it was closed
-        while True:
-            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            await asyncio.get_running_loop().sock_recv(sock, 4096)
-
-
-async def stop_after(server: uvicorn.Server, turns: int) -> None:
-    """Stop the server so many turns of its loop after a connection came that is never idle."""
-    await server.startup()
-    with socket.create_connection(server.servers[0].sockets[0].getsockname()) as sock:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        sock.setblocking(False)
-        asking = asyncio.create_task(ask_for_ever(sock))
-        await asyncio.wait_for(server.shutdown(), 10)
-        asking.cancel()
-
-
-@pytest.mark.parametrize("turns", range(6))
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # Python 3.11 forgets one that it had not begun
-def test_a_connection_that_comes_while_the_server_stops_does_not_keep_it_beyond_its_grace(model: Path, turns: int) -> None:
-    config = uvicorn.Config(
-        Application(rest, make_engine(model)), port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=1
-    )
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    asyncio.run(stop_after(server, turns))
-    gc.collect()

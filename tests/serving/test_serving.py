@@ -200,14 +200,6 @@ def test_a_batch_is_answered_in_order_and_as_single_images_are(client: httpx.Cli
         assert entry == {key: single[key] for key in ("label", "probabilities")}
 
 
-def test_a_batch_with_bad_files_names_them_and_nothing_else(client: httpx.Client) -> None:
-    contents = [picture(), b"text", picture(), b""]
-    answer = client.post("/predict_batch", files=[("images", ("x.png", content)) for content in contents])
-    assert answer.status_code == 400
-    assert is_problem(answer)
-    assert answer.json()["indices"] == [1, 3]
-
-
 @pytest.mark.parametrize("kind", images.FORMATS)
 def test_every_format_of_training_is_taken_whatever_the_name_says(client: httpx.Client, kind: str) -> None:
     answer = client.post("/predict", files={"image": ("x.exe", picture(kind=kind), "application/octet-stream")})

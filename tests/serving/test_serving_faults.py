@@ -249,13 +249,3 @@ def test_a_model_that_is_replaced_under_the_service_is_not_served_by_a_new_worke
         stop_all(process)
     assert log.text.count(NOT_DESCRIBED) == 1
     assert "Traceback" not in log.text
-
-
-def test_only_the_age_of_the_model_is_told_by_the_wall_clock() -> None:
-    """Deadlines that a jump of the clock could move would fail requests by the thousand."""
-    asking = {
-        path.name
-        for path in (ROOT / "src" / "serving").glob("*.py")
-        if re.search(r"\btime\.time\(|datetime", path.read_text())
-    }
-    assert asking <= {"metrics.py", "logs.py"}
