@@ -51,6 +51,12 @@ def test_the_page_names_no_other_host_and_no_address_from_the_root() -> None:
     assert not re.search(r"""(?:src|href|action)=["']?/|(?:fetch|ask|askPatiently)\(["'`]/""", page)
 
 
+def test_beside_each_answer_the_page_warns_of_what_the_model_never_saw() -> None:
+    result = re.search(r'<section id="result".*?</section>', PAGE.read_text(), re.DOTALL)
+    assert result
+    assert "it names one of these as surely" in result[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # In a browser
 # ---------------------------------------------------------------------------------------------------------------------
