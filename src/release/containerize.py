@@ -125,7 +125,7 @@ class Engine:
 
     def pull(self, name: str, more: Mapping[str, str] | None = None) -> Image | None:
         """Fetch an image from its registry."""
-        self.run("pull", *_plain(self.kind, name), name, seconds=_LONG, more=more)
+        self.run("pull", name, seconds=_LONG, more=more)
         return self.inspect(name)
 
     def push(self, name: str, more: Mapping[str, str] | None = None) -> str:
@@ -138,7 +138,7 @@ class Engine:
             found = re.findall(r"digest: (sha256:[0-9a-f]{64})", self.run("push", name, seconds=_LONG, more=more))
         else:
             with tempfile.NamedTemporaryFile("r") as file:
-                self.run("push", *_plain(self.kind, name), "--digestfile", file.name, name, seconds=_LONG, more=more)
+                self.run("push", "--digestfile", file.name, name, seconds=_LONG, more=more)
                 found = file.read().split()
         if not found:
             raise EngineError(f"{self.kind} does not say under which digest it pushed {name}")
@@ -158,12 +158,6 @@ class Engine:
                 self.run("image", "rm", "--force", image, seconds=300)
                 gone.append(image)
         return gone
-
-
-def _plain(kind: str, name: str) -> list[str]:
-    """Return the option for a registry on this very machine, which speaks HTTP; Docker knows that by itself."""
-    local = re.match(r"(127\.\d+\.\d+\.\d+|localhost)(:\d+)?/", name)
-    return ["--tls-verify=false"] if local and kind == "podman" else []
 
 
 def _with_algorithm(id_: str) -> str:
@@ -186,8 +180,7 @@ def signed_in(engine: Engine, image: str) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="login-") as folder:
         more = {"DOCKER_CONFIG": folder, "REGISTRY_AUTH_FILE": f"{folder}/config.json"}
         user = os.environ.get("REGISTRY_USER") or "token"
-        options = [*_plain(engine.kind, image), "--username", user, "--password-stdin"]
-        engine.run("login", *options, server, text=token, more=more)
+        engine.run("login", "--username", user, "--password-stdin", server, text=token, more=more)
         yield more
 
 

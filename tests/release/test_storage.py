@@ -206,15 +206,6 @@ def test_a_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, config
         storage._add("ci", "gopher://x")
 
 
-def test_a_store_that_cannot_be_reached_is_noticed_before_training(repository: Path, command: Command) -> None:
-    url = "https://me:secret@127.0.0.1:9/dvc"
-    done = command(repository, "src", "storage", "connect", DVC_REMOTE_URL=url)
-    assert done.returncode == 1
-    assert "the DVC remote of this run takes no data (Cannot connect to host 127.0.0.1:9" in done.stderr
-    assert "secret" not in done.stdout + done.stderr
-    assert done.stderr.count("storage: ") == 1
-
-
 def test_a_store_that_is_lost_meanwhile_fails_with_its_reason_after_three_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(storage, "dvc", failing)
