@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.core.files import read_json, sha256, write_bytes, write_json
+from src.core.files import sha256, write_bytes, write_json
 from src.judging import lineage
 from src.release import bento as bentos
 from src.release import containerize, device, reviewed, sbom
@@ -30,6 +30,7 @@ from src.release import settings as all_settings
 from src.release.bento import Content
 from src.release.containerize import Engine, EngineError, Image, signed_in
 from src.release.outcome import RefusedError, telling
+from src.release.reviewed import RegisteredFile
 from src.system.git_command import git
 from src.system.judged import Lineage
 from src.system.worktree import checked_out
@@ -287,14 +288,8 @@ def released(folder: Path) -> Content:
         RefusedError: what register noted is of another release.
     """
     release = reviewed.read(folder)
-    name = all_settings.read().name
-    version = UNREGISTERED
-    if (folder / "registered.json").is_file():
-        noted = read_json(folder / "registered.json", made_by="evaluate", keys=("name", "version", "manifest"))
-        if (noted["manifest"], noted["name"]) != (release.manifest, name):
-            said = f"{folder}/registered.json is of another release or model than {folder}/release.json"
-            raise RefusedError("tampered", said, f"run python -m src register {folder} again")
-        version = str(noted["version"])
+    registered = RegisteredFile.of(folder, release) if (folder / RegisteredFile.NAME).is_file() else None
+    name, version = all_settings.read().name, registered.version if registered else UNREGISTERED
     kept = ("manifest", "model_sha256", "precision", "served_sha256", "commit", "pull_request", "data", "verdict", "metrics")
     identity = {"name": name, "version": version, **{key: getattr(release, key) for key in kept}}
     identity["committed"] = _committed(release.commit)
