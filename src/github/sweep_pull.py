@@ -1,34 +1,32 @@
 """Open a pull request with the params that a sweep found: `python3 -m src sweep-pull DIR`, the last job of sweep.yml.
 
-DIR is the artifact of the job that searched: best.json (numbers) and params.yaml. That job ran packages and a branch's code,
-so what it left is judged here: params.yaml may differ from the branch's in single values of the section `train` alone, each
-of the kind it was, and may have lines there for keys that were left to their defaults. A pull request that a workflow opens
-starts no workflow: report.yml and ci.yml are started here.
+DIR is the artifact of the job that searched. That job ran packages and a branch's code, so nothing is taken from it but
+best.json: numbers, and single values for keys of the section `train`, which are put into the branch's params.yaml here. A
+pull request that a workflow opens starts no workflow: report.yml and ci.yml are started here.
 """
 
 import argparse
+import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 from src.core.command import UserError
 from src.core.records import Record
 from src.github.api import ApiError, GitHub, start
 from src.github.git import Remote, git, with_files
 from src.github.status import run_url, summarize
+from src.system.git_command import file_at
 
 _PARAMS = "params.yaml"
 _SRC = Path(__file__).parents[1]
 _LARGEST = 200_000  # bytes of an artifact's file
-_LINE = re.compile(r"( {2,4}[a-z_]+):[ ]+([^\s#]+)[ ]*(#.*)?")
-_ADDED = re.compile(r" {2,4}([a-z_]+):(?:[ ]+([^\s#]+))?")  # without a value: `augment:`, where there was none
-_KINDS = (
-    ("number", re.compile(r"[-+]?\d{1,12}(\.\d{1,12})?(e[-+]?\d{1,2})?")),
-    ("switch", re.compile(r"true|false")),
-    ("word", re.compile(r"(['\"]?)[a-z][a-z0-9_]{0,39}\1")),
-)
+_WORD = re.compile(r"(?!(?:true|false|null|yes|no|on|off)$)[a-z][a-z0-9_]{0,39}")
 
 
 def publish(folder: Path, github: GitHub, remote: Remote) -> None:
@@ -37,15 +35,15 @@ def publish(folder: Path, github: GitHub, remote: Remote) -> None:
     Raises:
         UserError: the artifact is not what a sweep leaves, or GitHub refuses the branch.
     """
-    facts, text = _read(folder)
+    facts = _read(folder)
     sha, base = os.environ["GITHUB_SHA"], os.environ["GITHUB_REF_NAME"]
-    values = list(changes(git(Path(), "show", f"{sha}:{_PARAMS}"), text))
+    text, values = edited(file_at(sha, _PARAMS), facts.params)
     if facts.best.trial == 0 or not values:
         _tell(f"The sweep {facts.study} found nothing better than the present params: there is no pull request to open.")
         return
     branch = f"sweep/{facts.study.removeprefix('sweep-')}-{facts.trials}"
     title, body = words(facts, values)
-    _push(folder, sha, branch, f"{title}\n\n{body}", remote)
+    _push(text, sha, branch, f"{title}\n\n{body}", remote)
     _open(github, branch, base, title, body)
 
 
@@ -67,79 +65,76 @@ class Best(Record):
     trials: int
     best: Trial
     present: Trial
+    params: dict[str, Any]
 
 
-def _read(folder: Path) -> tuple[Best, str]:
-    """Return best.json and the text of params.yaml."""
+def _read(folder: Path) -> Best:
     try:
-        texts = []
-        for name in ("best.json", _PARAMS):
-            content = (folder / name).read_bytes()
-            if len(content) > _LARGEST:
-                raise ValueError(f"{name} is larger than {_LARGEST} bytes")
-            texts.append(content.decode())
-        found = Best.parse(texts[0], "best.json")
+        content = (folder / "best.json").read_bytes()
+        if len(content) > _LARGEST:
+            raise ValueError(f"best.json is larger than {_LARGEST} bytes")
+        found = Best.parse(content.decode(), "best.json")
         if not re.fullmatch(r"sweep-[0-9a-f]{12}", found.study):
             raise ValueError("the study's name is none")
     except (OSError, ValueError, UserError, RecursionError) as error:
         raise UserError(f"{folder} is not what a sweep leaves ({error}): look at the job that searched") from None
-    return found, texts[1]
+    return found
 
 
-def changes(before: str, after: str) -> Iterator[tuple[str, str, str]]:
-    """Yield key, old and new value of every line of params.yaml that differs; the old one of a new line is `default`.
+def edited(text: str, values: Mapping[str, object]) -> tuple[str, list[tuple[str, str, str]]]:
+    """Put values such as {"augment.rotate": 5} into the section `train` of params.yaml, each in its line or in a new one.
+
+    Returns:
+        The text, and key, old and new value of what changed; the old one of a new line is `default`.
 
     Raises:
-        UserError: a line differs in more than one value of the section `train`, or in that value's kind, or is gone.
+        UserError: a key is none of `train`, a value is neither number, switch nor word, or the file is not in lines.
     """
     # the keys of the section train, read out of the text of its classes: no package is imported here
     classes = ((_SRC / name).read_text() for name in ("training/train_params.py", "images/augment_params.py"))
-    keys = {key for text in classes for key in re.findall(r"^    ([a-z_]+): ", text, re.MULTILINE)}
-    old, new = (text.rstrip("\n").split("\n") for text in (before, after))
-    section = ""
-    for place, theirs in enumerate(new, start=1):
-        mine = old[0] if old else ""
-        if old and _words(mine) == _words(theirs):
-            if found := re.match(r"(\w+):", mine):
-                section = found[1]
-            old.pop(0)
-            continue
-        changed, added = _change(mine, theirs), _ADDED.fullmatch(theirs)
-        added = added if added and added[1] in keys else None
-        if section != "train" or not (changed or added):
-            raise UserError(
-                f"line {place} of the sweep's {_PARAMS} differs in more than one value of the section train: refused"
-            )
-        if changed:
-            old.pop(0)
-            yield changed
-        elif added and added[2]:
-            _kind(added[2])
-            yield added[1], "default", added[2]
-    if gone := next((line.strip() for line in old if line.strip()), ""):
-        raise UserError(f"the sweep's {_PARAMS} has no line `{gone}`: only values may differ")
+    keys = {key for each in classes for key in re.findall(r"^    ([a-z_]+): ", each, re.MULTILINE)}
+    lines, changed = text.split("\n"), []
+    for name, value in values.items():
+        *above, key = name.split(".")
+        wanted = value if isinstance(value, str) else json.dumps(value)
+        plain = isinstance(value, bool | int | float) and math.isfinite(value)
+        if key not in keys or above not in ([], ["augment"]) or not (plain or _WORD.fullmatch(wanted)):
+            raise UserError(f"the sweep's value of {name[:60]!r} is none of the section train: refused")
+        place = 0
+        for depth, part in enumerate(["train", *above]):
+            found = _find(lines, place, "  " * depth, part)
+            if found is None and depth:
+                lines.insert(place, f"  {part}:")
+            elif found is None or not re.fullmatch(r"\s*\w+:\s*(#.*)?", lines[found]):
+                raise UserError(f"{_PARAMS} has no section `{part}` with a key in each line: set {name} there")
+            place = (place if found is None else found) + 1
+        indent = "  " * (1 + len(above))
+        found = _find(lines, place, indent, key)
+        if found is None:
+            lines.insert(place, f"{indent}{key}: {wanted}")
+            changed.append((key, "default", wanted))
+        elif (old := re.fullmatch(r"(\s*\w+:)[ ]*([^\s#]*)(.*)", lines[found])) and not _same(old[2], value):
+            lines[found] = f"{old[1]} {wanted}{old[3]}"
+            changed.append((key, old[2], wanted))
+    return "\n".join(lines), changed
 
 
-def _words(line: str) -> list[str]:
-    """Return the words of a line; a key without a value means the same as one with null."""
-    return re.sub(r":[ ]+null[ ]*$", ":", line).split()
+def _find(lines: Sequence[str], start: int, indent: str, key: str) -> int | None:
+    """Return the line of a key in the block that begins at a line; None where it has none."""
+    for number in range(start, len(lines)):
+        line = lines[number]
+        if line.startswith(f"{indent}{key}:"):
+            return number
+        if indent and line.strip() and not line.startswith(indent) and not line.lstrip().startswith("#"):
+            return None
+    return None
 
 
-def _change(mine: str, theirs: str) -> tuple[str, str, str] | None:
-    """Return key, old and new value of a line that differs in the value alone; None of another."""
-    before, after = (_LINE.fullmatch(line) for line in (mine, theirs))
-    same = before and after and before[1] == after[1] and (before[3] or "").split() == (after[3] or "").split()
-    if not before or not after or not same or _kind(before[2]) != _kind(after[2]):
-        return None
-    return before[1].strip(), before[2], after[2]
-
-
-def _kind(value: str) -> str:
-    """Return what kind of value this is; of no kind is what has brackets or other signs."""
-    for name, pattern in _KINDS:
-        if pattern.fullmatch(value):
-            return name
-    raise UserError(f"a value of the sweep's {_PARAMS} is neither a number, a switch nor a word: refused")
+def _same(old: str, value: object) -> bool:
+    try:
+        return bool(json.loads(old) == value) and isinstance(value, bool) == (old in ("true", "false"))
+    except ValueError:
+        return old.strip("'\"") == value
 
 
 def words(facts: Best, values: list[tuple[str, str, str]]) -> tuple[str, str]:
@@ -160,9 +155,12 @@ def words(facts: Best, values: list[tuple[str, str, str]]) -> tuple[str, str]:
     return f"Params of {facts.study}, the best of {facts.trials} trials", body
 
 
-def _push(folder: Path, sha: str, branch: str, message: str, remote: Remote) -> None:
+def _push(text: str, sha: str, branch: str, message: str, remote: Remote) -> None:
     """Commit onto the commit that was searched. Dated as that one, so that a second run makes the same commit again."""
-    tree = with_files(Path(), sha, {_PARAMS: folder / _PARAMS})
+    with NamedTemporaryFile("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        tree = with_files(Path(), sha, {_PARAMS: Path(file.name)})
     date = git(Path(), "show", "--no-patch", "--format=%cI", sha)
     dated = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
     commit = git(Path(), "commit-tree", tree, "-p", sha, text=message, environment=dated)

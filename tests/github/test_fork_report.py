@@ -384,7 +384,7 @@ def test_a_fork_that_leaves_the_model_alone_passes_by_githubs_own_list_of_files(
         poster(None)
         assert [one["state"] for one in github.statuses(sha, "model-gate")] == ["success"]
         assert "Nothing was trained" in the_comment(github)
-        assert "@team" not in the_comment(github)
+        assert "`docs/@team.md`" in the_comment(github)
     finally:
         subprocess.run(["git", "update-ref", "refs/heads/change", before], cwd=github.fork("stranger/models"), check=True)
         github.refresh()

@@ -446,45 +446,27 @@ def test_the_best_params_become_one_pull_request_or_a_branch_and_an_address_or_n
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("learning_rate: 0.523", "learning_rate: fast"),
-        ("learning_rate: 0.523", "learning_rate: [0.5]"),
-        ("learning_rate: 0.523", "learning_rate: .inf"),
-        ("learning_rate: 0.523", "optimizer: 0.523"),
-        ("learning_rate: 0.523", "learning_rate: 0.523 # mine"),
-        ("min_accuracy: 0.8", "min_accuracy: 0.1"),
-        ("train:\n", "train:\n  evil: 1\n"),
-    ],
-)
-def test_what_is_more_than_a_value_of_train_is_refused(old: str, new: str) -> None:
-    before = (ROOT / "params.yaml").read_text()
-    after = put(before, {("train", "learning_rate"): 0.523})
-    assert old in after
+    "values", [{"learning_rate": [0.5]}, {"learning_rate": float("inf")}, {"network": "a: b"}, {"network": "true"},
+               {"min_accuracy": 0.1}, {"evil": 1}, {"gates.learning_rate": 1}]
+)  # fmt: skip
+def test_what_is_no_value_of_train_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="refused"):
-        list(sweep_pull.changes(before, after.replace(old, new, 1)))
+        sweep_pull.edited((ROOT / "params.yaml").read_text(), values)
 
 
-def test_a_key_that_was_left_to_its_default_is_a_new_line() -> None:
-    text = "train:\n  epochs: 3  # few\n\nevaluate:\n"
-    after = put(text, {("train", "augment", "rotate"): 3.5, ("train", "epochs"): 4, ("train", "ema"): 0.9})
-    assert "evaluate: null" in after
-    assert set(sweep_pull.changes(text, after)) == {
-        ("epochs", "3", "4"), ("rotate", "default", "3.5"), ("ema", "default", "0.9")
+def test_values_are_put_into_their_lines_and_a_key_that_was_left_to_its_default_into_a_new_one() -> None:
+    text = "prepare:\ntrain: # ours\n  # how long\n  epochs: 3  # few\n  network: 'slim'\n\nevaluate:\n"
+    values = {"augment.rotate": 3.5, "epochs": 4, "ema": 0.9, "network": "slim"}
+    after, changed = sweep_pull.edited(text, values)
+    assert changed == [("rotate", "default", "3.5"), ("epochs", "3", "4"), ("ema", "default", "0.9")]
+    assert YAML(typ="safe").load(after) == {
+        "prepare": None, "evaluate": None,
+        "train": {"ema": 0.9, "augment": {"rotate": 3.5}, "epochs": 4, "network": "slim"},
     }  # fmt: skip
-    for line in ("  ema: 0.9  # and more", "  evil: 1", "  ema: [1]", "ema: 1"):
-        with pytest.raises(UserError, match="refused"):
-            list(sweep_pull.changes(text, after.replace("  ema: 0.9", line)))
-    with pytest.raises(UserError, match="has no line `evaluate:`"):
-        list(sweep_pull.changes(text, after.replace("evaluate: null", "")))
-
-
-def test_values_are_compared_as_a_person_wrote_them() -> None:
-    text = "train:\n  weights:      # none\n  optimizer: 'sgd'\n  learning_rate: 1.0e-3  # slow\n"
-    after = put(text, {("train", "optimizer"): "muon", ("train", "learning_rate"): 0.02})
-    assert list(sweep_pull.changes(text, after)) == [("optimizer", "'sgd'", "'muon'"), ("learning_rate", "1.0e-3", "0.02")]
-    same = {("train", "optimizer"): "sgd", ("train", "learning_rate"): 0.001}
-    assert not list(sweep_pull.changes(text, put(text, same)))
+    assert "  epochs: 4  # few\n  network: 'slim'\n\nevaluate:\n" in after
+    assert sweep_pull.edited(after, values) == (after, [])
+    with pytest.raises(UserError, match="no section `train` with a key in each line"):
+        sweep_pull.edited("train: {epochs: 3}\n", {"epochs": 4})
 
 
 @pytest.mark.parametrize(
@@ -499,9 +481,8 @@ def test_values_are_compared_as_a_person_wrote_them() -> None:
 )
 def test_numbers_that_are_none_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
     facts = sweep_results.facts(BETTER)
-    (tmp_path / "params.yaml").write_text("")
     (tmp_path / "best.json").write_text(json.dumps(facts))
-    assert sweep_pull._read(tmp_path)[0].trials == 3
+    assert sweep_pull._read(tmp_path).trials == 3
     (tmp_path / "best.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(UserError, match="is not what a sweep leaves"):
         sweep_pull._read(tmp_path)
