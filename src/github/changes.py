@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from src.core.command import UserError
 from src.github.api import ApiError, GitHub
+from src.system.judged import Inputs
 
 MOST_OF_A_PULL_REQUEST = 3000  # files; GitHub lists no more, and then anything may have changed
 ANYTHING = "files that GitHub does not list"
@@ -61,7 +63,7 @@ def relevant(paths: Iterable[str], manifest: Path = Path("manifest.json")) -> li
 
 def _dependencies(manifest: Path) -> set[str]:
     try:
-        stages = json.loads(manifest.read_text())["inputs"]["stages"]
-        return {name for stage in stages.values() for name in stage["deps"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        inputs = Inputs.from_json(json.loads(manifest.read_text())["inputs"], str(manifest))
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return set()
+    return {name for stage in inputs.stages.values() for name in stage.deps}

@@ -10,6 +10,7 @@ from src.core.command import UserError
 from src.github.api import GitHub
 from src.github.git import Remote, git
 from src.system.git_command import GitError, run_git
+from src.system.judged import DataFacts
 from src.system.protection import PARAMS, protected, rules_changed
 
 _DATA = "data.dvc"
@@ -46,8 +47,10 @@ def _sections(github: GitHub, base: str, head: str, *, first: bool) -> list[str]
 def _is_example(repository: Path, commit: str) -> bool:
     """True where the model of a commit is made of the data that the template comes with."""
     try:
-        mine, example = (json.loads(_text(repository, commit, name))["data"]["digest"] for name in _LINEAGES)
-    except (ValueError, KeyError, TypeError):
+        mine, example = (
+            DataFacts.from_json(json.loads(_text(repository, commit, name))["data"], name).digest for name in _LINEAGES
+        )
+    except (ValueError, KeyError, TypeError, UserError):
         return False
     return bool(example and mine == example)
 

@@ -16,48 +16,22 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from src.core.command import UserError
-from src.core.records import Record
 from src.github import changes, engine, labels
 from src.github.api import ApiError, GitHub
 from src.github.git import git
 from src.github.status import run_url, set_outputs, set_status, summarize
-from src.system.judged import Label
+from src.system.run_plan import RunPlan
 
 _SHOWN = 30
 _DEPENDABOT = "dependabot[bot]"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan(Record):
-    """What is to be done, and to which commit the result belongs."""
-
-    lane: str
-    sha: str
-    base: str
-    run_url: str
-    branch: str = ""
-    number: int | None = None
-    fork: bool = False
-    environment: str = "training"
-    override: Label | None = None
-    engine_reviewed: Label | None = None
-    refused: dict[str, str] = field(default_factory=dict)
-    protected: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    relevant: list[str] = field(default_factory=list)
-
-    @property
-    def is_published(self) -> bool:
-        """False for a fork's own run, which holds no token that writes: report-comment.yml speaks for it."""
-        return not self.fork or self.environment == "fork-training"
-
-
-def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
+def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> RunPlan:
     """Decide; `event` is the payload that GitHub gave the run.
 
     Raises:
@@ -83,7 +57,7 @@ def plan(event_name: str, event: Mapping[str, Any], github: GitHub) -> Plan:
     return made
 
 
-def _with_labels(made: Plan, event: Mapping[str, Any], github: GitHub) -> Plan:
+def _with_labels(made: RunPlan, event: Mapping[str, Any], github: GitHub) -> RunPlan:
     """Enter the labels of the people who decide; where GitHub does not answer, none counts.
 
     In a merge queue that the engine was read at the pull request's head counts; another model than there was not accepted.
@@ -100,14 +74,14 @@ def _with_labels(made: Plan, event: Mapping[str, Any], github: GitHub) -> Plan:
     return replace(made, refused=refused, override=override, engine_reviewed=given.get("engine_reviewed"))
 
 
-def _pull_request(event: Mapping[str, Any], github: GitHub) -> Plan:
+def _pull_request(event: Mapping[str, Any], github: GitHub) -> RunPlan:
     request = event["pull_request"]
     return _of(request, "fork" if _is_fork(request) else "train", changes.of_pull_request(github, request["number"]))
 
 
-def _of(request: Mapping[str, Any], lane: str, changed: list[str]) -> Plan:
+def _of(request: Mapping[str, Any], lane: str, changed: list[str]) -> RunPlan:
     fork, head = _is_fork(request), request["head"]
-    return Plan(
+    return RunPlan(
         lane=lane, sha=head["sha"], base=request["base"]["ref"], run_url=run_url(), branch="" if fork else head["ref"],
         number=request["number"], fork=fork, changed=changed,
     )  # fmt: skip
@@ -119,16 +93,16 @@ def _is_fork(request: Mapping[str, Any]) -> bool:
     return head is None or any(head.get(key) != base.get(key) for key in ("id", "full_name"))
 
 
-def _merge_group(event: Mapping[str, Any], github: GitHub) -> Plan:
+def _merge_group(event: Mapping[str, Any], github: GitHub) -> RunPlan:
     group = event["merge_group"]
     base = group["base_ref"].removeprefix("refs/heads/")
     number = re.search(r"/pr-(\d+)-", group["head_ref"])
     changed = changes.between(github, group["base_sha"], group["head_sha"])
     queued = int(number[1]) if number else None
-    return Plan(lane="train", sha=group["head_sha"], base=base, run_url=run_url(), number=queued, changed=changed)
+    return RunPlan(lane="train", sha=group["head_sha"], base=base, run_url=run_url(), number=queued, changed=changed)
 
 
-def _dispatch(event: Mapping[str, Any], github: GitHub) -> Plan:
+def _dispatch(event: Mapping[str, Any], github: GitHub) -> RunPlan:
     inputs = event.get("inputs") or {}
     if inputs.get("pull_request") or inputs.get("sha"):
         return _trusted(str(inputs.get("pull_request") or ""), str(inputs.get("sha") or ""), github)
@@ -138,10 +112,10 @@ def _dispatch(event: Mapping[str, Any], github: GitHub) -> Plan:
     found = [] if branch == default else list(github.pages("pulls", state="open", head=f"{owner}:{branch}"))
     if len(found) == 1 and found[0]["head"]["sha"] == sha and not _is_fork(found[0]):
         return _of(found[0], "train", changes.of_pull_request(github, found[0]["number"]))
-    return Plan(lane="train", sha=sha, base=default, run_url=run_url(), branch="" if branch == default else branch)
+    return RunPlan(lane="train", sha=sha, base=default, run_url=run_url(), branch="" if branch == default else branch)
 
 
-def _trusted(number: str, sha: str, github: GitHub) -> Plan:
+def _trusted(number: str, sha: str, github: GitHub) -> RunPlan:
     """A maintainer has read a fork's commit and wants it trained: that commit, and only while it is the head."""
     if not re.fullmatch(r"[1-9]\d{0,9}", number) or not re.fullmatch(r"[0-9a-f]{40}", sha):
         raise UserError("give both pull_request (a number) and sha (all 40 digits of the commit that you have read)")

@@ -19,12 +19,12 @@ from src.github import labels, pictures
 from src.github.api import GitHub, start
 from src.github.git import Remote, git, with_files
 from src.github.labels import ENGINE, LABELS, OVERRIDE
-from src.github.plan import Plan
 from src.github.status import CONTEXT, run_url, set_status, summarize
 from src.system.escaping import code, prose
 from src.system.git_command import GitError
 from src.system.judged import JudgedFile
 from src.system.protection import RESULTS
+from src.system.run_plan import RunPlan
 
 _KEEP = 50
 _PICTURE = re.compile(r"^!\[([^\]]*)\]\(pictures/([\w.-]+\.png)\)$", re.MULTILINE)
@@ -42,7 +42,7 @@ class Outcome:
     reviewed: bool = False
 
 
-def publish(folder: Path, plan: Plan, trained: str, comment: Path) -> None:
+def publish(folder: Path, plan: RunPlan, trained: str, comment: Path) -> None:
     """Tell the commit and the summary what came out, and write what the pull request is told.
 
     Raises:
@@ -69,7 +69,7 @@ def publish(folder: Path, plan: Plan, trained: str, comment: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def outcome_of(folder: Path, plan: Plan, trained: str) -> Outcome:
+def outcome_of(folder: Path, plan: RunPlan, trained: str) -> Outcome:
     """Read what the training job left; every way in which it can have gone wrong is a failure with its reason."""
     if plan.lane == "unchanged":
         return _unchanged(plan)
@@ -105,7 +105,7 @@ def outcome_of(folder: Path, plan: Plan, trained: str) -> Outcome:
     return outcome
 
 
-def _judged(verdict: JudgedFile, markdown: str, plan: Plan, folder: Path) -> Outcome:
+def _judged(verdict: JudgedFile, markdown: str, plan: RunPlan, folder: Path) -> Outcome:
     word, lacking = verdict.verdict, [LABELS[key] for key in verdict.lacking]
     reasons = "; ".join(verdict.reasons) or "every gate holds"
     state = {"pass": "success", "fail": "failure", "investigate": "pending"}[word]
@@ -122,7 +122,7 @@ def _judged(verdict: JudgedFile, markdown: str, plan: Plan, folder: Path) -> Out
     return Outcome(state, description, _with_hints(markdown, lacking if started else [], plan), reviewed)
 
 
-def _engine(plan: Plan) -> str:
+def _engine(plan: RunPlan) -> str:
     """Name the protected files, and say what is to be done."""
     files = ", ".join(map(code, plan.protected))
     what = f"reads them and adds the label `{ENGINE}`, which counts for this commit; a later push ends it"
@@ -137,7 +137,7 @@ def _has_model(verdict: JudgedFile) -> bool:
     return bool(gates) and "pipeline" not in gates and gates.get("budget", "pass") == "pass"
 
 
-def _with_hints(markdown: str, lacking: list[str], plan: Plan) -> str:
+def _with_hints(markdown: str, lacking: list[str], plan: RunPlan) -> str:
     """Say what a person can do next, where the machine has no more to say; `lacking` are the labels that would do."""
     hints = []
     if lacking:
@@ -161,7 +161,7 @@ def _with_hints(markdown: str, lacking: list[str], plan: Plan) -> str:
     return markdown + "".join(f"\n> {hint}\n" for hint in hints)
 
 
-def _unchanged(plan: Plan) -> Outcome:
+def _unchanged(plan: RunPlan) -> Outcome:
     files = "\n".join(f"- {code(path)}" for path in plan.changed)
     told = "nothing that the model depends on changed: nothing was trained"
     rest = f"The model of `{plan.base}` stays as it is. Changed files:\n\n{files}\n\n[Run]({run_url()})\n"
@@ -172,7 +172,7 @@ def _unchanged(plan: Plan) -> Outcome:
     return Outcome("success", told + by, f"## ✅ pass: {told}{by}\n\n{rest}")
 
 
-def _bump(plan: Plan) -> Outcome:
+def _bump(plan: RunPlan) -> Outcome:
     """Leave a bump to the person who reads it: what that person starts has the secrets that Dependabot's run has not."""
     text = (
         "## 🟡 new versions of packages: nothing was trained yet\n\nA run that Dependabot starts holds no secret, and new "
@@ -188,7 +188,7 @@ def _bump(plan: Plan) -> Outcome:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _with_pictures(markdown: str, folder: Path, plan: Plan, remote: Remote) -> str:
+def _with_pictures(markdown: str, folder: Path, plan: RunPlan, remote: Remote) -> str:
     """Put addresses into the picture lines, or take the lines out: the report reads without them."""
     if not _PICTURE.search(markdown) or not folder.is_dir():
         return _PICTURE.sub("", markdown)
@@ -215,7 +215,7 @@ def _with_pictures(markdown: str, folder: Path, plan: Plan, remote: Remote) -> s
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _push_reviewed(folder: Path, plan: Plan, remote: Remote, outcome: Outcome) -> str:
+def _push_reviewed(folder: Path, plan: RunPlan, remote: Remote, outcome: Outcome) -> str:
     """Commit the reviewed files onto the reviewed commit and push; empty where nothing changed or the branch moved on."""
     here, sha = Path(), plan.sha
     try:
@@ -246,4 +246,4 @@ def main() -> None:
     text = os.environ.get("PLAN", "")
     if not text:
         raise UserError("there is no plan: the job Plan crashed, see its log")
-    publish(args.reviewed, Plan.parse(text, "PLAN"), os.environ.get("TRAINED", ""), args.comment)
+    publish(args.reviewed, RunPlan.parse(text, "PLAN"), os.environ.get("TRAINED", ""), args.comment)

@@ -16,9 +16,10 @@ from src.github import changes
 from src.github.api import GitHub
 from src.github.labels import ENGINE
 from src.github.labels import OVERRIDE as LABEL
-from src.github.plan import Plan, plan
+from src.github.plan import plan
 from src.github.recheck import recheck
 from src.github.status import set_status
+from src.system.run_plan import RunPlan
 
 
 @pytest.fixture
@@ -49,13 +50,13 @@ def push(github: Standin, tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def decide(github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+def decide(github: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPlan]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GITHUB_SERVER_URL", github.server_url)
     monkeypatch.setenv("GITHUB_SHA", "f" * 40)
     monkeypatch.setenv("GITHUB_REF_NAME", "main")
 
-    def go(event: str, **options: Any) -> Plan:
+    def go(event: str, **options: Any) -> RunPlan:
         token = github.token({"contents": "read", "pull-requests": "read", "statuses": "write", "actions": "read"})
         return plan(event, github.payload(event, **options), GitHub("team/models", token, github.url))
 
@@ -95,13 +96,13 @@ def test_the_lineage_says_what_the_model_depends_on(tmp_path: Path) -> None:
     paths = ["src/model.py", "src/serving/service.py", "data.dvc", "Makefile"]
     manifest = tmp_path / "manifest.json"
     assert changes.relevant(paths, manifest) == ["src/model.py", "src/serving/service.py", "data.dvc"]
-    manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
+    manifest.write_text(json.dumps({"inputs": {"digest": "x", "stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
     assert changes.relevant(paths, manifest) == ["src/model.py", "data.dvc"]
 
 
 def test_a_folder_of_the_lineage_stands_for_what_is_in_it(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/core": "1.dir"}}}}}))
+    manifest.write_text(json.dumps({"inputs": {"digest": "x", "stages": {"train": {"deps": {"src/core": "1.dir"}}}}}))
     inside = ["src/core/a.py", "src/core/nested/b.py"]
     assert changes.relevant([*inside, "src/corefoo.py", "src/core.md", "docs/src/core/a.py"], manifest) == inside
 
@@ -110,7 +111,7 @@ def test_a_folder_of_the_lineage_stands_for_what_is_in_it(tmp_path: Path) -> Non
                                   "requirements/run.txt", "manifest.json", ".github/workflows/report.yml"])  # fmt: skip
 def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"inputs": {"stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
+    manifest.write_text(json.dumps({"inputs": {"digest": "x", "stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
     assert changes.relevant([path], manifest) == [path]
 
 
@@ -330,14 +331,14 @@ class Labelled:
 
     github: Standin
     push: Callable[..., str]
-    decide: Callable[..., Plan]
+    decide: Callable[..., RunPlan]
     number: int
 
-    def label(self, label: str = LABEL, by: str = "alice") -> Plan:
+    def label(self, label: str = LABEL, by: str = "alice") -> RunPlan:
         self.github.add_label(self.number, label, by=by)
         return self.happens("labeled", by, label=label)
 
-    def happens(self, action: str, sender: str = "author", **options: Any) -> Plan:
+    def happens(self, action: str, sender: str = "author", **options: Any) -> RunPlan:
         run = {"head_sha": self.github.head(self.number), "head_branch": "wider", "actor": user(sender)}
         self.github.add_run(self.github.next_run(), **run)
         return self.decide("pull_request", number=self.number, action=action, sender=sender, **options)
@@ -368,7 +369,7 @@ def labelled(push: Any, decide: Any, github: Standin, monkeypatch: pytest.Monkey
     return Labelled(github, push, decide, github.open_pull_request("wider"))
 
 
-def given(made: Plan) -> list[tuple[str, str] | None]:
+def given(made: RunPlan) -> list[tuple[str, str] | None]:
     """Return who gave each of the two labels that count, and at which commit."""
     return [(label.by, label.head) if label else None for label in (made.override, made.engine_reviewed)]
 
