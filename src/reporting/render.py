@@ -59,9 +59,11 @@ _ENVIRONMENT.filters |= {
 _ENVIRONMENT.globals |= {"place": words.place, "machine": words.machine}
 
 
-def section(template: str, **values: Any) -> str:
-    """Return the Markdown of one section; empty where the template has nothing to say."""
-    text = _ENVIRONMENT.get_template(f"{template}.md").render(values)
+def section(template: str | Path, **values: Any) -> str:
+    """Return the Markdown of a template of ours, by name, or of a file; empty where it has nothing to say."""
+    known = isinstance(template, str)
+    made = _ENVIRONMENT.get_template(f"{template}.md") if known else _ENVIRONMENT.from_string(Path(template).read_text())
+    text = made.render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip().replace(_LINE, "\n")
 
 

@@ -22,7 +22,6 @@ import pytest
 import torch
 from conftest import PATIENCE, ROOT, draw_colours, write_params
 from optuna.trial import TrialState
-from ruamel.yaml import YAML
 from standin import GitHub, clone, commit
 from test_register import postgres
 
@@ -30,7 +29,7 @@ from src.core.command import UserError
 from src.github import sweep_pull
 from src.images.prepare import prepare
 from src.lab.experiments import sweep_results, sweep_space, sweep_worker
-from src.lab.experiments.sweep import make_branch, study_name
+from src.lab.experiments.sweep import study_name
 from src.lab.experiments.sweep_results import Results, Tried
 from src.lab.experiments.sweep_worker import FINISHED, open_study, to_minimise
 from src.system.params import Params, load
@@ -300,7 +299,7 @@ def test_the_results_tell_the_winner_beside_the_present_params_and_warn_of_its_l
     write(tmp_path / "out", BETTER)
     text = (tmp_path / "out" / "sweep.md").read_text()
     assert "**Trial 2 is the best**" in text
-    assert "+6 of 200 validation images" in text
+    assert "+6 of 200 validation examples" in text
     assert "| present params | 0 | 95.00% |" in text
     assert "winner's curse" in text
     assert "| learning_rate | 70% |" in text
@@ -318,65 +317,6 @@ def test_of_equal_trials_the_present_params_stay_and_those_that_do_not_train_can
     found = results(tried(0, None, None), tried(1, 0.95, 0.05))
     assert found.best.question == 1
     assert "nothing to compare with" in sweep_results.document(found)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The branch
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "repository"
-    place.mkdir()
-    shutil.copy(ROOT / "params.yaml", place)
-    (place / "other.txt").write_text("one\n")
-    write(tmp_path / "out", BETTER)
-    monkeypatch.chdir(place)
-    git("init", "--quiet", "--initial-branch=main")
-    git("config", "user.name", "A Person")
-    git("config", "user.email", "person@example.com")
-    git("add", ".")
-    git("commit", "--quiet", "--message=one")
-    return place
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.mark.journey
-def test_the_branch_changes_values_alone_and_leaves_the_working_tree_as_it_is(repository: Path, tmp_path: Path) -> None:
-    (repository / "other.txt").write_text("two\n")
-    (repository / "new.txt").write_text("new\n")
-    before = git("status", "--porcelain"), git("rev-parse", "HEAD"), (repository / ".git" / "index").read_bytes()
-    said = make_branch("sweep/x-3", Path("params.yaml"), tmp_path / "out" / "params.yaml", BETTER)
-    assert "branch sweep/x-3" in said
-    assert "1 files have changes" in said
-    assert (git("status", "--porcelain"), git("rev-parse", "HEAD"), (repository / ".git" / "index").read_bytes()) == before
-    assert git("rev-parse", "sweep/x-3^") == before[1]
-    assert git("diff", "--name-only", "main", "sweep/x-3") == "params.yaml"
-    assert git("diff", "--numstat", "main", "sweep/x-3").split()[:2] == ["1", "1"]
-    assert git("log", "-1", "--format=%an", "sweep/x-3") == "A Person"
-    told = git("log", "-1", "--format=%B", "sweep/x-3")
-    assert "learning_rate: 0.523 (was 0.1)" in told
-    assert "98.00%" in told
-    found = YAML(typ="safe").load(git("show", "sweep/x-3:params.yaml"))
-    assert found["train"]["learning_rate"] == 0.523
-    assert "is there already" in make_branch("sweep/x-3", Path("params.yaml"), tmp_path / "out" / "params.yaml", BETTER)
-
-
-@pytest.mark.journey
-def test_where_git_cannot_the_params_are_told(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    best = tmp_path / "out" / "params.yaml"
-    assert "no branch was made" in make_branch("a..b", Path("params.yaml"), best, BETTER)
-    outside = tmp_path / "elsewhere.yaml"
-    shutil.copy(ROOT / "params.yaml", outside)
-    assert "lies outside" in make_branch("sweep/y", outside, best, BETTER)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    said = make_branch("sweep/y", Path("params.yaml"), best, BETTER)
-    assert "Git is not installed" in said
-    assert "learning_rate: 0.523" in said
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -516,7 +456,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(colours: Path, folder: Path, *options: str, heartbeat: int = 20, **environment: str) -> "subprocess.Popen[str]":
     """Start the command in `folder`, as the first of a process group of its own."""
     folder.mkdir(exist_ok=True)
-    inputs = [str(colours / "arrays"), str(colours / "validation.json"), "out", "--branch", "none"]
+    inputs = [str(colours / "arrays"), str(colours / "validation.json"), "out"]
     code = f"from src.lab.experiments import sweep, sweep_worker; sweep_worker.HEARTBEAT = {heartbeat}; "
     code += "from src.system.command_line import run; run('sweep', sweep.main)"
     return subprocess.Popen(

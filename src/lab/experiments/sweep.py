@@ -5,7 +5,7 @@
 Tries the params as they are, then some at random, then what TPE proposes, or every combination of lists of choices where
 they are no more than the trials; the median of the others ends a trial early.
 Reads `sweep` and `train` of params.yaml; keeps its trials in sweep.db (or in PostgreSQL, for several machines: run the same
-command on each); writes out/sweep (sweep.md, trials.csv, best.json, pictures) and a branch with the best params.
+command on each); writes out/sweep (sweep.html, sweep.md, trials.csv, best.json, pictures, params.yaml with the best params).
 """
 
 import argparse
@@ -20,10 +20,9 @@ import optuna
 from src.core import arrays
 from src.core.command import UserError
 from src.core.files import check_outputs
-from src.github.git import git, with_files
 from src.lab.experiments import sweep_results, sweep_space
 from src.lab.experiments.sweep_results import Results
-from src.lab.experiments.sweep_worker import FINISHED, Job, finish_lost, open_study, storage_errors, work, work_together
+from src.lab.experiments.sweep_worker import FINISHED, Job, open_study, storage_errors, work, work_together
 from src.system import tracking
 from src.system.params import Params, load
 from src.system.params_text import put
@@ -31,12 +30,12 @@ from src.training import checkpoint, loop
 from src.training.task import of, require_passed
 
 _STORAGE = "sqlite:///sweep.db"
-_BY_VARIABLE = ("trials", "minutes", "storage", "branch")  # so that a workflow puts no input of a person into a command
+_BY_VARIABLE = ("trials", "minutes", "storage")  # so that a workflow puts no input of a person into a command
 _ELSEWHERE = {"device", "compile", "processes", "folds", "repeats"}  # of train: where and how often, not what
 
 
 def sweep(args: argparse.Namespace, params: Params) -> None:
-    """Search until all trials are done or the time is up; write the results and the branch.
+    """Search until all trials are done or the time is up; write the results.
 
     Raises:
         UserError: the data did not pass validation, the space does not fit the params, the storage does not answer,
@@ -60,7 +59,7 @@ def sweep(args: argparse.Namespace, params: Params) -> None:
     until = time.time() + 60 * args.minutes if args.minutes else None
     job = Job(args.arrays, args.checkpoints, args.storage, name, params, run.id if run else None, until)
     work(job) if args.workers == 1 else work_together(job, args.workers)
-    finish_lost(job)
+    work(job, lost=True)
     with storage_errors(args.storage):
         results = sweep_results.collect(study, space.present, params.sweep.objective, job.wanted, images)
     if run:
@@ -94,57 +93,11 @@ def _print_start(study: optuna.Study, wanted: int) -> None:
 
 def _print_end(results: Results, args: argparse.Namespace) -> None:
     print(f"\n{sweep_results.document(results).partition('## Importance')[0].strip()}\n")
-    print(f"results: {args.out} (sweep.md, trials.csv, history.png, importance.png; params.yaml with the best params)")
+    print(f"results: {args.out} (sweep.html, sweep.md, trials.csv, pictures; params.yaml with the best params)")
     if len(results.tried) < results.wanted:
         print(f"{len(results.tried)} of {results.wanted} trials are done: run the same command again for the others")
-    if results.best is results.present:
-        print("the present params are the best, so there is no branch to make")
-    elif args.branch != "none":
-        name = args.branch or f"sweep/{results.study.removeprefix('sweep-')}-{len(results.tried)}"
-        print(make_branch(name, args.params, args.out / "params.yaml", results))
-
-
-def make_branch(name: str, params: Path, best: Path, results: Results) -> str:
-    """Commit the best params onto HEAD as a new branch, without touching the working tree; return what to type next.
-
-    Where Git cannot do it, nothing is done and that is said: the params are in sweep.md all the same.
-    """
-    try:
-        top = Path(git(Path(), "rev-parse", "--show-toplevel"))
-        if not params.resolve().is_relative_to(top):
-            raise UserError(f"{params} lies outside of this repository")
-        path = params.resolve().relative_to(top).as_posix()
-        git(top, "check-ref-format", "--branch", name)
-        head = git(top, "rev-parse", "--verify", "HEAD^{commit}")
-        tree = with_files(top, head, {path: best})
-        if there := git(top, "for-each-ref", "--format=%(objectname)", f"refs/heads/{name}"):
-            same = git(top, "rev-parse", f"{there}^{{tree}}") == tree
-            return f"the branch {name} is there already" + ("" if same else f", with other content: git diff HEAD {name}")
-        author: dict[str, str] = {}
-        for key, default in (("name", "sweep"), ("email", "sweep@localhost")):
-            value = git(top, "config", "--default", default, f"user.{key}")
-            author |= {f"GIT_{role}_{key.upper()}": value for role in ("AUTHOR", "COMMITTER")}
-        commit = git(top, "commit-tree", tree, "-p", head, text=_message(results), environment=author)
-        git(top, "update-ref", f"refs/heads/{name}", commit, "0" * 40)
-        status = git(top, "status", "--porcelain", "--untracked-files=no").splitlines()
-        others = [line for line in status if not line.endswith(path)]
-    except (UserError, FileNotFoundError) as error:
-        reason = "Git is not installed" if isinstance(error, FileNotFoundError) else error
-        values = ", ".join(f"{key}: {value}" for key, value in results.best.values.items())
-        return f"no branch was made ({reason}); put the best params into {params} yourself, section train: {values}"
-    remark = f". Note that {len(others)} files have changes that are not committed and not on the branch" if others else ""
-    return f"branch {name}: git diff HEAD {name}, then git push origin {name}, and open a pull request{remark}"
-
-
-def _message(results: Results) -> str:
-    best, present = results.best, results.present
-    values = "\n".join(f"  {key}: {value} (was {present.values[key]})" for key, value in best.values.items())
-    numbers = f"accuracy {best.accuracy:.2%}, log loss {best.log_loss:.4f}"
-    return (
-        f"Params of {results.study}, trial {best.question} of {len(results.tried)}\n\n{values}\n\n"
-        f"On {results.examples} validation images: {numbers}; {results.gain}.\n"
-        "Chosen for that number, so it flatters; the test images of the pull request are the judge.\n"
-    )
+    if results.best is not results.present:
+        print(f"take them over: cp {args.out / 'params.yaml'} {args.params}")
 
 
 def main() -> None:
@@ -159,9 +112,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=_minutes, metavar="N", help="train no longer; a later run goes on (SWEEP_MINUTES)")
     parser.add_argument("--storage", help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE (SWEEP_STORAGE)")
     parser.add_argument("--checkpoints", type=Path, default=Path("out/checkpoints/sweep"), help="of unfinished trials")
-    parser.add_argument(
-        "--branch", metavar="NAME", help="the branch to make, or none (SWEEP_BRANCH; else sweep/STUDY-TRIALS)"
-    )
     parser.set_defaults(**{name: os.environ.get(f"SWEEP_{name.upper()}") or None for name in _BY_VARIABLE})
     args = parser.parse_args()
     # a runner's machine can keep the trials of its jobs in a place of its own

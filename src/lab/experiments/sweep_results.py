@@ -1,10 +1,8 @@
-"""What a sweep found, as files: sweep.md, trials.csv, best.json, params.yaml, history.png and importance.png."""
+"""What a sweep found, as files: sweep.md and sweep.html, trials.csv, best.json, params.yaml, history.png, importance.png."""
 
 import csv
 import os
-import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ from src.core import pictures
 from src.core.command import UserError
 from src.core.files import replacing, write_json
 from src.lab.experiments.sweep_space import Values
+from src.reporting import page, render
 
-_TOP = 10  # trials in sweep.md; trials.csv has all
 _ENOUGH = 4  # complete trials, under which there is nothing to learn from
+_TEMPLATE = Path(__file__).parent / "sweep.md"
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,12 @@ class Tried:
 
     question: int
     values: Values
-    value: float | None
-    accuracy: float | None
-    log_loss: float | None
-    epoch: int | None
-    seconds: float | None
-    reason: str
+    value: float | None = None
+    accuracy: float | None = None
+    log_loss: float | None = None
+    epoch: int | None = None
+    seconds: float | None = None
+    reason: str = ""
 
     @property
     def rank(self) -> tuple[bool, float, int]:
@@ -65,12 +64,17 @@ class Results:
         return next(one for one in self.tried if one.question == 0)
 
     @property
+    def measure(self) -> str:
+        """What trials are ranked by, in words."""
+        return "log loss" if self.objective == "log_loss" else "accuracy, equal ones by log loss"
+
+    @property
     def gain(self) -> str:
         """How far the best is ahead of the present params, in words."""
         if self.present.accuracy is None or self.best.accuracy is None:
             return "the present params did not train to the end, so there is nothing to compare with"
         more = round((self.best.accuracy - self.present.accuracy) * self.examples)
-        return f"{more:+d} of {self.examples:,} validation images against the present params"
+        return f"{more:+d} of {self.examples:,} validation examples against the present params"
 
 
 def collect(study: optuna.Study, present: Values, objective: str, wanted: int, examples: int) -> Results:
@@ -79,19 +83,15 @@ def collect(study: optuna.Study, present: Values, objective: str, wanted: int, e
     Raises:
         UserError: none was trained to its end.
     """
-    tried = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        facts = trial.user_attrs
-        value = trial.value if trial.state == TrialState.COMPLETE else None
-        known = {name: facts.get(name) for name in ("accuracy", "log_loss", "epoch", "seconds")}
-        tried.append(Tried(facts["question"], facts["values"], value, reason=facts.get("reason", ""), **known))
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    tried = [Tried(value=one.value if one.state == TrialState.COMPLETE else None, **one.user_attrs) for one in finished]
     tried.sort(key=lambda one: one.rank)
     if not tried or tried[0].value is None:
         raise UserError(
             f"not one of {len(tried)} trials was trained to its end: run the same command again, or give it longer"
         )
     if not any(one.question == 0 for one in tried):
-        tried.append(Tried(0, present, None, None, None, None, None, "its workers were killed"))
+        tried.append(Tried(0, present, reason="its workers were killed"))
     importance = {}
     if sum(one.value is not None for one in tried) >= _ENOUGH:
         with warnings.catch_warnings():
@@ -101,23 +101,23 @@ def collect(study: optuna.Study, present: Values, objective: str, wanted: int, e
     return Results(study.study_name, objective, wanted, examples, tried, importance)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def write(folder: Path, results: Results, params: str, study: optuna.Study) -> None:
     """Write the folder anew; `params` is the text of params.yaml with the best params.
 
     In a workflow sweep.md is shown on the run's page too.
     """
-    measure = "log loss" if results.objective == "log_loss" else "share of wrong validation images"
+    measure = "log loss" if results.objective == "log_loss" else "share of wrong validation examples"
     mpl.use("agg")  # draws without a screen
     with replacing(folder) as fresh, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna's pictures count as experimental
         fresh.mkdir()
-        _write_csv(fresh / "trials.csv", results)
-        (fresh / "sweep.md").write_text(document(results))
+        with (fresh / "trials.csv").open("w", newline="") as file:
+            names = ["question", "accuracy", "log_loss", "value", "epoch", "seconds", "reason"]
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(["state", *names, *results.best.values])
+            for tried in sorted(results.tried, key=lambda one: one.question):
+                numbers = [getattr(tried, name) for name in names]
+                lines.writerow(["pruned" if tried.value is None else "complete", *numbers, *tried.values.values()])
         (fresh / "params.yaml").write_text(params)
         write_json(fresh / "best.json", facts(results))
         axes = [("history", plots.plot_optimization_history(study, target_name=measure))]
@@ -126,9 +126,12 @@ def write(folder: Path, results: Results, params: str, study: optuna.Study) -> N
             axes.append(("importance", plots.plot_param_importances(study, evaluator, target_name=measure)))
         for name, one in axes:
             pictures.save(one.figure, fresh / f"{name}.png")  # type: ignore[arg-type]
+        text = document(results)
+        (fresh / "sweep.md").write_text(text)
+        page.write(fresh / "sweep.html", text)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as page:
-            page.write(re.sub(r"!\[\w+\]\(\w+\.png\)", "", document(results)))
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a") as summary:
+            summary.write(document(results, pictures=False))
 
 
 def facts(results: Results) -> dict[str, Any]:
@@ -144,58 +147,6 @@ def facts(results: Results) -> dict[str, Any]:
     }
 
 
-def _write_csv(path: Path, results: Results) -> None:
-    names = ["question", "state", "accuracy", "log_loss", "value", "epoch", "seconds", "reason", *results.best.values]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        for one in sorted(results.tried, key=lambda one: one.question):
-            state = "pruned" if one.value is None else "complete"
-            numbers = [one.accuracy, one.log_loss, one.value, one.epoch, one.seconds, one.reason]
-            writer.writerow([one.question, state, *numbers, *one.values.values()])
-
-
-def document(results: Results) -> str:
+def document(results: Results, *, pictures: bool = True) -> str:
     """Return sweep.md."""
-    best, present = results.best, results.present
-    measure = "log loss" if results.objective == "log_loss" else "accuracy, equal ones by log loss"
-    verdict = f"**Trial {best.question} is the best** by {measure}, on the validation split: {results.gain}."
-    if best is present:
-        verdict = f"**No trial beat the present params** (by {measure}, on the validation split)."
-    rows = [("present params", present)] if best is present else [("best", best), ("present params", present)]
-    header = ["trial", "accuracy", "log loss", "epoch", "ended", *best.values]
-    importance = f"Fewer than {_ENOUGH} trials were trained to the end: which key matters would be chance."
-    if results.importance:
-        shares = _table(["key", "share"], [[key, f"{share:.0%}"] for key, share in results.importance.items()])
-        importance = (
-            "Share of the difference between complete trials that a key accounts for (fANOVA). Of under 30 trials it is a "
-            f"hint.\n\n{shares}\n\n![Importance](importance.png)"
-        )
-    curse = (
-        f"The best of {len(results.tried)} on one validation split looks better than it is: it was chosen for that number "
-        f"(the winner's curse). One image is {1 / results.examples:.2%} of accuracy here. The pull request's test images, "
-        "which took no part in the choice, are the judge."
-    )
-    parts = [
-        f"# {results.study}: {len(results.tried)} of {results.wanted} trials",
-        verdict,
-        _table(["", *header], [[name, *_cells(one)] for name, one in rows]),
-        curse,
-        f"## Importance\n\n{importance}",
-        f"## The best {min(_TOP, len(results.tried))} trials",
-        _table(header, [_cells(one) for one in results.tried[:_TOP]]),
-        "All trials are in trials.csv. Trial 0 is the params as they were. ![History](history.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _cells(one: Tried) -> list[str]:
-    accuracy = "" if one.accuracy is None else f"{one.accuracy:.2%}"
-    log_loss = "" if one.log_loss is None else f"{one.log_loss:.4f}"
-    values = [str(value) for value in one.values.values()]
-    return [str(one.question), accuracy, log_loss, str(one.epoch or ""), one.reason or "complete", *values]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)
+    return render.section(_TEMPLATE, found=results, pictures=pictures) + "\n"

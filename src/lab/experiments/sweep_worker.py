@@ -2,7 +2,7 @@
 
 A worker that is killed stops its heartbeat; after the grace period Optuna marks its trial as failed and queues the same
 values again (RetryHeartbeatStaleTrialCallback). The objective is minimised: for `accuracy` the share of wrong validation
-images, equal ones decided by log loss; for `log_loss` that alone, of the probabilities as served. Source: Bergstra et al.,
+examples, equal ones decided by log loss; for `log_loss` that alone, without smoothing. Source: Bergstra et al.,
 "Algorithms for Hyper-Parameter Optimization" (2011), the tree-structured Parzen estimator.
 """
 
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import BruteForceSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import MaxTrialsCallback
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -81,42 +82,32 @@ class Job:
         return sweep_space.of(self.params).grid_size(self.params.sweep.trials) or self.params.sweep.trials
 
 
-def work(job: Job) -> None:
-    """Train trials until enough are finished, or the time is up.
+def work(job: Job, *, lost: bool = False) -> None:
+    """Train trials until enough are finished, or the time is up; `lost`: those that workers that are gone left, no others.
+
+    A lost trial is waited for until its heartbeat is stale, at most.
 
     Raises:
         UserError: the storage cannot be used, or a trial cannot be trained for a reason that is none of its values.
     """
     objective = Objective(of(arrays.load(job.arrays)), job)
-    with storage_errors(job.storage):
-        study = open_study(job.storage, job.study, objective.space, job.params)
-        enough = MaxTrialsCallback(job.wanted, FINISHED)
-        while not job.is_over and len(study.get_trials(deepcopy=False, states=FINISHED)) < job.wanted:
-            _optimize(study, objective, None, enough)
-
-
-def finish_lost(job: Job) -> None:
-    """Train the trials that workers that are gone left unfinished; wait for a heartbeat at most the grace period."""
     patience = time.time() + 4 * HEARTBEAT
     with storage_errors(job.storage):
-        study = open_study(job.storage, job.study, sweep_space.of(job.params), job.params)
-        while not job.is_over and time.time() < patience:
-            states = {trial.state for trial in study.get_trials(deepcopy=False)}
-            if TrialState.WAITING in states:
-                _optimize(study, Objective(of(arrays.load(job.arrays)), job), 1)
-            elif TrialState.RUNNING not in states:
-                return
-            else:
+        study = open_study(job.storage, job.study, objective.space, job.params)
+        while not job.is_over:
+            states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+            if lost and states[TrialState.RUNNING] and not states[TrialState.WAITING] and time.time() < patience:
                 time.sleep(0.5)
                 fail_stale_trials(study)
-
-
-def _optimize(study: optuna.Study, objective: "Objective", trials: int | None, *callbacks: MaxTrialsCallback) -> None:
-    try:
-        study.optimize(objective, n_trials=trials, callbacks=callbacks)
-    except _LeftError as left:
-        if left.__cause__:
-            raise left.__cause__ from None
+            elif states[TrialState.WAITING] if lost else sum(states[state] for state in FINISHED) < job.wanted:
+                try:
+                    enough = [] if lost else [MaxTrialsCallback(job.wanted, FINISHED)]
+                    study.optimize(objective, n_trials=1 if lost else None, callbacks=enough)
+                except _LeftError as left:
+                    if left.__cause__:
+                        raise left.__cause__ from None
+            else:
+                return
 
 
 def work_together(job: Job, workers: int) -> None:
@@ -168,7 +159,7 @@ class Objective:
         self.space, self._task, self._job = sweep_space.of(job.params), task, job
 
     def __call__(self, trial: Trial) -> float:
-        """Train a trial, or repeat the result of an equal one.
+        """Train a trial.
 
         Raises:
             TrialPruned: it is under the median of others, or cannot be trained.
@@ -179,11 +170,9 @@ class Objective:
         checkpoints = self._job.checkpoints / study / str(question)
         try:
             values = self.space.suggest(trial)
-            finished = trial.study.get_trials(deepcopy=False, states=FINISHED)
-            twin = next((one for one in finished if one.user_attrs.get("values") == values), None)
             trial.set_user_attr("question", question)
             trial.set_user_attr("values", values)
-            value, facts = _repeat(twin) if twin else self._train(trial, question, values, checkpoints)
+            value, facts = self._train(trial, question, values, checkpoints)
             seconds = time.monotonic() - started
             for name, fact in (facts | {"seconds": round(seconds, 1)}).items():
                 trial.set_user_attr(name, fact)
@@ -239,15 +228,6 @@ class Objective:
         facts = {"accuracy": fitted.best["validation_accuracy"], "log_loss": log_loss, "epoch": fitted.best["epoch"]}
         images = len(self._task.validation.labels)
         return to_minimise(job.params.sweep.objective, facts["accuracy"], log_loss, images), facts
-
-
-def _repeat(twin: FrozenTrial) -> tuple[float | None, dict[str, Any]]:
-    """Return the result of a trial of equal values: training it again would give the same."""
-    facts: dict[str, Any] = {
-        name: twin.user_attrs[name] for name in ("accuracy", "log_loss", "epoch") if name in twin.user_attrs
-    }
-    value = twin.value if twin.state == TrialState.COMPLETE else None
-    return value, {**facts, "reason": f"the values of trial {twin.user_attrs['question']}"}
 
 
 def to_minimise(objective: str, accuracy: float, log_loss: float, images: int) -> float:
