@@ -12,12 +12,10 @@ machine is quiet, and read the ratios.
 import argparse
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,54 +71,36 @@ class Plain:
     def __init__(self, task: Task, params: Train) -> None:
         """Build a fresh network and a loader whose workers stay."""
         torch.manual_seed(params.seed)
-        self._learner = _plain_learner(task, params)
+        self._params = params
+        self._device = torch.device("cuda" if params.device != "cpu" and torch.cuda.is_available() else "cpu")
+        self._classifier = start.start(task, params)[0].to(self._device)
+        self._optimizer = optimizer.build(self._classifier, params)
         images = PerSample(np.array(task.training.examples[:]), task.training.labels, params.augment.crop)
-        self._loader: Iterable[Any] = DataLoader(
+        self._loader = DataLoader(
             images, params.batch_size, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True
         )
 
     def epoch(self) -> tuple[float, float]:
         """Train for an epoch; return images a second and the share of time spent waiting for the loader."""
         torch.set_num_threads(cores())
-        self._learner.classifier.train()
-        began, waited, count = time.perf_counter(), 0.0, 0
-        for images, labels, seconds in _timed(self._loader):
-            waited += seconds
-            _plain_step(self._learner, images.to(self._learner.device), labels.to(self._learner.device))
+        self._classifier.train()
+        began = asked = time.perf_counter()
+        waited, count = 0.0, 0
+        for images, labels in self._loader:
+            waited += time.perf_counter() - asked
+            logits = self._classifier(images.to(self._device))
+            loss = F.cross_entropy(logits, labels.to(self._device), label_smoothing=self._params.label_smoothing)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self._params.gradient_clip:
+                nn.utils.clip_grad_norm_(self._classifier.parameters(), self._params.gradient_clip)
+            self._optimizer.step()
             count += len(labels)
-        if self._learner.device.type == "cuda":
+            asked = time.perf_counter()
+        if self._device.type == "cuda":
             torch.cuda.synchronize()
         spent = time.perf_counter() - began
         return count / spent, waited / spent
-
-
-def _plain_learner(task: Task, params: Train) -> Learner:
-    device = torch.device("cuda" if params.device != "cpu" and torch.cuda.is_available() else "cpu")
-    classifier, frozen = start.start(task, params)
-    classifier.to(device)
-    built, weights = optimizer.build(classifier, params), torch.ones(len(task.classes), device=device)
-    return Learner(classifier, classifier, frozen, built, None, weights, device, False, World(), params)
-
-
-def _timed(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor, float]]:
-    iterator = iter(loader)
-    while True:
-        asked = time.perf_counter()
-        try:
-            images, labels = next(iterator)
-        except StopIteration:
-            return
-        yield images, labels, time.perf_counter() - asked
-
-
-def _plain_step(learner: Learner, images: Tensor, labels: Tensor) -> None:
-    logits = learner.forward(images)
-    loss = F.cross_entropy(logits, labels, label_smoothing=learner.params.label_smoothing)
-    learner.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    if learner.params.gradient_clip:
-        nn.utils.clip_grad_norm_(learner.learning, learner.params.gradient_clip)
-    learner.optimizer.step()
 
 
 class Runner:
@@ -175,16 +155,13 @@ def compare(args: argparse.Namespace) -> str:
         ["waiting for data, share of the time", *(f"{wait:.2%}" for wait in waits), ""],
     ]
     title = f"{args.network} {args.width}, batch {args.batch}, {cores()} cores"
+    says = {True: "holds", False: "does not hold"}
     told = [
         table([title, "plain", "ours", "ratio"], rows),
-        f"at least {args.least:g} times the images/s: {_holds(ratio >= args.least)}",
-        f"under 1 % of the time spent on data: {_holds(waits[1] < 0.01)}",
+        f"at least {args.least:g} times the images/s: {says[bool(ratio >= args.least)]}",
+        f"under 1 % of the time spent on data: {says[bool(waits[1] < 0.01)]}",
     ]
     return "\n".join(told)
-
-
-def _holds(true: bool) -> str:
-    return "holds" if true else "does not hold"
 
 
 def run_recipe(folder: Path, params: Train) -> str:

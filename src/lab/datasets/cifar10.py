@@ -79,8 +79,10 @@ def fetch(address: str, downloads: Path) -> Path:
             _download(address, part)
             part.rename(whole)
         except requests.RequestException as error:
-            reason = _reason(error)
-            if attempt == _TRIES or _is_final(error):
+            answer = error.response
+            reason = f"HTTP {answer.status_code} {answer.reason}" if answer is not None else type(error).__name__
+            final = answer is not None and 400 <= answer.status_code < 500  # trying again cannot help
+            if attempt == _TRIES or final or isinstance(error, requests.exceptions.InvalidURL):
                 kept = part.stat().st_size if part.exists() else 0
                 raise UserError(
                     f"{address} could not be downloaded ({reason}); {kept / 2**20:.0f} MiB are kept and the same command "
@@ -109,19 +111,6 @@ def _download(address: str, part: Path) -> None:
                 bar.update(len(block))
     if expected and part.stat().st_size < expected:
         raise requests.ConnectionError(f"the server sent {part.stat().st_size} of {expected} bytes")
-
-
-def _is_final(error: requests.RequestException) -> bool:
-    """True when trying again cannot help: a malformed address, or a 4xx answer."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return 400 <= error.response.status_code < 500
-    return isinstance(error, requests.exceptions.InvalidURL)
-
-
-def _reason(error: requests.RequestException) -> str:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"HTTP {error.response.status_code} {error.response.reason}"
-    return type(error).__name__ if isinstance(error, requests.ConnectionError) else str(error)[:200]
 
 
 def _require_digest(archive: Path, md5: str, address: str) -> None:

@@ -32,7 +32,6 @@ from src.training.train_params import Train
 _WARM_UP = 5
 _TRACED = 10  # steps in the trace: more make a file that no viewer opens
 _FEW = 2  # images of a step that hardly computes: what it still takes is the cost of starting operations
-_TOP = 10
 _PARTS = ("data", "forward", "backward", "optimiser", "other")
 _HEAVY = ("conv", "mm", "matmul", "linear", "attention")  # in the name of an operation: arithmetic, not moving of memory
 _REMARK = (
@@ -88,39 +87,30 @@ CAUSES = {
 }
 
 
-class Operator(NamedTuple):
-    """An operation of PyTorch: its own time as a share of all operations', and how often it ran in a step."""
-
-    name: str
-    share: float
-    calls: float
-
-
 @dataclass(frozen=True)
 class StepProfile:
     """What some training steps took.
 
     `seconds` and `images` are of one undisturbed step, `parts` the seconds of a step's parts, `fixed` the share of forward
-    and backward that is left when a step has hardly an image, `operators` the costliest first.
+    and backward that is left when a step has hardly an image, `heavy` the share of the operations that compute.
     """
 
     seconds: float
     images: int
     parts: dict[str, float]
     fixed: float
-    operators: list[Operator]
+    heavy: float
 
     @property
     def shares(self) -> dict[str, float]:
         """The share of a step's time that each cause has; they add up to 1."""
         parts, whole = self.parts, sum(self.parts.values()) or 1.0
         model = parts["forward"] + parts["backward"]
-        heavy = sum(each.share for each in self.operators if any(word in each.name for word in _HEAVY))
         seconds = {
             "data": parts["data"],
             "overhead": model * self.fixed,
-            "compute": model * (1 - self.fixed) * heavy,
-            "memory": model * (1 - self.fixed) * (1 - heavy),
+            "compute": model * (1 - self.fixed) * self.heavy,
+            "memory": model * (1 - self.fixed) * (1 - self.heavy),
             "optimiser": parts["optimiser"],
             "other": parts["other"],
         }
@@ -164,9 +154,8 @@ def measure(
     seconds = (time.perf_counter() - begun) / steps
     parts, bare = (_parts(learner, batches, steps, images=few) for few in (None, _FEW))
     fixed = min(1.0, (bare["forward"] + bare["backward"]) / (parts["forward"] + parts["backward"]))
-    return StepProfile(
-        seconds, images // steps, parts, fixed, _operators(learner, batches, min(steps, _TRACED), write_trace)
-    )
+    heavy = _traced(learner, batches, min(steps, _TRACED), write_trace)
+    return StepProfile(seconds, images // steps, parts, fixed, heavy)
 
 
 def _train(
@@ -224,21 +213,18 @@ def _marked(learner: Learner) -> Iterator[tuple[Callable[[str], None], dict[str,
             hook.remove()
 
 
-def _operators(
+def _traced(
     learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], steps: int, write_trace: Callable[[Any], None]
-) -> list[Operator]:
+) -> float:
+    """Train under PyTorch's profiler; return which share of the time of all operations is arithmetic."""
     cuda = learner.device.type == "cuda"
     with record(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         _train(learner, batches, steps)
     write_trace(profiler)
     unit = "self_device_time_total" if cuda else "self_cpu_time_total"
-    found = [
-        (event.key, float(getattr(event, unit)), event.count)
-        for event in profiler.key_averages()
-        if event.key.startswith(("aten::", "mkldnn", "cudnn"))
-    ]
-    whole = sum(taken for _, taken, _ in found) or 1.0
-    return [Operator(name, taken / whole, count / steps) for name, taken, count in sorted(found, key=lambda each: -each[1])]
+    events = [event for event in profiler.key_averages() if event.key.startswith(("aten::", "mkldnn", "cudnn"))]
+    taken = {event.key: float(getattr(event, unit)) for event in events}
+    return sum(taken[key] for key in taken if any(word in key for word in _HEAVY)) / (sum(taken.values()) or 1.0)
 
 
 def profile(task: Task, params: Train, out: Path, steps: int) -> StepProfile:
@@ -277,10 +263,6 @@ def _page(measured: StepProfile, setting: str, steps: int) -> str:
             [(CAUSES[key].name, f"{share:.1%}", CAUSES[key].what) for key, share in shares],
         ),
         table(("part", "ms a step"), [(part, f"{taken * 1000:,.2f}") for part, taken in measured.parts.items()]),
-        table(
-            ("operation", "share of all operations", "calls a step"),
-            [(each.name, f"{each.share:.1%}", f"{each.calls:,.0f}") for each in measured.operators[:_TOP]],
-        ),
         f"Measured over {steps} steps. {_REMARK}",
     ]
     return "\n\n".join(blocks) + "\n"
