@@ -7,7 +7,6 @@ import ast
 import fcntl
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -324,12 +323,3 @@ def test_without_a_gpu_pytorch_is_its_cpu_build_unless_a_variable_names_another_
         reached["PIP_EXTRA_INDEX_URL"] = f"{address}/extra"
         assert setup(ready, TORCH_INDEX_URL=f"{address}/other", **reached).returncode == 0
         assert versions(ready, "torch") == ["1.0+other"]
-
-
-def test_uv_takes_packages_from_where_pip_takes_them() -> None:
-    module = runpy.run_path(str(ROOT / "src" / "system" / "environment.py"))
-    given = {"index-url": "https://a.example/simple", "find-links": "/b /c", "cert": "/d.pem", "timeout": "9"}
-    environment = module["uv_environment"](given)
-    assert environment["UV_INDEX_URL"] == "https://a.example/simple"
-    assert environment["UV_FIND_LINKS"] == "/b,/c"
-    assert environment["SSL_CERT_FILE"] == os.environ.get("SSL_CERT_FILE", "/d.pem")

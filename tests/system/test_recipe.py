@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from src.core.arrays import Split
 from src.core.command import UserError
-from src.core.shape import Shape
 from src.images.prepare_params import image_spec
 from src.system import recipe
 from src.system.params import Params, load
 from src.system.params_text import put
-from src.training import optimizer, start
+from src.training import start
 from src.training.airbench import Airbench, Whitening
-from src.training.classifier import build
 from src.training.muon import Muon, orthogonal
 from src.training.task import Task
 
@@ -67,19 +65,6 @@ def test_the_first_layer_sees_a_seeded_sample_of_the_whole_split(tmp_path: Path)
     assert torch.equal(*weights)
     dark = start.start(replace(task, training=split.subset(np.arange(5000))), params)[0].network.whiten.weight
     assert not torch.allclose(weights[0], dark, atol=0.1)
-
-
-def test_the_whitening_stays_as_it_is_and_biases_learn_faster(tmp_path: Path) -> None:
-    network = Airbench((8, 8), 3, 4, (4, 8, 8))
-    assert "whiten.weight" not in dict(network.named_parameters())
-    scales = network.rate_scales()
-    assert set(scales) == {f"block{i}.norm{j}.bias" for i in (1, 2, 3) for j in (1, 2)}
-    params = write_params(tmp_path / "p.yaml", train__network="airbench", train__width=4).train
-    made = build("airbench", Shape((8, 8), 3, 4), 4, [0.0] * 3, [1.0] * 3)
-    for name, ratio in (("sgd", {1.0, 64.0}), ("adamw", {1.0}), ("muon", {1.0, 3.0, 3.0 * 64})):
-        groups = optimizer.build(made, params.model_copy(update={"optimizer": name})).param_groups
-        assert {group["scale"] for group in groups} == ratio
-        assert sum(len(group["params"]) for group in groups) == len(list(made.parameters()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
