@@ -1,6 +1,5 @@
 """`make test` asks little of the style of a fork's own files: python -m pytest tests/test_lint.py"""
 
-import ast
 import re
 import shutil
 import subprocess
@@ -13,26 +12,12 @@ from conftest import ROOT
 YOURS = ("src/data.py", "src/model.py", "tests/test_yours.py")
 
 
-class Careless(ast.NodeTransformer):
-    """Code without annotations and docstrings; ast.unparse adds single quotes and long lines."""
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        for argument in (*node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg):
-            if argument:
-                argument.annotation = None
-        return self._without_docstring(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return self._without_docstring(node)
-
-    def visit_Module(self, node: ast.Module) -> ast.AST:
-        return self._without_docstring(node)
-
-    def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef | ast.Module) -> ast.AST:
-        if ast.get_docstring(node):
-            node.body = node.body[1:] or [ast.Pass()]
-        return self.generic_visit(node)
+CARELESS = """
+import os, sys
+class swap_net( object ):
+    def __init__(self, l = []): self.l = [i for i in l if i!='']
+def unTyped(x, unused): return x
+"""
 
 
 @pytest.fixture
@@ -43,10 +28,7 @@ def clone(tmp_path: Path) -> Path:
         copy(ROOT / name, tmp_path / name)
     for name in YOURS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        careless = ast.unparse(Careless().visit(ast.parse((ROOT / name).read_text())))
-        (tmp_path / name).write_text(
-            f"import os, sys\n{careless}\ndef unTyped(x, l = []): return [i for i in l if i != x]\n"
-        )
+        (tmp_path / name).write_text((ROOT / name).read_text() + CARELESS)
     return tmp_path
 
 
