@@ -22,6 +22,7 @@ import pytest
 import torch
 from conftest import PATIENCE, ROOT, draw_colours, write_params
 from optuna.trial import TrialState
+from ruamel.yaml import YAML
 from standin import GitHub, clone, commit
 from test_register import postgres
 
