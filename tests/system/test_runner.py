@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import PATIENCE, ROOT
@@ -737,6 +737,13 @@ def test_the_doctor_names_what_is_wrong_and_what_to_do_next(machine: Machine, fa
     assert line.level == level
     assert words in f"{line.seen} {line.todo}"
     assert line.todo
+
+
+def test_a_hook_that_another_user_owns_is_not_safe(tmp_path: Path) -> None:
+    hook, other = tmp_path / "job_started.py", os.getuid() + 1
+    hook.touch(mode=0o644)
+    assert runner_doctor.is_safe(hook, tmp_path)
+    assert not runner_doctor.is_safe(hook, cast("Path", SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=other))))
 
 
 @pytest.mark.journey
