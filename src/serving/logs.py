@@ -13,7 +13,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
 from typing import Any
@@ -113,6 +112,18 @@ class Waiting(QueueHandler):
             self._writer.dropped += 1
 
 
+class Listener(QueueListener):
+    """Writes what waits before it ends; whoever stops it limits for how long."""
+
+    queue: "Queue[Any]"
+
+    def enqueue_sentinel(self) -> None:
+        """Put the end into the queue once there is room."""
+        while self.queue.full():
+            threading.Event().wait(0.01)
+        super().enqueue_sentinel()
+
+
 class Line(JsonFormatter):
     """One JSON object: time (UTC), level, logger, message, what the record brings, and the traceback of an error."""
 
@@ -148,10 +159,10 @@ class Readable(logging.Formatter):
         return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in text.splitlines())
 
 
-def listen(descriptor: int, clock: Callable[[], float] = time.monotonic) -> tuple[Waiting, QueueListener]:
+def listen(descriptor: int, clock: Callable[[], float] = time.monotonic) -> tuple[Waiting, Listener]:
     """Return a handler for loggers, and the listener that writes what they tell to a descriptor."""
     writer, queue = Writer(descriptor), Queue[Any](_MOST_WAITING)
-    handler, listener = Waiting(queue, writer), QueueListener(queue, writer)
+    handler, listener = Waiting(queue, writer), Listener(queue, writer)
     handler.addFilter(Repeated(clock))
     listener.start()
     return handler, listener
@@ -179,12 +190,7 @@ def configure() -> None:
 
     def finish() -> None:
         """Write what waits, for at most a second: nobody may read it."""
-
-        def stop() -> None:
-            with suppress(Full):
-                listener.stop()
-
-        stopping = threading.Thread(target=stop, daemon=True)
+        stopping = threading.Thread(target=listener.stop, daemon=True)
         stopping.start()
         stopping.join(1)
 

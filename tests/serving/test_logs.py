@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, ROOT, until
+from conftest import PATIENCE, ROOT
 
 from src.serving import logs
 
@@ -151,7 +151,6 @@ def test_a_log_that_takes_nothing_stops_nothing(log: logging.Logger, target: str
     if target == "pipe that nobody reads":
         assert handler.queue.full()
         os.close(reader)
-    until(lambda: not handler.queue.full())
     listener.stop()
     os.close(writer)
 
