@@ -41,18 +41,11 @@ IDENTITY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"} | {
     for what, value in (("NAME", "GitHub"), ("EMAIL", "noreply@localhost"))
 }
 HOOK = r"""#!/bin/sh
-# Refuses what GitHub would: protected branches, and workflow files by a token that may not write them.
-# A push by path, which is how a test arranges things, passes.
-[ -z "${STANDIN_WORKFLOWS+set}" ] && exit 0
+# Refuses what GitHub would: protected branches. A push by path, which is how a test arranges things, passes.
+[ -z "$REMOTE_USER" ] && exit 0
 while read -r old new ref; do
     if grep --quiet --line-regexp --fixed-strings "$ref" refused; then
         echo "error: GH013: Repository rule violations found for $ref." >&2
-        exit 1
-    fi
-    case $new in *[!0]*) ;; *) continue ;; esac
-    touched=$(git log --format= --name-only "$new" --not --all -- .github/workflows)
-    if [ -n "$touched" ] && [ "$STANDIN_WORKFLOWS" != write ]; then
-        echo "refusing to allow a GitHub App to create or update workflow without \`workflows\` permission" >&2
         exit 1
     fi
 done
@@ -1094,7 +1087,7 @@ class Handler(BaseHTTPRequestHandler):
             denied = f"Permission to {name}.git denied to {self.github.logins[token]}."
             return self.send(403, denied.encode(), {"Content-Type": "text/plain"})
         self.github.refresh()
-        environment = {"REMOTE_USER": self.github.logins[token], "STANDIN_WORKFLOWS": allowed.get("workflows", "none")}
+        environment = {"REMOTE_USER": self.github.logins[token]}
         status = self._backend(f"/{name}.git/{service}", query, content, environment)
         if writes:
             self.github.refresh()

@@ -430,6 +430,17 @@ def test_a_cached_environment_is_named_by_system_python_and_every_lock(
     assert f"-{platform.machine()}-3.12.9-" in environment.cache_key()
 
 
+def test_a_merge_that_changes_neither_model_nor_engine_builds_and_deploys_nothing() -> None:
+    release = read((FOLDER / "deploy.yml").read_text())["jobs"]
+    steps_of_verify = {step["name"]: step.get("if", "") for step in release["verify"]["steps"]}
+    for name in ("Store what was verified in main's place", "Keep the release"):
+        assert "!steps.verify.outputs.unchanged" in steps_of_verify[name]
+    for job in ("register", "build"):
+        assert "!needs.verify.outputs.unchanged" in release[job]["if"]
+    for job in ("staging", "deploy"):
+        assert "needs.build.result == 'success'" in release[job]["if"]
+
+
 @pytest.mark.parametrize("name", RELEASES)
 def test_a_release_never_trains_and_restores_no_cache(name: str) -> None:
     text = (FOLDER / name).read_text()
