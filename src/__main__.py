@@ -68,6 +68,7 @@ VERBS = (
     ("data-cifar10", "lab.datasets.cifar10", "replace data/ by CIFAR-10 (make data-cifar10)"),
     ("data-digits", "lab.datasets.digits", "write the starter data"),
     ("bench-train", "lab.benchmarks.train_speed", "measure a training step (make bench-train)"),
+    ("example-reports", "lab.example_reports", "make the example reports of docs/reports"),
     ("bench-serve", "lab.benchmarks.serve", "measure the service (make bench-serve)"),
 )
 

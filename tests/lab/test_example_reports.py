@@ -1,0 +1,23 @@
+"""The example reports show the three verdicts, whole and small: python -m pytest tests/lab/test_example_reports.py"""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from src.lab.example_reports import STORIES
+
+REPORTS = ROOT / "docs/reports"
+
+
+@pytest.mark.parametrize(("story", "begin"), zip(STORIES, ("## ✅ pass", "## 🔎 investigate", "## ❌ fail"), strict=True))
+def test_an_example_is_of_its_verdict_with_its_pictures(story: str, begin: str) -> None:
+    text = (REPORTS / f"{story}.md").read_text()
+    assert text.startswith(begin)
+    shown = re.findall(r"(?m)^!\[[^\]]+\]\((.+)\)$", text)
+    assert sorted(shown) == sorted(f"{story}/{path.name}" for path in (REPORTS / story).iterdir())
+    assert f"docs/reports/{story}.md" in (ROOT / "README.md").read_text()
+
+
+def test_the_examples_are_small() -> None:
+    assert sum(path.stat().st_size for path in REPORTS.rglob("*.*")) < 300_000
