@@ -303,6 +303,9 @@ def test_the_results_tell_the_winner_beside_the_present_params_and_warn_of_its_l
     assert "+6 of 200 validation examples" in text
     assert "| present params | 0 | 95.00% |" in text
     assert "winner's curse" in text
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert page.count("<img") == 2
+    assert "<strong>Trial 2 is the best</strong>" in page
     assert "| learning_rate | 70% |" in text
     rows = list(csv.DictReader((tmp_path / "out" / "trials.csv").read_text().splitlines()))
     assert [row["question"] for row in rows] == ["0", "1", "2"]

@@ -723,6 +723,28 @@ def test_no_picture_that_params_forbid_reaches_report_page_or_artifact(
     assert f"`report.pictures` of `params.yaml` is {pictures}" in text
 
 
+def test_pictures_colour_better_and_worse_and_hide_what_is_chance(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(drawing.pictures, "save", lambda made, path: drawn.setdefault(path.stem, made.axes[0]))
+    drawing.draw(read(case.paths), case.folder)
+    cells = np.asarray(drawn["confusion_difference"].images[0].get_array())
+    assert (np.diag(cells) >= 0).all(), "more right answers are better"
+    assert cells.sum() > 0, "and so are fewer errors"
+    assert {text.get_text() for text in drawn["calibration"].texts} == {"60"}
+    predictions = pq.read_table(case.folder / "evaluation/predictions.parquet").to_pandas()
+    predictions.loc[:3, "confidence"] = 0.5
+    predictions.to_parquet(case.folder / "evaluation/predictions.parquet")
+    drawn.clear()
+    drawing.draw(read(case.paths), case.folder)
+    assert {text.get_text() for text in drawn["calibration"].texts} == {"60", "56"}, "a bin of four examples is hidden"
+
+
+def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
+    difference = np.zeros((120, 120), dtype=np.int64)
+    difference[range(60), range(60, 120)] = np.arange(1, 61)
+    assert drawing._most_changed(difference) == [*range(50, 60), *range(110, 120)]
+
+
 VOID = ("meta", "img", "br", "hr")
 
 

@@ -19,6 +19,7 @@ HOSTILE = [
     "a\\|b|c", "x\\", "`", "``` `", "``x``", "[a]: http://evil/", "[a][b]", "a\n\n# b", "a\r\n- b", "</details><script>",
     "&lt;b&gt;", "&#64;team", "javascript:alert(1)", "http://evil/", "https://evil/)", "\u202ecod.exe", "\x1b[31mred",
     "\ud800", "", "*a* _b_ ~c~", "[x](y)", "snake_case", "a@b.com", "GH-12", "`a` - b", "`a | b`", "</code><b>",
+    "```\n# free\n```",
 ]  # fmt: skip
 PLACES: dict[str, Callable[[str], str]] = {
     "paragraph": lambda text: f"{escape(text)}\n",
