@@ -11,7 +11,8 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from conftest import ROOT
@@ -19,6 +20,7 @@ from markdown_it import MarkdownIt
 from standin import BOT, IDENTITY, GitHub, clone, commit, user
 
 from src.github import comment, fork_report
+from src.github.api import GitHub as Client
 from src.github.comment import MARKER
 from src.github.fork_words import Run, render
 from src.github.labels import ENGINE
@@ -324,6 +326,14 @@ def test_a_run_that_is_no_finished_one_of_an_open_pull_requests_head_posts_nothi
     monkeypatch.setattr(github.pulls[1], "state", "closed" if run.pop("closed", False) else "open")
     assert words in poster(None, **run)
     assert github.wrote() == []
+
+
+@pytest.mark.parametrize(("repository", "found"), [(2, 9), (3, None), (None, None)])
+def test_a_pull_request_of_another_repository_of_that_name_is_not_meant(repository: int | None, found: int | None) -> None:
+    head = {"sha": SHA, "repo": repository and {"id": repository}}
+    pull = {"number": 9, "head": head, "state": "open", "base": {"ref": "main"}}
+    api = cast("Client", SimpleNamespace(pages=lambda *_, **__: iter([pull])))
+    assert fork_report.find_pull_request(api, RUN) == found
 
 
 @pytest.mark.journey
