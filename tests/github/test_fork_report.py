@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -20,7 +20,6 @@ from markdown_it import MarkdownIt
 from standin import BOT, IDENTITY, GitHub, clone, commit, user
 
 from src.github import comment, fork_report
-from src.github.api import GitHub as Client
 from src.github.comment import MARKER
 from src.github.fork_words import Run, render
 from src.github.labels import ENGINE
@@ -332,7 +331,7 @@ def test_a_run_that_is_no_finished_one_of_an_open_pull_requests_head_posts_nothi
 def test_a_pull_request_of_another_repository_of_that_name_is_not_meant(repository: int | None, found: int | None) -> None:
     head = {"sha": SHA, "repo": repository and {"id": repository}}
     pull = {"number": 9, "head": head, "state": "open", "base": {"ref": "main"}}
-    api = cast("Client", SimpleNamespace(pages=lambda *_, **__: iter([pull])))
+    api: Any = SimpleNamespace(pages=lambda *_, **__: iter([pull]))
     assert fork_report.find_pull_request(api, RUN) == found
 
 

@@ -311,14 +311,20 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.journey
-def test_cml_is_installed_from_its_pinned_commit_once_without_scripts_and_without_a_token(
-    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def make_source(tmp_path: Path) -> Path:
+    """Make a repository with one commit, which is not the pinned one."""
     source = tmp_path / "source"
     subprocess.run(["git", "init", "--quiet", source], check=True)
     commit_args = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-m", "x"]
     subprocess.run(["git", "-C", source, *commit_args], check=True)
+    return source
+
+
+@pytest.mark.journey
+def test_cml_is_installed_from_its_pinned_commit_once_without_scripts_and_without_a_token(
+    tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source(tmp_path)
     head = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     monkeypatch.setattr(cml, "COMMIT", head.stdout.strip())
     monkeypatch.setenv("CML_REPOSITORY", str(source))
@@ -336,9 +342,7 @@ def test_cml_is_installed_from_its_pinned_commit_once_without_scripts_and_withou
 def test_another_commit_than_the_pinned_one_is_not_taken(
     tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "source"
-    subprocess.run(["git", "init", "--quiet", source], check=True)
-    monkeypatch.setenv("CML_REPOSITORY", str(source))
+    monkeypatch.setenv("CML_REPOSITORY", str(make_source(tmp_path)))
     monkeypatch.setattr(cml.shutil, "which", lambda name: None if name == "cml" else f"{tools}/{name}")
     with pytest.raises(UserError, match=r"CML cannot be installed from .*: `git fetch .*failed with code"):
         cml.find_or_install(tmp_path / "cml")
