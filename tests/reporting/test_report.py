@@ -26,7 +26,7 @@ from src.core.metrics_file import ClassScores
 from src.images.occlusion import occlusion
 from src.images.prepare_params import image_spec
 from src.judging.plan import Plan
-from src.reporting import changes, drawing, facts, numbers, render, words
+from src.reporting import changes, drawing, facts, numbers, page, render, words
 from src.reporting.facts import Paths, read
 from src.reporting.write import compose, write
 from src.system import numbers as schema
@@ -788,6 +788,17 @@ def test_the_page_needs_nothing_else(case: Case, monkeypatch: pytest.MonkeyPatch
     for title in re.findall(r"^### (.+)$", text, re.MULTILINE):
         assert title in told.words
     assert "mermaid" not in told.words
+
+
+def test_a_page_takes_three_tags_of_ours_and_no_file_from_outside(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    text = "<details><summary>a</summary></details>\n\n<script>x</script> <b onclick=y>\n\n"
+    text += "![p](../secret.png)\n\n[l](javascript:x)\n"
+    page.write(tmp_path / "out/page.html", text)
+    told = Page((tmp_path / "out/page.html").read_text())
+    assert {"details", "summary"} <= set(told.tags)
+    assert {"script", "b", "img", "a"}.isdisjoint(told.tags)
 
 
 def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
