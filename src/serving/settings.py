@@ -24,7 +24,6 @@ class Settings:
     batch_seconds: float  # that one batch may take to compute; it decides how many images are one
     queue: int  # images of one process that may wait for the model; one more is answered with 429
     concurrency: int  # requests that one process accepts at once; one more is answered with 429
-    connections: int  # of one process; one more is closed
     timeout: float  # seconds from a request's first byte to its answer
     max_body: int  # bytes
     max_pixels: int  # of one image, before it is decoded
@@ -56,7 +55,6 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         batch_seconds=number(given, "SERVE_BATCH_MS", 100, 0, 60_000) / 1000,
         queue=int(number(given, "SERVE_QUEUE", 256, 1, 1_000_000)),
         concurrency=int(number(given, "SERVE_CONCURRENCY", 128, 1, 100_000)),
-        connections=int(number(given, "SERVE_CONNECTIONS", 512, 1, 100_000)),
         timeout=number(given, "SERVE_TIMEOUT", 5, 0.01, 3600),
         max_body=int(number(given, "SERVE_MAX_BODY_MB", 10, 0.001, 4096) * 1e6),
         max_pixels=int(number(given, "SERVE_MAX_MEGAPIXELS", 12.5, 0.0001, 1000) * 1e6),
