@@ -7,7 +7,6 @@ import csv
 import json
 import re
 from dataclasses import fields
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import encode, write_params
-from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
+from test_escaping import EVIL, Page, rendered
 
 from src.core import metrics
 from src.core.command import UserError
@@ -26,15 +25,12 @@ from src.core.metrics_file import ClassScores
 from src.images.occlusion import occlusion
 from src.images.prepare_params import image_spec
 from src.judging.plan import Plan
-from src.reporting import changes, drawing, facts, numbers, page, render, words
+from src.reporting import changes, drawing, facts, numbers, page, render
 from src.reporting.facts import Paths, read
 from src.reporting.write import compose, write
 from src.system import numbers as schema
 
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
-EVIL = (
-    "@team <img src=x onerror=alert(1)> | `a` ](javascript:alert(1)) ![p](http://evil/x.png) **b** $x$ :smile: #12 www.e.org"
-)
 
 
 class Case:
@@ -442,17 +438,15 @@ def test_a_label_names_the_person(case: Case) -> None:
     assert "`bob` read the protected files and accepted them with the label `engine: reviewed` at 2026-11-24T19" in text
 
 
-def test_a_small_budget_is_no_change_of_parameters(case: Case) -> None:
-    write_params(case.folder / "params.yaml", train__epochs=10, train__warmup_epochs=2.0)
-    text = case.change("run.json", budget={"epochs": 10, "asked": 50}).told()
-    assert "epochs" not in section(text, "Parameters")
-
-
 def test_params_are_compared_with_the_defaults_of_what_a_side_leaves_out(tmp_path: Path) -> None:
     case = Case(tmp_path / "case")
     write_params(case.folder / "main/params.yaml", train__ema=0.0, gates__levels__churn="warn", sweep__trials=20)
     assert "No value of `params.yaml` differs from main." in case.told()
-    write_params(case.folder / "main/params.yaml", train__ema=0.9)
+    write_params(case.folder / "main/params.yaml", train__ema=0.9, train__epochs=77)
+    assert "epochs" in section(case.told(), "Parameters")
+    assert "epochs" not in section(case.change("run.json", budget={"epochs": 10, "asked": 50}).told(), "Parameters"), (
+        "lowered"
+    )
     assert re.search(r"train.ema.*0\.9.*\b0\b", section(case.told(), "Parameters"))
 
 
@@ -745,34 +739,6 @@ def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
     assert drawing._most_changed(difference) == [*range(50, 60), *range(110, 120)]
 
 
-VOID = ("meta", "img", "br", "hr")
-
-
-class Page(HTMLParser):
-    """Collects tags that stay open, and every address."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-        assert not [name for name, _ in attrs if name.startswith("on")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert tag in VOID or self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
 def test_the_page_needs_nothing_else(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAN", json.dumps({"sha": COMMIT, "run_url": "https://github.com/team/models/actions/runs/7"}))
     text = case.write()
@@ -842,11 +808,6 @@ def test_numbers_keep_to_the_schema_that_the_poster_reads(tmp_path: Path) -> Non
 # ---------------------------------------------------------------------------------------------------------------------
 # Hostile names, and too much of everything
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def rendered(text: str) -> Page:
-    """What Markdown becomes, with HTML and tables allowed as GitHub does."""
-    return Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
 
 
 def assert_harmless(text: str) -> None:
@@ -958,13 +919,3 @@ def test_answers_on_different_images_are_not_compared(case: Case) -> None:
     path = case.folder / "main/predictions.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     assert "were judged on different examples" in section(case.told(), "Examples")
-
-
-def test_numbers_are_written_for_people() -> None:
-    assert [words.duration(seconds) for seconds in (12.34, 245, 7384)] == ["12.3 s", "4 min 05 s", "2 h 03 min"]
-    assert (words.points(-0.00001), words.milliseconds(0.12345), words.chance(1e-6)) == (
-        "+0.00 points",
-        "0.123 ms",
-        "p < 0.0001",
-    )
-    assert (words.place("shard.parquet", 7), words.listed(list("abc"), 2)) == ("shard.parquet#7", "a, b and 1 more")
