@@ -1,6 +1,5 @@
 """What a model came from, in manifest.json, which is reviewed and kept in Git."""
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -153,32 +152,3 @@ def lines(found: Lineage) -> Iterable[tuple[str, str]]:
     machine, seconds = hardware.accelerator or hardware.processor or "unknown machine", found.training_seconds
     yield "trained on", machine + (f", {seconds:.0f} s" if seconds else "")
     yield "run", found.run_url or "not in CI"
-
-
-# as plain JSON, for src/release until it reads the class
-def manifest(root: Path, _told: Mapping[str, Any], _previous: None) -> dict[str, Any]:
-    """Return `of_files` as plain JSON."""
-    return of_files(root).to_json()
-
-
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """Read a manifest.json as plain JSON."""
-    return parse_manifest(path.read_text(errors="replace"), str(path)) if path.is_file() else None
-
-
-def parse_manifest(text: str, where: str) -> dict[str, Any]:
-    """Read the text of a manifest.json as plain JSON."""
-    Lineage.parse(text, where)
-    return dict(json.loads(text))
-
-
-def manifest_at(commit: str) -> dict[str, Any]:
-    """Return manifest.json of a commit as plain JSON; {} where there is none."""
-    found = at(commit)
-    return found.to_json() if found else {}
-
-
-def anchor_of(commit: str) -> dict[str, Any]:
-    """Return `anchor` as plain JSON; {} where there is none."""
-    found = anchor(commit)
-    return found.to_json() if found else {}

@@ -279,8 +279,8 @@ def _judged_against(deployed: bool) -> list[str]:
         base = production.find().commit or ""  # where it cannot be found out, verify says why
     else:
         base = git("rev-parse", "--verify", "--quiet", f"{os.environ.get('BASE', 'origin/HEAD')}^{{commit}}")
-    anchor = lineage.anchor_of(base).get("commit") if base else ""
-    return list(dict.fromkeys(commit for commit in (base, anchor) if commit and has(commit)))
+    anchor = lineage.anchor(base) if base else None
+    return list(dict.fromkeys(commit for commit in (base, anchor and anchor.commit) if commit and has(commit)))
 
 
 def _download(name: str, reviewed: set[str], folder: Path) -> str:

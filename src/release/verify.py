@@ -171,8 +171,8 @@ def _reviewed_bytes(tree: Path, manifest: Lineage) -> None:
             "manifest.json is the review of another model than the one that dvc.lock records",
             f"restore both with git checkout from one reviewed commit, or let it be reviewed: {_RETRAIN}",
         )
-    facts, told = lineage.manifest(tree, {}, None), manifest.to_json()
-    differs = [name for name in ("outputs", "data", "metrics", "network") if facts[name] != told[name]]
+    facts, parts = lineage.of_files(tree), ("outputs", "data", "metrics", "network")
+    differs = [name for name in parts if getattr(facts, name) != getattr(manifest, name)]
     if differs:
         raise RefusedError(
             "tampered",

@@ -54,7 +54,8 @@ def judge(folder: Path, verdict: dict[str, Any], number: int) -> None:
     text = json.dumps({"commit": "a" * 40, "pull_request": number, "verdict": verdict, "training_seconds": 1.0})
     script = (
         "import json, sys, pathlib; from src.core.files import write_json; from src.judging import lineage; "
-        "write_json(pathlib.Path('manifest.json'), lineage.manifest(pathlib.Path(), json.loads(sys.argv[1]), None))"
+        "told = {**lineage.of_files(pathlib.Path()).to_json(), **json.loads(sys.argv[1])}; "
+        "write_json(pathlib.Path('manifest.json'), told)"
     )
     done = subprocess.run([sys.executable, "-c", script, text], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     require_success(done)
@@ -770,7 +771,7 @@ def test_models_of_other_pull_requests_since_the_deployed_commit_are_no_looks_of
     write_json(tmp_path / "manifest.json", {**told, "looks": {"pull_request": 2}})
     write_json(tmp_path / "facts.json", {"looks": {"pull_request": 5, "examples": 9}, "why": ""})
     judging._settle(tmp_path / "facts.json", {"deployed": "a" * 40, "why": ""})
-    assert read_json(tmp_path / "facts.json", "")["looks"] == {"pull_request": 2, "examples": 9}
+    assert read_json(tmp_path / "facts.json", "")["looks"] == {"pull_request": 2, "examples": 9, "since": None}
 
 
 @pytest.mark.parametrize("example", [True, False])
