@@ -45,7 +45,8 @@ def main() -> None:
     if model.spec != data.spec:
         if not args.data.is_dir():
             raise UserError(
-                f"{model.path} takes {model.spec}, {args.arrays} holds {data.spec}, and {args.data} is not there: run dvc pull"
+                f"{model.path} takes {model.spec}, {args.arrays} holds {data.spec}, and {args.data} is not there: "
+                "run dvc pull"
             )
         most = section(args.params, "prepare", Prepare).max_pixels
         examples = encode_split(args.data, read_manifest(args.manifest, MANIFEST.names), "test", model.spec, most)

@@ -541,7 +541,7 @@ def test_a_label_counts_for_the_manifest_that_was_reviewed_and_the_person_who_ga
             there = manifest_of("alice", head=head) if reviewed_here else lineage_of()
             return {"content": base64.b64encode(json.dumps(there.to_json()).encode())}
 
-    monkeypatch.setattr(overriding.labels, "read", lambda *_: ({"override": counted} if counted else {}, refused))
+    monkeypatch.setattr(overriding.labels, "read", lambda *_: ({"override": Label(**counted)} if counted else {}, refused))
     found = overriding._doubt(Api(), 1, "override", manifest_of("alice", head=head))  # type: ignore[arg-type]
     assert doubt in found if doubt else found is None
 
