@@ -32,10 +32,7 @@ report: setup ## compare the last run with main (BASE=origin/main; RETRAIN= trai
 	@"$$RUN" -m src compare "$${BASE:-origin/main}" out/main --arrays out/arrays --manifest out/manifest.parquet --model out/model $${RETRAIN:+--retrain}
 	@"$$RUN" -m src judge out/main out/run.json out/report/verdict.json manifest.json --metrics metrics.json \
 	  --evaluation out/evaluation --manifest out/manifest.parquet --validation out/validation.json --history out/history
-	@"$$RUN" -m src report --metrics metrics.json --evaluation out/evaluation --model out/model --arrays out/arrays \
-	  --manifest out/manifest.parquet --validation out/validation.json --profile out/profile --run out/run.json \
-	  --main out/main --verdict out/report/verdict.json --lineage manifest.json --params params.yaml --history out/history \
-	  --out out/report
+	@"$$RUN" -m src report
 
 update: ## merge main into this branch, with main's results where both have some (BASE=origin/main)
 	@"$$PYTHON" -m src update "$${BASE:-origin/main}"

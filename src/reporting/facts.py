@@ -42,19 +42,19 @@ _ROWS = ["path", "row", "digest", "label", "split", "fault", "brightness", "cont
 class Paths:
     """Where the files lie; only `run` and `verdict` must be there."""
 
-    metrics: Path
-    evaluation: Path
-    model: Path
-    manifest: Path
-    arrays: Path
-    validation: Path
-    profile: Path
-    run: Path
-    main: Path
-    verdict: Path
-    lineage: Path
-    params: Path
-    history: Path
+    metrics: Path = Path("metrics.json")
+    evaluation: Path = Path("out/evaluation")
+    model: Path = Path("out/model")
+    manifest: Path = Path("out/manifest.parquet")
+    arrays: Path = Path("out/arrays")
+    validation: Path = Path("out/validation.json")
+    profile: Path = Path("out/profile")
+    run: Path = Path("out/run.json")
+    main: Path = Path("out/main")  # what compare wrote
+    verdict: Path = Path("out/report/verdict.json")
+    lineage: Path = Path("manifest.json")
+    params: Path = Path("params.yaml")
+    history: Path = Path("out/history")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,15 @@
 """Write the report of a pull request: report.md, report.html, pictures/ and numbers.json, out of what the run left.
 
-    python -m src report --metrics metrics.json --evaluation out/evaluation --model out/model \
-        --manifest out/manifest.parquet --arrays out/arrays --validation out/validation.json --profile out/profile \
-        --run out/run.json --main out/main --verdict out/report/verdict.json --lineage manifest.json \
-        --params params.yaml --history out/history --out out/report
+    python -m src report
 
-Only --run and --verdict must exist: a run that stopped early is reported with what there is. Where GITHUB_STEP_SUMMARY
+Only run.json and verdict.json must exist: a run that stopped early is reported with what there is. Where GITHUB_STEP_SUMMARY
 names a file, the report is added to it without its pictures.
 """
 
 import argparse
 import os
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -23,21 +20,6 @@ from src.reporting.facts import STAGES, Facts, Paths, read
 from src.system.escaping import last_lines
 
 _SUMMARY_LIMIT = 2**20  # bytes that GitHub takes of one step's summary
-_WHAT = {
-    "metrics": "metrics.json of this pull request",
-    "evaluation": "folder that evaluate wrote",
-    "model": "folder that train wrote",
-    "manifest": "manifest that prepare wrote",
-    "arrays": "folder that prepare wrote",
-    "validation": "validation.json that validate wrote",
-    "profile": "folder that validate wrote",
-    "run": "run.json that src.system.reproduce wrote",
-    "main": "folder that src.judging.compare wrote",
-    "verdict": "verdict.json that src.judging.judge wrote",
-    "lineage": "manifest.json, the lineage",
-    "params": "params.yaml",
-    "history": "folder that train wrote speed, memory and energy into",
-}
 
 
 def write(paths: Paths, out: Path, explain: drawing.Explain | None = None) -> None:
@@ -150,8 +132,7 @@ def main(explain: drawing.Explain | None = None) -> None:
     """Read the command line and write the report; `explain` tells where a model looked."""
     parser = argparse.ArgumentParser(description="Write the report of a pull request.")
     for part in fields(Paths):
-        known = {"required": True} if part.default is MISSING else {"default": part.default}
-        parser.add_argument(f"--{part.name}", type=Path, help=_WHAT[part.name], **known)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the report into")
+        parser.add_argument(f"--{part.name}", type=Path, default=part.default, help="where it lies, if not at %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("out/report"), help="folder to write the report into")
     args = parser.parse_args()
     write(Paths(**{part.name: getattr(args, part.name) for part in fields(Paths)}), args.out, explain)
