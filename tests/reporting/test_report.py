@@ -767,16 +767,6 @@ def test_a_page_takes_three_tags_of_ours_and_no_file_from_outside(tmp_path: Path
     assert {"script", "b", "img", "a"}.isdisjoint(told.tags)
 
 
-def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
-    made = []
-    for name in ("a", "b"):
-        case = Case(tmp_path / name)
-        case.write()
-        files = [path for path in (case.folder / "report").rglob("*") if path.is_file()]
-        made.append({path.name: path.read_bytes() for path in files})
-    assert made[0] == made[1]
-
-
 def test_the_summary_of_the_step_has_the_report_without_pictures(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
