@@ -339,17 +339,13 @@ def _training(run: Run, lineage: Lineage | None, measured: Measured | None, card
 
 
 def _read(kind: type[_File], path: Path) -> _File | None:
-    return kind.from_json(_json(path), str(path)) if path.is_file() else None
-
-
-def _json(path: Path) -> Json:
     if not path.is_file():
-        return {}
+        return None
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise _damaged(path, error) from None
-    return content if isinstance(content, dict) else {}
+    return kind.from_json(content, str(path))
 
 
 def _predictions(path: Path) -> pd.DataFrame:

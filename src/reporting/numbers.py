@@ -1,6 +1,5 @@
 """numbers.json: what a fork's run hands to the job that may comment. Numbers and short names, nothing else."""
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -48,7 +47,7 @@ def collect(facts: Facts) -> Json:
 def _metrics(facts: Facts) -> list[Json]:
     made = []
     for key, gate_name in _METRICS.items():
-        main, this = map(_number, facts.compared(key))
+        main, this = facts.compared(key)
         gate = facts.verdict.gate("" if key == "accuracy" and facts.pooled else gate_name)  # else not of this difference
         if this is not None:
             made.append({"name": key, "candidate": this, "main": main, "low": gate.low, "high": gate.high})
@@ -69,7 +68,7 @@ def _classes(facts: Facts) -> Iterable[Json]:
     main, this = (side.parts("per_class") for side in (facts.main, facts.this))
     shares = changes.shares(main if facts.has_main else {}, this, "recall")
     for share in sorted(shares, key=lambda share: -abs(share.difference)):
-        recalls = {"recall": _number(share.this), "main": _number(share.main)}
+        recalls = {"recall": share.this, "main": share.main}
         yield {"name": schema.label(share.name), **recalls, "examples": share.examples}
 
 
@@ -83,8 +82,3 @@ def _once(rows: Iterable[Json]) -> list[Json]:
 
 def _name(text: Any) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", str(text))[:64] or "_"
-
-
-def _number(value: Any) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
