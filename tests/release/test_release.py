@@ -42,7 +42,7 @@ pytestmark = [
 
 @dataclass
 class Story:
-    """Two merges, a rollback, documents, a forged merge, and what could be seen after each."""
+    """Two merges, a rollback, a forged merge, and what could be seen after each."""
 
     world: World
     variables: dict[str, str]
@@ -64,18 +64,6 @@ class Story:
         self.pulls[name] = number
         self.look(name, self.start("deploy.yml", "push", github.payload("push", before=before)))
 
-    def write_documents(self) -> None:
-        """Push a line of README to main."""
-        name = "documents"
-        github, before = self.world.github, self.world.github.repository.sha("main")
-        folder = self.world.folder / name
-        git = clone(github, folder)
-        with (folder / "README.md").open("a") as file:
-            file.write("\nwords\n")
-        git("commit", "--quiet", "--all", "--message", name)
-        git("push", "--quiet", "origin", "HEAD:main")
-        self.look(name, self.start("deploy.yml", "push", github.payload("push", before=before)))
-
     def start(self, workflow: str, event: str, payload: dict[str, Any]) -> Result:
         environment = {"DOCKER_HOST": os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")}
         options = {"variables": self.variables, "environment": environment, "timeout": 3 * PATIENCE}
@@ -84,7 +72,7 @@ class Story:
     def look(self, name: str, result: Result) -> None:
         """Keep what a person can see now."""
         self.runs[name] = result
-        assert result.rc == 0 or name in ("forged", "documents"), result.log[-12000:]
+        assert result.rc == 0 or name == "forged", result.log[-12000:]
         told = {**os.environ, **self.variables, "MLFLOW_TRACKING_URI": ""}
         command = [sys.executable, "-m", "src", "status"]
         self.status[name] = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True).stdout
@@ -167,7 +155,6 @@ def tell(story: Story) -> Story:
     inputs = {"version": "", "reason": "a trial"}
     payload = world.github.payload("workflow_dispatch", inputs=inputs, branch="main")
     story.look("rollback", story.start("rollback.yml", "workflow_dispatch", payload))
-    story.write_documents()
     forged = world.propose("forged", spoil_gate)
     world.report(forged, "opened")
     story.merge("forged", forged)
@@ -206,13 +193,6 @@ def test_a_rollback_brings_the_old_one_back(story: Story) -> None:
     assert story.runs["rollback"].rc == 0, story.runs["rollback"].log[-8000:]
     assert story.serving["rollback"] == story.serving["first"]
     assert (story.aliases["rollback"]["champion"], story.aliases["rollback"]["previous"]) == ("1", "2")
-
-
-def test_what_was_rolled_back_stays_away_after_a_push_of_documents(story: Story) -> None:
-    assert story.runs["documents"].jobs["deploy"] == "failure"
-    assert "version 2 was rolled back (a trial)" in story.runs["documents"].logs["deploy"]
-    assert story.serving["documents"] == story.serving["rollback"]
-    assert story.aliases["documents"]["champion"] == "1"
 
 
 def test_no_request_failed_in_all_that_time(story: Story) -> None:
