@@ -211,6 +211,13 @@ def _fetch(facts: Comparison, tree: Path, out: Path, paths: Paths, retrain: bool
     main_run = lineage.read(tree / "manifest.json")
     if main_run and main_run.outputs.model_sha256 != sha256(tree / "out/model/model.onnx"):
         main_run = None  # reproduced on main since, without a report: the lineage is an earlier model's
+    try:
+        Card.read(tree / "out/model/card.json", made_by="train")
+    except UserError as error:
+        key = str(error).partition(": ")[0].removeprefix(f"{tree}/")
+        raise NoModelError(
+            f"another version of the template made main's model, which this one cannot read ({key})"
+        ) from None
     shutil.copytree(tree / "out/model", out / "model")
     for source, name in (
         ("out/model/history.csv", "history.csv"),

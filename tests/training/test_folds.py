@@ -281,7 +281,7 @@ def test_the_report_tells_how_much_is_chance(
     assert "folds" not in case.told()
     said = case.change("metrics.json", **results.trainings(trained, 0.95)).told()
     of_folds, of_seeds = section(said, "3 folds"), section(said, "3 seeds")
-    assert "on the 30 training images that its model did not see" in of_folds
+    assert "on the 30 training examples that its model did not see" in of_folds
     assert "fold 3 of 3" in of_folds
     assert "| mean | | **92.00%** |" in re.sub(" +", " ", of_folds)
     assert "The seed alone moves accuracy by 1.00 points" in of_seeds
