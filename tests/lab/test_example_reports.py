@@ -7,9 +7,9 @@ from conftest import ROOT
 
 from src.lab.example_reports import STORIES
 
+pytestmark = pytest.mark.template  # README and docs are a fork's to change
+
 REPORTS = ROOT / "docs/reports"
-
-
 VERDICTS = {"green": "## ✅ pass", "yellow": "## 🔎 investigate", "red": "## ❌ fail"}
 
 
