@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -22,6 +23,7 @@ from standin import GitHub
 from src.core.command import UserError
 from src.release import storage
 from src.release.storage import artifact_name
+from src.system.judged import DataFacts, Decision, Inputs, Lineage, ModelAt, Outputs
 from src.system.objects import remove_changed
 
 pytestmark = pytest.mark.journey
@@ -151,6 +153,12 @@ def test_the_installer_of_a_plug_in_is_told_no_secret(monkeypatch: pytest.Monkey
     assert [{"DVC_REMOTE_URL", "DVC_REMOTE_CONFIG", "GITHUB_TOKEN"} & set(each) for each in given] == [{"DVC_REMOTE_URL"}]
 
 
+def manifest_of(digest: str, **more: Any) -> str:
+    made: dict[str, Any] = {"outputs": Outputs(model_sha256="b" * 64), "data": DataFacts(digest=None), "metrics": {}}
+    verdict = Decision(verdict="pass", reasons=[])
+    return json.dumps(Lineage(inputs=Inputs(digest=digest), commit="", verdict=verdict, **made, **more).to_json())
+
+
 def test_without_any_store_the_artifacts_of_runs_are_one(
     repository: Path, tmp_path: Path, command: Command, github: GitHub
 ) -> None:
@@ -161,8 +169,7 @@ def test_without_any_store_the_artifacts_of_runs_are_one(
     digest = "a" * 64
     assert name.startswith("dvc-store-")
     assert f"artifact {name}: no run has left it\n" in (repository / "out/earlier/lost.txt").read_text()
-    manifest = {"inputs": {"digest": digest}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
-    (repository / "manifest.json").write_text(json.dumps(manifest))
+    (repository / "manifest.json").write_text(manifest_of(digest))
     github.add_run(5)
     github.upload_artifact(5, artifact_name(digest), repository / "out/store")
     next_run = fresh(repository, tmp_path)
@@ -224,9 +231,8 @@ def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
     name = (repository / "github-env").read_text().strip().removeprefix("STORE_NAME=")
     github.add_run(5)
     github.upload_artifact(5, name, repository / "out/store")
-    manifest = {"inputs": {"digest": "a" * 64}, "outputs": {}, "data": {}, "commit": "", "metrics": {}, "verdict": {}}
-    anchor = {"commit": "b" * 40, "model_sha256": "c" * 64}
-    (repository / "manifest.json").write_text(json.dumps({**manifest, "anchor": anchor}))
+    anchor = ModelAt(commit="b" * 40, model_sha256="c" * 64)
+    (repository / "manifest.json").write_text(manifest_of("a" * 64, anchor=anchor))
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
     files = ["dvc.yaml", "dvc.lock", "stage.py", "manifest.json"]
     for line in (["add", *files], ["commit", "-qm", "main"], ["branch", "base"]):
@@ -248,11 +254,6 @@ def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def manifest_of(number: int, commit: str = "") -> str:
-    parts = {"outputs": {}, "data": {}, "metrics": {}, "verdict": {}}
-    return json.dumps({"inputs": {"digest": "a" * 64}, "commit": commit, "pull_request": number, **parts})
-
-
 def test_a_pull_request_writes_to_a_place_of_its_own_and_the_merge_fills_mains(
     repository: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -262,7 +263,7 @@ def test_a_pull_request_writes_to_a_place_of_its_own_and_the_merge_fills_mains(
     train_and_store(repository, command, **told)
     assert {path.name for path in store.iterdir()} == {"pull-requests"}
     assert {path.name for path in (store / "pull-requests/7").iterdir()} == {"files", "runs"}
-    (repository / "manifest.json").write_text(manifest_of(7))
+    (repository / "manifest.json").write_text(manifest_of("a" * 64, pull_request=7))
     merged = fresh(repository, tmp_path)
     shutil.copytree(merged, tmp_path / "next")
     assert command(tmp_path / "next", "src", "storage", "connect", **told).returncode == 0

@@ -27,7 +27,9 @@ from src.github.labels import OVERRIDE as LABEL
 from src.judging import request as judging
 from src.release import overriding, reviewed, verdict
 from src.release import verify as verifying
+from src.release.journal import Origin, Running, State
 from src.release.production import Deployed
+from src.release.reviewed import ImageFile
 from src.system.judged import JudgedFile, Label, Lineage
 from src.system.worktree import checked_out
 
@@ -143,12 +145,11 @@ def verify(folder: Path, *arguments: str, **variables: str) -> subprocess.Comple
 
 def deploy(folder: Path, sha: str) -> None:
     """Make a commit the one that this host serves."""
-    running = {"name": "n", "image": {}, "port": 1, "version": "1", "manifest": "m", "folder": "f", "since": "s"}
-    live = {**running, "environment": {}, "record": {"commit": sha}}
+    image = ImageFile(manifest="m", version="1", image="i", digest="sha256:0", id=None)
+    live = Running("n", image, 1, "1", "m", "f", "s", {}, Origin("ann", sha))
     home = folder.parent / "home" / "production"
     home.mkdir(parents=True, exist_ok=True)
-    state = {"live": live, "previous": None, "intent": None, "registry": None, "rolled_back": {}}
-    (home / "state.json").write_text(json.dumps(state))
+    (home / "state.json").write_text(json.dumps(State(live=live).to_json()))
 
 
 def refuse(folder: Path, kind: str, *arguments: str, **variables: str) -> str:
