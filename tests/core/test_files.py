@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.core import command, files
+from src.core import files
 from src.core.command import UserError
 
 
@@ -103,8 +103,3 @@ def test_reading_says_which_stage_makes_it(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(UserError, match="lacks"):
             files.read_json(tmp_path / "x.json", made_by="train", keys=("a", "b"))
-
-
-def test_tables_line_up() -> None:
-    lines = command.table(["a", "number"], [["long name", 1], ["b", 22]]).splitlines()
-    assert lines == ["a          number", "---------  ------", "long name  1", "b          22"]

@@ -48,14 +48,6 @@ def test_every_key_has_a_default_and_a_remark() -> None:
             place = place[name]
 
 
-@pytest.mark.parametrize("text", ["prepare:\nvalidate:\ntrain:\nevaluate:\n", "extends: base.yaml\ntrain:\n  augment:\n"])
-def test_an_empty_section_has_its_defaults(tmp_path: Path, text: str) -> None:
-    (tmp_path / "base.yaml").write_text("prepare: {}\nvalidate: {checks: }\ntrain: {augment: {crop: 1}}\nevaluate:\n")
-    (tmp_path / "params.yaml").write_text(text)
-    assert load(tmp_path / "params.yaml") == load(ROOT / "params.yaml")
-    assert section(tmp_path / "params.yaml", "train", Train) == Train()
-
-
 def test_a_stage_reads_its_own_section_alone(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("train: {epochs: 3}\ngates: {min_accuracy: high}\n")
@@ -65,13 +57,6 @@ def test_a_stage_reads_its_own_section_alone(tmp_path: Path) -> None:
     path.write_text("train: {epochz: 3, augment: {crop: -1}}\n")
     with pytest.raises(UserError, match=r"train.augment.crop is -1, .*; train.epochz is unknown; did you mean epochs\?"):
         section(path, "train", Train)
-
-
-def test_a_default_that_is_written_is_no_other_value() -> None:
-    assert filled({"train": {"epochs": 50}, "gates": None, "sweep": {"trials": 20.0}}) == filled({})
-    assert filled({"gates": {"min_accuracy": 0.1}, "mine": 1}) != filled({})
-    space = {"width": [8, 16]}
-    assert filled({"sweep": {"space": space}})["sweep"]["space"] == space
 
 
 def list_params(path: Path) -> "subprocess.CompletedProcess[str]":
@@ -91,15 +76,6 @@ def test_the_listing_is_a_file_of_params_that_marks_what_is_set(tmp_path: Path) 
     assert re.search(r"\n  width: 24 +# set: channels", printed)
     assert re.search(r"\n  ema: 0 +# keep a moving average", printed)
     assert len(re.findall(r"^ *[\w.]+: \S.*# \S", printed, re.MULTILINE)) == len(list(dials()))
-
-
-@pytest.mark.journey
-def test_the_listing_of_a_faulty_file_tells_the_fault(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("train: {epochs: none}\n")
-    done = list_params(tmp_path / "params.yaml")
-    assert done.returncode == 1
-    assert "train.epochs is 'none'" in done.stderr
-    assert not done.stdout
 
 
 @pytest.mark.parametrize(
@@ -145,11 +121,6 @@ def test_a_broken_or_missing_file_is_one_sentence(tmp_path: Path, text: str, wor
     path.write_text(text)
     with pytest.raises(UserError, match=words):
         load(path)
-
-
-def test_a_side_stands_for_a_square(tmp_path: Path) -> None:
-    assert write_params(tmp_path / "a.yaml", prepare__image_size=16).prepare.image_size == (16, 16)
-    assert write_params(tmp_path / "b.yaml", prepare__image_size=[16, 24]).prepare.image_size == (16, 24)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -117,24 +117,6 @@ def test_what_stopped_without_a_word_is_told_with_the_job_and_the_way_on(github:
     assert [remark["body"].partition(":")[0] for remark in github.comments(issue["number"])] == ["Stopped again"]
 
 
-def test_a_run_for_another_branch_did_nothing_and_says_why() -> None:
-    for job in ("verify", "rollback"):
-        found = deployed.ending({job: "skipped"}, {}, "", can_deploy=True)
-        assert (found.word, "only the default branch is deployed" in found.sentence) == ("nothing", True)
-
-
-@pytest.mark.journey
-def test_an_issue_or_pull_request_that_only_looks_like_ours_is_left_alone(github: GitHub, tmp_path: Path) -> None:
-    marked = "<!-- deployment-stopped -->\nmine"
-    theirs = github.open_issue("Deployment stopped: evil", marked, login="stranger")
-    deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))
-    deployed.tell(write(tmp_path / "b", "verify", STOPPED), needs(verify="failure"))
-    assert github.issues[theirs]["body"] == marked
-    assert [one["user"]["login"] for one in github.issues.values()] == ["stranger", BOT]
-    deploy(github, tmp_path / "c")
-    assert [one["state"] for one in github.issues.values()] == ["open", "closed"]
-
-
 @pytest.mark.journey
 def test_a_rollback_that_failed_has_an_issue_of_its_own_which_a_deployment_closes(github: GitHub, tmp_path: Path) -> None:
     deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))
@@ -143,41 +125,6 @@ def test_a_rollback_that_failed_has_an_issue_of_its_own_which_a_deployment_close
     back = {**STOPPED, "step": "rollback", "ok": True, "record": make_record(github, what="rollback")}
     deployed.tell(write(tmp_path / "c", "rollback", back), needs(rollback="success"))
     assert [one["state"] for one in github.issues.values()] == ["open", "closed"]
-
-
-@pytest.mark.journey
-def test_a_commit_that_changes_nothing_of_what_is_deployed_is_told_and_closes_the_issue(
-    github: GitHub, tmp_path: Path
-) -> None:
-    deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))
-    same = {**STOPPED, "ok": True}
-    deployed.tell(write(tmp_path / "b", "verify", same), needs(verify="success", build="skipped", deploy="skipped"))
-    assert "✅ unchanged: nothing was built, nothing deployed" in (tmp_path / "summary.md").read_text()
-    assert [one["state"] for one in github.issues.values()] == ["closed"]
-
-
-@pytest.mark.journey
-def test_where_issues_are_switched_off_the_summary_has_it_and_the_job_is_green(github: GitHub, tmp_path: Path) -> None:
-    github.has_issues = False
-    deployed.tell(write(tmp_path / "a", "verify", STOPPED), needs(verify="failure"))
-    assert "stopped at Verify" in (tmp_path / "summary.md").read_text()
-
-
-@pytest.mark.journey
-def test_a_part_that_github_refuses_is_told_and_the_others_are_done(github: GitHub, tmp_path: Path) -> None:
-    github.fail_next("POST .*/deployments$", 500)
-    with pytest.raises(UserError, match="the deployment of deploy: POST .*: 500"):
-        deploy(github, tmp_path / "a")
-    assert "is in production" in (tmp_path / "summary.md").read_text()
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_the_outcome_of_one_job_alone_is_found_where_the_artifact_action_puts_it(tmp_path: Path, alone: bool) -> None:
-    write(tmp_path, "verify", STOPPED)
-    if alone:
-        (tmp_path / "outcome-verify" / deployed.FILE).rename(tmp_path / deployed.FILE)
-    found, faults = deployed.read(tmp_path)
-    assert (list(found), faults) == (["verify"], [])
 
 
 BAD: dict[str, Any] = {

@@ -279,32 +279,6 @@ def test_an_artifact_that_is_larger_than_github_says_is_not_read_to_its_end(
 
 
 @pytest.mark.journey
-def test_a_comment_of_another_with_the_marker_is_left_alone(github: GitHub, poster: Callable[..., str]) -> None:
-    github.add_comment(1, f"{MARKER}\nall is well", login="stranger")
-    poster(packed(report(commit=github.head(1))))
-    assert github.comments(1)[0]["body"] == f"{MARKER}\nall is well"
-    assert "This fork reports of itself" in the_comment(github)
-
-
-@pytest.mark.journey
-def test_with_two_pull_requests_of_one_branch_only_the_one_into_the_default_branch_is_meant(
-    github: GitHub, poster: Callable[..., str]
-) -> None:
-    github.repository.git("update-ref", "refs/heads/dev", "main")
-    other = github.open_pull_request("change", base="dev", fork="stranger/models")
-    try:
-        poster(packed(report(commit=github.head(1))))
-        assert github.comments(other) == []
-        assert "This fork reports of itself" in the_comment(github)
-        github.pulls[other].base = "main"
-        github.comments(1).clear()
-        assert "::notice::nothing to post: no single open pull request" in poster(packed(report(commit=github.head(1))))
-        assert github.comments(1) == github.comments(other) == []
-    finally:
-        del github.pulls[other]
-
-
-@pytest.mark.journey
 @pytest.mark.parametrize(
     ("run", "words"),
     [
@@ -333,45 +307,6 @@ def test_a_pull_request_of_another_repository_of_that_name_is_not_meant(reposito
     pull = {"number": 9, "head": head, "state": "open", "base": {"ref": "main"}}
     api: Any = SimpleNamespace(pages=lambda *_, **__: iter([pull]))
     assert fork_report.find_pull_request(api, RUN) == found
-
-
-@pytest.mark.journey
-def test_a_fork_that_is_gone_is_no_error(github: GitHub, poster: Callable[..., str], tmp_path: Path) -> None:
-    poster(None, conclusion="skipped")
-    event = json.loads((tmp_path / "event.json").read_text())
-    event["workflow_run"]["head_repository"] = None
-    (tmp_path / "event.json").write_text(json.dumps(event))
-    fork_report.main()
-    assert github.comments(1) == []
-
-
-@pytest.mark.journey
-@pytest.mark.parametrize(("results", "silent"), [(["skipped", "skipped"], True), (["failure", "skipped"], False)])
-def test_without_an_artifact_the_jobs_decide_whether_there_was_anything_to_report(
-    github: GitHub, poster: Callable[..., str], results: list[str], silent: bool
-) -> None:
-    jobs = [{"name": str(i), "conclusion": result} for i, result in enumerate(results)]
-    github.answer("GET /repos/team/models/actions/runs/7/jobs", 200, {"total_count": 2, "jobs": jobs})
-    try:
-        poster(None, conclusion="failure")
-    finally:
-        github.answers.clear()
-    if silent:
-        assert github.wrote() == []
-    else:
-        assert "or there are none: the run left none (it ended with `failure`)." in the_comment(github)
-
-
-@pytest.mark.journey
-def test_an_artifact_that_is_too_old_is_said_so(github: GitHub, poster: Callable[..., str]) -> None:
-    number = github.upload_artifact(7, "report", packed(report()))
-    github._artifacts[number][0]["expired"] = True
-    poster(None)
-    assert "it is too old and no longer kept" in the_comment(github)
-    github._artifacts[number][0]["expired"] = False
-    github.fail_next(f"GET .*/artifacts/{number}/zip", status=410)
-    poster(None)
-    assert "it is too old and no longer kept" in the_comment(github)
 
 
 @pytest.mark.journey
@@ -434,34 +369,6 @@ def test_a_fork_that_touches_the_engine_alone_waits_for_the_label_at_its_head(
         github.refresh()
 
 
-@pytest.mark.journey
-def test_a_token_that_may_not_set_statuses_still_posts(
-    github: GitHub, poster: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GITHUB_TOKEN", github.token({**JUDGES, "statuses": "read"}))
-    assert "::warning::model-gate could not be left pending" in poster(packed(report(commit=github.head(1))))
-    assert the_comment(github)
-
-
-@pytest.mark.journey
-def test_changes_to_what_judges_are_named_by_githubs_own_list(
-    github: GitHub, poster: Callable[..., str], tmp_path: Path
-) -> None:
-    names = [
-        ".github/workflows/x.yml",
-        "params.yaml",
-        "requirements/run.txt",
-        "src/judging/gates.py",
-        "docs/a.md",
-    ]
-    sha = push_to_fork(github, tmp_path, dict.fromkeys(names, "changed\n"))
-    poster(packed(report(commit=sha)))
-    warning = the_comment(github).split("[!WARNING]")[1].split("\n\n")[0]
-    assert all(f"`{name}`" in warning for name in names if name not in ("params.yaml", "docs/a.md"))
-    assert "`params.yaml: its form`" in warning
-    assert "docs/a.md" not in warning
-
-
 def test_names_of_classes_and_files_are_shown_and_do_nothing() -> None:
     evil = [
         "@org/team",
@@ -482,21 +389,6 @@ def test_names_of_classes_and_files_are_shown_and_do_nothing() -> None:
     assert not re.search(r"<img|<a href=\"(?!https://x/run)", shown)
     table = body.split("### Classes")[1].split("\n\n")[1]
     assert {line.count("|") for line in table.splitlines()} == {5}
-
-
-def test_a_report_as_large_as_may_be_is_still_a_comment() -> None:
-    name = "<&>" * 26
-    full = report(
-        metrics=[report()["metrics"][0] | {"name": f"m{i:03d}" + "x" * 60} for i in range(200)],
-        gates=[report()["gates"][0] | {"name": f"g{i:03d}" + "x" * 60} for i in range(200)],
-        classes=[report()["classes"][0] | {"name": f"{i:02x}{name}"} for i in range(200)],
-        checks=[{"name": f"c{i:03d}" + "x" * 60, "level": "warn"} for i in range(200)],
-    )
-    found = numbers.parse(json.dumps(full).encode())
-    body = render(found, 1, RUN, [f"src/reporting/{'x' * 500}{i}" for i in range(900)])
-    assert len(body) < 60_000
-    assert "and 150 more" in body
-    assert "and 880 more" in body
 
 
 @pytest.mark.parametrize(("given", "made"), [("cat", "cat"), ("a\nb\u202e", "a?b?"), ("", "?"), ("x" * 99, "x" * 80)])

@@ -11,17 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
-from standin import BOT, LONGEST_BODY, Server, clone, commit
+from standin import BOT, LONGEST_BODY, clone, commit
 from standin import GitHub as StandIn
 
 from src.core.command import UserError
 from src.github import api as api_module
-from src.github import cml, comment
+from src.github import cml
 from src.github.api import ApiError, GitHub
 from src.github.comment import MARKER, post
 
@@ -139,21 +137,6 @@ def test_cml_gets_one_token_a_throwaway_home_and_no_say(
 
 
 @pytest.mark.journey
-def test_beyond_a_page_of_other_comments_there_is_still_one_of_ours(
-    github: StandIn, api: GitHub, fake: Callable[[str], Path]
-) -> None:
-    fake("works")
-    for i in range(130):
-        github.add_comment(1, f"comment {i}")
-    results = [post(api, 1, f"report {i}") for i in range(3)]
-    assert len({result.url for result in results}) == 1
-    assert len(github.comments(1)) == 131
-    assert ours(github)[0].startswith(f"{MARKER}\nreport 2\n")
-    assert results[0].by == "cml"
-    assert results[1].why == "our comment is not among the first 30, and CML looks at no others"
-
-
-@pytest.mark.journey
 def test_the_marker_of_somebody_else_is_left_alone(github: StandIn, api: GitHub, fake: Callable[[str], Path]) -> None:
     fake("works")
     github.add_comment(1, f"{MARKER}\nI am the report", login="mallory")
@@ -190,15 +173,6 @@ def test_a_comment_of_ours_without_cmls_mark_is_not_doubled(
     assert post(api, 1, "one").why == "our comment lacks CML's mark, and CML would make a second one"
     assert post(api, 1, "two").by == "cml"
     assert len(ours(github)) == 1
-
-
-@pytest.mark.journey
-def test_doubles_of_an_earlier_race_are_removed_and_the_first_is_kept(github: StandIn, api: GitHub) -> None:
-    numbers = [github.add_comment(1, f"{MARKER}\ndouble {i}", login=BOT) for i in range(3)]
-    github.add_comment(1, "a bot's other comment", login=BOT)
-    post(api, 1, "the report")
-    assert [one["id"] for one in github.comments(1)][:1] == numbers[:1]
-    assert [body.splitlines()[1:2] for body in ours(github)] == [["the report"], []]
 
 
 @pytest.mark.journey
@@ -251,14 +225,6 @@ def test_cml_that_says_done_and_posted_nothing_is_not_believed(github: StandIn, 
 
 
 @pytest.mark.journey
-def test_a_comment_deleted_meanwhile_is_made_again(github: StandIn, api: GitHub) -> None:
-    github.add_comment(1, f"{MARKER}\nold", login=BOT)
-    github.fail_next("PATCH /repos/team/models/issues/comments", status=404)
-    post(api, 1, "new")
-    assert ours(github)[-1].startswith(f"{MARKER}\nnew")
-
-
-@pytest.mark.journey
 def test_a_report_that_is_too_long_is_cut_at_a_line_and_says_so(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -273,13 +239,6 @@ def test_a_report_that_is_too_long_is_cut_at_a_line_and_says_so(
     assert f"[the run]({github.server_url}/team/models/actions/runs/7)" in end
 
 
-def test_a_report_that_just_fits_is_not_cut() -> None:
-    room = LONGEST_BODY - len(cml.watermark()) - 2 - len(MARKER) - 1
-    assert comment.fitted("x" * room) == f"{MARKER}\n{'x' * room}"
-    assert "no room" in comment.fitted("x" * (room + 1))
-    assert comment.fitted(f"{MARKER}\nonce") == f"{MARKER}\nonce"
-
-
 @pytest.mark.journey
 def test_a_missing_permission_is_named(github: StandIn) -> None:
     reader = GitHub("team/models", github.token({"pull-requests": "read"}), github.url)
@@ -287,11 +246,6 @@ def test_a_missing_permission_is_named(github: StandIn) -> None:
         post(reader, 1, "report")
     assert caught.value.status == 403
     assert reader.token not in str(caught.value)
-
-
-def test_the_permissions_that_github_names_are_worded() -> None:
-    assert api_module._accepted("issues=write; pull_requests=write") == "`issues: write` or `pull-requests: write`"
-    assert api_module._accepted("contents=write,workflows=write") == "`contents: write` and `workflows: write`"
 
 
 # -- CML from its source ------------------------------------------------------------------------------------------------
@@ -387,26 +341,6 @@ def test_a_read_is_tried_again_after_a_fault_and_a_creation_is_not(github: Stand
 def test_a_rate_limit_is_waited_for_as_long_as_it_asks_and_a_fault_only_where_nothing_was_done() -> None:
     asked = [("POST", 429, "Retry-After: 7\r\n"), ("GET", 429, "Retry-After: 999\r\n"), ("GET", 502, ""), ("POST", 502, "")]
     assert [api_module._wait(*one, 1) for one in asked] == [7, None, 2 * api_module._PAUSE, None]
-
-
-class _Half(BaseHTTPRequestHandler):
-    """Breaks off in the middle of an answer."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "100")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-
-@pytest.mark.journey
-def test_a_half_answer_is_none(github: StandIn) -> None:
-    server = Server(("127.0.0.1", 0), _Half)
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    with pytest.raises(ApiError, match="unexpected EOF"):
-        GitHub("team/models", "token", f"http://127.0.0.1:{server.server_port}").get("")
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.mark.journey

@@ -92,11 +92,6 @@ def test_a_link_is_no_lock(tmp_path: Path) -> None:
         lock_push.check(tmp_path / "run.txt")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda path: path.name)
-def test_every_lock_of_the_project_is_one(path: Path) -> None:
-    lock_push.check(path)
-
-
 def test_a_bump_is_proposed_once_a_month_and_in_one_pull_request_of_each_kind() -> None:
     from ruamel.yaml import YAML
 

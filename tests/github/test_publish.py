@@ -119,14 +119,6 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.mark.journey
-def test_a_bump_waits_for_a_person_and_is_not_pushed_onto(world: World) -> None:
-    world.publish(world.plan(lane="bump"))
-    assert world.github.head(world.number) == world.sha
-    assert world.status(world.sha) == "pending"
-    assert "gh workflow run lock.yml -f branch=wider" in world.text
-
-
-@pytest.mark.journey
 def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> None:
     world.report()
     world.publish(world.plan())
@@ -147,14 +139,6 @@ def test_a_pass_is_one_commit_with_status_pictures_and_comment(world: World) -> 
     assert [(entry["workflow"], entry["ref"]) for entry in world.github.dispatches] == [("ci.yml", "wider")]
     world.publish(world.plan(sha=head))  # the same result again is no further commit
     assert world.github.head(world.number) == head
-
-
-@pytest.mark.journey
-@pytest.mark.parametrize(("word", "state"), [("pass", "success"), ("fail", "failure"), ("investigate", "pending")])
-def test_each_verdict_has_its_status(world: World, word: str, state: str) -> None:
-    world.report(word)
-    world.publish(world.plan())
-    assert world.status(world.github.head(world.number)) == state
 
 
 ALICE, BOB = ({"by": by, "label": "any", "at": "2026-11-24T00:00:00Z", "head": "a" * 40} for by in ("alice", "bob"))
@@ -296,46 +280,6 @@ def test_a_branch_that_moved_on_is_left_alone(world: World) -> None:
 
 
 @pytest.mark.journey
-def test_a_branch_that_refuses_pictures_costs_the_pictures_only(world: World) -> None:
-    world.report()
-    world.github.refuse_push("reports")
-    said = world.publish(world.plan())
-    body = world.text
-    assert "![" not in body
-    assert "The pictures are missing: the branch `reports` refused them" in body
-    assert world.status(world.github.head(world.number)) == "success"
-    assert "Repository rule violations" in said
-
-
-@pytest.mark.journey
-def test_a_report_without_pictures_makes_no_branch_of_them(world: World) -> None:
-    folder = world.report()
-    (folder / "out/report/report.md").write_text("## pass\n\nthe end\n")
-    (folder / "out/report/pictures/curves.png").unlink()
-    world.publish(world.plan())
-    assert "![" not in world.text
-    assert world.github.repository.sha("reports") is None
-
-
-@pytest.mark.journey
-def test_the_branch_of_pictures_keeps_the_last_reports_and_no_history(world: World) -> None:
-    for _ in range(4):
-        world.report()
-        world.publish(world.plan(branch=""), REPORT_KEEP="2")
-    folders = world.github.repository.git("ls-tree", "--name-only", "reports").split()
-    assert folders == [f"3-1-{world.number}", f"4-1-{world.number}", "README.md"]
-    assert world.github.repository.git("rev-list", "--count", "reports") == "1"
-
-
-@pytest.mark.journey
-def test_a_status_that_is_refused_is_an_error_of_one_sentence(world: World) -> None:
-    world.report()
-    said = world.publish(world.plan(), expect=1, permissions={**PERMISSIONS, "statuses": "read"})
-    assert "statuses" in said
-    assert "permission" in said
-
-
-@pytest.mark.journey
 def test_a_fork_that_was_trained_here_gets_the_commands_and_no_push(world: World) -> None:
     world.report()
     world.publish(world.plan(fork=True, branch=""))
@@ -351,14 +295,6 @@ def test_the_token_is_in_no_file_and_no_output(world: World) -> None:
     config = (world.tmp / "checkout-1/.git/config").read_text()
     assert all(token not in said and token not in config for token in tokens)
     assert not list((world.tmp / "checkout-1").glob(".git-index*"))
-
-
-def test_without_a_plan_it_ends_in_a_sentence() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PLAN", "")
-        patch.setattr(sys, "argv", ["publish", "x", "y"])
-        with pytest.raises(UserError, match="there is no plan"):
-            publish.main()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

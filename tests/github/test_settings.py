@@ -382,14 +382,6 @@ def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: R
 
 @pytest.mark.journey
 @needs_gh
-def test_what_the_plan_lacks_is_told_as_that(site: Site, command: Run) -> None:
-    site.refused["GET rules/branches/main"] = (403, "Upgrade to GitHub Pro or make this repository public", {})
-    (line,) = [line for line in command("doctor").stdout.splitlines() if line.startswith("  unknown  the verdict blocks")]
-    assert line.endswith("; your plan does not have it in a private repository: README has the table of plans")
-
-
-@pytest.mark.journey
-@needs_gh
 def test_stricter_settings_of_the_owner_stay(site: Site, command: Run) -> None:
     ours = json.loads((SETTINGS / "ruleset-main.json").read_text())
     ours["rules"][2]["parameters"]["required_approving_review_count"] = 2

@@ -24,7 +24,6 @@ import pytest
 from act import Result, run_workflow
 from conftest import ROOT, copy_files, encode, write_params
 from ruamel.yaml import YAML
-from s3 import BUCKET, S3, downloads
 from standin import BOT, GitHub, clone, commit
 
 from src.core.command import cores
@@ -281,27 +280,6 @@ def similar_model(world: World) -> dict[str, Seen]:
     event = github.payload("workflow_dispatch", inputs=inputs, sender="alice")
     seen["requested"] = world.see(number, "report.yml", "workflow_dispatch", event)
     return seen
-
-
-def object_store(world: World) -> dict[str, Seen]:
-    """A repository of its own keeps data and models on an S3 server. Its first pull request is merged, and deployed."""
-    folder = world.folder / "object-store"
-    folder.mkdir()
-    with S3(folder / "s3") as s3, GitHub(folder) as github:
-        own = World(github, folder)
-        begin(own)
-        options = {
-            "variables": {"DVC_REMOTE_URL": f"s3://{BUCKET}/dvc"},
-            "secrets": {"DVC_REMOTE_CONFIG": s3.config},
-            "environment": {"LOCAL_DVC_REMOTE": "", **downloads()},
-        }
-        number = own.propose("first", set_params(train__epochs=8))
-        opened = own.report(number, "opened", **options)
-        before = github.repository.sha("main")
-        clone(github, folder / "merge")("push", "--quiet", "origin", "origin/first:refs/heads/main")
-        deployed = own.see(number, "deploy.yml", "push", github.payload("push", before=before), **options)
-        assert s3.secret not in opened.result.log + deployed.result.log
-    return {"opened": opened, "deployed": deployed}
 
 
 def other_matters(world: World) -> dict[str, Seen]:
@@ -580,24 +558,6 @@ def test_a_label_of_a_person_who_may_write_decides_and_leaves_the_name(world: Wo
     assert "alice" in seen.text
     assert world.gate(seen.head)[0] == "success"
     assert "alice" in world.github.repository.git("show", f"{seen.head}:manifest.json")
-
-
-@about(object_store)
-def test_a_job_installs_the_plug_in_of_an_s3_remote_and_stores_there(seen: Seen) -> None:
-    assert seen.result.jobs == TRAINED, seen.result.log[-8000:]
-    assert "setup: installing the locked packages" in seen.result.logs["train"]
-    assert f"data and models are kept in s3://{BUCKET}/dvc/pull-requests/{seen.number}\n" in seen.result.logs["train"]
-    assert seen.verdict["verdict"] == "pass"
-
-
-@about(object_store, "deployed")
-def test_a_deployment_finds_the_reviewed_model_in_an_s3_remote(seen: Seen) -> None:
-    """Its image cannot be built here, without Docker."""
-    assert seen.result.jobs["verify"] == "success", seen.result.log[-8000:]
-    assert "verified: out/release holds what is released" in seen.result.logs["verify"]
-    assert f"data and models are kept in s3://{BUCKET}/dvc\n" in seen.result.logs["verify"]
-    assert "data and model are stored in main's place" in seen.result.logs["verify"]
-    assert "setup: installing the locked packages" in seen.result.logs["verify"]
 
 
 @about(other_matters, "documents")

@@ -118,28 +118,3 @@ def test_mixing_keeps_labels_in_step_with_pixels(kind: torch.dtype, strength: di
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(60))
     torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)) / 255, targets[:, 1])
     assert ((targets > 0.01) & (targets < 0.99)).any()
-
-
-def test_mixing_of_a_kind_is_what_its_name_says() -> None:
-    images, labels = torch.zeros(400, 3, 12, 8), torch.arange(400) % 2
-    images[1::2] = 255
-    blended, shares = augment.mix(images, labels, 2, Augment(**(OFF | {"mixup": 1.0})), generator())
-    assert torch.equal(blended.amin(dim=(1, 2, 3)), blended.amax(dim=(1, 2, 3)))
-    assert shares[:, 0].std() == pytest.approx(12**-0.5, abs=0.03)  # Beta(1, 1) is uniform
-    pasted, _ = augment.mix(images, labels, 2, Augment(**(OFF | {"cutmix": 1.0})), generator())
-    assert ((pasted == 0) | (pasted == 255)).all()
-    changed = (pasted != images).all(dim=1)
-    assert torch.equal(changed.any(dim=2).sum(1) * changed.any(dim=1).sum(1), changed.sum(dim=(1, 2)))
-
-
-def test_with_both_each_batch_draws_one_kind_and_a_tiny_alpha_mixes_hardly() -> None:
-    images, labels = torch.zeros(20, 1, 6, 6), torch.arange(20) % 2
-    images[1::2] = 255
-    draws, kinds = generator(), []
-    for _ in range(60):
-        mixed, _ = augment.mix(images, labels, 2, Augment(**(OFF | {"mixup": 1.0, "cutmix": 1.0})), draws)
-        kinds.append(bool(((mixed == 0) | (mixed == 255)).all()))
-    assert 15 < sum(kinds) < 45
-    share = augment.mixup(torch.zeros(5000, 1, 1, 1), 0.001, generator())
-    assert torch.isfinite(share).all()
-    assert (((share < 0.01) | (share > 0.99)).float().mean()) > 0.95

@@ -6,7 +6,7 @@ python -m pytest tests/images/test_custom_reader.py
 import csv
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from conftest import encode
 from src import data
 from src.core.command import UserError
 from src.core.example import Example
-from src.images import readers
 from src.images.prepare import prepare
 from src.system.params import Params
 
@@ -86,20 +85,6 @@ def test_it_prepares_the_same_files_as_the_built_in_reader(
     assert outputs() == built_in
 
 
-def test_an_archive_yields_bytes_and_numbers(root: Path, write: Callable[[str], None], params: MakeParams) -> None:
-    write("""
-        import numpy
-        for number, path in enumerate(sorted(root.rglob("*.png"))):
-            label, group, row = numpy.int64(number % 2), numpy.float64(number), numpy.int32(number)
-            yield Example("all.tar", label, group, content=memoryview(path.read_bytes()), row=row)
-    """)
-    manifest = run(root, params(prepare__image_size=8))
-    assert manifest["fault"].isna().all()
-    assert list(manifest["row"]) == list(range(40))
-    assert list(manifest["label"]) == ["0", "1"] * 20
-    assert list(manifest["group"]) == [str(number) for number in range(40)]
-
-
 @pytest.mark.parametrize(
     ("example", "fault"),
     [
@@ -159,21 +144,3 @@ def test_a_fault_of_the_function_stops_with_its_line_and_changes_no_output(
     with pytest.raises(UserError, match=message):
         run(root, params(prepare__image_size=8))
     assert {path: path.stat().st_mtime_ns for path in (root.parent / "out").rglob("*")} == before
-
-
-def test_what_it_yields_is_held_in_small_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: list[int] = []
-
-    def examples(root: Path) -> Iterator[Example]:
-        for number in range(40):
-            alive.append(number)
-            yield Example("x.tar", "a", content=bytes(2**20), row=number)
-        for number in range(100):
-            yield Example(f"{number}.png", "a")
-
-    monkeypatch.setattr(data, "examples", examples)
-    found = readers.scan(root)
-    alive.clear()
-    pieces = readers.read(found)
-    assert len(next(pieces)) == len(alive) == 8
-    assert [len(piece) for piece in pieces] == [8, 8, 8, 8, 64, 36]

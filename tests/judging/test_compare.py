@@ -18,11 +18,8 @@ from conftest import ROOT, write_params
 from ruamel.yaml import YAML
 from test_pipeline import ENVIRONMENT, copy_repository, python, require_success
 
-from src.core.command import UserError
 from src.core.files import read_json, sha256
 from src.judging import compare as comparing
-from src.judging import lineage
-from src.system import dvc_lock
 from src.system.judged import Comparison, Looks
 
 pytestmark = pytest.mark.journey
@@ -257,14 +254,6 @@ def test_the_templates_example_is_no_model_to_compare_a_first_own_one_with(fork:
     assert (verdict["verdict"], verdict["lacking"]) == ("investigate", ["engine_reviewed"])
 
 
-def test_data_that_keep_one_of_the_examples_images_are_compared_as_usual(fork: Path) -> None:
-    commit_on_main(fork, lambda: shutil.copyfile(ROOT / "starter/project/manifest.json", fork / "manifest.json"))
-    replace_images(fork, keep=1)
-    facts = compare(fork)
-    assert (facts["example"], facts["never"], facts["found"]) == (False, False, True)
-    assert facts["left_test"]["examples"] >= facts["left_test"]["of"] - 1
-
-
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
     """What tells of main, in its tree, that its model is the template's example."""
@@ -272,27 +261,6 @@ def example(tmp_path: Path) -> Path:
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / "tree" / name)
     return tmp_path / "tree"
-
-
-def made_of_other_data(tree: Path, name: str) -> None:
-    text = (tree / name).read_text()
-    (tree / name).write_text(text.replace(read_json(tree / "manifest.json", "")["data"]["digest"], "0" * 32 + ".dir"))
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda tree: None, True),
-        (lambda tree: made_of_other_data(tree, "manifest.json"), False),  # the first own model was merged
-        (lambda tree: made_of_other_data(tree, "dvc.lock"), False),  # likewise, without a report
-        (lambda tree: (tree / "starter/project/manifest.json").unlink(), None),
-        (lambda tree: (tree / "starter/project/manifest.json").write_text("{"), None),
-        (lambda tree: (tree / "manifest.json").write_text("{"), None),
-    ],
-)
-def test_mains_own_files_tell_whether_its_model_is_the_templates_example(example: Path, damage: Any, said: Any) -> None:
-    damage(example)
-    assert comparing._is_example(example) is said
 
 
 @pytest.mark.parametrize("default", [True, False])
@@ -442,17 +410,6 @@ def test_a_merge_that_takes_mains_files_hides_no_earlier_model(tmp_path: Path, m
     assert comparing._looks(facts, paths) == Looks(pull_request=2, examples=3)
 
 
-def test_a_lineage_of_an_earlier_model_does_not_hide_mains_model(fork: Path) -> None:
-    compare(fork)
-    judge(fork)
-    told = read_json(fork / "manifest.json", "")
-    told["outputs"]["model_sha256"] = "0" * 64
-    (fork / "manifest.json").unlink()
-    commit_on_main(fork, lambda: (fork / "manifest.json").write_text(json.dumps(told)))
-    facts = compare(fork)
-    assert (facts["found"], facts["main_run"]) == (True, None)
-
-
 def test_a_model_that_somebody_changed_in_the_store_is_not_compared_with(fork: Path) -> None:
     """The same size and read-only: DVC takes it without a look."""
     digest = hashlib.md5((fork / "out/model/model.onnx").read_bytes()).hexdigest()
@@ -465,28 +422,6 @@ def test_a_model_that_somebody_changed_in_the_store_is_not_compared_with(fork: P
     facts = compare(fork)
     assert not facts["found"]
     assert "somebody changed it there" in facts["why"]
-
-
-def test_a_run_that_cannot_be_judged_whole_has_no_lineage(fork: Path) -> None:
-    """A budget, a crash (judged without the results of an earlier run), params that cannot be read, and no run at all."""
-    compare(fork)
-    run = fork / "out/run.json"
-    told = {"failed": None, "budget": {"epochs": 3, "asked": 50}, "lane": {"name": "hosted CPU", "comparable": False}}
-    run.write_text(json.dumps(told))
-    assert judge(fork)["verdict"] == "investigate"
-    run.write_text(json.dumps({"failed": "train", "said": "boom"}))
-    verdict = judge(fork)
-    assert (verdict["verdict"], verdict["gates"][0]["name"]) == ("fail", "pipeline")
-    (fork / "params.yaml").write_text("train: [")
-    verdict = judge(fork)
-    assert verdict["verdict"] == "fail"
-    assert "params.yaml is not valid YAML" in verdict["reasons"][0]
-    run.unlink()
-    done = python(fork, "src", "judge", *JUDGE)
-    assert (done.returncode, done.stderr) == (
-        1, "judge: out/run.json is missing: run make reproduce first, then make report again\n"
-    )  # fmt: skip
-    assert not (fork / "manifest.json").exists()
 
 
 def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork: Path) -> None:
@@ -537,34 +472,3 @@ def test_lineage_finds_a_model_by_file_digest_and_commit(fork: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # The digests
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_input_digest_follows_what_makes_a_model_and_nothing_else(fork: Path) -> None:
-    before = dvc_lock.inputs(fork)["digest"]
-    (fork / "README.md").write_text("x")
-    (fork / "src/judging/gates.py").write_text("# x")
-    assert dvc_lock.inputs(fork)["digest"] == before
-    (fork / "requirements/torch.txt").write_text("torch==9")
-    assert dvc_lock.inputs(fork)["digest"] != before
-
-
-def test_what_differs_from_the_lock_is_named(fork: Path) -> None:
-    require_success(python(fork, "dvc", "commit", "--force", "--quiet"))
-    assert dvc_lock.stale(fork) == []
-    (fork / "src/model.py").write_text((fork / "src/model.py").read_text() + "\n# x\n")
-    write_params(fork / "params.yaml", train__epochs=3, gates__min_accuracy=0.1)
-    assert dvc_lock.stale(fork) == ["params.yaml: train", "src/model.py"]
-
-
-def test_a_folder_that_the_model_depends_on_stands_for_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = "src/core/nested/new.py\nsrc/corefoo.py\nsrc/serving/x.py\nsrc/images/new.py"
-    monkeypatch.setattr(comparing, "git", lambda *words: listed if words[0] == "diff" else "another text")
-    assert comparing._moved("base", "main", Path("params.yaml")) == ["src/core/nested/new.py", "src/images/new.py"]
-
-
-@pytest.mark.parametrize("text", ["{", '{"inputs": 1}'])
-def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=r"manifest\.json"):
-        lineage.read(tmp_path / "manifest.json")
-    assert lineage.read(ROOT / "no-such-manifest.json") is None

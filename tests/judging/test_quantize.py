@@ -23,8 +23,8 @@ from src.core.command import UserError
 from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
 from src.images.prepare_params import image_spec
-from src.judging import precision, processor, quantization, quantize, speed
-from src.release import int8, modelcheck, register, reviewed
+from src.judging import precision, quantization, quantize, speed
+from src.release import int8, modelcheck, register
 from src.release.client import Client
 from src.release.containers import State
 from src.release.golden import FaultError
@@ -208,86 +208,14 @@ def test_the_cost_is_counted_on_the_same_images(params: Callable[..., Params]) -
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "has"),
-    [
-        ("model name\t: Xeon\nflags\t\t: fpu avx512_vnni amx_int8 avx2\n", ["avx512_vnni", "amx_int8"]),
-        ("flags\t\t: fpu avx2\n", []),
-        ("", []),
-        ("Features\t: fp asimd asimddp i8mm\n", ["asimddp", "i8mm"]),
-    ],
-)
-def test_integer_instructions_are_read_by_name(tmp_path: Path, text: str, has: list[str]) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    assert processor.integer_features(tmp_path / "cpuinfo") == has
-
-
-def test_both_models_are_timed_in_turns_by_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, asked = 0.0, []
-
-    class Timed:
-        def __init__(self, seconds: float) -> None:
-            self.seconds = seconds
-
-        def probabilities(self, images: np.ndarray) -> None:
-            nonlocal now
-            now += self.seconds * (1 + 0.1 * (len(asked) % 3))  # a machine that is not steady
-            asked.append(self.seconds)
-
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now)
-    slow: Any = Timed(0.2)
-    fast: Any = Timed(0.1)
-    found = speed.side_by_side(slow, fast, np.zeros((32, 2, 2, 3), np.uint8), 0.95, 100)
-    assert 1.6 < found["low"] <= found["ratio"] <= found["high"] < 2.5
-    assert asked[-4:] in ([0.1, 0.2, 0.2, 0.1], [0.2, 0.1, 0.1, 0.2])
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_serves_int8_and_the_table_describes_it(
-    command: Callable[..., dict[str, Any]], run: Path, random: np.random.Generator
-) -> None:
-    told = command(quantize__min_speedup=1.2)
-    assert (told["verdict"], told["calibration"]["examples"]) == ("pass", 120)
-    assert told["int8_sha256"] == sha256(run / "out/model.int8.onnx")
-    assert {(row["batch"], row["threads"]) for row in told["speed"]["rows"]} >= {(1, 1), (32, 1)}
-    pixels, labels = images(5, random)
-    plain, int8_model = Model(run / "out"), Model(run / "out", precision="int8")
-    answers = int8_model.probabilities(pixels)
-    assert (answers.dtype, answers.argmax(axis=1).tolist()) == (np.float32, labels.tolist())
-    assert 0 < np.abs(answers - plain.probabilities(pixels)).max() < 0.1
-    assert "| accuracy | 100.00% | 100.00% | +0.00%" in (run / "out/quantization.md").read_text()
-
-
-def test_a_verdict_that_fails_is_an_answer_and_no_error(
-    command: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(quantize__min_speedup=99.0)["verdict"] == "fail"
-    assert "verdict fail: only" in capsys.readouterr().out
-
-
-def test_a_model_of_other_images_is_refused_and_nothing_is_written(command: Callable[..., Any], run: Path) -> None:
-    card = read_json(run / "arrays/card.json", "")
-    write_json(run / "arrays/card.json", {**card, "classes": ["a", "b", "c"]})
-    with pytest.raises(UserError, match="other classes or other examples"):
-        command()
-    assert not (run / "out").exists()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The release
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_int8_is_not_asked_of_a_commit_that_does_not_know_it(tmp_path: Path) -> None:
-    params = tmp_path / "params.yaml"
-    params.write_text("gates: {min_accuracy: 0.1}\n")
-    assert not int8.is_wanted(params)
-    write_params(params, quantize__release=True)
-    assert int8.is_wanted(params)
 
 
 @pytest.fixture
@@ -342,17 +270,6 @@ def test_of_a_refused_int8_model_only_the_table_is_kept(
     assert {path.name for path in (folder / "model").iterdir()} == {"model.onnx", "card.json"}
     assert (folder / "golden/golden.json").read_bytes() == before
     assert {path.name for path in (folder / "report").iterdir()} == {"quantization.json", "quantization.md"}
-
-
-def test_releases_of_earlier_days_are_float_and_int8_survives_its_file(tmp_path: Path) -> None:
-    reviewed.write(tmp_path, RELEASE)
-    told = read_json(tmp_path / "release.json", "")
-    write_json(tmp_path / "release.json", {key: told[key] for key in told if key not in ("precision", "int8")})
-    old = reviewed.read(tmp_path)
-    assert (old.precision, old.served_sha256) == ("fp32", RELEASE.model_sha256)
-    reviewed.write(tmp_path, replace(RELEASE, precision="int8", int8=TOLD))
-    new = reviewed.load(tmp_path)
-    assert (new.precision, new.served_sha256) == ("int8", TOLD.sha256)
 
 
 def test_a_version_says_which_file_answers_and_what_that_cost() -> None:

@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from src import model
 from src.core.arrays import Split
 from src.core.command import UserError
-from src.images.prepare_params import image_spec
-from src.lab.experiments.check_model import CheckResult, _affordable, _few, check, drawn, main
-from src.lab.experiments.wiring import Subject
-from src.training.classifier import Classifier
+from src.lab.experiments.check_model import CheckResult, _few, check, drawn, main
 
 
 class Plain(nn.Module):
@@ -180,17 +177,6 @@ def test_too_few_steps_are_no_fault(tmp_path: Path) -> None:
     assert failed(results) == set(), results
     assert results["learns by heart"].result == results["evaluation mode"].result == "not shown"
     assert results["repeatable"].result == "ok"
-
-
-def test_a_large_network_gets_fewer_images_and_steps_on_a_cpu() -> None:
-    images = torch.zeros(32, 3, 64, 64, dtype=torch.uint8)
-    network = nn.Sequential(nn.Conv2d(3, 512, 9, padding=4), nn.Conv2d(512, 64, 9, padding=4))
-    classifier = Classifier(network, [0.0] * 3, [1.0] * 3)
-    subject = Subject(
-        lambda: classifier, images, torch.arange(32), [], image_spec((64, 64)), torch.device("cpu"), bf16=False
-    )
-    fewer, steps = _affordable(subject, classifier)
-    assert (len(fewer.images), len(fewer.labels), steps) == (8, 8, 20)
 
 
 def test_images_of_every_class_are_taken() -> None:

@@ -116,15 +116,6 @@ def test_from_a_path_which_stays_and_one_that_is_not_there(tmp_path: Path) -> No
         bring("file:///no/such/file.tar.gz", tmp_path)
 
 
-@pytest.mark.parametrize(("status", "tries"), [(404, 1), (503, 5)])
-def test_an_error_is_told_with_its_status(server: Server, tmp_path: Path, status: int, tries: int) -> None:
-    server.status = status
-    with pytest.raises(UserError, match=f"could not be downloaded \\(HTTP {status}") as caught:
-        bring(ADDRESS, tmp_path)
-    assert "\n" not in str(caught.value)
-    assert len(server.starts) == tries
-
-
 def test_a_wrong_archive_is_refused_and_data_stay(server: Server, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.png").touch()

@@ -58,15 +58,6 @@ def test_photographs_get_size_weights_and_augmentation(mixed: Path, params: Make
     assert found["train.network"] == "airbench_narrow"
 
 
-def test_fewer_images_get_more_epochs_within_bounds(mixed: Path, params: MakeParams) -> None:
-    assert suggested(mixed, params())["train.epochs"] == 60
-    facts = suggest.look(mixed, params())
-    many = suggest.DataSummary(**(vars(facts) | {"training": 40_000}))
-    found = {one.key: one.value for one in suggest.suggest(many, params())}
-    assert (found["train.epochs"], found["train.batch_size"]) == (15, 500)
-    assert found["prepare.image_size"] == 32  # else a CPU would need more than minutes
-
-
 @pytest.mark.parametrize(
     ("sizes", "fit", "size"),
     [
@@ -82,12 +73,6 @@ def test_shape_decides_fit(
         write(tmp_path / "data", label, [picture(random, *sizes[i % len(sizes)]) for i in range(10)])
     found = suggested(tmp_path / "data", params())
     assert (found["prepare.fit"], found["prepare.image_size"]) == (fit, size)
-
-
-def test_a_network_of_the_forks_own_is_left_alone(mixed: Path, params: MakeParams) -> None:
-    found = suggested(mixed, params(train__network="ours"))
-    assert not {"train.network", "train.width", "train.optimizer", "train.learning_rate"} & set(found)
-    assert found["train.epochs"] == 60
 
 
 def test_the_file_can_be_adopted_and_then_nothing_differs(

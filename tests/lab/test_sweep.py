@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import torch
 from conftest import PATIENCE, ROOT, draw_colours, write_params
 from optuna.trial import TrialState
-from ruamel.yaml import YAML
 from standin import GitHub, clone, commit
 from test_register import postgres
 
@@ -35,7 +33,6 @@ from src.lab.experiments.sweep_results import Results, Tried
 from src.lab.experiments.sweep_worker import FINISHED, open_study, to_minimise
 from src.system.params import Params, load
 from src.system.params_text import put
-from src.training.loop import DivergedError
 
 TRIALS = 10
 SMALL = {
@@ -135,25 +132,6 @@ def test_another_question_is_another_study_and_more_trials_are_not(make: Callabl
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
-        ("mysql://host/x", "sqlite:///FILE"),
-        ("sqlite://", "sqlite:///FILE"),
-        ("sqlite:///{folder}/none/sweep.db", "cannot be used"),
-        ("postgresql://me:secret@127.0.0.1:1/x", "me:***@127.0.0.1"),
-    ],
-)
-def test_a_storage_that_cannot_be_used_is_told_in_one_sentence(
-    tmp_path: Path, make: Callable[..., Params], address: str, words: str
-) -> None:
-    params = make()
-    with pytest.raises(UserError) as told:
-        open_study(address.format(folder=tmp_path), "study", sweep_space.of(params), params)
-    assert words in str(told.value)
-    assert "secret" not in str(told.value)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # A trial
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,22 +183,6 @@ def test_the_first_trial_is_the_params_as_they_are_and_more_trials_go_on_with_ot
     assert [trial.user_attrs["question"] for trial in more] == list(range(6))
     assert len({json.dumps(trial.user_attrs["values"]) for trial in more}) == 6
     assert len(worker(good, sweep__trials=6)) == 6
-
-
-@pytest.mark.parametrize(
-    ("error", "words"), [(DivergedError("the loss is nan"), "diverged"), (torch.OutOfMemoryError(), "out of memory")]
-)
-def test_values_that_cannot_be_trained_are_an_answer_and_not_the_end(
-    worker: Callable[..., list[Any]], error: Exception, words: str
-) -> None:
-    def fit(task: Any, params: Any, *_: Any, on_epoch: Any, **__: Any) -> Any:
-        if params.learning_rate != 0.1:
-            raise error
-        return fitted(0.9, on_epoch)
-
-    trials = worker(fit)
-    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "PRUNED", "PRUNED"]
-    assert words in trials[1].user_attrs["reason"]
 
 
 def test_another_fault_or_ctrl_c_stops_the_sweep_and_leaves_the_trial_to_be_retried(
@@ -307,15 +269,6 @@ def test_the_results_tell_the_winner_beside_the_present_params_and_warn_of_its_l
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_of_equal_trials_the_present_params_stay_and_those_that_do_not_train_can_be_beaten() -> None:
-    found = results(tried(0, 0.95, 0.05), tried(1, 0.95, 0.05), tried(2, 0.9, 0.1))
-    assert found.best is found.present
-    assert "No trial beat the present params" in sweep_results.document(found)
-    found = results(tried(0, None, None), tried(1, 0.95, 0.05))
-    assert found.best.question == 1
-    assert "nothing to compare with" in sweep_results.document(found)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The pull request
 # ---------------------------------------------------------------------------------------------------------------------
@@ -389,21 +342,6 @@ def test_the_best_params_become_one_pull_request_or_a_branch_and_an_address_or_n
 def test_what_is_no_value_of_train_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="refused"):
         sweep_pull.edited((ROOT / "params.yaml").read_text(), values)
-
-
-def test_values_are_put_into_their_lines_and_a_key_that_was_left_to_its_default_into_a_new_one() -> None:
-    text = "prepare:\ntrain: # ours\n  # how long\n  epochs: 3  # few\n  network: 'slim'\n\nevaluate:\n"
-    values = {"augment.rotate": 3.5, "epochs": 4, "ema": 0.9, "network": "slim"}
-    after, changed = sweep_pull.edited(text, values)
-    assert changed == [("rotate", "default", "3.5"), ("epochs", "3", "4"), ("ema", "default", "0.9")]
-    assert YAML(typ="safe").load(after) == {
-        "prepare": None, "evaluate": None,
-        "train": {"ema": 0.9, "augment": {"rotate": 3.5}, "epochs": 4, "network": "slim"},
-    }  # fmt: skip
-    assert "  epochs: 4  # few\n  network: 'slim'\n\nevaluate:\n" in after
-    assert sweep_pull.edited(after, values) == (after, [])
-    with pytest.raises(UserError, match="no section `train` with a key in each line"):
-        sweep_pull.edited("train: {epochs: 3}\n", {"epochs": 4})
 
 
 @pytest.mark.parametrize(

@@ -149,21 +149,6 @@ def test_a_bentofile_that_names_too_much_or_what_is_lost_is_refused(
         (checkout / "bentofile.yaml").write_text(text)
 
 
-def test_the_key_names_the_content_and_not_the_commit(checkout: Path, content: Content, tmp_path: Path) -> None:
-    first = assembled(checkout, content, tmp_path / "0")
-    identity = dict(content.identity)
-    assert (
-        assembled(checkout, replace(content, identity=identity | {"commit": "e" * 40, "committed": 1}), tmp_path / "1")
-        == first
-    )
-    keys = {first, bentos.key(content, tmp_path / "0", "sha256:other")}
-    for number, name in enumerate(("name", "version", "manifest", "verdict")):
-        keys.add(assembled(checkout, replace(content, identity=identity | {name: "other"}), tmp_path / f"changed{number}"))
-    (tmp_path / "0/requirements/serving.txt").write_text("other")
-    keys.add(bentos.key(content, tmp_path / "0", "sha256:base"))
-    assert len(keys) == 7
-
-
 def test_what_register_noted_of_another_release_is_refused(folder: Path, content: Content, tmp_path: Path) -> None:
     copy = tmp_path / "release"
     shutil.copytree(folder, copy)
@@ -174,35 +159,6 @@ def test_what_register_noted_of_another_release_is_refused(folder: Path, content
     assert caught.value.kind == "tampered"
     (copy / "registered.json").unlink()
     assert build.released(copy).identity["version"] == "unregistered"
-
-
-def test_the_working_tree_is_named_by_its_model(content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="run make reproduce first"):
-        build.current()
-    sha = sha256(write_model(tmp_path / "out/model") / "model.onnx")
-    keys = {
-        "inputs": {"digest": "i"},
-        "data": {"digest": "d"},
-        "commit": "",
-        "metrics": {"accuracy": 1},
-        "verdict": {"verdict": "pass", "reasons": []},
-    }
-    for judged in (sha, "0" * 64):
-        (tmp_path / "manifest.json").write_text(json.dumps(keys | {"outputs": {"model_sha256": judged}}))
-        identity = build.current().identity
-        assert (identity["version"], identity["model_sha256"]) == ("unregistered", sha)
-        assert (identity["manifest"] is not None) == (judged == sha) == (identity["verdict"] == "pass")
-
-
-def test_the_image_for_a_gpu_has_other_packages(
-    checkout: Path, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cpu = assembled(checkout, content, tmp_path / "cpu")
-    monkeypatch.setenv("SERVE_DEVICE", "cuda")
-    assert assembled(checkout, content, tmp_path / "cuda") != cpu
-    for name, lock in device.LOCKS.items():
-        assert (tmp_path / name / "requirements.txt").read_bytes() == (ROOT / lock).read_bytes()
 
 
 def test_all_that_an_image_fetches_is_pinned_by_its_hash() -> None:
@@ -315,18 +271,6 @@ def test_each_fault_of_an_image_is_named() -> None:
     ]
     for changes, user, words in cases:
         assert build.faults(FILES, GOOD | changes, replace(IMAGE, user=user)) == ([words] if words else []), words
-
-
-def test_the_labels_say_where_the_image_comes_from(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Base("python:3.11-slim", f"python@sha256:{'b' * 64}", f"sha256:{'b' * 64}")
-    labels = build.labels_of(content, base, "k" * 64)
-    assert labels["org.opencontainers.image.revision"] == content.commit
-    assert (labels["ml.model.version"], labels["ml.model.manifest"], labels["ml.build.key"]) == ("3", "a" * 64, "k" * 64)
-    assert labels["ml.model.sha256"] == content.identity["model_sha256"]
-    assert labels["org.opencontainers.image.base.digest"] == base.digest
-    assert "org.opencontainers.image.source" not in labels
-    monkeypatch.setenv("GITHUB_REPOSITORY", "team/models")
-    assert build.labels_of(content, base, "")["org.opencontainers.image.source"] == "https://github.com/team/models"
 
 
 def test_the_registry_is_githubs_there_and_none_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

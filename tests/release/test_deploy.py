@@ -440,15 +440,6 @@ def test_a_version_is_compared_on_a_share_or_a_copy_of_the_traffic_first(
     )
 
 
-def test_a_port_that_a_stranger_has_leaves_nothing_behind(world: World) -> None:
-    world.broken = {"proxy"}
-    with pytest.raises(UserError, match="the proxy does not answer"):
-        world.deploy(1)
-    assert world.containers == {}
-    world.broken = set()
-    world.deploy(1)
-
-
 def test_a_damaged_state_is_one_sentence_and_takes_nothing_down(world: World) -> None:
     world.deploy(1)
     (world.folder / "home/production/state.json").write_text("{")

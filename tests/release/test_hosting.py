@@ -5,7 +5,6 @@ Containers are of an image made here, in a real engine.
 
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,7 +19,7 @@ from docker_engine import docker, needs_engine
 from ports import free_port
 
 from src.core.command import UserError
-from src.release import containers, probes, settings
+from src.release import probes, settings
 from src.release.client import Client
 from src.release.containers import Containers, State, open_host
 from src.release.golden import FaultError
@@ -84,29 +83,6 @@ def pretend(folder: Path, engine: str, status: int) -> None:
 
 
 @pytest.mark.journey
-def test_the_first_engine_that_answers_is_taken_but_the_one_that_is_named_or_in_use_must_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tools = tmp_path / "tools"
-    monkeypatch.setenv("PATH", str(tools))
-    given = read(tmp_path)
-    with pytest.raises(UserError, match="DEPLOY_ENGINE asks for docker, but docker is not installed"):
-        open_host(read(tmp_path, DEPLOY_ENGINE="docker"))
-    pretend(tools, "podman", 0)
-    assert open_host(given).kind == "podman"
-    pretend(tools, "docker", 1)
-    assert open_host(given).kind == "podman"
-    with pytest.raises(UserError, match=r"docker is installed and does not answer \(no daemon here\)"):
-        open_host(read(tmp_path, DEPLOY_ENGINE="docker"))
-    given.home.mkdir(parents=True)
-    (given.home / "engine").write_text("docker\n")
-    with pytest.raises(UserError, match="docker does not answer, and the versions of this host run in it"):
-        open_host(given)
-    pretend(tools, "docker", 0)
-    assert open_host(given).kind == "docker"
-
-
-@pytest.mark.journey
 def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(tmp_path / "tools", "podman", 1)
     monkeypatch.setenv("PATH", str(tmp_path / "tools"))
@@ -120,16 +96,6 @@ def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Pa
 # ---------------------------------------------------------------------------------------------------------------------
 # Containers
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.journey
-def test_an_engine_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "docker").write_text("#!/bin/sh\nexec sleep 60\n")
-    (tmp_path / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(containers, "_PATIENCE", 0.2)
-    with pytest.raises(UserError, match=r"docker ps took over 0.2 s.*systemctl restart docker"):
-        Containers(read(tmp_path), "docker").names()
 
 
 @pytest.fixture(scope="module")
@@ -233,32 +199,3 @@ def test_a_container_that_cannot_start_is_found_although_it_is_tried_again(
     assert time.monotonic() - started < PATIENCE / 2
     host.remove(NAME)
     docker("rmi", digest)
-
-
-@pytest.mark.journey
-@needs_engine
-def test_what_a_container_cannot_have_is_named(host: Containers, image: ImageFile) -> None:
-    with socket.create_server(("127.0.0.1", free_port())) as stranger:
-        port = stranger.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is taken by another program"):
-            host.start(NAME, image, port, {})
-    assert host.state(NAME) == State()
-    with pytest.raises(UserError, match=r"SERVE_API_KEYS_FILE names /nowhere, which is no file"):
-        host.start(NAME, image, free_port(), {"SERVE_API_KEYS_FILE": "/nowhere"})
-    with pytest.raises(UserError, match=r"test-hosting-none .* is not on this machine: run make deploy again"):
-        host.pull(replace(image, image="test-hosting-none", id=None))
-    remote = f"127.0.0.1:{free_port()}/x@sha256:{'0' * 64}"
-    with pytest.raises(UserError, match=r"cannot be pulled .*connection refused.*check that the registry answers"):
-        host.pull(replace(image, image=remote, id=None))
-    with pytest.raises(UserError, match="there is no container nobody-here on this host"):
-        host.resume("nobody-here")
-
-
-@pytest.mark.journey
-@needs_engine
-def test_an_engine_that_stops_answering_is_one_sentence(host: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
-        for call in (lambda: host.state("x"), host.names, lambda: host.stop("x"), lambda: host.remove("x")):
-            with pytest.raises(UserError, match="docker could not .*Cannot connect.*systemctl restart docker"):
-                call()

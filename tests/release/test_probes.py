@@ -5,7 +5,6 @@ python -m pytest tests/release/test_probes.py
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from ports import free_port
 from small_service import CLASSES, RELEASE, Service
 from test_serving import picture, write_model
 
-from src.core.command import UserError
 from src.release import probes
 from src.release.client import Answer, Client
 from src.release.containers import State
@@ -131,18 +129,6 @@ def watch(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_start_is_waited_for_and_a_kill_of_long_ago_is_no_fault_of_today(serve: Any, clock: FakeClock) -> None:
-    service = serve("never ready")
-    clock.events.append((0.4, service.faults.clear))
-    assert probes.wait_ready(Client(service.url), 30, Engine(oom=True, restarts=4), clock) == pytest.approx(0.4, abs=0.1)
-
-
-def test_one_that_never_gets_ready_is_a_fault_when_the_time_is_up(serve: Any, clock: FakeClock) -> None:
-    with pytest.raises(FaultError, match=r"it was not ready within 30 s"):
-        probes.wait_ready(Client(serve("never ready").url), 30, Engine(), clock)
-    assert clock.seconds == pytest.approx(30, abs=0.1)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -223,12 +209,6 @@ def test_a_leak_is_refused_with_the_numbers(serve: Any, golden: Path, each: floa
         smoke(service, golden, lambda: replace(ALIVE, memory=int((100 + each * service.asked) * MIB)))
 
 
-def test_warming_up_is_no_leak(serve: Any, golden: Path) -> None:
-    service = serve()
-    numbers = smoke(service, golden, lambda: replace(ALIVE, memory=int((100 + min(80, service.asked)) * MIB)))
-    assert numbers["memory_growth_mib"] == 0
-
-
 def test_a_crash_during_the_trial_is_the_reason_and_not_the_lost_answer(serve: Any, golden: Path) -> None:
     service = serve("dies of garbage")
 
@@ -237,15 +217,6 @@ def test_a_crash_during_the_trial_is_the_reason_and_not_the_lost_answer(serve: A
 
     with pytest.raises(FaultError, match="it crashed and was started again by the engine; at the last look it used 100 MiB"):
         smoke(service, golden, look)
-
-
-def test_classes_too_close_to_tell_may_change_places(golden: Path) -> None:
-    example = replace(golden_examples(golden)[0], probabilities={"cat": 0.5001, "dog": 0.4999, "fox": 0.0})
-    probabilities = [("dog", 0.5001), ("cat", 0.4999), ("fox", 0.0)]
-    given = {"label": "dog", "probabilities": [{"label": name, "probability": p} for name, p in probabilities]}
-    assert compare(example, given, 0.001) == pytest.approx(0.0002)
-    with pytest.raises(FaultError, match="wrongly"):
-        compare(example, {**given, "label": "fox"}, 0.001)
 
 
 @pytest.mark.parametrize("given", [None, [], {}, {"probabilities": 3}, {"probabilities": [{"label": "cat"}]}, "text"])
@@ -343,31 +314,6 @@ def test_a_service_that_is_gone_is_found_where_the_engine_knows_of_nothing(
         watch(service, golden, clock)
 
 
-def test_memory_near_the_limit_is_a_fault_and_one_odd_reading_is_none(serve: Any, golden: Path, clock: FakeClock) -> None:
-    engine = Engine()
-    clock.events += [(2, partial(engine.become, memory=500 * MIB)), (2.25, partial(engine.become, memory=100 * MIB))]
-    assert watch(serve(), golden, clock, engine)["memory_mib"] == 100
-    with pytest.raises(FaultError, match="its memory is at 480 of the 512 MiB"):
-        watch(serve(), golden, clock, Engine(memory=480 * MIB))
-
-
-def test_one_that_is_slow_all_the_time_is_a_fault(serve: Any, golden: Path, clock: FakeClock) -> None:
-    with pytest.raises(FaultError, match=r"it is slow: one image took over 4000 ms 20 times in a row"):
-        watch(serve(), golden, clock, late=5000)
-
-
-def test_an_engine_that_does_not_answer_once_is_no_fault_of_the_version(serve: Any, golden: Path, clock: FakeClock) -> None:
-    looks: list[int] = []
-
-    def look() -> State:
-        looks.append(1)
-        if len(looks) in (3, 4):
-            raise UserError("docker does not answer")
-        return ALIVE
-
-    assert watch(serve(), golden, clock, look)["faults"] == 0
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # For a rollback, and the client
 # ---------------------------------------------------------------------------------------------------------------------
@@ -381,21 +327,3 @@ def test_the_quick_look_asks_three_times_and_finds_a_wrong_or_bad_version(serve:
         probes.quick(Client(service.url), golden, "4", 0.001)
     with pytest.raises(FaultError, match="does not say that it is ready"):
         probes.quick(Client(serve("never ready").url), golden, "3", 0.001)
-
-
-def test_the_client_raises_nothing_whatever_happens_on_the_way(serve: Any) -> None:
-    answer = Client(f"http://127.0.0.1:{free_port()}").predict(b"x")
-    assert (answer.status, answer.reason) == (0, "connection refused")
-    assert str(answer) == "no answer (connection refused)"
-    answer = Client(serve("closes once").url).predict(b"x")
-    assert (answer.status, answer.reason) == (0, "the connection was closed before an answer came")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
-        assert client.model() == {}
-        assert not client.ready()
-        assert client.send("GET", "/").reason == "nothing within 0.2 s"
-
-
-def test_golden_examples_that_are_missing_are_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"golden\.json is missing"):
-        golden_examples(tmp_path)

@@ -98,13 +98,6 @@ def test_a_fault_of_github_is_no_answer(github: GitHub, monkeypatch: pytest.Monk
 
 
 @pytest.mark.journey
-def test_an_answer_of_another_form_is_none(github: GitHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DEPLOY_RUNNER")
-    github.answer("GET /repos/team/models/actions/workflows/deploy.yml/runs", 200, [{"id": 1}])
-    assert "check GITHUB_SERVER_URL" in production.find().why
-
-
-@pytest.mark.journey
 def test_what_changes_neither_model_nor_engine_is_unchanged(host: str, tmp_path: Path) -> None:
     free = ("docs/deploy.md", "README.md", "tests/test_x.py")
     others = ("manifest.json", "data.dvc", "src/serving/http.py", "src/judging/request.py", "requirements/serving.txt")

@@ -376,31 +376,6 @@ def test_a_request_in_flight_is_answered_by_the_version_that_has_it(proxy: Proxy
         assert connection.getresponse().read() == b"1"
 
 
-@pytest.mark.journey
-@needs_nginx
-def test_the_same_route_again_disturbs_nothing_and_an_edited_file_is_mended(
-    proxy: Proxy, versions: tuple[Version, Version]
-) -> None:
-    route = Route(versions[0].port, "1")
-    proxy.point(route)
-    until(lambda: len(workers(proxy)) == proxies._workers())  # nginx answers as soon as the first of them is there
-    before = workers(proxy)
-    proxy.point(route)
-    proxy.ensure()
-    assert workers(proxy) == before
-    file = proxy.folder / "nginx.conf"
-    text = file.read_text()
-    file.write_text(text.replace("client_max_body_size 11m", "client_max_body_size 1k"))
-    proxy.ensure()
-    assert file.read_text() == text
-    assert proxy.route() == route
-    new = Route(versions[1].port, "2")
-    proxy.file.write_text(render(proxy.settings, new)[1])  # as after a deployment that was killed before it told nginx
-    assert ask(proxy)[2] == "1"
-    proxy.ensure()
-    assert (proxy.route(), ask(proxy)[2]) == (new, "2")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Canary and shadow
 # ---------------------------------------------------------------------------------------------------------------------
@@ -552,14 +527,6 @@ def test_a_file_that_does_not_begin_with_its_route_is_named(tmp_path: Path) -> N
         proxy.file.write_text(f"{first}\n")
         with pytest.raises(UserError, match="route.conf does not begin with its route: delete it"):
             proxy.route()
-
-
-def test_without_nginx_the_message_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(proxies, "_PLACES", ())
-    with pytest.raises(UserError, match="apt-get install nginx"):
-        Proxy(settings.read({"DEPLOY_HOME": str(tmp_path)})).ensure()
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ from src.core.inference import Model
 from src.core.metrics_file import MetricsFile
 from src.images.prepare_params import image_spec
 from src.release import card, reviewed
-from src.release import register as registering
 from src.release.outcome import RefusedError
 from src.release.register import register
 from src.release.reviewed import Int8, Release
@@ -288,21 +287,6 @@ def test_a_card_tells_the_weakest_and_who_overrode_and_fits_whatever_there_is_to
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_server_is_one_sentence_and_an_outcome(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
-    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "x")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(sys, "argv", ["register", str(folder)])
-    with pytest.raises(RefusedError) as raised:
-        registering.main()
-    assert str(raised.value).startswith(f"MLflow at http://{address} does not answer (Connection refused): start it")
-    told = json.loads((folder.parent / "release.outcome.json").read_text())
-    assert (told["step"], told["ok"], told["kind"]) == ("register", False, "registry")
-    assert "secret" not in str(raised.value) + json.dumps(told)
-
-
 @pytest.mark.journey
 def test_two_registers_at_once_make_one_version(folder: Path, tmp_path: Path) -> None:
     """Also where neither finds a database."""
@@ -328,11 +312,6 @@ def test_two_registers_at_once_make_one_version(folder: Path, tmp_path: Path) ->
 
 
 WRITES = [name for name in dir(mlflow.MlflowClient) if name.startswith(("create_", "log_", "set_", "delete_"))]
-PLACES = {
-    "experiments": "artifact_location",
-    "runs": "artifact_uri",
-    "model_versions": "source",
-}  # absolute, in MLflow's tables
 
 
 def test_killed_before_any_write_and_run_again_it_is_whole_and_single(

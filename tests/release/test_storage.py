@@ -213,15 +213,6 @@ def test_a_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, config
         storage._add("ci", "gopher://x")
 
 
-def test_a_store_that_is_lost_meanwhile_fails_with_its_reason_after_three_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(storage, "dvc", failing)
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
-    with pytest.raises(UserError, match=r"could not be pushed \(it is down\): check DVC_REMOTE_URL"):
-        storage.push()
-    assert pauses == [5, 10, 0]
-
-
 def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
     repository: Path, tmp_path: Path, command: Command, github: GitHub
 ) -> None:

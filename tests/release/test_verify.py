@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,20 +221,6 @@ def test_the_reviewed_model_is_written_whole_and_no_document_or_forged_run_cache
     assert "unchanged: neither model nor engine" in done.stdout
     assert output.read_text() == "unchanged=true\n"
     assert not (fork / OUT).exists()
-
-
-@pytest.mark.parametrize("again", [True, False])
-def test_what_is_unchanged_is_released_where_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
-) -> None:
-    begun = []
-    monkeypatch.setattr(verifying, "git", lambda *words: "a" * 40 if words[0] == "rev-parse" else "")
-    monkeypatch.setattr(verifying.production, "find", lambda: Deployed("b" * 40))
-    monkeypatch.setattr(verifying.production, "is_unchanged", lambda *_: True)
-    monkeypatch.setattr(verifying.overriding, "require_read", lambda *_: begun.append(True) or 1 / 0)
-    with pytest.raises(ZeroDivisionError) if again else nullcontext():
-        verifying.verify(tmp_path / "release", "HEAD", again=again)
-    assert bool(begun) is again
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -623,20 +608,6 @@ def test_int8_ships_by_the_margins_from_before(fork: Path) -> None:
     assert (fork / OUT / "golden/golden.float.json").exists()
 
 
-def test_the_float_model_ships_where_int8_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = JudgedFile(verdict="pass", reasons=[])
-    assert verifying._int8(replace(plain, why_no_int8="no images"), tmp_path) is None
-    table = {"verdict": "fail", "reasons": ["too slow"]}
-    (tmp_path / "quantized").mkdir()
-    write_json(tmp_path / "quantized/quantization.json", table)
-    assert verifying._int8(plain, tmp_path) is None
-    said = capsys.readouterr().out
-    assert "because an INT8 one cannot be made (no images)" in said
-    assert "because INT8 does not pass its gates: too slow" in said
-    write_json(tmp_path / "quantized/quantization.json", {**table, "verdict": "pass"})
-    assert verifying._int8(plain, tmp_path) == {**table, "verdict": "pass"}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Whose rules
 # ---------------------------------------------------------------------------------------------------------------------
@@ -761,20 +732,6 @@ def test_each_label_covers_its_own_and_no_more(
     assert verifying._needed(manifest, Deployed("a" * 40), found) == needed
 
 
-def test_models_of_other_pull_requests_since_the_deployed_commit_are_no_looks_of_this_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    told = {
-        "commit": None, "inputs": {"digest": "i"}, "outputs": {"model_sha256": "m"}, "data": {"digest": "d"}, "metrics": {},
-        "verdict": {"verdict": "pass", "reasons": []},
-    }  # fmt: skip
-    write_json(tmp_path / "manifest.json", {**told, "looks": {"pull_request": 2}})
-    write_json(tmp_path / "facts.json", {"looks": {"pull_request": 5, "examples": 9}, "why": ""})
-    judging._settle(tmp_path / "facts.json", {"deployed": "a" * 40, "why": ""})
-    assert read_json(tmp_path / "facts.json", "")["looks"] == {"pull_request": 2, "examples": 9, "since": None}
-
-
 @pytest.mark.parametrize("example", [True, False])
 def test_the_first_own_gates_judge_where_only_the_templates_example_was_deployed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: bool
@@ -794,9 +751,3 @@ def test_the_first_own_gates_judge_where_only_the_templates_example_was_deployed
     request = {name: str(tmp_path / "params.yaml") for name in names} | {"deployed": "a" * 40, "why": ""}
     judging._verdict(request, tmp_path)
     assert by["judge"] == (tmp_path / "params.yaml" if example else judging._PARAMS)
-
-
-def test_a_judge_refuses_a_request_of_another_format(tmp_path: Path) -> None:
-    (tmp_path / "request.json").write_text('{"format": 2}')
-    with pytest.raises(UserError, match="has the format 2, and this judge reads format 1"):
-        judging.judge(tmp_path / "request.json", tmp_path / "out")

@@ -19,13 +19,11 @@ from ruamel.yaml import YAML
 from test_escaping import EVIL, Page, rendered
 
 from src.core import metrics
-from src.core.command import UserError
 from src.core.manifest import MANIFEST
-from src.core.metrics_file import ClassScores
 from src.images.occlusion import occlusion
 from src.images.prepare_params import image_spec
 from src.judging.plan import Plan
-from src.reporting import changes, drawing, facts, numbers, page, render
+from src.reporting import drawing, facts, numbers, page, render
 from src.reporting.facts import Paths, read
 from src.reporting.write import compose, write
 from src.system import numbers as schema
@@ -239,13 +237,6 @@ def test_the_first_line_is_the_verdict_with_both_accuracies_and_the_interval(who
     assert lines[2] == "- **no worse than main**: clearly better than main"
 
 
-@pytest.mark.parametrize(("verdict", "begin"), [("fail", "## ❌ fail: "), ("investigate", "## 🔎 investigate: ")])
-def test_every_verdict_has_its_sign_and_word(case: Case, verdict: str, begin: str) -> None:
-    assert case.change("report/verdict.json", verdict=verdict).write().startswith(begin)
-    assert f'<body class="{verdict}">' in case.text("report.html")
-    assert f"<h1>{begin.removeprefix('## ')}" in case.text("report.html")
-
-
 @pytest.mark.parametrize(
     ("title", "words_in_it"),
     [
@@ -318,31 +309,6 @@ def test_a_difference_that_chance_explains_is_no_headline(case: Case) -> None:
     assert text.startswith(f"## ✅ pass: {said}\n")
 
 
-def test_an_interval_over_folds_stands_beside_its_own_difference(case: Case) -> None:
-    case.compared(difference=0.0033, low=-0.0024, high=0.0093, confidence=0.908)
-    text = case.change("report/verdict.json", evidence={"kind": "folds", "examples": 1523}).told()
-    over = "over 1,523 examples of test split and folds +0.33 points (90.8% interval -0.24 to +0.93)"
-    said = f"no difference shown, accuracy 95.00% against 83.33% of main; {over}"
-    assert text.startswith(f"## ✅ pass: {said}\n")
-    assert "Evidence: 1,523 examples of test split and folds." in first_lines(text)
-    found = section(text, "Metrics")
-    assert "| accuracy | 83.33% | **95.00%** | +11.67 points | — |  |" in found
-    row = "| accuracy, 1,523 examples of test split and folds | — | — | +0.33 points | -0.24 to +0.93 (90.8%) |"
-    assert f"{row} within noise |" in found
-    told = {row["name"]: row for row in numbers.collect(read(case.paths))["metrics"]}
-    assert (told["accuracy"]["low"], told["accuracy"]["high"]) == (None, None)
-
-
-def test_a_headline_names_the_gate_that_decided_where_it_is_not_the_comparison_with_main(case: Case) -> None:
-    gates = case.compared(low=-0.01, confidence=0.9)
-    anchor = {"name": "no_worse_than_anchor", "level": "enforce", "outcome": "fail", "sentence": "worse than the best"}
-    told = {"verdict": "fail", "reasons": ["worse than the best"]}
-    text = case.change("report/verdict.json", **told, gates=[*gates, anchor]).told()
-    assert text.startswith("## ❌ fail (no worse than anchor): no difference shown (+7 of 60 examples)")
-    gates[0] |= {"outcome": "fail"}
-    assert case.change("report/verdict.json", **told, gates=[*gates, anchor]).told().startswith("## ❌ fail: ")
-
-
 def test_a_validation_split_that_points_the_other_way_is_in_the_first_lines(case: Case) -> None:
     case.rows("main/rows.parquet", pq.read_table(case.folder / "manifest.parquet").to_pylist())
     assert "disagrees" not in case.told()  # it rose with the accuracy of the test split
@@ -387,12 +353,6 @@ def test_a_new_class_takes_no_part_in_the_comparison(case: Case) -> None:
     assert "against" not in section(text, "Where this model is weak")
 
 
-def test_numbers_over_the_shared_classes_are_those_of_the_evaluation(case: Case) -> None:
-    this = read(case.paths).this
-    found = changes.overall(this.predictions, 15)
-    assert found == pytest.approx({name: getattr(this.metrics, name) for name in found}, abs=1e-6)
-
-
 def test_what_left_the_test_split_is_in_the_first_lines(case: Case) -> None:
     left = {"examples": 50, "of": 388, "main_right": 40, "names": ["a.png (cat)", "b.png (owl)"]}
     relabelled = {"examples": 1, "names": ["c.png (dog)"]}
@@ -429,27 +389,6 @@ def test_circumstances_are_in_the_first_lines(case: Case, file: str, values: dic
     assert expected in first_lines(case.change(f"{file}.json", **values).told())
 
 
-def test_a_label_names_the_person(case: Case) -> None:
-    override = {"by": "alice", "label": "model-gate: override", "at": "2026-11-24T18:00:00Z"}
-    reviewed = {"by": "bob", "label": "engine: reviewed", "at": "2026-11-24T19:00:00Z"}
-    text = case.change("report/verdict.json", verdict="fail", override=override, engine_reviewed=reviewed).told()
-    assert text.startswith("## ❌ fail, overridden by alice, engine reviewed by bob: accuracy 95.00%")
-    assert "`alice` accepted this result by hand with the label `model-gate: override` at 2026-11-24T18:00:00Z." in text
-    assert "`bob` read the protected files and accepted them with the label `engine: reviewed` at 2026-11-24T19" in text
-
-
-def test_params_are_compared_with_the_defaults_of_what_a_side_leaves_out(tmp_path: Path) -> None:
-    case = Case(tmp_path / "case")
-    write_params(case.folder / "main/params.yaml", train__ema=0.0, gates__levels__churn="warn", sweep__trials=20)
-    assert "No value of `params.yaml` differs from main." in case.told()
-    write_params(case.folder / "main/params.yaml", train__ema=0.9, train__epochs=77)
-    assert "epochs" in section(case.told(), "Parameters")
-    assert "epochs" not in section(case.change("run.json", budget={"epochs": 10, "asked": 50}).told(), "Parameters"), (
-        "lowered"
-    )
-    assert re.search(r"train.ema.*0\.9.*\b0\b", section(case.told(), "Parameters"))
-
-
 RECORD = {"ended": "2024-05-01T10:00:00Z", "hardware": {"processor": "MOS 6502", "cores": 1}, "seconds": 45.0}
 
 
@@ -474,17 +413,6 @@ def test_a_model_that_was_restored_has_the_figures_of_its_own_training(case: Cas
     assert "| trained on | Zilog Z80, 2 cores" in text
     assert "MOS 6502" in section(text, "Training time and cost")
     assert "| training examples a second | — | 4,610 |" in text
-
-
-@pytest.mark.parametrize(
-    ("told", "expected"),
-    [("40", "Cost of training, estimated: 1.00 (1 min 30 s at 40.00 an hour)."), ("much", "is no number: `much`")],
-)
-def test_the_cost_is_time_times_the_price_of_an_hour(
-    case: Case, monkeypatch: pytest.MonkeyPatch, told: str, expected: str
-) -> None:
-    monkeypatch.setenv("HOURLY_COST", told)
-    assert expected in case.told()
 
 
 def test_without_a_model_of_main_the_report_is_of_this_one_alone(case: Case) -> None:
@@ -646,26 +574,6 @@ def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
     assert "4,610" not in case.change("run.json", failed="train").told()
 
 
-def test_only_run_and_verdict_must_be_there(tmp_path: Path, case: Case) -> None:
-    for name in ("run.json", "verdict.json"):
-        (tmp_path / name).write_bytes(next(case.folder.rglob(name)).read_bytes())
-    here = {name: tmp_path / "nothing" / name for name in Paths.__dataclass_fields__}
-    paths = Paths(**{**here, "run": tmp_path / "run.json", "verdict": tmp_path / "verdict.json"})
-    write(paths, tmp_path / "out")
-    assert (tmp_path / "out/report.md").read_text().startswith("## ✅ pass: there are no results to judge")
-    for name in ("run", "verdict"):
-        broken = Paths(**{**paths.__dict__, name: tmp_path / "nothing"})
-        with pytest.raises(UserError, match=r"nothing is missing: run `make re(produce|port)` first"):
-            write(broken, tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["metrics.json", "manifest.parquet", "model/history.csv", "main/predictions.parquet"])
-def test_a_damaged_file_is_named(case: Case, name: str) -> None:
-    (case.folder / name).write_text("epoch,loss\n1,much\n")
-    with pytest.raises(UserError, match=rf"{re.escape(Path(name).name)} cannot be read .*make reproduce"):
-        case.told()
-
-
 def test_refused_parameters_are_told_and_no_earlier_numbers(case: Case) -> None:
     (case.folder / "params.yaml").write_text("train: [")
     text = case.change("report/verdict.json", verdict="fail", reasons=["params.yaml is not valid YAML"], gates=[]).told()
@@ -767,20 +675,6 @@ def test_a_page_takes_three_tags_of_ours_and_no_file_from_outside(tmp_path: Path
     assert {"script", "b", "img", "a"}.isdisjoint(told.tags)
 
 
-def test_the_summary_of_the_step_has_the_report_without_pictures(
-    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    summary = case.folder / "summary.md"
-    summary.write_text("before\n")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    case.write()
-    assert summary.read_text() == "before\n" + case.told()
-    summary.write_text("x" * 2**20)
-    case.write()
-    assert summary.stat().st_size == 2**20
-    assert "no room for the report (1,048,576 bytes are in it already)" in capsys.readouterr().out
-
-
 def test_numbers_keep_to_the_schema_that_the_poster_reads(tmp_path: Path) -> None:
     names = tuple(f"{'long ' * 20}{i}" if i % 2 else f"class {i}" for i in range(300))
     case = Case(tmp_path / "case", names, images=600)
@@ -851,22 +745,6 @@ def test_a_huge_change_still_fits_into_a_comment(tmp_path: Path) -> None:
     assert rendered(text).open == []
 
 
-def test_what_does_not_fit_is_left_out_in_whole_sections_and_named() -> None:
-    listing = "\n".join(f"line {i}" for i in range(100))
-    sections = [f"### Part {i}\n\n<details>{listing}</details>\n\nend {i}" for i in range(10)]
-    assert "Left out" not in render.joined("## fits", sections)
-    cut = render.joined("## fits\n\nhead", sections, largest=5000)
-    assert len(cut) <= 5000
-    kept = cut.count("### Part")
-    assert 1 <= kept < 10
-    left = ", ".join(f"Part {i}" for i in range(kept, 10))
-    assert f"Left out, since a comment has no more room: {left}. `report.html` has it all." in cut
-    assert cut.count("<details>") == cut.count("</details>") == kept
-    assert f"end {kept - 1}\n" in cut
-    tiny = render.joined(f"## fits\n\n{listing}", sections, largest=100)
-    assert tiny == "## fits\n\nThe rest does not fit into a comment: it is in `report.html`.\n"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What changed, in numbers
 # ---------------------------------------------------------------------------------------------------------------------
@@ -880,32 +758,3 @@ def manifest(*rows: tuple[str | None, str, str | None]) -> pa.Table:
     for place, name in enumerate(("digest", "label", "split")):
         columns[name] = pa.array([row[place] for row in rows], pa.string())
     return pa.table(columns)
-
-
-def test_rows_are_compared_by_content() -> None:
-    main = manifest(("a", "x", "train"), ("b", "x", "train"), ("c", "x", "test"), ("d", "x", "train"), (None, "x", None),
-                    ("f", "x", "train"))  # fmt: skip
-    this = manifest(("e", "y", "test"), ("d", "y", "train"), ("c", "x", "train"), ("a", "x", None), ("a", "x", "train"),
-                    ("f", "y", "test"))  # fmt: skip
-    found = changes.rows(main, this)
-    assert (found.main, found.this) == (6, 6)
-    digests = [list(frame.index) for frame in (found.added, found.removed, found.relabelled, found.moved)]
-    assert digests == [["e"], ["b"], ["d", "f"], ["c"]], "of two copies the one that is kept in a split counts"
-    assert list(found.relabelled[["label_main", "label"]].iloc[0]) == ["x", "y"]
-    assert [len(frame) for frame in changes.rows(this, this)[2:]] == [0, 0, 0, 0]
-
-
-def test_shares_name_falls_first_and_keep_what_only_one_side_has() -> None:
-    def scores(**recalls: float) -> dict[str, ClassScores]:
-        return {name: ClassScores(recall=recall, examples=4) for name, recall in recalls.items()}
-
-    main, this = scores(a=0.5, b=0.9, gone=1.0), scores(a=0.75, b=0.4, new=0.1)
-    found = changes.shares(main, this, "recall")
-    assert [share.name for share in found] == ["b", "a", "new", "gone"]
-    assert (found[2].main, found[2].this, found[3].this) == (None, 0.1, None)
-
-
-def test_answers_on_different_images_are_not_compared(case: Case) -> None:
-    path = case.folder / "main/predictions.parquet"
-    pq.write_table(pq.read_table(path).slice(1), path)
-    assert "were judged on different examples" in section(case.told(), "Examples")

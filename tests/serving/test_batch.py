@@ -5,7 +5,6 @@ pytest tests/serving/test_batch.py
 
 import csv
 import errno
-import importlib
 import math
 import os
 import shutil
@@ -20,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import PATIENCE, ROOT, encode, until
-from filelock import FileLock
-from test_serving import CLASSES, make_engine, picture, serving, write_model
+from test_serving import make_engine, picture, serving, write_model
 
 from src.core.command import UserError
 from src.core.files import sha256
@@ -181,22 +179,6 @@ def test_columns_of_shards_are_carried_and_rows_without_image_are_errors(call: A
     assert "mask" not in plain[0]
 
 
-@pytest.mark.parametrize(
-    ("columns", "sentence"),
-    [
-        ({"picture": pa.array([b""])}, "0 columns `image`"),
-        ({"image": pa.array([1])}, "is int64, expected a struct"),
-        ({"image": pa.array([{"path": "x"}])}, "expected a struct"),
-        ({"image": pa.array([b""]), "label": [1], "given_label": [1]}, "equal names in the output"),
-    ],
-)
-def test_a_shard_with_wrong_columns_is_named(call: Any, tmp_path: Path, columns: Any, sentence: str) -> None:
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=sentence):
-        call(tmp_path / "a.parquet", tmp_path / "out" / "o.csv")
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 def test_inputs_and_outputs_that_cannot_be_are_named(call: Any, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -223,28 +205,6 @@ def test_inputs_and_outputs_that_cannot_be_are_named(call: Any, tmp_path: Path) 
         with pytest.raises(UserError, match=sentence):
             call(source, tmp_path / out)
     assert sorted(path.name for path in tmp_path.glob("o.*")) == []
-
-
-def test_one_image_and_a_binary_column_are_inputs_too(call: Any, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    call(tmp_path / "a.png", tmp_path / "one.parquet", "--top", "1")
-    assert [(row["path"], len(row["probabilities"])) for row in rows(tmp_path / "one.parquet")] == [("a.png", 1)]
-    pq.write_table(pa.table({"image": [picture()]}), tmp_path / "b.parquet")
-    call(tmp_path / "b.parquet", tmp_path / "two.csv")
-    assert f",{CLASSES[0]}," in (tmp_path / "two.csv").read_text()
-
-
-def test_the_status_tells_of_all_failed_and_if_strict_of_any(call: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.png").write_text("no picture")
-    with pytest.raises(UserError, match="1 of 1 images"):
-        call(folder, tmp_path / "all.csv")
-    (folder / "b.png").write_bytes(picture())
-    call(folder, tmp_path / "some.csv")
-    with pytest.raises(UserError, match="1 of 2 images"):
-        call(folder, tmp_path / "strict.csv", "--strict")
-    assert (tmp_path / "strict.csv").read_bytes() == (tmp_path / "some.csv").read_bytes()
 
 
 def test_a_finished_output_is_left_alone_unless_asked(call: Any, tmp_path: Path) -> None:
@@ -333,19 +293,3 @@ def test_a_killed_run_goes_on(call: Any, model: Path, tmp_path: Path) -> None:
     assert "going on after" in done.stdout
     assert "30,000 rows, 310 of them errors" in done.stdout
     assert sha256(out) == sha256(whole)
-
-
-def test_two_runs_do_not_write_the_same_output(call: Any, tmp_path: Path) -> None:
-    folder, out = colours(tmp_path / "in"), tmp_path / "out.csv"
-    (tmp_path / "out.csv.parts").mkdir()
-    with FileLock(tmp_path / "out.csv.parts" / "lock"), pytest.raises(UserError, match="another run is writing"):
-        call(folder, out)
-    call(folder, out)
-    assert out.is_file()
-
-
-def test_without_its_packages_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "src.serving.batch")
-    with pytest.raises(UserError, match="needs the package pyarrow, which the image of the service has not"):
-        importlib.import_module("src.serving.batch")

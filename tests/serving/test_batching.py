@@ -96,30 +96,6 @@ def test_what_comes_while_the_model_computes_is_its_next_batch() -> None:
     asyncio.run(ask())
 
 
-def test_lanes_share_what_waits_and_only_what_is_alone_takes_all_of_them() -> None:
-    meet = threading.Barrier(3, timeout=20)
-    narrow, alone = [], []
-
-    def one_lane(images: Images) -> NDArray[np.float32]:
-        narrow.append(len(images))
-        meet.wait()  # passes only when all three lanes compute at once
-        return tag(images)
-
-    def all_lanes(images: Images) -> NDArray[np.float32]:
-        alone.append(len(images))
-        return tag(images)
-
-    async def ask() -> None:
-        queue, _ = batcher(one_lane, lanes=3, wide=all_lanes)
-        await queue.submit(marked(1), soon())
-        await asyncio.gather(*(queue.submit(marked(i), soon()) for i in range(9)))
-        await queue.submit(marked(1, 2), soon())
-
-    asyncio.run(ask())
-    assert narrow == [3, 3, 3]
-    assert alone == [1, 2]
-
-
 @pytest.mark.parametrize("lanes", [0, 1, 3])
 def test_a_batch_that_fails_is_computed_one_by_one_so_that_only_the_guilty_fail(lanes: int) -> None:
     def refuse_seven(images: Images) -> NDArray[np.float32]:

@@ -74,15 +74,6 @@ def test_what_does_not_come_in_time_is_refused_with_a_reason_and_the_connection_
         assert status(answer(sock)) == 408
 
 
-def test_pipelined_requests_are_answered_in_order(url: str) -> None:
-    content = picture()
-    one = HEAD + b"content-length: %d\r\n\r\n" % len(content) + content
-    with connected(url) as sock:
-        sock.sendall(one * 5 + HEAD.replace(b"/predict", b"/nowhere") + b"content-length: 0\r\nconnection: close\r\n\r\n")
-        received = answer(sock)
-    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200"] * 5 + [b"404"]
-
-
 def test_expect_continue_is_answered_before_the_body_and_a_body_too_large_is_not_asked_for(url: str) -> None:
     content = picture()
     with connected(url) as sock:
@@ -93,14 +84,6 @@ def test_expect_continue_is_answered_before_the_body_and_a_body_too_large_is_not
     with connected(url) as sock:
         sock.sendall(HEAD + b"expect: 100-continue\r\ncontent-length: 999999999\r\n\r\n")
         assert sock.recv(4096).startswith(b"HTTP/1.1 413")
-
-
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
-def test_head_is_get_without_its_body(url: str, method: str) -> None:
-    found = httpx.request(method, f"{url}/model")
-    assert found.status_code == 200
-    assert int(found.headers["content-length"]) > 100
-    assert bool(found.content) == (method == "GET")
 
 
 def test_the_clients_of_a_deployment_bring_a_key_where_the_service_asks_for_one(model: Path, tmp_path: Path) -> None:

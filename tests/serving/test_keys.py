@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import re
 from pathlib import Path
 
@@ -75,19 +74,6 @@ def test_two_keys_are_valid_while_a_client_changes_and_then_one(file: Path) -> N
     assert (bearer(found, OLD), bearer(found, NEW)) == ("shop", "shop")
 
 
-def test_a_mounted_secret_that_is_exchanged_by_a_link_is_followed(tmp_path: Path) -> None:
-    for name, key in (("1", OLD), ("2", NEW)):
-        (tmp_path / name).mkdir()
-        os.utime(write(tmp_path / name / "keys", key), (0, 0))  # of the same time and size
-    (tmp_path / "data").symlink_to("1")
-    (tmp_path / "keys").symlink_to("data/keys")
-    found = Keys(tmp_path / "keys")
-    assert bearer(found, OLD)
-    (tmp_path / "next").symlink_to("2")
-    (tmp_path / "next").replace(tmp_path / "data")
-    assert (bearer(found, OLD), bearer(found, NEW)) == (None, "key-1")
-
-
 @pytest.mark.parametrize("fault", ["gone", "empty", "short", "folder", "open"])
 def test_a_file_that_is_damaged_later_changes_no_key_and_is_told_once(
     file: Path, fault: str, caplog: pytest.LogCaptureFixture
@@ -108,15 +94,6 @@ def test_a_file_that_is_damaged_later_changes_no_key_and_is_told_once(
     if fault != "folder":
         write(file, f"mended: {OLD}")
         assert bearer(found, OLD) == "mended"
-
-
-def test_the_file_is_not_looked_at_for_each_request(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "_EVERY", 3600.0)
-    found = Keys(file)
-    file.unlink()
-    assert bearer(found, OLD) == "north"
-    monkeypatch.setattr(keys, "_read", lambda path: pytest.fail("looked"))
-    assert bearer(found, NEW) == "key-4"
 
 
 @pytest.mark.parametrize(
@@ -141,17 +118,3 @@ def test_a_file_that_cannot_be_is_refused_with_what_to_do_and_without_a_key(
         Keys(path)
     assert str(caught.value).startswith(f"SERVE_API_KEYS_FILE ({path})")
     assert not any(word in str(caught.value) for word in text.split() if len(word) > 7)
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for path, sentence in ((tmp_path / "none", "No such file"), (tmp_path, "is no file"), (tmp_path / "pipe", "is no file")):
-        with pytest.raises(UserError, match=sentence):
-            Keys(path)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_secret_of_another_user_may_be_readable_by_all(tmp_path: Path) -> None:
-    path = write(tmp_path / "keys", OLD, 0o444)
-    os.chown(path, 12345, 12345)
-    assert bearer(Keys(path), OLD)

@@ -97,28 +97,6 @@ def test_a_traceback_is_one_field_of_errors_only_and_a_line_never_grows_long(log
     assert lines[3]["message"] == text
 
 
-def test_what_repeats_is_told_a_few_times_and_then_counted(log: logging.Logger, told: Told, clock: Clock) -> None:
-    for i in range(1000):
-        log.warning("request %d was bad", i)
-    log.warning("another")
-    clock.now += 11
-    log.warning("request %d was bad", 1000)
-    lines = told()
-    assert [line["message"] for line in lines] == [
-        *(f"request {i} was bad" for i in (0, 1, 2, 3, 4)),
-        "another",
-        "request 1000 was bad",
-    ]
-    assert lines[-1]["left_out"] == 995
-
-
-def test_what_cannot_be_written_is_counted(log: logging.Logger, told: Told) -> None:
-    log.handlers[0].handle(log.makeRecord(log.name, logging.WARNING, "", 0, "%d arguments are wrong", ("all",), None))
-    log.warning("another")
-    (line,) = told()
-    assert (line["message"], line["dropped"]) == ("another", 1)
-
-
 def test_refused_requests_are_sampled_and_failed_ones_are_all_told(told: Told) -> None:
     for status, times in ((404, 500), (500, 50)):
         for _ in range(times):
@@ -126,13 +104,6 @@ def test_refused_requests_are_sampled_and_failed_ones_are_all_told(told: Told) -
     lines = told()
     assert [line["status"] for line in lines] == [404] * 100 + [500] * 50
     assert {line["level"] for line in lines[100:]} == {"ERROR"}
-
-
-def test_good_requests_leave_their_share_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = iter([0.05, 0.2] * 2)
-    monkeypatch.setattr("random.random", lambda: next(drawn))
-    assert [logs.is_told(200, 0.1) for _ in range(4)] == [True, False] * 2
-    assert logs.is_told(404, 0.0)
 
 
 @pytest.mark.parametrize("target", ["full disk", "pipe that nobody has", "pipe that nobody reads"])
@@ -153,13 +124,6 @@ def test_a_log_that_takes_nothing_stops_nothing(log: logging.Logger, target: str
         os.close(reader)
     listener.stop()
     os.close(writer)
-
-
-def test_a_person_at_a_terminal_gets_lines_to_read_that_cannot_steer_it() -> None:
-    record = logging.LogRecord("a", logging.INFO, "", 0, "ready \x1b[2J", (), None)
-    assert logs.Readable().format(record)[8:] == " INFO    ready \\x1b[2J"
-    record.status = 404
-    assert logs.Readable().format(record).endswith("[2J status=404")
 
 
 CONFIGURE = """

@@ -3,7 +3,6 @@
 python -m pytest tests/serving/test_serving.py
 """
 
-import asyncio
 import contextlib
 import json
 import math
@@ -28,7 +27,7 @@ import onnx
 import psutil
 import pytest
 import uvicorn
-from conftest import PATIENCE, ROOT, encode, until
+from conftest import PATIENCE, ROOT, encode
 from onnx import TensorProto, helper
 from PIL import Image
 from ports import free_port
@@ -36,10 +35,10 @@ from ruamel.yaml import YAML
 from test_pipeline import copy_repository, python, require_success
 
 from src.core.command import UserError
-from src.core.files import digest, read_json, sha256, write_json
+from src.core.files import read_json, sha256, write_json
 from src.images import images
 from src.images.prepare_params import image_spec
-from src.serving import forms, identity, layout, logs, serve, settings
+from src.serving import forms, identity, logs, serve, settings
 from src.serving.engine import Engine
 from src.serving.http import Application
 from src.serving.problems import ProblemError
@@ -170,25 +169,12 @@ def test_an_upload_and_a_raw_body_get_the_same_answer(client: httpx.Client) -> N
     assert upload.headers["x-model-version"] == "unregistered"
 
 
-def test_a_label_with_any_letters_is_percent_encoded_in_the_header(client: httpx.Client) -> None:
-    answer = client.post("/predict", files={"image": ("a.png", picture((0, 255, 0)))})
-    assert answer.json()["label"] == "grün/green"
-    assert answer.headers["x-prediction"] == "gr%C3%BCn%2Fgreen"
-
-
 @pytest.mark.parametrize(("top", "count"), [("2", 2), (None, 3)])
 def test_top_says_how_many_labels_come_most_probable_first(client: httpx.Client, top: str | None, count: int) -> None:
     params = {"top": top} if top else {}
     ranked = client.post("/predict", params=params, files={"image": ("a.png", picture())}).json()["probabilities"]
     assert len(ranked) == count
     assert [entry["probability"] for entry in ranked] == sorted((entry["probability"] for entry in ranked), reverse=True)
-
-
-@pytest.mark.parametrize("top", ["0", "4", "-1", "1.5", "", "٣"])
-def test_a_top_that_is_no_possible_number_is_refused(client: httpx.Client, top: str) -> None:
-    answer = client.post("/predict", params={"top": top}, files={"image": ("a.png", picture())})
-    assert answer.status_code == 400
-    assert "from 1 to 3" in answer.json()["detail"]
 
 
 def test_a_batch_is_answered_in_order_and_as_single_images_are(client: httpx.Client) -> None:
@@ -356,17 +342,6 @@ def test_a_request_id_is_passed_on_if_it_is_harmless_and_made_otherwise(client: 
         assert re.fullmatch(r"[0-9a-f]{16}", client.get("/model", headers={"x-request-id": odd}).headers["x-request-id"])
 
 
-def test_many_at_once_are_all_answered_rightly(url: str) -> None:
-    async def ask() -> list[tuple[str, str]]:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)] * 20
-            posts = [client.post("/predict", files={"image": ("a", picture(colour))}) for colour in colours]
-            answers = await asyncio.gather(*posts)
-            return [(CLASSES[i % 3], answer.json()["label"]) for i, answer in enumerate(answers)]
-
-    assert all(expected == told for expected, told in asyncio.run(ask()))
-
-
 def test_metrics_count_predictions_and_unknown_paths_are_one_route(model: Path) -> None:
     with serving(make_engine(model)) as url, httpx.Client(base_url=url) as client:
         for _ in range(3):
@@ -420,19 +395,6 @@ def test_the_release_names_the_model_and_every_answer_carries_it(
     assert (told["classes"], told["spec"]["shape"], told["network"]) == (CLASSES, [8, 8, 3], "colours")
 
 
-def test_a_release_of_another_model_is_not_believed(model: Path, tmp_path: Path) -> None:
-    write_json(tmp_path / "out" / "release" / "identity.json", {"version": "7", "manifest": "f", "model_sha256": "0"})
-    found = identity.read(model, tmp_path)
-    assert (found.version, found.manifest) == ("unregistered", None)
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_without_a_release_the_manifest_counts_if_it_is_the_models(model: Path, tmp_path: Path, same: bool) -> None:
-    manifest = {"outputs": {"model_sha256": sha256(model / "model.onnx") if same else "0"}, "ä": 1.5}
-    write_json(tmp_path / "manifest.json", manifest)
-    assert identity.read(model, tmp_path).manifest == (digest(manifest) if same else None)
-
-
 @pytest.mark.parametrize("fault", ["missing", "changed", "no card", "damaged card"])
 def test_a_model_that_cannot_be_trusted_is_refused_in_one_sentence(model: Path, tmp_path: Path, fault: str) -> None:
     folder = shutil.copytree(model, tmp_path / "model")
@@ -456,38 +418,11 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_sentence(model: Path, 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_has_a_default_and_a_variable() -> None:
-    found = settings.read({})
-    assert (found.concurrency, found.timeout, found.max_batch, found.queue) == (128, 5, 64, 256)
-    assert (found.keys, found.device, found.precision, found.demo) == (None, "cpu", "auto", True)
-    given = settings.read(
-        {"SERVE_MAX_BODY_MB": "1.5", "SERVE_MAX_MEGAPIXELS": "2", "SERVE_THREADS": "3", "SERVE_MODEL": "/x"}
-    )
-    assert (given.max_body, given.max_pixels, given.threads, given.model) == (1_500_000, 2_000_000, 3, Path("/x"))
-
-
 @pytest.mark.parametrize("name", ["SERVE_WORKERS", "SERVE_THREADS", "SERVE_TIMEOUT", "SERVE_MAX_BATCH", "SERVE_CONCURRENCY"])
 @pytest.mark.parametrize("value", ["0", "many", "nan"])
 def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(UserError, match=f"{name} is '{value}'"):
         settings.read({name: value})
-
-
-def test_a_light_network_gets_a_process_a_processor_and_a_heavy_one_a_single_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(settings.cgroups, "processors", lambda: 4.0)
-    monkeypatch.setattr(layout, "memory_limit", lambda: None)
-    (tmp_path / "model.onnx").write_bytes(b"small")
-    found = {}
-    for name, card in {"light": {"flops": 10**6}, "heavy": {"flops": 10**9}, "untold": {}}.items():
-        write_json(tmp_path / "card.json", card)
-        told = settings.read({"SERVE_MODEL": str(tmp_path)})
-        found[name] = (told.workers, told.threads)
-    assert found == {"light": (4, 1), "heavy": (1, 4), "untold": (4, 1)}
-    assert settings.read({"SERVE_MODEL": str(tmp_path), "SERVE_DEVICE": "cuda"}).workers == 1
-    monkeypatch.setattr(layout, "memory_limit", lambda: 768 * 2**20)
-    assert settings.read({"SERVE_MODEL": str(tmp_path)}).workers == 2, "four processes do not fit into the memory"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -524,13 +459,6 @@ def test_the_image_gets_the_versions_of_the_lock_with_hashes_and_without_what_tr
     text = (ROOT / "requirements" / "serving.txt").read_text()
     assert "://" not in text
     assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z0-9])", text.strip()))
-
-
-def test_the_lock_holds_all_that_is_asked_for() -> None:
-    asked = re.findall(r"^([a-z0-9-]+)(?:==(\S+))?$", (ROOT / "requirements" / "serving.in").read_text(), re.MULTILINE)
-    mine = versions("serving.txt")
-    assert asked
-    assert all(name in mine and version in ("", mine[name]) for name, version in asked)
 
 
 PROGRAM = """
@@ -642,34 +570,6 @@ def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Pa
         assert process.wait(PATIENCE) == 0
 
 
-@pytest.mark.journey
-def test_a_killed_server_leaves_no_worker_that_keeps_the_port(model: Path, tmp_path: Path) -> None:
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model)) as (process, url):
-        wait_ready(url)
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert workers
-        process.kill()
-        _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
-        assert not alive
-
-
-@pytest.mark.journey
-def test_a_worker_whose_server_died_before_it_began_ends_too(model: Path, tmp_path: Path) -> None:
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="1") as (process, _):
-        server = psutil.Process(process.pid)
-        until(server.children)
-        (worker,) = server.children()
-        worker.suspend()
-        process.kill()
-        process.wait(20)
-        worker.resume()
-        try:
-            worker.wait(PATIENCE)
-        finally:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.kill()
-
-
 def unprivileged(command: list[str]) -> list[str]:
     """Return a command that may not read what its user may not, even where root runs it."""
     if os.geteuid() != 0:
@@ -762,35 +662,3 @@ def test_serve_refuses_a_taken_port_and_a_missing_model_in_one_sentence(model: P
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             assert (done.returncode, done.stderr.count("\n")) == (1, 1)
             assert done.stderr.startswith(sentence)
-
-
-@pytest.mark.journey
-def test_a_bento_holds_the_listed_files_only_and_runs_from_its_folder(model: Path, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    include = YAML(typ="safe").load((ROOT / "bentofile.yaml").read_text())["include"]
-    for pattern in [*include, "bentofile.yaml", "requirements/serving.txt"]:
-        for path in ROOT.glob(pattern):
-            if not pattern.startswith("out/"):
-                target = tree / path.relative_to(ROOT)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target)
-    for name in ("model.onnx", "card.json"):
-        (tree / "out" / "model").mkdir(parents=True, exist_ok=True)
-        shutil.copy(model / name, tree / "out" / "model" / name)
-    (tree / "data").mkdir()
-    (tree / "data" / "secret.txt").touch()
-    (tree / "src" / "train.py").touch()
-    home = tmp_path / "home"
-    variables = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
-    build = [sys.executable, "-m", "bentoml", "build", "--version", "t"]
-    subprocess.run(build, cwd=tree, env=variables, capture_output=True, check=True)
-    bento = home / "bentos" / "image-classifier" / "t"
-    held = {path.relative_to(bento / "src").as_posix() for path in (bento / "src").rglob("*") if path.is_file()}
-    assert "src/train.py" not in held
-    assert "src/serving/serve.py" not in held
-    assert "data/secret.txt" not in held
-    assert {"out/model/model.onnx", "out/model/card.json", "src/core/inference.py", "src/serving/service.py"} <= held
-    command = ["bentoml", "serve", str(bento), "--host", "127.0.0.1"]
-    with served(home, command, bento) as (_, url):
-        wait_ready(url)
-        assert httpx.post(f"{url}/predict", files={"image": ("a.png", picture())}).json()["label"] == "red"

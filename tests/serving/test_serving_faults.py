@@ -21,18 +21,12 @@ import pytest
 from conftest import PATIENCE, ROOT, until
 from ports import free_port
 from test_serving import (
-    CLASSES,
     SERVICE,
-    make_engine,
     picture,
     served,
-    serving,
-    stop_all,
     wait_ready,
     write_model,
 )
-
-from src.core.files import read_json, sha256, write_json
 
 GOOD = picture()
 
@@ -177,75 +171,3 @@ def test_with_a_full_disk_the_service_goes_on_answering(model: Path, tmp_path: P
 # ---------------------------------------------------------------------------------------------------------------------
 # The model
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def relabelled(model: Path, folder: Path, names: list[str]) -> Path:
-    """Copy a model under other labels, as another data set would have made it."""
-    import onnx
-
-    shutil.copytree(model, folder)
-    network = onnx.load(folder / "model.onnx")
-    onnx.helper.set_model_props(network, {"classes": str(names).replace("'", '"')})
-    onnx.save(network, folder / "model.onnx")
-    card = read_json(folder / "card.json", made_by="train")
-    write_json(folder / "card.json", {**card, "classes": names, "model_sha256": sha256(folder / "model.onnx")})
-    return folder
-
-
-def test_another_model_brings_its_own_labels_and_not_the_others_release(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    card = read_json(model / "card.json", made_by="train")
-    release = {"version": "7", "manifest": "f" * 64, "model_sha256": card["model_sha256"]}
-    write_json(tmp_path / "out" / "release" / "identity.json", release)
-    monkeypatch.setattr("src.serving.engine.ROOT", tmp_path)
-    names = ["cat", "dog", "cow"]
-    for folder, labels_, version in (
-        (model, CLASSES, "7"),
-        (relabelled(model, tmp_path / "other", names), names, "unregistered"),
-    ):
-        with serving(make_engine(folder)) as url, httpx.Client(base_url=url) as client:
-            answer = client.post("/predict", content=picture(), headers={"content-type": "image/png"}).json()
-            assert (answer["label"], answer["model_version"]) == (labels_[0], version)
-            assert client.get("/model").json()["classes"] == labels_
-            assert f'label="{labels_[2]}",model_version="{version}"' in client.get("/metrics").text
-
-
-NOT_DESCRIBED = "is not the model that card.json beside it describes"
-
-
-class Log:
-    """What a server prints, read as it comes, until the server has ended."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout
-        self.text, self.source = "", process.stdout
-        self.thread = threading.Thread(target=self._read, daemon=True)
-
-    def _read(self) -> None:
-        for line in self.source:
-            self.text += line
-
-    def __enter__(self) -> Self:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.thread.join(20)
-
-
-@pytest.mark.journey
-def test_a_model_that_is_replaced_under_the_service_is_not_served_by_a_new_worker(model: Path, tmp_path: Path) -> None:
-    """Two models behind one address would be worse than one worker less, which says why it does not answer."""
-    folder = shutil.copytree(model, tmp_path / "model")
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="2") as (process, url), Log(process) as log:
-        until(lambda: log.text.count(" ready after ") == 2)
-        (folder / "model.onnx").write_bytes(b"half a copy")
-        workers(process)[0].kill()
-        until(lambda: NOT_DESCRIBED in log.text)
-        statuses = Counter(httpx.post(f"{url}/predict", files={"image": ("a", picture())}).status_code for _ in range(60))
-        assert set(statuses) <= {200, 503}
-        assert statuses[200]
-        stop_all(process)
-    assert log.text.count(NOT_DESCRIBED) == 1
-    assert "Traceback" not in log.text

@@ -49,14 +49,6 @@ def test_a_command_fails_with_one_sentence(
     assert said.count("\n") == 1
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    def main() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run("demo", main)
-
-
 POISON = ("torch.py", "onnxruntime.py", "ruamel.py", "numpy/__init__.py", "json.py", "pathlib.py", "subprocess.py")
 
 

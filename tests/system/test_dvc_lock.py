@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from ruamel.yaml import YAML
 
 from src.system import dvc_lock
 
@@ -99,12 +98,6 @@ def test_one_edit_in_each_folder_makes_exactly_its_stages_stale(recorded: Path) 
         assert {stage for stage, content in wiring if f"src/{folder}" in content["deps"]} == expected, place
 
 
-@pytest.mark.journey
-def test_the_digest_of_data_that_nothing_tracks_is_dvcs(recorded: Path) -> None:
-    lock = YAML(typ="safe").load((recorded / "dvc.lock").read_text())["stages"]["prepare"]["deps"]
-    assert dvc_lock.md5(recorded / "data") == next(dep["md5"] for dep in lock if dep["path"] == "data")
-
-
 def test_the_kind_of_data_is_filled_in_from_params(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("kind: tables\nprepare: {size: 3}\n")
     stage = "cmd: python -m src prepare ${ prepare.size }\n    deps: [data, 'src/${kind}']\n    outs: ['out/${kind}']"
@@ -112,8 +105,3 @@ def test_the_kind_of_data_is_filled_in_from_params(tmp_path: Path) -> None:
     filled = {"cmd": "python -m src prepare 3", "deps": ["data", "src/tables"], "outs": ["out/tables"]}
     assert dvc_lock.wiring(tmp_path) == {"prepare": filled}
     assert dvc_lock.model_inputs(tmp_path) >= {"data", "src/tables", "dvc.yaml", "params.yaml"}
-
-
-def test_a_stages_params_are_its_section() -> None:
-    """A default may be absent from params.yaml, and DVC stops where a value that it is asked to watch is missing."""
-    assert {name: stage["params"] for name, stage in dvc_lock.wiring(ROOT).items()} == {name: [name] for name in ALL}

@@ -6,7 +6,6 @@ python -m pytest tests/system/test_environment.py
 import ast
 import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -196,24 +195,6 @@ def test_the_plug_in_of_a_dvc_remote_is_installed_when_a_remote_is_added(ready: 
     setup(ready)
     assert list((ready / ".venv").rglob("package0-*.dist-info"))
     assert setup(ready, DVC_REMOTE_URL="s3://bucket").stdout == ""
-
-
-@pytest.mark.journey
-def test_a_dvc_remote_whose_plug_in_is_not_locked_is_named(ready: Path) -> None:
-    webdav = partial(setup, ready, "--plugins", DVC_REMOTE_URL="webdavs://host/path")
-    require_sentence(webdav(), "a DVC remote begins with webdavs:// and needs the package dvc-webdav: write it")
-    (ready / "requirements" / "yours.txt").write_text("dvc-webdav==3.0.1 --hash=sha256:0\n")
-    assert webdav().stderr == ""
-
-
-@pytest.mark.parametrize("scheme", ["azure", "gs", "s3", "ssh"])
-def test_a_plug_in_changes_no_version_that_is_installed_already(scheme: str) -> None:
-    mine, others = (
-        dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
-        for name in (f"remote-{scheme}.txt", "run.txt")
-    )
-    assert f"dvc-{scheme}" in mine
-    assert {name for name in mine.keys() & others if mine[name] != others[name]} == set()
 
 
 @pytest.mark.journey

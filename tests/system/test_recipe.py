@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_params
-from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from src.core.arrays import Split
@@ -238,18 +237,3 @@ gates:
 def test_one_value_is_put_and_no_other_line_is_touched(place: tuple[str, ...], value: Any, line: str) -> None:
     before, after = WRITTEN.splitlines(), put(WRITTEN, {place: value}).splitlines()
     assert [new for old, new in zip(before, after, strict=True) if old != new] == [line]
-
-
-@pytest.mark.parametrize("place", [("train", "other"), ("train", "shared"), ("train", "new"), ("train", "augment", "new")])
-@pytest.mark.parametrize("value", ["four", [5, 6], {"deep": None}, None])
-def test_what_is_put_is_what_is_read(place: tuple[str, ...], value: Any) -> None:
-    read = YAML(typ="safe").load
-    wanted = read(WRITTEN)
-    inner = wanted["train"]["augment"] if "augment" in place else wanted["train"]
-    inner[place[-1]] = value
-    assert read(put(WRITTEN, {place: value})) == wanted
-
-
-def test_what_is_equal_stays_as_it_is_written() -> None:
-    text = WRITTEN.replace(": ", ":   ")
-    assert put(text, {("train", "rate"): 0.10, ("train", "augment", "rotate"): 5.0, ("train", "list"): [1, 2]}) == text

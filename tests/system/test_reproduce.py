@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from ruamel.yaml import YAML
 
 from src.core.command import UserError
 from src.system import reproduce
-from src.system.reproduce import StageLog
 
 Run = Callable[..., tuple[subprocess.CompletedProcess[str], dict[str, Any]]]
 
@@ -104,17 +102,6 @@ def test_a_small_budget_lowers_the_epochs_and_says_so(budget: Callable[..., dict
     assert (train["epochs"], train["folds"], train["repeats"]) == (9, 0, 1)
 
 
-def test_params_that_cannot_be_used_are_told_by_name(budget: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("train: [")
-    told = budget()
-    assert told["failed"] == "params"
-    assert "params.yaml is not valid YAML" in told["said"]
-    write_params(tmp_path / "params.yaml")
-    written = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(re.sub("^kind:.*\n", "", written, flags=re.MULTILINE))
-    assert "kind is missing: write `kind: images`" in budget()["said"]
-
-
 def test_a_merge_queue_trains_nothing(budget: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_EVENT_NAME", "merge_group")
     monkeypatch.setattr(reproduce.dvc_lock, "stale", lambda _: ["src/model.py"])
@@ -144,24 +131,6 @@ sys.exit(f"train: {address} is down")
     assert "train: http://127.0.0.1:1/ is down" in told["said"]
     held = [path for path in tmp_path.rglob("*") if path.is_file() and word.encode() in path.read_bytes()]
     assert held == []
-
-
-def test_the_journal_reads_what_dvc_prints() -> None:
-    journal = StageLog()
-    for line in (
-        "\x1b[33mWARNING\x1b[39m: something",
-        "Stage 'prepare' didn't change, skipping",
-        "Running stage 'validate':",
-        "> python -m src validate",
-        "all checks passed",
-        "Updating lock file 'dvc.lock'",
-        "Running stage 'train':",
-        "epoch 1",
-        "Use `dvc push` to send your updates to remote storage.",
-    ):
-        journal.hear(line)
-    assert set(journal.seconds) == {"validate", "train"}
-    assert list(journal.said)[:1] == ["epoch 1"]
 
 
 def test_data_that_were_never_pushed_are_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,15 +91,6 @@ def test_all_results_are_of_one_run(clone: Clone, here: Results, main: Results, 
     assert tuple(clone.read(name) for name in RESULTS) == expected
 
 
-def test_results_that_main_has_deleted_are_deleted(clone: Clone) -> None:
-    clone.here(**dict.fromkeys(RESULTS, "here"))
-    clone.git("rm", "--quiet", "manifest.json", folder=clone.other)
-    clone.main(**{"dvc.lock": "main"})
-    update("origin/main")
-    assert not (clone.path / "manifest.json").exists()
-    assert clone.git("status", "--porcelain") == ""
-
-
 @pytest.mark.parametrize(("file", "advice"), [("params.yaml", "git merge --abort"), ("data.dvc", "dvc add data")])
 def test_another_conflict_waits_for_a_person(clone: Clone, file: str, advice: str) -> None:
     clone.here(**dict.fromkeys((*RESULTS, file), "here"))
@@ -111,30 +102,6 @@ def test_another_conflict_waits_for_a_person(clone: Clone, file: str, advice: st
     assert [clone.read(name) for name in RESULTS] == ["main"] * 3
     with pytest.raises(UserError, match="a merge is under way"):
         update("origin/main")
-
-
-def test_a_shallow_clone_is_told_how_to_get_the_rest(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clone.here(**{"dvc.lock": "here"})
-    clone.here(**{"notes.txt": "here"})
-    clone.main(**{"dvc.lock": "main"})
-    clone.git("push", "--quiet", "origin", "HEAD:topic")
-    clone.git("clone", "--quiet", "--depth", "1", "--branch", "topic", f"file://{clone.remote}", str(tmp_path / "shallow"))
-    monkeypatch.chdir(tmp_path / "shallow")
-    with pytest.raises(UserError, match="run `git fetch --unshallow origin`"):
-        update("origin/main")
-
-
-def test_a_file_in_the_way_changes_nothing_and_ones_own_main_can_take_that_of_upstream(clone: Clone) -> None:
-    clone.main(**{"notes.txt": "main", "dvc.lock": "main"})
-    (clone.path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"nothing was changed.*notes\.txt"):
-        update("origin/main")
-    assert clone.read("notes.txt") == "mine"
-    (clone.path / "notes.txt").unlink()
-    clone.git("switch", "--quiet", "main")
-    clone.git("remote", "add", "upstream", str(clone.remote))
-    update("upstream/main")
-    assert clone.read("dvc.lock") == "main"
 
 
 def test_what_cannot_be_merged_now_is_refused_with_what_to_do(
@@ -161,18 +128,3 @@ def test_what_cannot_be_merged_now_is_refused_with_what_to_do(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no Git repository"):
         update("origin/main")
-
-
-def test_what_only_one_side_has_stays_and_a_branch_without_commits_is_moved_forward(
-    clone: Clone, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clone.main(**{**dict.fromkeys(RESULTS, "main"), "data.dvc": "main"})
-    update("origin/main")
-    assert clone.git("rev-parse", "HEAD") == clone.git("rev-parse", "origin/main")
-    assert "dvc pull data.dvc" in capsys.readouterr().out
-    update("origin/main")
-    assert "nothing to merge" in capsys.readouterr().out
-    clone.here(**dict.fromkeys(RESULTS, "here"))
-    clone.main(**{"README.md": "main"})
-    update("origin/main")
-    assert [clone.read(name) for name in RESULTS] == ["here"] * 3

@@ -3,10 +3,8 @@
 python -m pytest tests/training/test_batches.py
 """
 
-import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,11 @@ from conftest import ROOT
 from scipy import stats
 
 from src.core.arrays import Split
-from src.core.command import UserError
 from src.images.augment_params import Augment
 from src.training import batches as module
 from src.training.batches import Batches, Room
 from src.training.start import channel_statistics
-from src.training.streaming import Reader, Window, ahead
+from src.training.streaming import Reader, Window
 from src.training.world import World
 
 CPU = torch.device("cpu")
@@ -143,41 +140,6 @@ def test_a_window_over_sorted_classes_draws_as_at_random(tmp_path: Path, rows: s
     assert stats.kstest(passing, "uniform").pvalue > 0.001
 
 
-@pytest.mark.parametrize("chosen", [np.arange(50), np.array([7, 7, 8, 3, 49, 0]), np.arange(0, 50, 3), np.array([], int)])
-def test_explicit_reads_equal_indexing(tmp_path: Path, random: np.random.Generator, chosen: np.ndarray) -> None:
-    images = random.integers(0, 256, (50, 3, 4, 3), dtype=np.uint8)
-    for source in (images, mapped(tmp_path, images), mapped(tmp_path, images)[:]):
-        np.testing.assert_array_equal(Reader(source).take(chosen), images[chosen])
-
-
-def test_a_file_cut_short_while_it_is_read_ends_the_epoch_with_a_sentence(flat: Split) -> None:
-    made = Batches(flat, CPU, Augment(**OFF), 203, None, ROOMS["windowed"])
-    os.truncate(flat.examples.filename, 1000)
-    with pytest.raises(UserError, match=r"images.npy has become shorter while it was read: run `dvc repro -f prepare`"):
-        list(made.epoch(10, 1))
-
-
-def test_an_epoch_that_is_left_leaves_no_thread(flat: Split) -> None:
-    before = threading.active_count()
-    epoch = Batches(flat, CPU, Augment(**(OFF | {"rotate": 5})), 203, None, ROOMS["windowed"]).epoch(10, 1)
-    next(epoch)
-    epoch.close()
-    assert threading.active_count() == before
-
-
-def test_work_ahead_keeps_order_and_passes_errors_on() -> None:
-    assert list(ahead(range(50))) == list(range(50))
-
-    def broken() -> object:
-        yield 1
-        raise UserError("no more")
-
-    made = ahead(broken())
-    assert next(made) == 1
-    with pytest.raises(UserError, match="no more"):
-        next(made)
-
-
 def test_channel_statistics_are_exact(tmp_path: Path, random: np.random.Generator) -> None:
     images = random.integers(0, 256, (600, 7, 5, 3), dtype=np.uint8)
     rows = random.permutation(600)[:400]
@@ -186,11 +148,6 @@ def test_channel_statistics_are_exact(tmp_path: Path, random: np.random.Generato
         mean, deviation = channel_statistics(split.examples)
         np.testing.assert_allclose(mean, expected.mean(axis=(0, 1, 2)), atol=1e-4)
         np.testing.assert_allclose(deviation, expected.std(axis=(0, 1, 2)), atol=1e-4)
-
-
-def test_processes_on_one_machine_share_its_memory() -> None:
-    alone, one_of_four = (module.free_room(CPU, World(0, 4, 0, local)).host for local in (1, 4))
-    assert one_of_four < alone / 2
 
 
 @pytest.mark.journey

@@ -26,7 +26,6 @@ from src.lab.datasets import digits
 from src.system.mlflow_client import connect
 from src.training import checkpoint
 from src.training.checkpoint import held
-from src.training.world import World
 
 RECIPE = {
     "train__epochs": 20,
@@ -115,23 +114,6 @@ def test_a_fault_is_told_once(probe: Callable[[str], Any], what: str, said: str)
     done = probe(what)
     assert done.returncode
     assert done.stderr.count(said) == 1 or (what == "lost" and "SIGKILL" in done.stderr), done.stderr
-
-
-def test_a_world_of_one_changes_nothing() -> None:
-    world, value = World(), object()
-    assert world.writes
-    assert world.share(value) is value
-    assert world.sum(value) is value  # type: ignore[arg-type]
-    assert world.wrap(value) is value  # type: ignore[arg-type]
-
-
-def test_too_small_a_share_of_a_batch_is_said() -> None:
-    assert World(size=2).headline(64) == "2 processes, 32 images of each batch in each"
-    assert (
-        World(size=4)
-        .headline(64)
-        .endswith("16 images of each batch in each; batch norm sees few: train.batch_size 128 would be steadier")
-    )
 
 
 def test_a_second_run_on_the_same_states_waits_and_is_then_refused_by_name(

@@ -192,25 +192,6 @@ def test_a_killed_series_does_not_train_again_what_was_finished(
         assert (broken / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_result_of_other_params_is_not_taken(prepared: Path, tmp_path: Path) -> None:
-    setting, jobs = planned(prepared, tmp_path, train__folds=2, train__epochs=1)
-    assert series.kept(setting, jobs[0]) is None
-    row = series.train(setting, jobs[0])
-    assert series.kept(setting, jobs[0]) == row
-    other, _ = planned(prepared, tmp_path, train__folds=2, train__epochs=2)
-    assert series.kept(other, jobs[0]) is None
-    assert series.kept(setting, jobs[1]) is None
-    (setting.checkpoints / jobs[0].folder / "result.json").write_text("{damaged")
-    assert series.kept(setting, jobs[0]) is None
-
-
-def planned(prepared: Path, folder: Path, **changes: Any) -> tuple[Setting, list[Job]]:
-    params = write_params(folder / "params.yaml", **(QUICK | changes)).train
-    data = arrays.load(prepared / "arrays")
-    made = series.plan(data, params, prepared / "m.parquet")
-    return Setting(data, params, folder / "ck", None), made.jobs
-
-
 def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) -> None:
     manifest = read_manifest(prepared / "m.parquet")
     groups = [f"g{row % 12}" for row in range(len(manifest))]
@@ -230,15 +211,6 @@ def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) ->
     assert made.digests != series.plan(data, params, prepared / "m.parquet").digests
     for one in made.jobs:
         assert not set(named[one.training]) & set(named[one.held])
-
-
-def test_only_what_is_ours_is_removed(tmp_path: Path) -> None:
-    ours = ("fold-1/result.json", "fold-1-seed-2/result.json", "seed-12/x.pt", f"{'a' * 32}.pt")
-    for name in (*ours, "fold-x/mine", "lock", "mine.pt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    series.remove(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold-x", "lock", "mine.pt"]
 
 
 def test_intervals_are_those_of_the_textbook() -> None:

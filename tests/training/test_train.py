@@ -111,16 +111,6 @@ def every_time(self: Checkpoint, state: dict) -> None:
     torch.save(state, self._path)
 
 
-def test_another_recipe_does_not_go_on_from_a_foreign_checkpoint(
-    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(Checkpoint, "finish", lambda self: None)
-    run("a", train__epochs=2)
-    capsys.readouterr()
-    run("b", train__epochs=3)
-    assert "going on" not in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("content", [b"PK\x03\x04 half a zip", "an old one"])
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, content: bytes | str) -> None:
     saved = Checkpoint(tmp_path, "k")
@@ -129,13 +119,6 @@ def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, content: bytes | st
     else:
         (tmp_path / "k.pt").write_bytes(content)
     assert saved.load() is None
-
-
-def test_only_checkpoints_of_ours_are_cleared(tmp_path: Path) -> None:
-    for name in ("mine.pt", "0" * 32 + ".pt"):
-        (tmp_path / name).touch()
-    Checkpoint(tmp_path, "1" * 32).clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.pt"]
 
 
 @pytest.fixture
@@ -231,14 +214,6 @@ def test_a_network_with_other_outputs_than_classes_is_refused(
         run(train__network="one_more")
 
 
-def test_a_gpu_that_is_not_there_is_said(run: Callable[..., Path]) -> None:
-    if torch.cuda.is_available():
-        assert accuracy(run(train__device="cuda", train__epochs=5)) >= 0.9
-        return
-    with pytest.raises(UserError, match="train.device is 'cuda', but PyTorch sees no GPU"):
-        run(train__device="cuda")
-
-
 def test_the_learning_rate_warms_up_and_comes_down(params: Callable[..., Params]) -> None:
     recipe = params(train__epochs=10, train__warmup_epochs=2, train__learning_rate=0.5).train
     rates = [optimizer.learning_rate(step, 20, recipe) for step in range(200)]
@@ -288,20 +263,6 @@ class TestTracking:
         assert kept.data.params["epochs"] == "2"
         assert kept.data.params["augment.crop"] == "1"
         assert [point.step for point in client.get_metric_history(kept.info.run_id, "validation_loss")] == [1, 2]
-
-    @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "postgresql://me:secret@host/db", "http://u:se/cret@host"])
-    def test_without_a_store_that_answers_training_goes_on_untracked(
-        self, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        Path("mlflow.db").write_text("this is no database" * 100)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert tracking.start({}, {}, None) is None
-        warnings = capsys.readouterr().err.splitlines()
-        assert len(warnings) == (1 if "sqlite" in uri else 2)
-        assert "is damaged" in warnings[-1]
-        assert warnings[-1].endswith("Training goes on, not tracked")
-        assert "cret" not in "".join(warnings)
 
     def test_a_run_that_the_server_does_not_know_is_begun_anew(
         self, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,33 +77,6 @@ def test_all_but_the_head_is_copied_when_classes_differ() -> None:
     ]
 
 
-def test_a_prefix_of_the_file_is_taken_off() -> None:
-    prefix = "module.model.backbone."
-    mine, other = network(), given(prefix=prefix)
-    made = transfer(mine, other | {"mean": torch.zeros(3)}, ABC, None)
-    assert made.renamed == f", with {prefix} taken off its names"
-    assert torch.equal(mine.conv1.weight, other[f"{prefix}conv1.weight"])
-    assert fates(made).pop("mean") == "in the file only: not used"
-    assert len(made.copied) == len(mine.state_dict())
-
-
-def test_a_prefix_that_the_file_lacks_is_put_before() -> None:
-    mine = nn.ModuleDict({"encoder": network(), "spare": nn.Linear(2, 2)})
-    made = transfer(mine, given(), ABC, None)
-    assert made.renamed == ", with encoder. put before its names"
-    assert torch.equal(mine["encoder"].conv1.weight, given()["conv1.weight"])
-    assert fates(made)["spare.weight"] == "fresh: not in the file"
-
-
-def test_a_layer_with_one_tensor_of_another_shape_stays_fresh_whole() -> None:
-    mine, other = network(), given()
-    other["bn1.weight"] = torch.zeros(9)
-    made = transfer(mine, other, ABC, None)
-    whole = [name for name, what in fates(made).items() if what == "fresh: layer of another shape"]
-    assert whole == [name for name in mine.state_dict() if name.startswith("bn1.")]
-    assert torch.equal(mine.bn1.running_mean, torch.zeros(8))
-
-
 @pytest.mark.parametrize(
     ("count", "known", "rows", "said"),
     [
@@ -196,15 +169,6 @@ def test_a_file_of_another_digest_is_not_parsed(tmp_path: Path, params: Callable
     path.write_bytes(b"PK\x03\x04 half a zip")
     with pytest.raises(UserError, match=rf"weights_sha256 is None, but .* has {sha256(path)}"):
         pretrained(params(train__weights=str(path)).train)
-
-
-def test_a_card_tells_the_classes_only_of_its_own_weights(tmp_path: Path, params: Callable[..., Params]) -> None:
-    path = tmp_path / "w.safetensors"
-    save_file(given(), path)
-    recipe = params(train__weights=str(path), train__weights_sha256=sha256(path)).train
-    for digest, classes in ((sha256(path), ["x", "y", "z"]), ("another", None)):
-        (tmp_path / "card.json").write_text(json.dumps({"classes": ["x", "y", "z"], "weights_sha256": digest}))
-        assert pretrained(recipe).classes == classes
 
 
 def test_training_starts_from_a_file_and_lists_what_happened(
@@ -305,28 +269,9 @@ def test_exactly_the_frozen_tensors_stay_bit_by_bit(
     assert same == {name for name in before if name.startswith(still)}
 
 
-class Patches(nn.Module):
-    """A network that holds parameters itself, as vision transformers do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.zeros(4))
-        self.embed = nn.Linear(3, 4)
-        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4)])
-        self.head = nn.Linear(4, 3)
-
-
 def frozen(recipe: Params, made: nn.Module) -> set[str]:
     freeze(Classifier(made, [0.0], [1.0]), recipe.train)
     return {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
-
-
-def test_what_the_network_holds_itself_comes_before_its_layers(params: Callable[..., Params]) -> None:
-    made = Patches()
-    held = {"token", "embed.weight", "embed.bias", "blocks.0.weight", "blocks.0.bias"}
-    assert frozen(params(train__freeze_until="blocks.2"), made) == held
-    modules = freeze(Classifier(made, [0.0], [1.0]), params(train__freeze_until="blocks.2").train)
-    assert modules == [made.embed, made.blocks[0], made.blocks[1]]
 
 
 @pytest.mark.parametrize(
@@ -351,4 +296,3 @@ def test_scales_fall_by_the_decay_from_the_head_to_the_images() -> None:
     assert set(layer_scales(network(), 1.0).values()) == {1}
     wrapped = layer_scales(nn.ModuleDict({"only": network()}), 0.5)
     assert wrapped == {f"only.{name}": value for name, value in scales.items()}
-    assert layer_scales(Patches(), 0.1)["token"] == layer_scales(Patches(), 0.1)["embed.weight"]
