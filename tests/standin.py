@@ -40,16 +40,6 @@ IDENTITY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"} | {
     for who in ("AUTHOR", "COMMITTER")
     for what, value in (("NAME", "GitHub"), ("EMAIL", "noreply@localhost"))
 }
-HOOK = r"""#!/bin/sh
-# Refuses what GitHub would: protected branches. A push by path, which is how a test arranges things, passes.
-[ -z "$REMOTE_USER" ] && exit 0
-while read -r old new ref; do
-    if grep --quiet --line-regexp --fixed-strings "$ref" refused; then
-        echo "error: GH013: Repository rule violations found for $ref." >&2
-        exit 1
-    fi
-done
-"""
 
 
 class RefusedError(Exception):
@@ -160,7 +150,6 @@ class GitHub:
         self._statuses: list[dict[str, Any]] = []
         self._checks: list[dict[str, Any]] = []
         self.issues: dict[int, dict[str, Any]] = {}
-        self.has_issues = True
         self.pulls_by_workflows = True
         self.deployments: dict[int, dict[str, Any]] = {}
         self.attestations: list[dict[str, Any]] = []
@@ -353,11 +342,6 @@ class GitHub:
         found = self._artifacts.values()
         return {one["name"]: blob for one, blob in found if run_id in (None, one["workflow_run"]["id"])}
 
-    def refuse_push(self, branch: str) -> None:
-        """Refuse every push to a branch from now on, as a branch rule does."""
-        with (self.git / "refused").open("a") as file:
-            file.write(f"refs/heads/{branch}\n")
-
     def fail_next(self, request: str, status: int = 502, times: int = 1) -> None:
         """Answer the next requests whose "METHOD /path" matches a regular expression with an error of the server."""
         self._faults += [(request, status)] * times
@@ -433,10 +417,6 @@ class GitHub:
             "gc.auto": "0",
         }.items():
             repository.git("config", key, value)
-        (path / "refused").touch()
-        (path / "hooks").mkdir(exist_ok=True)
-        (path / "hooks" / "pre-receive").write_text(HOOK)
-        (path / "hooks" / "pre-receive").chmod(0o755)
         self.repositories[full_name] = repository
         return repository
 
@@ -612,7 +592,6 @@ def invalid(resource: str, name: str, message: str) -> RefusedError:
 
 @route("GET", "/issues", "issues")
 def list_issues(github: GitHub, call: Call) -> Answer:
-    require_issues(github)
     state, creator = call.query.get("state", "open"), call.query.get("creator")
     requests = [{**github.show_pull(pull), "pull_request": {}} for pull in github.pulls.values()]
     known = sorted([*github.issues.values(), *requests], key=lambda one: one["number"])
@@ -622,7 +601,6 @@ def list_issues(github: GitHub, call: Call) -> Answer:
 
 @route("POST", "/issues", "issues")
 def create_issue(github: GitHub, call: Call) -> Answer:
-    require_issues(github)
     number = github.open_issue(checked_title(call), call.body.get("body") or "", call.login)
     return 201, github.issues[number]
 
@@ -637,11 +615,6 @@ def update_issue(github: GitHub, call: Call, number: str) -> Answer:
         checked_title(call)
     github.issues[int(number)] |= call.body
     return 200, github.issues[int(number)]
-
-
-def require_issues(github: GitHub) -> None:
-    if not github.has_issues:
-        raise RefusedError(410, "Issues has been disabled in this repository.")
 
 
 def checked_title(call: Call) -> str:

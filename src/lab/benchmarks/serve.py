@@ -94,7 +94,6 @@ def measure(args: argparse.Namespace) -> Json:
             "model": {"input": model.spec.shape, "network": model.card.network, "sha256": model.sha256},
             "upload": {"format": args.format, "side": args.size, "bytes": round(sum(map(len, contents)) / len(contents))},
             "hardware": hardware.describe(),
-            "load": load.generator(),
             "rounds": args.rounds,
             "seconds": args.seconds,
         }
@@ -224,7 +223,7 @@ def about(found: Json) -> str:
     return (
         f"{model['network']}, {'x'.join(map(str, model['input']))}; uploads: {upload['format'].upper()} of {upload['side']} "
         f"pixels a side, {upload['bytes']:,} bytes; {machine['processor'] or machine['machine']}, {machine['cores']} cores; "
-        f"load by {found['load']}; medians of {found['rounds']} rounds of {found['seconds']} s. Decode and the model alone "
+        f"load by wrk; medians of {found['rounds']} rounds of {found['seconds']} s. Decode and the model alone "
         f"reach {found['alone_per_second']:,.0f} images/s."
     )
 

@@ -2,15 +2,14 @@
 
     python -m src data-cifar10 data          (or make data-cifar10, which also runs `dvc add data`)
 
-Comes from the authors' page, or from CIFAR10_URL: any http(s) or file address, or a path. A download that was cut off
-goes on where it stopped. Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
+Comes from the authors' page, or from CIFAR10_URL: any http(s) or file address, or a path.
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 """
 
 import argparse
 import hashlib
 import os
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -28,9 +27,8 @@ from src.system.versioning import has_unrecorded_changes
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 PUBLISHED_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # on that page; of the binary version, which holds no pickles
-_TRIES = 5
 _PATIENCE = 30  # seconds without a byte
-_BLOCK = 2**16  # what a cut-off download loses at most
+_BLOCK = 2**16
 _RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
 _MEMBERS = {
     "train": [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
@@ -61,7 +59,7 @@ def fetch(address: str, downloads: Path) -> Path:
     """Return a local path to what the address names, downloading it first where it is remote.
 
     Raises:
-        UserError: the path does not exist, or the download failed after several tries (what came stays for the next).
+        UserError: the path does not exist, or the download failed.
     """
     parts = urlparse(address)
     if parts.scheme not in ("http", "https"):
@@ -69,48 +67,23 @@ def fetch(address: str, downloads: Path) -> Path:
         if not path.is_file():
             raise UserError(f"there is no file {path}: correct CIFAR10_URL")
         return path
-    downloads.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(address.encode()).hexdigest()[:16]
-    part, whole = downloads / f"{name}.part", downloads / f"{name}.tar.gz"
-    for attempt in range(1, _TRIES + 1):
-        if whole.exists():
-            break
-        try:
-            _download(address, part)
-            part.rename(whole)
-        except requests.RequestException as error:
-            answer = error.response
-            reason = f"HTTP {answer.status_code} {answer.reason}" if answer is not None else type(error).__name__
-            final = answer is not None and 400 <= answer.status_code < 500  # trying again cannot help
-            if attempt == _TRIES or final or isinstance(error, requests.exceptions.InvalidURL):
-                kept = part.stat().st_size if part.exists() else 0
-                raise UserError(
-                    f"{address} could not be downloaded ({reason}); {kept / 2**20:.0f} MiB are kept and the same command "
-                    "goes on from there. Another source: CIFAR10_URL=<address or path>"
-                ) from None
-            print(f"download cut off ({reason}); trying again", flush=True)
-            time.sleep(2**attempt / 4)
+    whole = downloads / "cifar-10-binary.tar.gz"
+    try:
+        with requests.get(address, headers={"Accept-Encoding": "identity"}, stream=True, timeout=_PATIENCE) as answer:
+            answer.raise_for_status()
+            expected = int(answer.headers.get("Content-Length", 0))
+            with replacing(whole) as part, part.open("wb") as file, progress(expected, "B", "downloading") as bar:
+                bar.unit_scale = True
+                for block in answer.iter_content(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+    except requests.RequestException as error:
+        reason = f"HTTP {error.response.status_code}" if error.response is not None else type(error).__name__
+        raise UserError(
+            f"{address} could not be downloaded ({reason}): run this again, or name another source with "
+            "CIFAR10_URL=<address or path>"
+        ) from None
     return whole
-
-
-def _download(address: str, part: Path) -> None:
-    """Fetch what is still missing of the address into `part`."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
-    with requests.get(address, headers=headers, stream=True, timeout=_PATIENCE) as answer:
-        if have and answer.status_code == 416:  # nothing is missing, or the file has changed: the digest will tell
-            return
-        answer.raise_for_status()
-        go_on = answer.status_code == 206
-        expected = (have if go_on else 0) + int(answer.headers.get("Content-Length", 0))
-        with part.open("ab" if go_on else "wb") as file, progress(expected, "B", "downloading") as bar:
-            bar.unit_scale = True
-            bar.update(have if go_on else 0)
-            for block in answer.iter_content(_BLOCK):
-                file.write(block)
-                bar.update(len(block))
-    if expected and part.stat().st_size < expected:
-        raise requests.ConnectionError(f"the server sent {part.stat().st_size} of {expected} bytes")
 
 
 def _require_digest(archive: Path, md5: str, address: str) -> None:
@@ -148,7 +121,9 @@ def _examples(tar: tarfile.TarFile, members: list[str], bar: Any) -> Iterator[tu
 def main() -> None:
     parser = argparse.ArgumentParser(description="Let CIFAR-10 take the place of what is in a folder.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--downloads", type=Path, default=Path("out/downloads"), help="where an unfinished download is kept")
+    parser.add_argument(
+        "--downloads", type=Path, default=Path("out/downloads"), help="where the archive lies until it is read"
+    )
     args = parser.parse_args()
     if has_unrecorded_changes(args.folder):
         raise UserError(
