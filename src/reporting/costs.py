@@ -73,8 +73,6 @@ def training(facts: Facts) -> list[tuple[str | None, ...]]:
         ("memory at most", "memory_gib", lambda size: f"{size:,.2f} GiB"),
         ("energy", "energy_kwh", lambda energy: f"{words.general(energy)} kWh"),
     ]
-    if price := facts.number("energy.price", 0.0):
-        written.append((f"cost of energy, at {price:g} a kWh", "energy_kwh", lambda energy: words.general(energy * price)))
     speeds = main and main.throughput, this.throughput
     measured = ((name, *(words.written(getattr(side, key, None), write) for side in speeds)) for name, key, write in written)
     rows += [row for row in measured if row[1:] != (None, None)]

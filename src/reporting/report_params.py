@@ -1,4 +1,4 @@
-"""The sections `report` and `energy` of params.yaml, with their defaults."""
+"""The section `report` of params.yaml, with its defaults."""
 
 from typing import Literal
 
@@ -13,9 +13,3 @@ class Report(Section):
     pictures: Literal["all", "charts", "none"] = Field(
         default="all", description="charts: no picture shows an example of the data; none: no picture at all"
     )
-
-
-class Energy(Section):
-    """What energy costs."""
-
-    price: float | None = Field(default=None, ge=0, description="of a kWh, in your money; null shows kWh alone")

@@ -15,7 +15,7 @@ from src.core.params import Section, checked, content, merged
 from src.evaluation.evaluate_params import Evaluate
 from src.images.prepare_params import Prepare
 from src.judging.gates_params import Gates, Quantize
-from src.reporting.report_params import Energy, Report
+from src.reporting.report_params import Report
 from src.system.sweep_params import Range, Sweep
 from src.training.train_params import Train
 from src.validation.validate_params import Validate
@@ -35,7 +35,6 @@ class Params(Section):
     report: Report = Report()
     quantize: Quantize = Quantize()
     sweep: Sweep = Sweep()
-    energy: Energy = Energy()
 
 
 def load(path: Path) -> Params:

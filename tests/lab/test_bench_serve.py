@@ -111,7 +111,7 @@ def test_a_table_has_medians_and_ratios_of_the_same_round() -> None:
     rates = {"service": (400, 800, 200), "textbook": (100, 100, 10)}
     found = {
         (name, connections): [
-            Measured(Load(2 * rate, 2.0, 1.0, 2.0, 3.0, {"503": 2} if rate == 10 else {}), 5, int(rate == 10), 2**20)
+            Measured(Load(2 * rate, 2.0, 1.0, 2.0, 3.0, {"503": 2} if rate == 10 else {}), 5, int(rate == 10))
             for rate in rates[name]
         ]
         for connections in CONNECTIONS

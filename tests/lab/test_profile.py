@@ -23,36 +23,20 @@ def test_a_profile_has_page_and_trace_and_leaves_the_loop_as_it_was(
     monkeypatch.setattr(loop, "prepare", lambda *given: kept.append(prepare(*given)) or kept[-1])
     asked = params(train__width=8, train__batch_size=32)
     found = profile(drawn(asked), asked.train, tmp_path / "profile", 2)
-    assert sum(found.shares.values()) == pytest.approx(1)
     assert found.images == 32
+    assert all(seconds > 0 for seconds in found.parts.values())
     page = (tmp_path / "profile/bottleneck.txt").read_text()
-    assert page.startswith(f"The bottleneck is {found.verdict.name}: ")
-    assert all(words in page for words in ("images/s", "ms a step", "optimiser"))
+    assert page.startswith(found.verdict)
+    assert all(words in page for words in ("images/s", "ms a step", "optimiser", "convolution"))
     events = json.loads(gzip.decompress((tmp_path / "profile/trace.json.gz").read_bytes()))["traceEvents"]
     assert any("convolution" in event.get("name", "") for event in events)
     learner = kept[0][0]
-    assert learner.forward is learner.classifier
     assert not learner.optimizer._optimizer_step_pre_hooks
     assert all(bool(torch.isfinite(value).all()) for value in learner.classifier.parameters())
 
 
-def made(parts: dict[str, float], fixed: float = 0.1, heavy: float = 0.8) -> StepProfile:
-    usual = {"data": 0.01, "forward": 1, "backward": 2, "optimiser": 0.1, "other": 0.01}
-    return StepProfile(1.0, 32, usual | parts, fixed, heavy)
-
-
-@pytest.mark.parametrize(
-    ("parts", "others", "name"),
-    [
-        ({}, {}, "compute"),
-        ({"data": 9}, {}, "data"),
-        ({}, {"fixed": 0.9}, "Python and launch overhead"),
-        ({}, {"heavy": 0.1}, "memory bandwidth"),
-        ({"optimiser": 9}, {}, "optimiser"),
-        ({"other": 9}, {}, "what lies between the steps"),
-    ],
-)
-def test_the_verdict_is_the_largest_cause(parts: dict[str, float], others: dict[str, float], name: str) -> None:
-    found = made(parts, **others)
-    assert found.verdict.name == name
-    assert sum(found.shares.values()) == pytest.approx(1)
+@pytest.mark.parametrize("name", ["data", "model", "optimiser"])
+def test_the_verdict_is_the_largest_part(name: str) -> None:
+    found = StepProfile(1.0, 32, {"data": 1.0, "model": 1.0, "optimiser": 1.0, name: 2.0}, "")
+    assert found.bottleneck == (name, 0.5)
+    assert found.verdict.startswith(f"The bottleneck is the {name}: 50% of a step. ")

@@ -453,7 +453,7 @@ def test_of_two_workers_one_is_killed_and_no_trial_is_lost_and_the_same_command_
 
 @pytest.mark.journey
 def test_ctrl_c_ends_with_one_sentence(colours: Path, tmp_path: Path) -> None:
-    process = start(colours, tmp_path, "--trials", "500", "--workers", "2")
+    process = start(colours, tmp_path, "--trials", "500")
     wait_for_trials(process, 1)
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=PATIENCE)[0]

@@ -562,13 +562,10 @@ def test_speed_memory_and_energy_stand_beside_main(case: Case) -> None:
             "memory at most": "0.61 GiB", "energy": "0.5 kWh"}  # fmt: skip
     told = case.told()
     assert [name for name, this in rows.items() if f"| {name} | — | {this} |" not in told] == []
-    assert "cost of energy" not in told  # energy.price is null
     main_run = json.loads((case.folder / "main/facts.json").read_text())["main_run"]
     case.change("main/facts.json", main_run={**main_run, "throughput": {**SPEED, "examples_per_second": 4000.0}})
-    write_params(case.folder / "params.yaml", energy__price=0.3)
     told = case.told()
     assert "| training examples a second | 4,000 | 4,610 |" in told
-    assert "| cost of energy, at 0.3 a kWh | — | 0.15 |" in told
     case.json("history/throughput.json", {**SPEED, "energy_kwh": None, "model_sha256": "5" * 64})
     assert "| energy |" not in case.told(), "where the machine does not tell it"
     assert "4,610" not in case.change("run.json", failed="train").told()

@@ -43,20 +43,20 @@ SERVERS = {  # name in serve.json: title, command, address that answers once it 
     "textbook": ("textbook: FastAPI, JSON lists", (*_UVICORN, "src.lab.benchmarks.textbook:app"), "/openapi.json"),
     "bentoml": ("BentoML's own image endpoint", (*_BENTOML, "src.lab.benchmarks.bento_default:Default"), "/readyz"),
 }
-_HEADER = ("server", "connections", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failed", "of alone", "this / it", "MiB")
+_HEADER = ("server", "connections", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failed", "of alone", "this / it")
 _UPLOADS = 8  # different ones, sent in turns
+_QUIET = 1.0  # seconds before each measurement, for what the one before has left to do
 _PAUSE = 0.1  # seconds between two answers that are read while there is load
 
 Json = dict[str, Any]
 
 
 class Measured(NamedTuple):
-    """One server under load: what the client counted, answers that were read and how many were wrong, bytes of memory."""
+    """One server under load: what the client counted, answers that were read and how many were wrong."""
 
     load: Load
     checked: int
     wrong: int
-    memory: int
 
 
 def measure(args: argparse.Namespace) -> Json:
@@ -118,9 +118,7 @@ def summarize(found: dict[tuple[str, int], list[Measured]], alone: list[float]) 
             "requests": sum(one.load.requests + one.checked for one in rounds),
             "failed": sum(sum(one.load.failures.values()) + one.wrong for one in rounds),
         }
-        server = servers.setdefault(name, {"memory_mib": 0.0, "at": {}})
-        server["at"][str(connections)] = at
-        server["memory_mib"] = max(server["memory_mib"], *(rounded(one.memory / 2**20, 1) for one in rounds))
+        servers.setdefault(name, {"at": {}})["at"][str(connections)] = at
     return {"alone_per_second": rounded(median(alone), 1), "servers": servers}
 
 
@@ -142,7 +140,7 @@ def _model_folder(args: argparse.Namespace, fresh: Path) -> Path:
 
 def _put_load(server: Server, asked: Questions, connections: int, seconds: int) -> Measured:
     """Put load on a server, and meanwhile read answers: batches must not mix up who asked what."""
-    server.settle()
+    time.sleep(_QUIET)
     over, counted = threading.Event(), [0, 0]
 
     def read_answers() -> None:
@@ -162,7 +160,7 @@ def _put_load(server: Server, asked: Questions, connections: int, seconds: int) 
         over.set()
         if connections > 1:
             reader.join()
-    return Measured(done, counted[0], counted[1], server.memory())
+    return Measured(done, counted[0], counted[1])
 
 
 def _check(server: Server, asked: Questions, numbers: Iterable[int]) -> int:
@@ -210,7 +208,6 @@ def rows(found: Json) -> list[list[str]]:
             f"{at['failed']:,} of {at['requests']:,}",
             f"{at['of_alone']:.0%}",
             "-" if at["times"] is None else f"{at['times']:.1f}",
-            f"{server['memory_mib']:,.0f}",
         ]
         for name, server in found["servers"].items()
         for connections, at in server["at"].items()

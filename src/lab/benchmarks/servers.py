@@ -17,7 +17,6 @@ from src.core.command import UserError
 
 _START = 120.0  # seconds
 _STOP = 10.0
-_QUIET = 30.0  # seconds that a server may work on after its clients have gone
 _TICK = 0.1
 _IN_A_ROW = 20  # answers on new connections
 
@@ -57,9 +56,7 @@ class Server:
         until, good = time.monotonic() + _START, 0
         while time.monotonic() < until and self._process.poll() is None:
             good = good + 1 if self._is_ready() else 0
-            if good == 1:
-                self.settle()
-            elif good > _IN_A_ROW:
+            if good > _IN_A_ROW:
                 return
             time.sleep(_TICK / 4)
         ended = self._process.poll() is not None
@@ -76,20 +73,6 @@ class Server:
         """Return the end of its log, on one line."""
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return " / ".join(lines[-2:])[-400:] or "nothing"
-
-    def memory(self) -> int:
-        """Return the bytes that all its processes take; what they share is divided among those that share it."""
-        return sum(_bytes(process) for process in self._processes())
-
-    def settle(self) -> None:
-        """Wait until it computes no more: a slow server works on for clients that have gone."""
-        until, before = time.monotonic() + _QUIET, self._busy()
-        while time.monotonic() < until:
-            time.sleep(_TICK)
-            now = self._busy()
-            if now - before < 0.2 * _TICK:
-                return
-            before = now
 
     def stop(self) -> None:
         """Stop it, and the workers that BentoML puts into sessions of their own."""
@@ -111,10 +94,6 @@ class Server:
         except psutil.NoSuchProcess:
             return []
 
-    def _busy(self) -> float:
-        """Return the seconds of processor time that it has taken."""
-        return sum(_seconds(process) for process in self._processes())
-
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Leave out how a service would be set here: what is measured are the defaults."""
@@ -125,19 +104,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _bytes(process: psutil.Process) -> int:
-    try:
-        told = process.memory_full_info()
-    except psutil.Error:
-        return 0
-    return int(getattr(told, "pss", 0) or told.uss)
-
-
-def _seconds(process: psutil.Process) -> float:
-    try:
-        told = process.cpu_times()
-    except psutil.Error:
-        return 0.0
-    return float(told.user + told.system)

@@ -34,7 +34,6 @@ _OF_A_LESSON = {
     "first loss": wiring.first_loss,
     "gradients": wiring.gradients,
     "learns by heart": wiring.overfits,
-    "dead layers": wiring.dead,
     "evaluation mode": wiring.modes,
     "repeatable": wiring.repeats,
 }

@@ -1,11 +1,12 @@
 """Search better params: `make sweep`. Killed at any time, the same command goes on where it was.
 
-    python -m src sweep out/arrays out/validation.json out/sweep --trials 20 --workers 2
+    python -m src sweep out/arrays out/validation.json out/sweep --trials 20
 
 Tries the params as they are, then some at random, then what TPE proposes, or every combination of lists of choices where
 they are no more than the trials; the median of the others ends a trial early.
-Reads `sweep` and `train` of params.yaml; keeps its trials in sweep.db (or in PostgreSQL, for several machines: run the same
-command on each); writes out/sweep (sweep.html, sweep.md, trials.csv, best.json, pictures, params.yaml with the best params).
+Reads `sweep` and `train` of params.yaml; keeps its trials in sweep.db (or in PostgreSQL, for several machines). To use more
+processors, GPUs (CUDA_VISIBLE_DEVICES=1) or machines, run the same command again beside the first. Writes out/sweep
+(sweep.html, sweep.md, trials.csv, best.json, pictures, params.yaml with the best params).
 """
 
 import argparse
@@ -22,7 +23,7 @@ from src.core.command import UserError
 from src.core.files import check_outputs
 from src.lab.experiments import sweep_results, sweep_space
 from src.lab.experiments.sweep_results import Results
-from src.lab.experiments.sweep_worker import FINISHED, Job, open_study, storage_errors, work, work_together
+from src.lab.experiments.sweep_worker import FINISHED, Job, open_study, storage_errors, work
 from src.system import tracking
 from src.system.params import Params, load
 from src.system.params_text import put
@@ -58,7 +59,7 @@ def sweep(args: argparse.Namespace, params: Params) -> None:
             study.set_user_attr("mlflow", run.id)
     until = time.time() + 60 * args.minutes if args.minutes else None
     job = Job(args.arrays, args.checkpoints, args.storage, name, params, run.id if run else None, until)
-    work(job) if args.workers == 1 else work_together(job, args.workers)
+    work(job)
     work(job, lost=True)
     with storage_errors(args.storage):
         results = sweep_results.collect(study, space.present, params.sweep.objective, job.wanted, images)
@@ -108,7 +109,6 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write the results into")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--trials", type=_count, metavar="N", help="in all, instead of sweep.trials (SWEEP_TRIALS)")
-    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes on this machine (default: 1)")
     parser.add_argument("--minutes", type=_minutes, metavar="N", help="train no longer; a later run goes on (SWEEP_MINUTES)")
     parser.add_argument("--storage", help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE (SWEEP_STORAGE)")
     parser.add_argument("--checkpoints", type=Path, default=Path("out/checkpoints/sweep"), help="of unfinished trials")

@@ -6,17 +6,13 @@ examples, equal ones decided by log loss; for `log_loss` that alone, without smo
 "Algorithms for Hyper-Parameter Optimization" (2011), the tree-structured Parzen estimator.
 """
 
-import os
 import shutil
-import signal
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +33,6 @@ from src.core.command import UserError
 from src.lab.experiments import sweep_space
 from src.lab.experiments.mlflow_callbacks import CALLBACKS
 from src.lab.experiments.sweep_space import Space
-from src.system.command_line import run
 from src.system.params import Params
 from src.training import machine
 from src.training.batches import Batches
@@ -72,9 +67,8 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """True when the time is up, or the process that started this one is gone."""
-        above = parent_process()
-        return (self.until is not None and time.time() > self.until) or (above is not None and not above.is_alive())
+        """True when the time is up."""
+        return self.until is not None and time.time() > self.until
 
     @property
     def wanted(self) -> int:
@@ -108,43 +102,6 @@ def work(job: Job, *, lost: bool = False) -> None:
                         raise left.__cause__ from None
             else:
                 return
-
-
-def work_together(job: Job, workers: int) -> None:
-    """Let several processes work, each with its share of the cores and, in turn, of the GPUs.
-
-    Raises:
-        UserError: none of them was left to finish the sweep.
-    """
-    started = [
-        get_context("spawn").Process(target=_work_apart, args=(job, place, workers), daemon=True) for place in range(workers)
-    ]
-    interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is this process's, which then ends them
-    for process in started:
-        process.start()
-    signal.signal(signal.SIGINT, interrupts)
-    for process in started:
-        process.join()
-    lost = [process.exitcode for process in started if process.exitcode]
-    if lost:
-        print(f"{len(lost)} of {workers} workers ended early (exit status {', '.join(map(str, lost))})", file=sys.stderr)
-    if len(lost) == workers:
-        raise UserError("no worker is left: the lines above say why. Run the same command again, and the sweep goes on")
-
-
-def _work_apart(job: Job, place: int, workers: int) -> None:
-    def main() -> None:
-        if hasattr(os, "sched_setaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, cores[place::workers] or [cores[place % len(cores)]])
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-        if len(gpus) > 1:
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the process above has said why
-        work(job)
-
-    run("sweep", main)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

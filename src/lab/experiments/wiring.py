@@ -2,10 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -134,26 +133,16 @@ def independence(subject: Subject) -> Found:
 
 
 def extremes(subject: Subject) -> Found:
-    """Ask for finite numbers for black, white and noise, in training and after it, or name the first layer without."""
+    """Ask for finite numbers for black, white and noise, in training and after it."""
     noise = torch.randint(0, 256, subject.images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     tried = {"black": torch.zeros_like(noise), "white": torch.full_like(noise, 255), "noise": noise}
-
-    def is_finite(value: Any) -> bool:
-        return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())
-
-    def see(name: str, given: Any, out: Any) -> None:
-        if not is_finite(out):
-            broken.append(name if all(map(is_finite, given)) else f"what forward() does before {name}")
-
     for mode in ("evaluation", "training"):
         for name, images in tried.items():
-            classifier, broken = subject.build().train(mode == "training"), list[str]()
-            with _watched(classifier, see), torch.no_grad(), subject.autocast():
-                answers = classifier(images.to(subject.device))
-            if broken or not is_finite(answers):
-                layer = broken[0] if broken else "the end of forward()"
-                told = f"{name} images give NaN or infinity in {mode} mode, first in {layer}"
-                return "FAIL", told, "guard divisions, logarithms and roots there (add an epsilon)"
+            with torch.no_grad(), subject.autocast():
+                answers = subject.build().train(mode == "training")(images.to(subject.device))
+            if not bool(torch.isfinite(answers).all()):
+                advice = "guard divisions, logarithms and roots in forward() (add an epsilon)"
+                return "FAIL", f"{name} images give NaN or infinity in {mode} mode", advice
     return "ok", f"finite for {', '.join(tried)}", ""
 
 
@@ -172,7 +161,7 @@ def first_loss(subject: Subject, lesson: Lesson) -> Found:
     chance, first = math.log(len(subject.classes)), lesson.losses[0]
     told = f"{first:.3g}; chance is {chance:.3g}"
     if not math.isfinite(first):
-        return "FAIL", told, "see which layer the check of extreme images names"
+        return "FAIL", told, "guard divisions, logarithms and roots in forward() (add an epsilon)"
     if first > 2 * chance + 0.5:
         return "warn", told, "start the last layer with smaller weights, or add a norm before it"
     return "ok", told, ""
@@ -206,26 +195,6 @@ def overfits(subject: Subject, lesson: Lesson) -> Found:
     if math.isfinite(last) and (last < first / 2 or len(lesson.losses) < ENOUGH):
         return "not shown", told, 'run make check-model ARGS="--steps 600", or lower dropout in src/model.py'
     return "FAIL", told, "labels, loss or a layer are wired wrongly: mend what the other checks name"
-
-
-def dead(subject: Subject, lesson: Lesson) -> Found:
-    """Ask for no layer that answers all images with nothing."""
-    silent: list[str] = []
-
-    def is_zero(value: Any) -> bool:
-        return isinstance(value, Tensor) and not bool(value.any())
-
-    def see(name: str, given: Any, out: Any) -> None:
-        if is_zero(out) or any(map(is_zero, given)):
-            silent.append(name if is_zero(out) else f"what forward() does before {name}")
-
-    classifier = copy.deepcopy(lesson.classifier).eval()
-    with _watched(classifier, see), torch.no_grad():
-        classifier(subject.images)
-    if silent:
-        advice = "its weights or biases start where the activation is shut: change them, or use a leaky one"
-        return "FAIL", f"only zeros come out of {_listed(silent)}", advice
-    return "ok", "none", ""
 
 
 def modes(subject: Subject, lesson: Lesson) -> Found:
@@ -283,28 +252,10 @@ def parity(subject: Subject, lesson: Lesson, tolerance: float) -> Found:
     return "ok", f"probabilities as PyTorch's (to {apart:.1g}) for batches of {', '.join(map(str, BATCHES))}", ""
 
 
-@contextmanager
-def _watched(classifier: Classifier, see: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Call `see` with name, input and output of each layer without layers of its own, as it answers."""
-    handles = [
-        part.register_forward_hook(lambda _, given, out, name=name: see(_plain(name), given, out))
-        for name, part in classifier.named_modules()
-        if not list(part.children())
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("network.")
-
-
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - 4
-    return ", ".join(map(_plain, names[:4])) + (f" and {rest} more" if rest > 0 else "")
+    named = (name.removeprefix("network.") for name in names[:4])
+    return ", ".join(named) + (f" and {rest} more" if rest > 0 else "")
 
 
 def first_line(error: BaseException) -> str:
