@@ -119,9 +119,8 @@ profile: setup ## say what the bottleneck of training is, with a trace (ARGS="--
 bench-train: setup ## measure a training step against the plain recipe's (ARGS="--arrays out/arrays")
 	@set -f; "$$RUN" -m src bench-train $$ARGS
 
-bench-gpu: setup ## the same on CIFAR-10 in out/arrays, with a ResNet-18 on a GPU, then time and accuracy of its recipe
+bench-gpu: setup ## the same on CIFAR-10 in out/arrays, with a ResNet-18 on a GPU
 	@set -f; "$$RUN" -m src bench-train --arrays out/arrays --device cuda --network resnet18 --width 64 --batch 512 --images 49152 --least 5 $$ARGS
-	@set -f; "$$RUN" -m src bench-train --arrays out/arrays --device cuda --recipe params/cifar10_gpu.yaml $$ARGS
 
 bench-serve: setup ## measure the service beside the textbook's, BentoML's own endpoint and the model alone (ARGS="--network resnet18 --input 224 --format jpeg")
 	@set -f; "$$RUN" -m src bench-serve $$ARGS

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from src.core.command import UserError
 from src.github import cml
-from src.github.api import ApiError, GitHub
+from src.github.api import GitHub
 from src.github.git import BOT
 from src.github.status import run_url
 
@@ -46,7 +46,7 @@ def post(api: GitHub, number: int, markdown: str) -> PostResult:
     """
     text, path = fitted(markdown), f"issues/{number}/comments"
     comments = list(api.pages(path))
-    ours = _keep_first(api, comments)
+    ours = next(filter(_is_ours, comments), None)
     why = _against_cml(ours, comments)
     if not why:
         said = ""
@@ -58,18 +58,13 @@ def post(api: GitHub, number: int, markdown: str) -> PostResult:
         printed = re.search(rf"/{number}#issuecomment-(\d+)", said)  # which a list can lag behind
         if printed and int(printed[1]) not in [comment["id"] for comment in comments]:
             comments.append(api.get(f"issues/comments/{printed[1]}"))
-        ours = _keep_first(api, comments)
+        ours = next(filter(_is_ours, comments), None)
         is_there = ours and str(ours["body"] or "").replace("\r\n", "\n").startswith(text.replace("\r\n", "\n").rstrip())
         if ours and is_there and not why:
             return PostResult(str(ours["html_url"]), "cml", "")
         why = why or "CML ended well, but our comment has not this text"
     body = {"body": f"{text.rstrip()}\n\n{cml.watermark()}"}
-    try:
-        made = api.patch(f"issues/comments/{ours['id']}", body) if ours else api.post(path, body)
-    except ApiError as error:
-        if error.status != 404 or not ours:  # else somebody deleted it meanwhile
-            raise
-        made = api.post(path, body)
+    made = api.patch(f"issues/comments/{ours['id']}", body) if ours else api.post(path, body)
     return PostResult(str(made["html_url"]), "api", why)
 
 
@@ -115,18 +110,6 @@ def _first_line(text: str | None) -> str:
 
 def _is_ours(comment: Comment) -> bool:
     return _first_line(comment.get("body")) == MARKER and (comment.get("user") or {}).get("login") == BOT
-
-
-def _keep_first(api: GitHub, comments: Sequence[Comment]) -> Comment | None:
-    """Return the first of our comments, and delete the others: two runs at once can have made two."""
-    ours = [comment for comment in comments if _is_ours(comment)]
-    for comment in ours[1:]:
-        try:
-            api.delete(f"issues/comments/{comment['id']}")
-        except ApiError as error:
-            if error.status != 404:  # the other run deleted it
-                raise
-    return ours[0] if ours else None
 
 
 def _against_cml(ours: Comment | None, comments: Sequence[Comment]) -> str:

@@ -9,6 +9,7 @@ quantization.md. A verdict `fail` is an answer and no error.
 
 import argparse
 import hashlib
+import platform
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ from src.core.arrays import Split
 from src.core.command import UserError, cores, table
 from src.core.files import check_outputs, replacing, rounded, write_json
 from src.core.inference import Model
-from src.judging import precision, processor, quantization, speed
+from src.judging import precision, quantization, speed
+from src.system import hardware
 from src.system.params import Params, load
 
 INT8, TABLE, WORDS = "model.int8.onnx", "quantization.json", "quantization.md"
@@ -89,7 +91,7 @@ def _measure(out: Path, test: Split, plain: Model, params: Params) -> dict[str, 
     return {
         "accuracy": accuracy,
         "speed": {"rows": rows, "slowest": min(rows, key=lambda row: float(row["low"]))},
-        "processor": processor.describe(),
+        "processor": hardware.describe()["processor"] or platform.machine(),
         "limits": params.quantize.model_dump(include={"max_accuracy_drop", "min_speedup"}),
         "verdict": verdict,
         "reasons": reasons,
@@ -150,11 +152,10 @@ def markdown(told: Mapping[str, Any]) -> str:
 
 def machine(told: Mapping[str, Any]) -> str:
     """Say where and with what it was measured."""
-    found, made = told["processor"], told["calibration"]
-    has = ", ".join(found["integer"]) or "no VNNI, AMX or dot products that the system names"
+    made = told["calibration"]
     return (
         f"{told['accuracy']['examples']} test images; {made['method']} calibration on {made['examples']} training images, "
-        f"{made['weight_bits']}-bit weights. Measured side by side on {found['name']} ({has}), "
+        f"{made['weight_bits']}-bit weights. Measured side by side on {told['processor']}, "
         f"ONNX Runtime {told['onnxruntime']}."
     )
 

@@ -68,7 +68,7 @@ class Containers:
                 engine.run("pull", "--quiet", name, seconds=_PULL, more=login)
         except EngineError as error:
             raise UserError(
-                f"the image {name} cannot be pulled ({_last(str(error))}): check that the registry answers, and "
+                f"the image {name} cannot be pulled ({error.reason}): check that the registry answers, and "
                 "REGISTRY_USER and REGISTRY_TOKEN where it asks for them, then run the same command again"
             ) from None
 
@@ -94,7 +94,7 @@ class Containers:
             self.remove(name)
             _refuse_taken_port(error, f"port {port} of 127.0.0.1")
             raise UserError(
-                f"{self.kind} does not run {image.image} ({_last(str(error))}): see {self.kind} info, then run the same "
+                f"{self.kind} does not run {image.image} ({error.reason}): see {self.kind} info, then run the same "
                 "command again"
             ) from None
 
@@ -202,7 +202,7 @@ class Containers:
         except EngineError as error:
             if not (absent and _is_absent(error)):
                 raise UserError(
-                    f"{self.kind} could not {what} ({_last(str(error))}): see {self.kind} info, or restart it "
+                    f"{self.kind} could not {what} ({error.reason}): see {self.kind} info, or restart it "
                     f"({self._restart}), then run the same command again"
                 ) from None
 
@@ -242,13 +242,3 @@ def _reference(image: ImageFile) -> str:
 
 def _is_absent(error: EngineError) -> bool:
     return re.search("no such (container|object)|no container with", str(error).lower()) is not None
-
-
-def _last(text: str) -> str:
-    """Return the last line that says something; `docker run` ends with a hint at its own help."""
-    lines = [
-        line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("See 'docker", "Run 'docker"))
-    ]
-    return (
-        lines[-1].removeprefix("docker: ").removeprefix("Error response from daemon: ")[:300] if lines else "no reason given"
-    )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.core.command import UserError
 from src.release.client import Answer, Client
 from src.release.containers import State
 from src.release.golden import Example, FaultError, compare, expect, expect_version, golden_examples
@@ -26,7 +25,6 @@ _REPEATED = 300  # requests in which the memory must not grow
 _LOOK = 25  # requests from one look at the memory to the next
 _EVERY = 0.25  # seconds from one round of the watch to the next
 _WINDOW = 80  # probes of the watch, twenty seconds, in which three faults are too many
-_SLOW = 5.0  # seconds in which every probe is too slow: twenty of them, where they are just so
 
 
 class Clock:
@@ -51,11 +49,8 @@ class Limits:
 class Life:
     """Notices that a version died or was restarted since this was made; `look` asks the engine for its state."""
 
-    _PATIENCE = 3  # looks in a row in which the engine, not the version, gives no answer
-
     def __init__(self, look: Look, clock: Clock = CLOCK) -> None:
         self._look, self._clock = look, clock
-        self._unanswered = 0
         self._first = self._last = look()
         self._judge(self._first)
 
@@ -64,15 +59,9 @@ class Life:
 
         Raises:
             FaultError: it is dead, or not the process that it was.
-            UserError: the engine failed three times in a row.
+            UserError: the engine gives no answer.
         """
-        try:
-            state, self._unanswered = self._look(), 0
-        except UserError:
-            self._unanswered += 1
-            if self._unanswered == self._PATIENCE:
-                raise
-            return self._last
+        state = self._look()
         self._judge(state)
         self._last = replace(state, memory=state.memory or self._last.memory)
         return state
@@ -314,7 +303,7 @@ def watch(
     examples, life, started = golden_examples(golden), Life(look, clock), clock.now()
     memory: int | None = None
     latencies, faults = list[float](), list[int]()  # of each probe; which probes they were
-    unready, slow = 0, list[float]()  # in a row; when each probe of the present row of slow ones was made
+    unready = 0  # in a row
     while True:
         began = clock.now()
         before, memory = memory, life.check().memory
@@ -338,11 +327,6 @@ def watch(
             if number - 1 in faults or sum(probe > number - _WINDOW for probe in faults) == 3:
                 life.explain()
                 raise FaultError(f"through the proxy, {fault}") from None
-
-        slow = [*slow, began] if answer.milliseconds > 2 * limits.latency_ms else []
-        if len(slow) >= 3 and began - slow[0] >= _SLOW - _EVERY:
-            told = f"one image took over {2 * limits.latency_ms:.0f} ms {len(slow)} times in a row"
-            raise FaultError(f"it is slow: {told}, and half of that is the budget")
 
         now = clock.now()
         if now - started >= seconds:

@@ -80,22 +80,6 @@ def training(facts: Facts) -> list[tuple[str | None, ...]]:
     return [*rows, ("trained on", *machines)]
 
 
-def cost(facts: Facts) -> str:
-    """Return what the training cost, or what would tell; back-ticks enclose code."""
-    told, seconds = facts.at.hourly_cost, facts.training.seconds
-    if told is None:
-        setting = "gh variable set HOURLY_COST --body 2.50"
-        return f"Cost: not known. The price of an hour of this runner makes an estimate of it: `{setting}`"
-    try:
-        price = float(told)
-    except ValueError:
-        return f"Cost: not known, since the variable HOURLY_COST is no number: `{told}`"
-    if seconds is None:
-        return "Cost: not known, since the model was trained in another run."
-    spent = f"{words.duration(seconds)} at {price:.2f} an hour"
-    return f"Cost of training, estimated: {seconds / 3600 * price:.2f} ({spent})."
-
-
 def digests(facts: Facts) -> list[tuple[str, str | None, str]]:
     """Return the digests of what went into both models and came out, those that this one has."""
     main, this = _digests(facts.base.main_run), _digests(facts.lineage)

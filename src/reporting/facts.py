@@ -166,7 +166,6 @@ class Circumstances:
     commit: str  # 40 hexadecimal digits, zeros where there is no Git
     pull_request: int | None
     run_url: str | None
-    hourly_cost: str | None  # HOURLY_COST as it is set
     uncommitted: tuple[str, ...] = ()  # what the commit has otherwise, on a person's own machine
 
 
@@ -317,7 +316,6 @@ def read(paths: Paths) -> Facts:
             commit=told.commit,
             pull_request=told.pull_request or (lineage.pull_request if lineage else None),
             run_url=told.run_url or (lineage.run_url if lineage else None),
-            hourly_cost=os.environ.get("HOURLY_COST") or None,
             uncommitted=tuple(uncommitted),
         ),
     )

@@ -98,7 +98,7 @@ def _judged(facts: Facts, section: "partial[str]") -> Iterator[str]:
     if found:
         yield section("serving", serving=costs.serving(facts), timed=facts.this.latency.p50 is not None)
     if training := costs.training(facts):
-        yield section("training", training=training, cost=costs.cost(facts))
+        yield section("training", training=training)
     yield section("lineage", digests=costs.digests(facts))
 
 

@@ -9,10 +9,7 @@ import fcntl
 import io
 import logging
 import math
-import os
 import re
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,7 +43,6 @@ _MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG's segment
 _SCANS = 20  # of a progressive JPEG, which has about ten; each goes over the whole picture anew
 _COMPRESSION, _JPEG = 259, 7  # a tag of TIFF, and its value for JPEG inside
 _POLL = 0.01  # seconds
-_POLITE = 10  # added to the niceness of the thread that decodes large pictures
 
 
 class Seen(NamedTuple):
@@ -99,7 +95,7 @@ class Decoder:
         self._spec, self._max_pixels = spec, max_pixels
         self._small = min(max(_SMALL, _SMALL_TOGETHER // threads), max_pixels)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large", initializer=_be_polite)
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
         self._lock = folder / "large.lock" if folder else None
 
     async def decode(self, contents: Sequence[bytes], deadline: float) -> tuple[Pixels, list[int]]:
@@ -176,12 +172,6 @@ def _is_progressive_tiff(content: bytes) -> bool:
             return bool(image.tag_v2.get(_COMPRESSION) == _JPEG)  # type: ignore[attr-defined]
     except Exception:  # as `images.decode` will tell, of a damaged file Pillow's readers raise almost any class
         return False
-
-
-def _be_polite() -> None:
-    """Let the requests of others go first, where the system can say so of a single thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _POLITE)
 
 
 @contextmanager

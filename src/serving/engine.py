@@ -1,14 +1,11 @@
 """What answers requests: it loads the model beside the server, tells when it is ready, and limits how much it takes on."""
 
 import atexit
-import ctypes
 import gc
 import json
 import logging
 import os
 import shutil
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -29,26 +26,8 @@ _BODIES = 4  # of the largest size, in memory at once; smaller ones as many as f
 _SHARED = "SERVE_SHARED"  # names the folder in which the processes of one service count together
 _COUNTED = "PROMETHEUS_MULTIPROC_DIR"  # likewise for prometheus_client, which reads it when it is imported
 _PROBE = 2**20  # bytes: more than the counters of one process take
-_WATCHER = "SERVE_WATCHER"  # the process that starts the workers and watches over them
 
 log = logging.getLogger("bentoml.image_classifier")  # below BentoML's own, whose handlers print it
-
-
-def watch() -> None:
-    """Tell the workers that this process starts which one watches over them."""
-    os.environ[_WATCHER] = str(os.getpid())
-
-
-def _end_with_watcher() -> None:
-    """Ask Linux for SIGTERM when the process that watches over this one dies; if it is dead, end now.
-
-    BentoML gives each worker a session of its own, so that killing the server's process group does not reach it: it would
-    live on and keep the port. See prctl(2), PR_SET_PDEATHSIG, which tells of no death that has already been.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.environ.get(_WATCHER, str(os.getppid())) != str(os.getppid()):
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def share(workers: int) -> None:
@@ -118,7 +97,6 @@ class Engine:
 
     def start(self) -> None:
         """Load the model before this worker takes connections: those that come meanwhile go to the others, or wait."""
-        _end_with_watcher()
         loading = threading.Thread(target=self.load, name="load")  # the event loop of here runs already
         loading.start()
         loading.join()

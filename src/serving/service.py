@@ -12,7 +12,7 @@ import bentoml
 
 from src.core.command import UserError
 from src.serving import logs, settings
-from src.serving.engine import Engine, share, watch
+from src.serving.engine import Engine, share
 from src.serving.http import Application
 
 
@@ -69,7 +69,6 @@ class ImageClassifier:
             ENGINE.check()
         except UserError as error:
             _fail(error)
-        watch()
         share(ENGINE.settings.workers)
 
 

@@ -184,8 +184,7 @@ class Case:
 
 @pytest.fixture(autouse=True)
 def _no_circumstances(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GITHUB_STEP_SUMMARY", "HOURLY_COST"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     monkeypatch.setenv("PLAN", json.dumps({"sha": COMMIT}))
 
 
@@ -260,7 +259,7 @@ def test_the_first_line_is_the_verdict_with_both_accuracies_and_the_interval(who
         ("Latency and size", ["| latency p95, one example | 1.50 ms | 2.00 ms | +0.500 ms | less than a millisecond |"]),
         ("Latency and size", ["Zilog Z80, 2 cores"]),
         ("Latency and size", ["| size of model.onnx | 0.38 MiB | 0.48 MiB | +0.10 MiB (+25%) |  |"]),
-        ("Training time and cost", ["| training | 30.0 s | 1 min 30 s |", "gh variable set HOURLY_COST --body 2.50"]),
+        ("Training time", ["| training | 30.0 s | 1 min 30 s |"]),
         ("Where it comes from", ["| model | `777777777777` | `555555555555` |", f"`{'5' * 64}`", "requirements/run.txt"]),
         ("Where it comes from", [f"git fetch origin\ngit checkout {COMMIT}\nmake reproduce\nmake report"]),
     ],
@@ -411,7 +410,7 @@ def test_a_model_that_was_restored_has_the_figures_of_its_own_training(case: Cas
     assert "It was trained in an earlier run, until `2024-05-01T10:00:00Z`, in 45.0 s." in text
     assert "| training | 30.0 s | 45.0 s |" in text
     assert "| trained on | Zilog Z80, 2 cores" in text
-    assert "MOS 6502" in section(text, "Training time and cost")
+    assert "MOS 6502" in section(text, "Training time")
     assert "| training examples a second | — | 4,610 |" in text
 
 

@@ -1,7 +1,6 @@
 """Measure a training step against the plain recipe's: `make bench-train`.
 
     python -m src bench-train                      (synthetic images of 32x32, or --arrays out/arrays)
-    python -m src bench-train --arrays out/arrays --recipe params/cifar10_gpu.yaml   (time and accuracy of a recipe)
 
 Plain: per-sample transforms in a `DataLoader` of two workers, float32, contiguous. Ours: `train_epoch` with the learner
 that the train stage has. Network, optimiser, learning rate, batch size and images are the same. Each has a
@@ -32,7 +31,6 @@ from src.images.augment_params import Augment
 from src.images.prepare_params import image_spec
 from src.system.params import load
 from src.training import loop, optimizer, start
-from src.training.loop import Learner
 from src.training.meter import Meter
 from src.training.task import Task, of
 from src.training.train_params import Train
@@ -40,7 +38,6 @@ from src.training.world import World
 
 _CLASSES, _SIDE = 10, 32
 _AUGMENT = Augment(crop=4, flip=True, rotate=0, scale=0, brightness=0, contrast=0, cutout=0, erase=0, mixup=0, cutmix=0)
-_TEST_BATCH = 500
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -164,40 +161,6 @@ def compare(args: argparse.Namespace) -> str:
     return "\n".join(told)
 
 
-def run_recipe(folder: Path, params: Train) -> str:
-    """Train a recipe after a warm-up from fresh weights, and judge it on the test images; return time and accuracy.
-
-    The seconds are those of its epochs, without validation and without reading the images.
-    """
-    data = arrays.load(folder)
-    task, test = of(data), data.split("test")
-    if not len(test.labels):
-        raise UserError(f"{folder} holds no test image to judge the recipe on: raise prepare.test_share")
-    trained = Ours(task, params)
-    fresh = {name: value.clone() for name, value in trained.learner.classifier.state_dict().items()}
-    trained.epoch()
-    trained.learner.classifier.load_state_dict(fresh)
-    trained.learner.optimizer = optimizer.build(trained.learner.classifier, params)
-    seconds = sum(len(task.training.labels) / trained.epoch()[0] for _ in range(params.epochs))
-    accuracy = _accuracy(trained.learner, test)
-    return (
-        f"{params.network} {params.width}, {params.epochs} epochs, seed {params.seed}, {trained.learner.device}: "
-        f"{seconds:.2f} s of training, {accuracy:.2%} of {len(test.labels):,} test images"
-    )
-
-
-def _accuracy(learner: Learner, test: Split) -> float:
-    """Return the share of test images that the classifier, with its test-time augmentation, names rightly."""
-    learner.classifier.eval()
-    right = 0
-    with torch.inference_mode(), learner.autocast():
-        for first in range(0, len(test.labels), _TEST_BATCH):
-            images = torch.from_numpy(np.array(test.examples[first : first + _TEST_BATCH])).permute(0, 3, 1, 2)
-            answers = learner.classifier(images.to(learner.device)).argmax(dim=1).cpu().numpy()
-            right += int((answers == test.labels[first : first + _TEST_BATCH]).sum())
-    return right / len(test.labels)
-
-
 class PerSample(Dataset[tuple[Tensor, int]]):
     """The textbook's data set: uint8 images (n, height, width, 3), each cropped, flipped and sent as float32 (3, h, w)."""
 
@@ -249,11 +212,4 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--least", type=float, default=3, help="the ratio that is to hold")
-    recipe = "time this recipe on --arrays, and its test accuracy, in place of the comparison (params/cifar10_gpu.yaml)"
-    parser.add_argument("--recipe", type=Path, help=recipe)
-    args = parser.parse_args()
-    if args.recipe:
-        params = load(args.recipe).train.model_copy(update={"device": args.device})
-        print(run_recipe(args.arrays or Path("out/arrays"), params))
-    else:
-        print(compare(args))
+    print(compare(parser.parse_args()))
