@@ -231,7 +231,10 @@ class GitHub:
             422: "GitHub does not take these values: the message says which",
         }.get(status, "GitHub has a fault: run again later" if status >= 500 else "see the message")
         if status == 429 or (status == 403 and (_header("Retry-After", headers) or "rate limit" in said.lower())):
-            return ApiError(f"{name}: {status} {said}: run again {_when(headers)}", 429)
+            after, reset = (_header(one, headers) for one in ("Retry-After", "X-RateLimit-Reset"))
+            at = f"after {time.strftime('%H:%M', time.localtime(int(reset)))}" if reset.isdecimal() else "in some minutes"
+            when = f"in {after} seconds" if after else at
+            return ApiError(f"{name}: {status} {said}: run again {when}", 429)
         if status == 403 and self.token:
             needed = _accepted(_header("X-Accepted-GitHub-Permissions", headers)) or "what this needs"
             advice = f"give the job {needed} under `permissions:` (a fork's token is read-only whatever is written there)"
@@ -301,13 +304,6 @@ def _wait(method: str, status: int, headers: str, attempt: int) -> float | None:
     asked = _header("Retry-After", headers)
     seconds = float(asked) if asked.isdecimal() else _PAUSE * 2**attempt
     return seconds if seconds <= _PATIENCE else None
-
-
-def _when(headers: str) -> str:
-    if after := _header("Retry-After", headers):
-        return f"in {after} seconds"
-    reset = _header("X-RateLimit-Reset", headers)
-    return f"after {time.strftime('%H:%M', time.localtime(int(reset)))}" if reset.isdecimal() else "in some minutes"
 
 
 def _accepted(header: str) -> str:

@@ -44,11 +44,21 @@ def read(
     counted, refused = {}, {}
     for key, label in wanted.items():
         try:
-            counted[key] = _given(github, pull, label, [one for one in events if _is_about(one, label)], event)
+            counted[key] = _given(
+                github,
+                pull,
+                label,
+                [one for one in events if one["event"] in ("labeled", "unlabeled") and one["label"]["name"] == label],
+                event,
+            )
             _require_still_judged(github, counted[key], sha)
         except (NotCountedError, ApiError) as error:
             counted.pop(key, None)
-            refused[key] = str(error) if isinstance(error, NotCountedError) else _unread(label, error)
+            refused[key] = (
+                str(error)
+                if isinstance(error, NotCountedError)
+                else f"the label {label} does not count, because it could not be looked into ({error}): {_AGAIN}"
+            )
             print(f"::warning::{refused[key]}")
     return counted, refused
 
@@ -66,14 +76,6 @@ def has_passed(github: GitHub, sha: str) -> bool:
     """
     told = [one for one in github.pages(f"commits/{sha}/statuses") if one["context"] == CONTEXT]
     return bool(told) and told[0]["state"] == "success" and told[0]["creator"]["login"] == BOT
-
-
-def _is_about(event: Mapping[str, Any], label: str) -> bool:
-    return event["event"] in ("labeled", "unlabeled") and event["label"]["name"] == label
-
-
-def _unread(label: str, error: ApiError) -> str:
-    return f"the label {label} does not count, because it could not be looked into ({error}): {_AGAIN}"
 
 
 def _given(

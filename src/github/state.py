@@ -80,13 +80,6 @@ _DOCUMENTS = (
         required=False,
         keep=("allowed_actions",),
     ),
-    _Document(
-        "actions-access.json",
-        "actions/permissions/access",
-        "no other repository uses the workflows of this one",
-        required=False,
-        only="private",
-    ),
 )
 
 

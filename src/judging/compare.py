@@ -280,8 +280,14 @@ def _reproduce(tree: Path) -> str:
 
 def _series_to_bring(out: Path, paths: Paths) -> list[str]:
     """Return which of folds and repeats this working tree's model has, and main's has none that is comparable with them."""
+
+    def alike(kind: str) -> bool:  # scored on the same examples and as long
+        files = [folder / f"{kind}.json" for folder in (paths.model, out / "model")]
+        one, other = (read_json(path, made_by="train") if path.is_file() else {} for path in files)
+        return one.get("split_sha256") == other.get("split_sha256") and len(one["runs"]) == len(other.get("runs", []))
+
     made = [kind for kind in ("folds", "repeats") if (paths.model / f"{kind}.json").is_file()]
-    wanted = [kind for kind in made if not _alike(paths.model / f"{kind}.json", out / "model" / f"{kind}.json")]
+    wanted = [kind for kind in made if not alike(kind)]
     same = wanted and _same(_fitted_rows(paths.manifest), _fitted_rows(out / "rows.parquet"))
     return wanted if same else []
 
@@ -319,12 +325,6 @@ def _reviewed_series(facts: Comparison, wanted: list[str], out: Path, paths: Pat
         mine = read_json(paths.model / f"{kind}.json", made_by="train", keys=("answers",))
         write_json(out / "model" / f"{kind}.json", lineage.unpack_series(reviewed.series[kind], mine))
     return replace(facts, series=series)
-
-
-def _alike(mine: Path, theirs: Path) -> bool:
-    """True where both series were scored on the same examples and are as long."""
-    one, other = (read_json(path, made_by="train") if path.is_file() else {} for path in (mine, theirs))
-    return one.get("split_sha256") == other.get("split_sha256") and len(one["runs"]) == len(other.get("runs", []))
 
 
 def _fitted_rows(manifest: Path) -> pa.Table:

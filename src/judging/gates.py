@@ -118,7 +118,10 @@ class _Finding(NamedTuple):
 def judge(facts: Facts, params: Gates) -> JudgedFile:
     """Judge a candidate: every gate that is not off, the worst enforced outcome decides."""
     levels = params.levels.model_dump()
-    gates = [_gate("pipeline", "enforce", _pipeline(facts))] if facts.failed else []
+    gates = []
+    if facts.failed:
+        stopped = _STOPPED.get(facts.failed, f"the pipeline stopped in stage {facts.failed}")
+        gates = [_gate("pipeline", "enforce", _Finding("fail", f"{stopped}: there is no new model to judge", {}))]
     for name, check in _CHECKS.items():
         if levels[name] != "off":
             gates.append(_gate(name, levels[name], check(facts, params)))
@@ -162,19 +165,13 @@ def _gate(name: str, level: GateLevel, found: _Finding) -> GateRow:
 
 def _reasons(worst: str, enforced: Sequence[GateRow], facts: Facts) -> list[str]:
     """Say what decided; a pass is explained by its comparison with main."""
-    because = [
-        gate.sentence for gate in sorted(enforced, key=_severity, reverse=True) if gate.outcome in ("fail", "investigate")
-    ]
+    because = [gate.sentence for outcome in ("fail", "investigate") for gate in enforced if gate.outcome == outcome]
     if worst == "pass":
         because = [gate.sentence for gate in enforced if gate.name == "no_worse_than_main" and gate.outcome == "pass"]
     if facts.main_never and not facts.failed:
         why = facts.why_no_main or "main never had one"
         because.append(f"there is no model of your own to compare with yet ({why}): floors only")
     return list(dict.fromkeys(because)) or ["every gate that is enforced holds"]
-
-
-def _severity(gate: GateRow) -> int:
-    return VERDICTS.index(gate.outcome) if gate.outcome in VERDICTS else -1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,11 +185,6 @@ _STOPPED = {
     "pipeline": "the pipeline did not start",
     "review": "the merge asks for another model than the one that was reviewed",
 }
-
-
-def _pipeline(facts: Facts) -> _Finding:
-    stopped = _STOPPED.get(facts.failed or "", f"the pipeline stopped in stage {facts.failed}")
-    return _Finding("fail", f"{stopped}: there is no new model to judge", {})
 
 
 def _skipped(why: str) -> _Finding:

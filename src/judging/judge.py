@@ -112,7 +112,10 @@ def _facts(main_folder: Path, known: Comparison, run: dict[str, Any], paths: Pat
     theirs = _of_examples(main_folder / "predictions.parquet", rows) if compared else None
     anchor = known.anchor
     best = _of_examples(main_folder / "anchor/predictions.parquet", rows) if anchor.found and not anchor.is_main else theirs
-    labels = _column(mine, "label")
+    labels, before = _column(mine, "label"), None
+    if compared:  # which of these examples main's manifest has in its test split too
+        theirs_before = set(results.test_rows(main_folder / "rows.parquet").column("digest").to_pylist())
+        before = np.array([one in theirs_before for one in rows.column("digest").to_pylist()], dtype=bool)
     slices = _of_examples(paths.evaluation / "slices.parquet", rows)
     return Facts(
         validation=validation,
@@ -140,7 +143,7 @@ def _facts(main_folder: Path, known: Comparison, run: dict[str, Any], paths: Pat
         labels_added=known.labels_added,
         labels_gone=known.labels_gone,
         left_test=known.left_test,
-        tested_before=_tested_before(main_folder / "rows.parquet", rows) if compared else None,
+        tested_before=before,
         relabelled=known.relabelled,
         split_rules=known.split_rules,
         looks=known.looks.pull_request or 1,
@@ -150,12 +153,6 @@ def _facts(main_folder: Path, known: Comparison, run: dict[str, Any], paths: Pat
         anchor_commit=anchor.commit,
         why_no_anchor="" if anchor.is_main else anchor.why,
     )
-
-
-def _tested_before(path: Path, rows: pa.Table) -> NDArray[np.bool_]:
-    """Return which of these test examples are in the test split of main's manifest too."""
-    theirs = set(results.test_rows(path).column("digest").to_pylist())
-    return np.array([digest in theirs for digest in rows.column("digest").to_pylist()], dtype=bool)
 
 
 def _trainings(model: Path, main: Path, kind: str) -> Trainings | None:
@@ -176,16 +173,12 @@ def _trainings(model: Path, main: Path, kind: str) -> Trainings | None:
     both = [example for example in columns[0] if example in columns[1]]
     if not both:
         return None
-    return Trainings(
-        *(_marks(one, [column[example] for example in both]) for one, column in zip(told, columns, strict=True))
-    )
-
-
-def _marks(told: dict[str, Any], columns: list[int]) -> NDArray[np.bool_]:
-    """Return which of these columns are right, a row a seed, that of the model itself first."""
-    right, own = told["answers"]["right"], str(told["runs"][0]["seed"])
-    seeds = sorted(right, key=lambda seed: (seed != own, int(seed)))
-    return np.array([[right[seed][column] == "1" for column in columns] for seed in seeds], dtype=bool)
+    marks = []
+    for one, column in zip(told, columns, strict=True):  # a row a seed, that of the model itself first
+        right, own = one["answers"]["right"], str(one["runs"][0]["seed"])
+        seeds = [own, *sorted(right.keys() - {own}, key=int)]
+        marks.append(np.array([[right[seed][column[example]] == "1" for example in both] for seed in seeds], dtype=bool))
+    return Trainings(*marks)
 
 
 def _of_examples(path: Path, rows: pa.Table) -> pa.Table:

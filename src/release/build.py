@@ -217,8 +217,6 @@ def faults(files: Mapping[str, str], found: Mapping[str, Any], image: Image) -> 
         wrong.append("it runs as root")
     if found["training"]:
         wrong.append(f"training code is in it: {', '.join(found['training'])}")
-    if found.get("uncompiled"):
-        wrong.append(f"modules have no bytecode, so every start compiles them: {', '.join(found['uncompiled'])}")
     held = {path: digest for path, digest in found["files"].items() if path != bentos.BENTOFILE}  # BentoML writes it anew
     if strange := sorted(set(held) - set(files)):
         wrong.append(f"it holds files that bentofile.yaml does not name: {', '.join(strange[:5])}")

@@ -53,10 +53,7 @@ class Deployment:
             site.proxy.ensure()  # likewise a port that is taken
             self._say("start", f"starting version {new.version} beside {_named(old)}")
             self._say("ready", f"ready after {site.start(new):.1f} s")
-            against = site.client(old) if old and site.client(old).ready() else None
-            found = probes.smoke(
-                site.client(new), self.golden, self.release, new.version, self.limits, self.look, against
-            )  # fmt: skip
+            found = probes.smoke(site.client(new), self.golden, self.release, new.version, self.limits, self.look)
             self._say("tried", "answers as reviewed", numbers=found)
 
             self._phase = "taken back from its share of the traffic"

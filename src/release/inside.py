@@ -10,26 +10,17 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 _TRAINING = ("torch", "mlflow", "dvc", "sklearn", "pandas")  # the service needs none of them
-# imported at every start; where the image holds no bytecode of them, and its disk is read-only, each start compiles them
-_STARTED = ("asyncio.base_events", "email.message", "json.decoder", "logging", "typing", "bentoml", "numpy", "onnxruntime")
 
 
 def files(root: Path) -> dict[str, str]:
     """Return the SHA-256 of every file under the folder of the service."""
     found = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
-
-
-def uncompiled(modules: Iterable[str] = _STARTED) -> list[str]:
-    """Return the modules whose bytecode the image does not hold; a frozen one needs none."""
-    specs = {name: find_spec(name) for name in modules}
-    return [name for name, spec in specs.items() if spec and spec.has_location and not Path(str(spec.cached)).is_file()]
 
 
 def python_packages() -> list[tuple[str, str]]:
@@ -54,7 +45,6 @@ def main() -> None:
     found = {
         "uid": os.getuid(),
         "system": platform.freedesktop_os_release()["ID"] if Path("/etc/os-release").is_file() else "",
-        "uncompiled": uncompiled(),
         "training": [name for name in _TRAINING if find_spec(name) is not None],
         "files": files(Path(os.environ["BENTO_PATH"], "src")),
         "packages": python_packages(),

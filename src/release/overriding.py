@@ -68,7 +68,9 @@ def require_read(deployed: str | None, commit: str) -> None:
     if os.environ.get("GITHUB_EVENT_NAME") == "workflow_dispatch":
         return
     for merged in git("rev-list", "--first-parent", "--reverse", f"{deployed}..{commit}").split():
-        touched = _touched(merged)
+        paths = git("diff", "--name-only", "--no-renames", "-z", f"{merged}^1", merged).split("\0")[:-1]
+        then, now = (file_at(at, protection.PARAMS) for at in (f"{merged}^1", merged))
+        touched = protection.protected(paths) + protection.rules_changed(then, now)
         if touched and (doubt := _doubt_of_merge(merged)):
             subject = git("show", "--no-patch", "--format=%s", merged)[:60]
             raise RefusedError(
@@ -76,13 +78,6 @@ def require_read(deployed: str | None, commit: str) -> None:
                 f"commit {merged[:12]} ({subject}) touches the engine ({', '.join(touched[:5])}), and {doubt}",
                 "read it, then start deploy.yml by hand (gh workflow run deploy.yml), or revert it",
             )
-
-
-def _touched(commit: str) -> list[str]:
-    """Return the protected files, and sections of params.yaml, that a commit of main changes."""
-    paths = git("diff", "--name-only", "--no-renames", "-z", f"{commit}^1", commit).split("\0")[:-1]
-    then, now = (file_at(at, protection.PARAMS) for at in (f"{commit}^1", commit))
-    return protection.protected(paths) + protection.rules_changed(then, now)
 
 
 def _doubt_of_merge(commit: str) -> str:

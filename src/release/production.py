@@ -44,7 +44,13 @@ def is_unchanged(deployed: Deployed, commit: str) -> bool:
 def find() -> Deployed:
     """Find out which commit is deployed."""
     try:
-        commit = _on_github() if os.environ.get("GITHUB_ACTIONS") == "true" else _on_this_host()
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            # whoever may write can make a deployment inactive: that must not look as if nothing had ever been deployed
+            github = GitHub.from_environment()
+            live = deployments.live(github) if os.environ.get("DEPLOY_RUNNER") else None
+            commit = str(live["commit"]) if live else deployments.last_built(github)
+        else:
+            commit = _on_this_host()
     except (UserError, OSError) as error:
         return Deployed(None, f"what is deployed could not be found out: {error}")
     except (KeyError, TypeError, ValueError):
@@ -55,16 +61,6 @@ def find() -> Deployed:
         why = f"the deployed commit {commit[:12]} is not in this clone: run git fetch --unshallow (in CI: fetch-depth: 0)"
         return Deployed(None, why)
     return Deployed(commit)
-
-
-def _on_github() -> str | None:
-    """Return the commit of the live deployment, or where there is none, as without a deploy host, of the last pushed image.
-
-    Whoever may write can make a deployment inactive: that must not look as if nothing had ever been deployed.
-    """
-    github = GitHub.from_environment()
-    live = deployments.live(github) if os.environ.get("DEPLOY_RUNNER") else None
-    return str(live["commit"]) if live else deployments.last_built(github)
 
 
 def _on_this_host() -> str | None:

@@ -85,7 +85,10 @@ class Proxy:
         Raises:
             UserError: as `ensure`, or nginx did not follow within ten seconds.
         """
-        nginx, texts = _nginx(), render(self.settings, route)
+        nginx = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES)))
+        if nginx is None:
+            raise UserError("nginx is not on this machine: sudo apt-get install nginx, then run the same command again")
+        texts = render(self.settings, route)
         paths = [self.folder / name for name in _FILES]
         before = [path.read_text() if path.is_file() else "" for path in paths]
         if texts != before:
@@ -216,13 +219,6 @@ class Proxy:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
         return bool(processes)
-
-
-def _nginx() -> str:
-    found = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES)))
-    if found is None:
-        raise UserError("nginx is not on this machine: sudo apt-get install nginx, then run the same command again")
-    return found
 
 
 def _write(paths: list[Path], texts: list[str]) -> None:

@@ -53,7 +53,10 @@ def judge(tree: Path, commit: str, manifest: Lineage, deployed: Deployed, out: P
     """
     moved = deployed.why
     if deployed.commit and not moved:
-        _pull_data(tree, deployed.commit)
+        # the raw data too where the deployed model may take other images: they are prepared again for it
+        here, there = (tree / "params.yaml").read_text(), git("show", f"{deployed.commit}:params.yaml")
+        if _section(here, "prepare") != _section(there, "prepare"):
+            bring(tree, ["data.dvc"])  # the judge says what is missing
         try:
             verdict = _ask(deployed.commit, tree, commit, manifest, deployed, out)
         except CannotJudgeError as error:
@@ -69,13 +72,6 @@ def judge(tree: Path, commit: str, manifest: Lineage, deployed: Deployed, out: P
         worst, reasons = max("investigate", gates, key=_VERDICTS.index), [f"judging moved: {moved}", *verdict.reasons]
         verdict = replace(verdict, verdict=worst, reasons=reasons)
     return Judgement(verdict, "this commit", gates, moved)
-
-
-def _pull_data(tree: Path, deployed: str) -> None:
-    """Bring the raw data where the deployed model may take other images: they are prepared again for it."""
-    here, there = ((tree / "params.yaml").read_text(), git("show", f"{deployed}:params.yaml"))
-    if _section(here, "prepare") != _section(there, "prepare"):
-        bring(tree, ["data.dvc"])  # the judge says what is missing
 
 
 def _section(params: str, name: str) -> Any:

@@ -337,13 +337,7 @@ def _training(run: Run, lineage: Lineage | None, measured: Measured | None, card
 
 
 def _read(kind: type[_File], path: Path) -> _File | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise _damaged(path, error) from None
-    return kind.from_json(content, str(path))
+    return kind.read(path, made_by="evaluate") if path.is_file() else None
 
 
 def _predictions(path: Path) -> pd.DataFrame:

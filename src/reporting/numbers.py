@@ -8,7 +8,6 @@ from src.reporting import changes
 from src.reporting.facts import STAGES, Facts, Json
 from src.reporting.opening import findings
 from src.system import numbers as schema
-from src.system.judged import GateRow
 
 _ROWS = 200  # of each list: what the schema allows
 _METRICS = {
@@ -36,7 +35,16 @@ def collect(facts: Facts) -> Json:
         "examples": facts.this.metrics.examples if facts.this.metrics else None,
         "baseline": facts.has_main,
         "metrics": _metrics(facts),
-        "gates": _once(_gate(gate) for gate in facts.verdict.gates),
+        "gates": _once(
+            {
+                "name": _name(gate.name),
+                "level": gate.level,
+                "outcome": gate.outcome,
+                "value": gate.compared,
+                "limit": gate.limit,
+            }
+            for gate in facts.verdict.gates
+        ),
         "classes": _once(_classes(facts)),
         "checks": _once({"name": _name(found.check), "level": found.level} for found in findings(facts)),
     }
@@ -56,11 +64,6 @@ def _metrics(facts: Facts) -> list[Json]:
         if this is not None:
             made.append({"name": f"latency_{name}_ms", "candidate": this, "main": main, "low": None, "high": None})
     return made
-
-
-def _gate(gate: GateRow) -> Json:
-    told = {"level": gate.level, "outcome": gate.outcome, "value": gate.compared, "limit": gate.limit}
-    return {"name": _name(gate.name), **told}
 
 
 def _classes(facts: Facts) -> Iterable[Json]:

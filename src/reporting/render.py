@@ -26,14 +26,6 @@ def _finalize(value: Any) -> Markup:
     return value if isinstance(value, Markup) else Markdown(_NONE if value is None else escaping.escape(str(value)))
 
 
-def _bold(value: Any) -> Markup:
-    return Markdown(_NONE) if value is None else Markdown(f"**{_finalize(value)}**")
-
-
-def _fenced(text: str) -> Markup:
-    return Markdown(escaping.fenced(text).replace("\n", _LINE))
-
-
 def _number(write: Callable[[float], str]) -> Callable[[float | None], str | None]:
     return lambda value: None if value is None or not math.isfinite(value) else write(value)
 
@@ -47,9 +39,9 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters |= {
-    "bold": _bold,
+    "bold": lambda value: Markdown(_NONE) if value is None else Markdown(f"**{_finalize(value)}**"),
     "code": lambda text: Markdown(escaping.code(str(text))),
-    "fenced": _fenced,
+    "fenced": lambda text: Markdown(escaping.fenced(text).replace("\n", _LINE)),
     "link": lambda text, address: Markdown(escaping.link(text, address)),
     "prose": lambda text: Markdown(escaping.prose(text)),
     "count": words.count,

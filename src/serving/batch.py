@@ -242,16 +242,15 @@ class Source:
                     begin = max(0, skip - (end - count) - row)
                     fresh = rows.slice(begin)
                     if len(fresh):
-                        yield _piece(_text(name), row + min(begin, len(rows)), fresh)
+                        first, images = row + min(begin, len(rows)), fresh.column("image").to_pylist()
+                        rows_of = list(range(first, first + len(fresh)))
+                        where: dict[str, list[Any]] = {"shard": [_text(name)] * len(fresh), "row": rows_of}
+                        contents = [one.get("bytes") if isinstance(one, dict) else one for one in images]
+                        carried = [fresh.column(i) for i, other in enumerate(fresh.schema.names) if other != "image"]
+                        yield Piece(where, contents, carried)
                     row += len(rows)
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(self._root / name, error) from None
-
-
-def _piece(shard: str, row: int, rows: Any) -> Piece:
-    contents = [one.get("bytes") if isinstance(one, dict) else one for one in rows.column("image").to_pylist()]
-    carried = [rows.column(i) for i, name in enumerate(rows.schema.names) if name != "image"]
-    return Piece({"shard": [shard] * len(rows), "row": list(range(row, row + len(rows)))}, contents, carried)
 
 
 def _fragment(path: Path) -> Any:
@@ -270,11 +269,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield relative paths of all that is no folder; links to folders are followed, but into each folder only once."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(folder, name)) not in seen]
+    """Yield relative paths of all that is no folder; links to folders are not followed."""
+    for folder, _, names in os.walk(root):
         yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 

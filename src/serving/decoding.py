@@ -108,7 +108,10 @@ class Decoder:
         Raises:
             ProblemError: a file is no usable image (400; 413 where it is alone and too large), or time is over (504).
         """
-        if len(contents) <= _QUICK_FILES and all(map(_is_quick, contents)):
+        if len(contents) <= _QUICK_FILES and all(
+            len(content) <= _QUICK_BYTES and content.startswith(_QUICK_FORMATS) and _PROGRESSIVE not in content
+            for content in contents
+        ):
             decoded = [self._look(content, min(_QUICK, self._small)) for content in contents]
         else:
             decoded = [None] * len(contents)
@@ -139,11 +142,6 @@ class Decoder:
         check_time(deadline)
         with _held(self._lock, deadline):
             return self._look(content, self._max_pixels)
-
-
-def _is_quick(content: bytes) -> bool:
-    """Say whether a file may be decoded in the event loop, if it has few pixels."""
-    return len(content) <= _QUICK_BYTES and content.startswith(_QUICK_FORMATS) and _PROGRESSIVE not in content
 
 
 def _waits(one: Any, limit: int) -> bool:

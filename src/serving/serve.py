@@ -30,7 +30,15 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.model.absolute()
     found = identity.read(folder, ROOT)
-    _check_port(given.host, given.port)
+    # BentoML would tell of a port that cannot be had by a traceback
+    with socket.socket(socket.AF_INET6 if ":" in given.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((given.host, given.port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"port {given.port} of {given.host} cannot be used ({error}): name another with --port"
+            ) from None
     host = "127.0.0.1" if given.host in ("0.0.0.0", "::") else given.host  # noqa: S104 - to show, not to listen
     print(f"serve: {found.card.network}, version {found.version}: http://{host}:{given.port} (Ctrl-C stops it)", flush=True)
     os.environ.setdefault("BENTOML_HOME", str(ROOT / "out" / "bentoml"))  # else below the home folder, perhaps read-only
@@ -39,14 +47,3 @@ def main() -> None:
     command += ["--timeout-graceful-shutdown", str(math.ceil(settings.read().timeout) + _GRACE)]
     os.chdir(ROOT)
     os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
-
-
-def _check_port(host: str, port: int) -> None:
-    """Refuse a port that cannot be had, which BentoML would tell by a traceback."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"port {port} of {host} cannot be used ({error}): name another with --port") from None

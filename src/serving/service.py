@@ -21,14 +21,10 @@ def _fail(error: UserError) -> NoReturn:
     raise SystemExit(1)
 
 
-def _engine() -> Engine:
-    try:
-        return Engine(settings.read())
-    except UserError as error:
-        _fail(error)
-
-
-ENGINE = _engine()
+try:
+    ENGINE = Engine(settings.read())
+except UserError as error:
+    _fail(error)
 
 # one thread of number libraries, few memory pools that give large pieces back, no traces (they would go nowhere);
 # src/release/Dockerfile has them too, for the process that watches

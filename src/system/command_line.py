@@ -49,7 +49,6 @@ def _explain(error: OSError) -> str:
         errno.ENOTDIR: "a file stands where a folder is needed: move it away",
         errno.EEXIST: "a file stands where a folder is needed: move it away",
         errno.EISDIR: "a folder stands where a file is needed: move it away",
-        errno.ELOOP: "a symbolic link leads to itself: remove it",
         errno.EMFILE: "too many open files: raise the limit (ulimit -n) and run again",
     }
     return f"{advice.get(error.errno or 0, error.strerror or str(error))}{where}"

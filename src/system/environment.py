@@ -33,8 +33,6 @@ TORCH = "torch.txt"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNFINISHED = "unfinished"
 OLDEST, NEWEST = (3, 11), (3, 13)
-# schemes of DVC that need a package of a fork's own
-WITHOUT_LOCK = ("gdrive", "hdfs", "oss", "webdav", "webdavs", "webhdfs")
 UV_VARIABLES = {  # pip's setting: uv's variable
     "index-url": "UV_INDEX_URL",
     "extra-index-url": "UV_EXTRA_INDEX_URL",
@@ -125,15 +123,6 @@ def plugin_locks():
         with open(path) as file:
             text += file.read() + "\n"
     schemes = sorted(set(re.findall(r"^\s*url\s*=\s*[\"']?(\w+)://", text, re.MULTILINE)))
-    with open(os.path.join(REQUIREMENTS, "yours.txt")) as file:
-        own = file.read()
-    for scheme in schemes:
-        name = "dvc-" + scheme.replace("webdavs", "webdav")
-        if scheme in WITHOUT_LOCK and not re.search("^%s==" % name, own, re.MULTILINE):
-            fail(
-                "a DVC remote begins with %s:// and needs the package %s: write it with its version into "
-                "requirements/yours.in, run make lock, then make setup" % (scheme, name)
-            )
     locks = ["remote-%s.txt" % scheme for scheme in schemes]
     return [name for name in locks if os.path.exists(os.path.join(REQUIREMENTS, name))]
 

@@ -132,10 +132,7 @@ def _check(database: Path) -> bool:
             connection.execute("CREATE TABLE probe (x)")  # a read-only file takes BEGIN IMMEDIATE, but not this
             connection.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            then = "wait until the process that writes to it has ended, or end it, then run again"
-            raise RegistryError(f"{where} is locked by another process", then) from None
-        then = "check that its folder exists and may be written by this account, or correct MLFLOW_TRACKING_URI"
+        then = "end the process that holds it, or check that its folder exists and may be written by this account"
         raise RegistryError(f"{where} cannot be written ({error})", then) from None
     except sqlite3.DatabaseError as error:
         then = "restore it from a backup, or move it away, and run again: make deploy then registers anew"

@@ -23,9 +23,7 @@ def update(base: str) -> None:
     remote, _, name = base.partition("/")
     _git("fetch", "--quiet", "--no-tags", remote, f"+refs/heads/{name}:refs/remotes/{base}")
     if _try("merge-base", "HEAD", base):
-        hint = "name the branch that this one left"
-        if _git("rev-parse", "--is-shallow-repository") == "true":
-            hint = f"this clone is shallow: run `git fetch --unshallow {remote}`"
+        hint = f"name the branch that this one left, or run `git fetch --unshallow {remote}` where the clone is shallow"
         raise UserError(f"{branch} and {base} have no commit in common: {hint}; then run again")
     behind = int(_git("rev-list", "--count", f"HEAD..{base}"))
     if not behind:

@@ -140,7 +140,7 @@ def _params(before: str | None, own: Entry, theirs: Entry, commit: str, made: Up
     values, new = (_leaves(parse_yaml(one, PARAMS)) for one in (text, offered))
     had = _leaves(parse_yaml(_blob(before).decode(), PARAMS)) if before and _succeeds("cat-file", "-e", before) else {}
     known = _known(commit)
-    for place in [place for place in values if known and not _is_known(place, known)]:
+    for place in [place for place in values if known and not any(one[: len(place)] == place for one in known)]:
         made.params.append(f"{'.'.join(place)}: {values[place]!r} taken out: the new version has no such key")
         text = taken_out(text, place)
     for place, value in new.items():
@@ -173,11 +173,6 @@ def _known(commit: str) -> set[Place]:
         command = [sys.executable, "-m", "src", "params"]
         listed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return set() if listed.returncode else set(_leaves(parse_yaml(listed.stdout, "the new version's params")))
-
-
-def _is_known(place: Place, known: set[Place]) -> bool:
-    """Return whether a key is one of the known ones, or a section of such."""
-    return any(one[: len(place)] == place for one in known)
 
 
 def _remark(text: str, place: Place) -> str:

@@ -441,7 +441,6 @@ def test_a_public_repository_with_its_own_runner_and_wrong_variables_are_told(si
 def test_a_private_repository_keeps_secrets_from_forks(site: Site, command: Run) -> None:
     path = "actions/permissions/fork-pr-workflows-private-repos"
     site.repository |= {"private": True, "visibility": "private"}
-    site.documents["actions/permissions/access"] = {"access_level": "organization"}
     site.documents[path] = {
         "run_workflows_from_fork_pull_requests": True,
         "send_write_tokens_to_workflows": True,
@@ -455,7 +454,6 @@ def test_a_private_repository_keeps_secrets_from_forks(site: Site, command: Run)
         "send_secrets_and_variables": False,
         "require_approval_for_fork_pr_workflows": True,
     }
-    assert site.documents["actions/permissions/access"] == {"access_level": "none"}
     assert ("PUT", "actions/permissions/fork-pr-contributor-approval") not in site.writes()
 
 

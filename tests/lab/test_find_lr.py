@@ -69,7 +69,7 @@ def test_it_trains_as_params_say_and_twice_alike(task: Task, params: Callable[..
     assert min(smoothed(first[0])) < 0.9 * first[0].losses[0]
 
 
-def test_the_command_writes_table_picture_and_page_and_nothing_else(
+def test_the_command_writes_a_picture_and_nothing_else(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_params(tmp_path / "params.yaml", **SMALL)
@@ -80,11 +80,8 @@ def test_the_command_writes_table_picture_and_page_and_nothing_else(
     monkeypatch.setattr("sys.argv", [*line, "--rounds", "2", "--steps", "40"])
     torch.manual_seed(0)
     find_lr.main()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["rates.csv", "rates.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["rates.png"]
     assert (tmp_path / "params.yaml").read_bytes() == before
-    rows = (tmp_path / "out/rates.csv").read_text().splitlines()
-    assert rows[0] == "round,learning_rate,loss,smoothed"
-    assert {row[0] for row in rows[1:]} == {"1", "2"}
     assert capsys.readouterr().out.splitlines()[-1].startswith("train.learning_rate is 0.1")
     monkeypatch.setattr("sys.argv", [*line, "--steps", "3"])
     with pytest.raises(UserError, match="use --steps of 20 or more"):

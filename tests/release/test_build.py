@@ -264,7 +264,6 @@ def test_each_fault_of_an_image_is_named() -> None:
         ({"uid": 0}, "b", "it runs as root"),
         *(({}, user, "it runs as root") for user in ("", "root", "0")),
         ({"training": ["torch"]}, "b", "training code is in it: torch"),
-        ({"uncompiled": ["numpy"]}, "b", "modules have no bytecode, so every start compiles them: numpy"),
         ({"files": {**held, "data/1.png": "9"}}, "b", "it holds files that bentofile.yaml does not name: data/1.png"),
         ({"files": {**held, "src/a.py": "2"}}, "b", "files in it are missing or not those of the release: src/a.py"),
         ({"files": {}}, "b", "files in it are missing or not those of the release: src/a.py"),
@@ -295,17 +294,12 @@ def test_the_reason_of_an_engine_holds_no_token_and_no_hint_at_its_help(monkeypa
     )
 
 
-def test_what_is_inside_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_inside_is_listed(tmp_path: Path) -> None:
     (tmp_path / "src/__pycache__").mkdir(parents=True)
-    for name in ("src/a.py", "src/__pycache__/a.pyc", "bare_one.py", "compiled_one.py"):
+    for name in ("src/a.py", "src/__pycache__/a.pyc"):
         (tmp_path / name).write_text("")
     assert inside.files(tmp_path / "src") == {"a.py": hashlib.sha256(b"").hexdigest()}
     assert ("onnx", onnx.__version__) in inside.python_packages()
-    monkeypatch.syspath_prepend(tmp_path)
-    cached = tmp_path / "__pycache__" / f"compiled_one.{sys.implementation.cache_tag}.pyc"
-    cached.parent.mkdir()
-    cached.touch()
-    assert inside.uncompiled(["compiled_one", "bare_one", "sys"]) == ["bare_one"]
     assert inside.debian_packages(tmp_path / "none") == []
     entry = "Package: {}\nStatus: {}\nArchitecture: amd64\nVersion: 1.2-3\nDescription: x\n two: lines\n"
     entries = [entry.format("tzdata", "install ok installed"), entry.format("gone", "deinstall ok config-files")]

@@ -701,7 +701,6 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
     "no GPU in a job": ("GPU in a job", "fail", "no driver", say("docker run", 1, "no driver")),
     "no image": ("image", "fail", "runner/build.sh", say("docker image", 1, "")),
     "runner of 31 days": ("image", "fail", "an old runner no jobs", lambda machine: machine.runner("2.336.0", 31)),
-    "too old a runner": ("image", "fail", "an old runner no jobs", lambda machine: machine.runner("2.99.0", 1)),
     "open hook": ("hooks", "fail", "other users than root", mode(f"{HOOK_FOLDER}/job_started.py", 0o777)),
     "open folder": ("hooks", "fail", "hooks can be changed", mode(HOOK_FOLDER, 0o777)),
     "hook gone": ("hooks", "fail", "is missing", remove(f"{HOOK_FOLDER}/job-completed.sh")),

@@ -12,7 +12,6 @@ import argparse
 import http.client
 import multiprocessing
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -46,17 +45,8 @@ SERVERS = {  # name in serve.json: title, command, address that answers once it 
 _HEADER = ("server", "connections", "requests/s", "p50 ms", "p95 ms", "p99 ms", "failed", "of alone", "this / it")
 _UPLOADS = 8  # different ones, sent in turns
 _QUIET = 1.0  # seconds before each measurement, for what the one before has left to do
-_PAUSE = 0.1  # seconds between two answers that are read while there is load
 
 Json = dict[str, Any]
-
-
-class Measured(NamedTuple):
-    """One server under load: what the client counted, answers that were read and how many were wrong."""
-
-    load: Load
-    checked: int
-    wrong: int
 
 
 def measure(args: argparse.Namespace) -> Json:
@@ -85,7 +75,10 @@ def measure(args: argparse.Namespace) -> Json:
                 names = list(cases)
                 for connections in CONNECTIONS:
                     for turn in names[-number % len(names) :] + names[: -number % len(names)]:
-                        found[turn, connections].append(_put_load(*cases[turn], connections, args.seconds))
+                        server, asked = cases[turn]
+                        time.sleep(_QUIET)
+                        put = load.put(server.url + asked.path, asked.media, asked.files, connections, args.seconds)
+                        found[turn, connections].append(put)
                         bar.update()
                 alone.append(images_per_second_alone(folder, contents, args.seconds))
                 bar.update()
@@ -99,24 +92,24 @@ def measure(args: argparse.Namespace) -> Json:
         }
 
 
-def summarize(found: dict[tuple[str, int], list[Measured]], alone: list[float]) -> Json:
+def summarize(found: dict[tuple[str, int], list[Load]], alone: list[float]) -> Json:
     """Return medians over the rounds; a ratio is one of throughputs of the same round.
 
     Args:
         found: the rounds of each server at each number of connections.
         alone: images a second that decode and the model reach without a server, of each round.
     """
-    rates = {key: [one.load.requests / one.load.seconds for one in rounds] for key, rounds in found.items()}
+    rates = {key: [one.requests / one.seconds for one in rounds] for key, rounds in found.items()}
     servers: Json = {}
     for (name, connections), rounds in found.items():
         pairs = zip(rates[SERVICE, connections], rates[name, connections], strict=True)
         at = {
             "per_second": rounded(median(rates[name, connections]), 1),
-            **{key: _median([getattr(one.load, key) for one in rounds]) for key in ("p50_ms", "p95_ms", "p99_ms")},
+            **{key: _median([getattr(one, key) for one in rounds]) for key in ("p50_ms", "p95_ms", "p99_ms")},
             "of_alone": rounded(median(a / b for a, b in zip(rates[name, connections], alone, strict=True)), 3),
             "times": _median([ours / theirs for ours, theirs in pairs if theirs]),
-            "requests": sum(one.load.requests + one.checked for one in rounds),
-            "failed": sum(sum(one.load.failures.values()) + one.wrong for one in rounds),
+            "requests": sum(one.requests for one in rounds),
+            "failed": sum(sum(one.failures.values()) for one in rounds),
         }
         servers.setdefault(name, {"at": {}})["at"][str(connections)] = at
     return {"alone_per_second": rounded(median(alone), 1), "servers": servers}
@@ -136,31 +129,6 @@ def _model_folder(args: argparse.Namespace, fresh: Path) -> Path:
     if not (args.model / "model.onnx").is_file():
         raise UserError(f"{args.model / 'model.onnx'} is missing: run make reproduce, or name a --network of src/model.py")
     return Path(args.model).resolve()
-
-
-def _put_load(server: Server, asked: Questions, connections: int, seconds: int) -> Measured:
-    """Put load on a server, and meanwhile read answers: batches must not mix up who asked what."""
-    time.sleep(_QUIET)
-    over, counted = threading.Event(), [0, 0]
-
-    def read_answers() -> None:
-        while not over.wait(_PAUSE):
-            try:
-                wrong = _check(server, asked, [counted[0]])
-            except UserError:  # no answer is a wrong one; whether the server is gone, the next measurement tells
-                wrong = 1
-            counted[:] = [counted[0] + 1, counted[1] + wrong]
-
-    reader = threading.Thread(target=read_answers)
-    if connections > 1:  # beside a lone connection it would be half of the load
-        reader.start()
-    try:
-        done = load.put(server.url + asked.path, asked.media, asked.files, connections, seconds)
-    finally:
-        over.set()
-        if connections > 1:
-            reader.join()
-    return Measured(done, counted[0], counted[1])
 
 
 def _check(server: Server, asked: Questions, numbers: Iterable[int]) -> int:

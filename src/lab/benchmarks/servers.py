@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -36,12 +36,17 @@ class Server:
             variables: of the environment, besides those of this process.
         """
         self.name = name
-        port = _free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
         self._ready = self.url + ready
         self._log = home / f"{name.replace(' ', '-')}.log"
         own = {"BENTOML_HOME": str(home / "bentoml-home"), "BENTOML_DO_NOT_TRACK": "true", "PYTHONPATH": str(folder)}
-        environment = {**_without_settings(os.environ), **own, **variables}
+        # without how a service would be set here: what is measured are the defaults
+        settings = ("SERVE_", "BENTOML_", "PROMETHEUS_")
+        kept = {variable: value for variable, value in os.environ.items() if not variable.startswith(settings)}
+        environment = {**kept, **own, **variables}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command, "--port", str(port)], cwd=folder, env=environment, stdout=log, stderr=log
@@ -93,14 +98,3 @@ class Server:
             return [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
-
-
-def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out how a service would be set here: what is measured are the defaults."""
-    return {name: value for name, value in environment.items() if not name.startswith(("SERVE_", "BENTOML_", "PROMETHEUS_"))}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,7 +21,9 @@ def write(path: Path, examples: Iterable[tuple[NDArray[np.uint8], int]], classes
     with replacing(path) as fresh, pq.ParquetWriter(fresh, _schema(classes), compression="none") as writer:
         held: list[dict[str, object]] = []
         for number, (image, label) in enumerate(examples):
-            held.append({"image": {"bytes": _png(image), "path": f"{number:05d}.png"}, "label": label})
+            target = io.BytesIO()
+            Image.fromarray(image).save(target, "PNG", compress_level=6)
+            held.append({"image": {"bytes": target.getvalue(), "path": f"{number:05d}.png"}, "label": label})
             if len(held) == _ROWS:
                 writer.write_table(pa.Table.from_pylist(held, _schema(classes)))
                 held = []
@@ -34,9 +36,3 @@ def _schema(classes: Sequence[str]) -> pa.Schema:
     features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.schema([pa.field("image", image), pa.field("label", pa.int64())], metadata=metadata)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    target = io.BytesIO()
-    Image.fromarray(image).save(target, "PNG", compress_level=6)
-    return target.getvalue()

@@ -2,13 +2,11 @@
 
     python -m src find-lr out/arrays out/find-lr [--steps 100] [--rounds 3] [--low 1e-5] [--high 10]
 
-Trains with network, batches and optimiser of params.yaml, from fresh (or given) weights in each round. Writes rates.csv
-and rates.png. Source of the method: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017),
-learning rate range test.
+Trains with network, batches and optimiser of params.yaml, from fresh (or given) weights in each round. Writes rates.png.
+Source of the method: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017), learning rate range test.
 """
 
 import argparse
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,15 +113,9 @@ def suggested(rounds: Sequence[Round]) -> tuple[float, float] | None:
 
 
 def write(out: Path, rounds: Sequence[Round], within: tuple[float, float] | None, now: float) -> None:
-    """Write table and picture into a folder; `within` is what is suggested, `now` the rate that is set."""
+    """Write the picture into a folder; `within` is what is suggested, `now` the rate that is set."""
     with replacing(out) as fresh:
         fresh.mkdir()
-        with (fresh / "rates.csv").open("w", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["round", "learning_rate", "loss", "smoothed"])
-            for i, one in enumerate(rounds, start=1):
-                for rate, loss, smooth in zip(one.rates, one.losses, smoothed(one), strict=True):
-                    rows.writerow([i, f"{rate:.6g}", f"{loss:.6f}", f"{smooth:.6f}"])
         _draw(fresh / "rates.png", rounds, within, now)
 
 
@@ -161,7 +153,7 @@ def _draw(path: Path, rounds: Sequence[Round], within: tuple[float, float] | Non
 def main() -> None:
     parser = argparse.ArgumentParser(description="Raise the learning rate until training breaks, and suggest one.")
     parser.add_argument("arrays", type=Path, help="folder that prepare wrote")
-    parser.add_argument("out", type=Path, help="folder to write rates.csv and rates.png into")
+    parser.add_argument("out", type=Path, help="folder to write rates.png into")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--steps", type=int, default=100, help="of each round; more give a finer curve")
     parser.add_argument("--rounds", type=int, default=3, help="each with another seed; they tell how much is chance")

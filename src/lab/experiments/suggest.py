@@ -101,7 +101,12 @@ def look(root: Path, params: Params) -> DataSummary:
             given[example.split if params.prepare.use_given_splits else None] += 1
             if place in chosen:
                 try:
-                    looks.append(_look(example.content, int(params.prepare.max_megapixels * 1e6)))
+                    held = example.content
+                    content = held if isinstance(held, bytes) else Path(held).read_bytes()
+                    pixels = images.decode(content, int(params.prepare.max_megapixels * 1e6)).pixels
+                    grey = np.quantile(np.ptp(pixels.astype(np.int16), axis=2), 0.99) <= _GREY
+                    equal = (pixels[:, 1:] == pixels[:, :-1]).all(axis=2)  # pixels and their right neighbours
+                    looks.append((pixels.shape[:2], bool(grey), float(equal.mean()) if equal.size else 0.0))
                 except Exception as error:  # Pillow's readers raise almost any class on a damaged file; prepare names each
                     fault = str(error)
     if len(counts) < 2 or not looks:
@@ -124,14 +129,6 @@ def look(root: Path, params: Params) -> DataSummary:
         all(grey for _, grey, _ in looks),
         float(np.median([flat for _, _, flat in looks])) < _FLAT,
     )
-
-
-def _look(content: bytes | str, max_pixels: int) -> tuple[tuple[int, int], bool, float]:
-    """Return (height, width) of an image, whether it is grey, and the share of pixels that equal their right neighbour."""
-    pixels = images.decode(content if isinstance(content, bytes) else Path(content).read_bytes(), max_pixels).pixels
-    spread = np.ptp(pixels.astype(np.int16), axis=2)
-    flat = (pixels[:, 1:] == pixels[:, :-1]).all(axis=2).mean() if pixels.shape[1] > 1 else 0.0
-    return (pixels.shape[0], pixels.shape[1]), bool(np.quantile(spread, 0.99) <= _GREY), float(flat)
 
 
 def suggest(facts: DataSummary, params: Params) -> list[Suggestion]:

@@ -109,11 +109,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write the results into")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--trials", type=_count, metavar="N", help="in all, instead of sweep.trials (SWEEP_TRIALS)")
-    parser.add_argument("--minutes", type=_minutes, metavar="N", help="train no longer; a later run goes on (SWEEP_MINUTES)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="train no longer; a later run goes on (SWEEP_MINUTES)")
     parser.add_argument("--storage", help="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE (SWEEP_STORAGE)")
     parser.add_argument("--checkpoints", type=Path, default=Path("out/checkpoints/sweep"), help="of unfinished trials")
     parser.set_defaults(**{name: os.environ.get(f"SWEEP_{name.upper()}") or None for name in _BY_VARIABLE})
     args = parser.parse_args()
+    if args.minutes is not None and not 0 < args.minutes < 1e6:
+        parser.error(f"argument --minutes: expected a number of minutes over 0, not {args.minutes}")
     # a runner's machine can keep the trials of its jobs in a place of its own
     args.storage = args.storage or os.environ.get("LOCAL_SWEEP_STORAGE") or _STORAGE
     check_outputs([args.arrays, args.validation, args.params], folders=[args.out])
@@ -127,9 +129,3 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,4}", text):
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 99999, not {text!r}")
     return int(text)
-
-
-def _minutes(text: str) -> float:
-    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text) or not float(text):
-        raise argparse.ArgumentTypeError(f"expected a number of minutes, not {text!r}")
-    return float(text)
