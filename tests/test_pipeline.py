@@ -8,20 +8,14 @@ import re
 import resource
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, copy_files, draw_colours, encode, write_params
-from PIL import Image
 from ruamel.yaml import YAML
 
 from src.core.files import read_json
@@ -185,52 +179,3 @@ def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(tmp_path: Path) -> 
 
 def outputs(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "out").rglob("*") if "checkpoints" not in path.parts)
-
-
-@pytest.mark.journey
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    """The peak of the whole process tree while 5,000 and then 20,000 photographs of 32x32 are prepared."""
-    random = np.random.default_rng(1)
-    small = random.integers(0, 256, (2000, 8, 8, 3), dtype=np.uint8)
-    blobs = [encode(Image.fromarray(image).resize((32, 32)), "JPEG") for image in small]
-    peaks = []
-    for thousands in (5, 20):
-        folder = tmp_path / str(thousands)
-        (folder / "data").mkdir(parents=True)
-        cells = [{"bytes": blob + bytes([copy]), "path": None} for copy in range(thousands // 2) for blob in blobs]
-        image = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-        pq.write_table(pa.table({"image": image, "label": ["a", "b"] * (len(cells) // 2)}), folder / "data" / "x.parquet")
-        write_params(folder / "params.yaml", prepare__image_size=32)
-        peaks.append(peak_memory(folder, "src", "prepare", "data", "arrays", "m.parquet"))
-    assert max(peaks) < 2**30
-    assert peaks[1] - peaks[0] < 80 * 2**20
-
-
-def peak_memory(folder: Path, *arguments: str) -> int:
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            total = 0
-            try:
-                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            for member in family:
-                try:
-                    total += member.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            peak = max(peak, total)
-            time.sleep(0.02)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert process.wait() == 0
-    done.set()
-    watcher.join()
-    return peak

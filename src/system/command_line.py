@@ -41,7 +41,6 @@ def _explain(error: OSError) -> str:
     where = f" ({os.fsdecode(error.filename)})" if error.filename else ""
     advice = {
         errno.ENOSPC: "the disk is full: free some space and run again",
-        errno.EDQUOT: "your disk quota is used up: free some space and run again",
         errno.EFBIG: "a file would grow past this system's limit: raise it (ulimit -f) and run again",
         errno.EROFS: "the file system is read-only: use another folder",
         errno.EACCES: "permission denied: check the owner and mode of the file",

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from markdown_it import MarkdownIt
 from standin import BOT, IDENTITY, GitHub, clone, commit, user
 
@@ -406,11 +405,3 @@ def test_no_damaged_zip_or_json_is_anything_but_a_refusal() -> None:
                 numbers.parse(fork_report.unpack(damaged))
             except NumbersError:
                 continue
-
-
-@pytest.mark.journey
-def test_the_command_runs_with_no_package_and_says_what_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, "-S", "-m", "src", "fork-report", str(tmp_path / "comment.md")]
-    done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "GITHUB_EVENT_PATH is not set" in done.stderr

@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -165,17 +164,6 @@ def test_cmls_mark_in_a_comment_of_somebody_else_keeps_cml_away(
 
 
 @pytest.mark.journey
-def test_a_comment_of_ours_without_cmls_mark_is_not_doubled(
-    github: StandIn, api: GitHub, fake: Callable[[str], Path]
-) -> None:
-    fake("works")
-    github.add_comment(1, f"{MARKER}\nof an older version", login=BOT)
-    assert post(api, 1, "one").why == "our comment lacks CML's mark, and CML would make a second one"
-    assert post(api, 1, "two").by == "cml"
-    assert len(ours(github)) == 1
-
-
-@pytest.mark.journey
 def test_without_cml_the_api_posts_the_same_text_and_says_why(
     github: StandIn, api: GitHub, fake: Callable[[str], Path]
 ) -> None:
@@ -197,30 +185,6 @@ def test_when_cml_fails_the_api_posts_and_the_token_is_in_no_message(
     result = post(api, 1, "the report")
     assert result.by == "api"
     assert "failed with code 1 (request with *** refused)" in result.why
-    assert len(ours(github)) == 1
-
-
-@pytest.mark.journey
-def test_when_cml_hangs_it_is_ended_and_there_is_one_comment(
-    github: StandIn, api: GitHub, fake: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake("hangs after")
-    monkeypatch.setattr(cml, "_POST", 1.0)
-    start = time.monotonic()
-    result = post(api, 1, "the report")
-    assert time.monotonic() - start < 50
-    assert result.by == "api"
-    assert "was not done after 1 s" in result.why
-    assert [body.splitlines()[1] for body in ours(github)] == ["the report"]
-
-
-@pytest.mark.journey
-def test_cml_that_says_done_and_posted_nothing_is_not_believed(github: StandIn, api: GitHub, tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "cml"
-    program.write_text(f"#!{sys.executable}\nprint('ok')\n")
-    program.chmod(0o755)
-    result = post(api, 1, "the report")
-    assert (result.by, result.why) == ("api", "CML ended well, but our comment has not this text")
     assert len(ours(github)) == 1
 
 
@@ -338,18 +302,6 @@ def test_a_read_is_tried_again_after_a_fault_and_a_creation_is_not(github: Stand
     assert caught.value.status == 500
 
 
-def test_a_rate_limit_is_waited_for_as_long_as_it_asks_and_a_fault_only_where_nothing_was_done() -> None:
-    asked = [("POST", 429, "Retry-After: 7\r\n"), ("GET", 429, "Retry-After: 999\r\n"), ("GET", 502, ""), ("POST", 502, "")]
-    assert [api_module._wait(*one, 1) for one in asked] == [7, None, 2 * api_module._PAUSE, None]
-
-
-@pytest.mark.journey
-def test_a_server_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "_PAUSE", 0.01)
-    with pytest.raises(ApiError, match=r"GET repos/team/models: gh does not reach 127\.0\.0\.1:1 .*refused.*run again"):
-        GitHub("team/models", "token", "http://127.0.0.1:1").get("")
-
-
 @pytest.mark.parametrize("name", ["GITHUB_REPOSITORY", "GITHUB_TOKEN"])
 def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for one in ("GITHUB_REPOSITORY", "GITHUB_TOKEN"):
@@ -358,9 +310,3 @@ def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str)
     monkeypatch.delenv(name)
     with pytest.raises(UserError, match=f"^{name} is not set"):
         GitHub.from_environment()
-
-
-@pytest.mark.parametrize("given", [("a", "t"), ("a/b/c", "t"), ("a/b", "t\nX: y"), ("a/b", "t", "file:///etc")])
-def test_what_is_no_repository_token_or_address_is_refused(given: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="set "):
-        GitHub(*given)

@@ -171,18 +171,6 @@ def test_a_dispatch_for_another_commit_is_refused(push: Any, decide: Any, github
         decide("workflow_dispatch", inputs=inputs)
 
 
-@pytest.mark.journey
-def test_a_dispatch_on_a_branch_finds_its_pull_request(push: Any, decide: Any, github: Standin, monkeypatch: Any) -> None:
-    sha = push("wider", **{"params.yaml": "x: 1"})
-    number = github.open_pull_request("wider")
-    monkeypatch.setenv("GITHUB_REF_NAME", "wider")
-    monkeypatch.setenv("GITHUB_SHA", sha)
-    made = decide("workflow_dispatch", branch="wider")
-    assert (made.number, made.branch, made.sha) == (number, "wider", sha)
-    monkeypatch.setenv("GITHUB_REF_NAME", "main")
-    assert decide("workflow_dispatch").branch == ""
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The engine
 # ---------------------------------------------------------------------------------------------------------------------
@@ -364,14 +352,6 @@ def test_a_label_counts_at_the_head_where_it_was_given(labelled: Labelled) -> No
 
 
 @pytest.mark.journey
-def test_later_events_at_that_head_leave_it_and_the_other_label_its_own(labelled: Labelled) -> None:
-    head = labelled.github.head(labelled.number)
-    labelled.label()
-    assert given(labelled.happens("reopened")) == [("alice", head), None]
-    assert given(labelled.label(ENGINE, "bob")) == [("alice", head), ("bob", head)]
-
-
-@pytest.mark.journey
 def test_a_later_push_ends_it_and_giving_it_again_brings_it_back(labelled: Labelled) -> None:
     old = labelled.github.head(labelled.number)
     labelled.label()
@@ -404,16 +384,6 @@ def test_a_manifest_of_the_authors_own_making_makes_no_label_count(labelled: Lab
     assert labelled.github.repository.sha(f"{forged}^") == head
     labelled.status(forged, "https://github.com/team/models/actions/runs/2")
     assert given(labelled.happens("synchronize")) == [None, None]
-
-
-@pytest.mark.journey
-def test_a_label_that_is_gone_does_not_count_though_a_repeated_run_still_names_it(labelled: Labelled) -> None:
-    labelled.label()
-    stale = labelled.github.payload("pull_request", number=labelled.number, action="labeled", label=LABEL, sender="alice")
-    labelled.github.remove_label(labelled.number, LABEL)
-    token = labelled.github.token({"contents": "read", "pull-requests": "read", "actions": "read", "statuses": "read"})
-    assert given(plan("pull_request", stale, GitHub("team/models", token, labelled.github.url))) == [None, None]
-    assert given(labelled.happens("unlabeled", label=LABEL)) == [None, None]
 
 
 @pytest.mark.journey

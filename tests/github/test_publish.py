@@ -217,15 +217,6 @@ def test_without_a_whole_verdict_of_a_stored_model_the_gate_fails_and_nothing_is
     assert words in world.text
 
 
-@pytest.mark.journey
-def test_nothing_to_train_is_a_success_that_says_so(world: World) -> None:
-    world.publish(world.plan(lane="unchanged", changed=["README.md", "a`b@c.md"], relevant=[]))
-    assert world.status(world.sha) == "success"
-    body = world.text
-    assert "nothing was trained" in body
-    assert "<code>a&#96;b&#64;&#8203;c.md</code>" in body
-
-
 ENGINE = ["Makefile", "src/@team.py"]
 
 
@@ -325,12 +316,6 @@ def test_a_cancelled_run_says_so(world: World, cancelled: Any, with_number: bool
     world.github.add_run(6, head_sha=world.sha)  # completed, as are those that a label of others started
     said = ("error", "the run was cancelled: push again or re-run it")
     assert cancelled(with_number) == said
-
-
-@pytest.mark.journey
-def test_a_newer_run_of_the_same_commit_keeps_its_status(world: World, cancelled: Any) -> None:
-    world.github.add_run(8, head_sha=world.sha, status="pending", conclusion=None)
-    assert cancelled() == ("pending", "being judged")
 
 
 @pytest.mark.journey

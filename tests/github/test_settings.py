@@ -23,7 +23,6 @@ from ruamel.yaml import YAML
 from standin import Handler as StandinHandler
 from standin import Server, tls
 
-from src.core.command import UserError
 from src.github.api import GitHub, parse_remote
 from src.github.labels import LABELS
 from src.github.state import _owners
@@ -382,28 +381,6 @@ def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: R
 
 @pytest.mark.journey
 @needs_gh
-def test_stricter_settings_of_the_owner_stay(site: Site, command: Run) -> None:
-    ours = json.loads((SETTINGS / "ruleset-main.json").read_text())
-    ours["rules"][2]["parameters"]["required_approving_review_count"] = 2
-    ours["rules"][3]["parameters"]["required_status_checks"] = [{"context": "own-check"}, {"context": "model-gate"}]
-    ours["rules"].append({"type": "required_linear_history"})
-    ours["bypass_actors"] = [{"actor_id": 5, "actor_type": "RepositoryRole", "bypass_mode": "pull_request"}]
-    site.rulesets.append({"id": 12, "source_type": "Repository", **ours})
-    assert command("settings", "--yes").returncode == 0
-    rules = {rule["type"]: rule.get("parameters", {}) for rule in site.rulesets[0]["rules"]}
-    assert len(site.rulesets) == 1
-    assert rules["pull_request"]["required_approving_review_count"] == 2
-    assert [check["context"] for check in rules["required_status_checks"]["required_status_checks"]] == [
-        "own-check",
-        "model-gate",
-        "all-green",
-    ]
-    assert "required_linear_history" in rules
-    assert site.rulesets[0]["bypass_actors"] == ours["bypass_actors"]
-
-
-@pytest.mark.journey
-@needs_gh
 def test_a_public_repository_with_its_own_runner_and_wrong_variables_are_told(site: Site, command: Run) -> None:
     site.variables = {f"OTHER_{i}": "x" for i in range(30)}  # fills the first page
     site.variables |= {
@@ -498,23 +475,6 @@ def test_when_github_does_not_answer_there_is_one_sentence(
 
 @pytest.mark.journey
 @needs_gh
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({"GH_REPO": "localhost:1/alice/demo"}, r"gh does not reach localhost:1 \(.*refused"),
-        ({"GH_REPO": "nonsense"}, "GH_REPO is 'nonsense': set it to owner/name"),
-        ({"GH_ENTERPRISE_TOKEN": ""}, r"gh is not logged in to localhost:\d+: run `gh auth login --hostname localhost:\d+`"),
-    ],
-)
-def test_what_is_missing_on_this_side_is_one_sentence(command: Run, variables: dict[str, str], words: str) -> None:
-    done = command("doctor", **variables)
-    assert done.returncode == 1
-    assert re.search(words, done.stderr), done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.journey
-@needs_gh
 def test_nothing_is_changed_without_an_answer(site: Site, command: Run) -> None:
     done = command("settings")
     assert done.returncode == 1
@@ -537,12 +497,6 @@ def test_nothing_is_changed_without_an_answer(site: Site, command: Run) -> None:
 )
 def test_the_repository_is_read_from_the_remote(remote: str, host: str, name: str) -> None:
     assert parse_remote(remote) == (host, name)
-
-
-@pytest.mark.parametrize("remote", ["/srv/demo.git", "../demo", "file:///srv/demo.git", "https://github.com/alice", ""])
-def test_a_remote_that_is_not_on_github_is_refused(remote: str) -> None:
-    with pytest.raises(UserError, match="GH_REPO=owner/name"):
-        parse_remote(remote)
 
 
 def test_raising_takes_nothing_away_and_comes_to_rest() -> None:

@@ -27,7 +27,6 @@ from ruamel.yaml import YAML
 from standin import BOT, GitHub, clone, commit
 
 from src.core.command import cores
-from src.core.files import read_json, sha256
 
 pytestmark = [pytest.mark.journey, pytest.mark.act]
 
@@ -468,20 +467,6 @@ def test_the_summary_of_the_run_has_the_report(seen: Seen) -> None:
     for job in ("train", "publish"):
         assert "### Metrics" in seen.result.summaries[job]
     assert b"<html" in seen.files["out/report/report.html"][:500]
-
-
-@about(better_model)
-def test_what_was_reviewed_comes_back_without_training_in_a_fresh_clone(world: World, seen: Seen, tmp_path: Path) -> None:
-    git = clone(world.github, tmp_path / "fresh")
-    git("checkout", "--quiet", seen.head)
-    world.dvc(
-        tmp_path / "fresh", "remote", "add", "--local", "--default", "store", f"{world.store}/pull-requests/{seen.number}"
-    )
-    said = world.dvc(tmp_path / "fresh", "repro", "--pull")
-    assert "Running stage" not in said
-    manifest = read_json(tmp_path / "fresh" / "manifest.json", "")
-    assert sha256(tmp_path / "fresh" / "out" / "model" / "model.onnx") == manifest["outputs"]["model_sha256"]
-    assert git("status", "--porcelain") == ""
 
 
 @about(better_model, "pushed")

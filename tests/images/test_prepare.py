@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from conftest import encode
 from src.core import arrays
 from src.core.command import UserError
 from src.core.manifest import MANIFEST, SPLITS, read_manifest
-from src.images import decoding, images
+from src.images import decoding
 from src.images.prepare import prepare
 from src.system.params import Params
 
@@ -290,45 +288,3 @@ def test_nothing_usable_is_one_sentence_and_writes_nothing(
     with pytest.raises(UserError, match=words):
         run(tmp_path / "data", params())
     assert not list((tmp_path / "out").rglob("*"))
-
-
-def test_a_failed_run_leaves_the_earlier_result(colours: Path, params: MakeParams, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(colours, params())
-    before = sorted((path, path.stat().st_mtime_ns) for path in (colours.parent / "out").rglob("*"))
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("src.images.prepare._write_splits", full)
-    with pytest.raises(OSError, match="No space"):
-        run(colours, params())
-    assert sorted((path, path.stat().st_mtime_ns) for path in (colours.parent / "out").rglob("*")) == before
-
-
-_DECODE = images.decode
-
-
-def die_on_black(content: bytes, max_pixels: int) -> Any:
-    decoded = _DECODE(content, max_pixels)
-    if decoded.pixels.max() == 0:
-        os._exit(11)  # as a segmentation fault in a decoder would
-    return decoded
-
-
-@pytest.mark.journey
-def test_a_decoder_that_takes_its_process_down_costs_one_image(
-    colours: Path, params: MakeParams, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (colours / "green" / "killer.png").write_bytes(encode(np.zeros((5, 5, 3), dtype=np.uint8)))
-    # the workers come from a fresh process; a plain fork lets them see the stand-in
-    monkeypatch.setattr(decoding, "_pool", _forked_pool)
-    monkeypatch.setattr("src.images.decoding.images.decode", die_on_black)
-    manifest = run(colours, params()).set_index("path")
-    assert manifest["fault"].dropna().to_dict() == {
-        "green/killer.png": "corrupt image: the decoder crashed on it, or memory ran out"
-    }
-    assert manifest["split"].notna().sum() == 120
-
-
-def _forked_pool(workers: int) -> Any:
-    return ProcessPoolExecutor(workers, mp_context=get_context("fork"))

@@ -309,34 +309,6 @@ def test_a_lost_model_of_main_is_made_by_training_its_commit_again(fork: Path, t
     assert "its commit cannot be trained again (its data are in no store either" in facts["why"]
 
 
-def test_main_gets_the_folds_that_this_models_recipe_has(fork: Path) -> None:
-    hasty_main(fork)
-    write_params(fork / "params.yaml", train__folds=2)
-    model = sha256(fork / "out/model/model.onnx")
-    (fork / "out/model").chmod(0o755)
-    run = {"seed": 1, "accuracy": 0.9, "macro_f1": 0.9, "log_loss": 0.1, "ece": 0.1, "examples": 1, "training_examples": 1}
-    mine: dict[str, Any] = {"runs": [run, run], "split_sha256": "0" * 64, "answers": {"examples": [], "right": {"1": ""}}}
-    (fork / "out/model/folds.json").write_text(json.dumps(mine))
-    facts = compare(fork, "--retrain")
-    assert facts["retrained"] == "main's commit was trained again with 2 folds, as this model was"
-    theirs = read_json(fork / OUT / "model/folds.json", "")
-    assert len(theirs["runs"]) == 2
-    assert sha256(fork / OUT / "model/model.onnx") == model
-    # a deployment finds them in the lineage, and trains nothing
-    examples = theirs["answers"]["examples"][::-1]
-    mine["answers"] = {"examples": examples, "right": {"1": "1" * len(examples)}}
-    (fork / "out/model/folds.json").write_text(json.dumps(mine))
-    judge(fork)
-    assert compare(fork)["series"] == ["folds"]
-    again = read_json(fork / OUT / "model/folds.json", "")
-    assert again["answers"] == {"examples": examples, "right": {"1": theirs["answers"]["right"]["1"][::-1]}}
-    assert {name: again[name] for name in ("runs", "split_sha256")} == {
-        name: theirs[name] for name in again if name != "answers"
-    }
-    (fork / "manifest.json").unlink()
-    assert compare(fork)["series"] == []
-
-
 def test_looks_are_counted_and_the_anchor_is_found_in_mains_history(fork: Path) -> None:
     compare(fork)
     judge(fork)
@@ -449,24 +421,6 @@ def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork:
     judge(fork, {"override": later, "engine_reviewed": reviewed})
     assert read_json(fork / "manifest.json", "")["verdict"]["override"] == later
     assert "reviewed by bob (now)" in require_success(python(fork, "src", "lineage", "out/model/model.onnx"))
-
-
-def test_lineage_finds_a_model_by_file_digest_and_commit(fork: Path) -> None:
-    compare(fork)
-    judge(fork, {"sha": git(fork, "rev-parse", "HEAD"), "number": 12})
-    git(fork, "add", "manifest.json")
-    git(fork, "commit", "--quiet", "--message", "reviewed")
-    digest, commit = sha256(fork / "out/model/model.onnx"), git(fork, "rev-parse", "HEAD")
-    git(fork, "checkout", "--quiet", "main")
-    for name in ("out/model/model.onnx", digest, digest[:10], commit, "branch"):
-        said = require_success(python(fork, "src", "lineage", name))
-        assert digest in said
-        assert "#12" in said
-    for name in ("out/none.onnx", "0" * 64, "no-such-branch"):
-        refused = python(fork, "src", "lineage", name)
-        assert refused.returncode == 1
-        assert "Traceback" not in refused.stderr
-        assert refused.stderr.startswith("lineage: ")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from src.core.files import read_json, sha256, write_json
 from src.core.inference import Model
 from src.images.prepare_params import image_spec
 from src.judging import precision, quantization, quantize, speed
-from src.release import int8, modelcheck, register
+from src.release import int8, modelcheck
 from src.release.client import Client
 from src.release.containers import State
 from src.release.golden import FaultError
@@ -259,25 +259,6 @@ def test_a_passing_int8_model_is_released_with_golden_answers_of_its_own(
     assert [example["file"] for example in own["examples"]] == [example["file"] for example in kept["examples"]]
     assert {"model.onnx", "model.int8.onnx", "quantization.json"} <= {path.name for path in (folder / "model").iterdir()}
     assert int8.facts(told).sha256 == sha256(folder / "model/model.int8.onnx")
-
-
-def test_of_a_refused_int8_model_only_the_table_is_kept(
-    command: Callable[..., dict[str, Any]], run: Path, folder: Path
-) -> None:
-    command(quantize__min_speedup=99.0)
-    before = (folder / "golden/golden.json").read_bytes()
-    int8.add(folder, run / "out", None)
-    assert {path.name for path in (folder / "model").iterdir()} == {"model.onnx", "card.json"}
-    assert (folder / "golden/golden.json").read_bytes() == before
-    assert {path.name for path in (folder / "report").iterdir()} == {"quantization.json", "quantization.md"}
-
-
-def test_a_version_says_which_file_answers_and_what_that_cost() -> None:
-    release = replace(RELEASE, precision="int8", int8=TOLD)
-    tags = register.tags_of(release)
-    assert (tags["precision"], tags["int8_sha256"], tags["int8_accuracy_difference"]) == ("int8", "e" * 64, "-0.001")
-    assert register.tags_of(RELEASE)["precision"] == "fp32"
-    assert "int8_sha256" not in register.tags_of(RELEASE)
 
 
 def test_a_service_that_serves_the_other_precision_is_refused(folder: Path) -> None:

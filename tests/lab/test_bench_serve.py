@@ -98,14 +98,6 @@ def test_right_answers_pass_and_those_of_another_image_do_not(model: Model, tmp_
             assert not asked.is_right(200, b"[]", index)
 
 
-def test_the_lists_of_the_textbook_are_the_pixels_that_the_model_sees(model: Model, tmp_path: Path) -> None:
-    contents = questions.uploads("png", 32, model, 2)
-    asked = questions.ask("textbook", contents, "png", model, tmp_path / "textbook")
-    sent = np.array(json.loads(asked.files[0].read_text())["images"], dtype=np.uint8)
-    assert sent.shape == (1, 8, 8, 3)
-    assert (model.probabilities(sent)[0] == asked.expected[0]).all()
-
-
 def test_a_table_has_medians_and_ratios_of_the_same_round() -> None:
     """The textbook's third round met a busy moment, in which it failed twice."""
     rates = {"service": (400, 800, 200), "textbook": (100, 100, 10)}

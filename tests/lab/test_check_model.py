@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.nn.functional as F
 from conftest import write_params
 from torch import Tensor, nn
 
 from src import model
-from src.core.arrays import Split
 from src.core.command import UserError
-from src.lab.experiments.check_model import CheckResult, _few, check, drawn, main
+from src.lab.experiments.check_model import CheckResult, check, drawn, main
 
 
 class Plain(nn.Module):
@@ -170,10 +168,3 @@ def test_too_few_steps_are_no_fault(tmp_path: Path) -> None:
     assert failed(results) == set(), results
     assert results["learns by heart"].result == results["evaluation mode"].result == "not shown"
     assert results["repeatable"].result == "ok"
-
-
-def test_images_of_every_class_are_taken() -> None:
-    labels = torch.arange(10).repeat_interleave(50).numpy()
-    images = torch.zeros(500, 4, 4, 3, dtype=torch.uint8).numpy()
-    _, chosen = _few(Split(images, labels))
-    assert torch.bincount(chosen).tolist() == [4, 4, 3, 3, 3, 3, 3, 3, 3, 3]

@@ -58,23 +58,6 @@ def test_photographs_get_size_weights_and_augmentation(mixed: Path, params: Make
     assert found["train.network"] == "airbench_narrow"
 
 
-@pytest.mark.parametrize(
-    ("sizes", "fit", "size"),
-    [
-        ([(40, 40)], "crop", 40),
-        ([(80, 40)], "crop", (40, 80)),
-        ([(120, 40), (40, 40)], "pad", 40),
-    ],
-)
-def test_shape_decides_fit(
-    sizes: list[tuple[int, int]], fit: str, size: Any, tmp_path: Path, random: np.random.Generator, params: MakeParams
-) -> None:
-    for label in ("a", "b"):
-        write(tmp_path / "data", label, [picture(random, *sizes[i % len(sizes)]) for i in range(10)])
-    found = suggested(tmp_path / "data", params())
-    assert (found["prepare.fit"], found["prepare.image_size"]) == (fit, size)
-
-
 def test_the_file_can_be_adopted_and_then_nothing_differs(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,6 @@ from src.core.command import UserError
 from src.github import sweep_pull
 from src.images.prepare import prepare
 from src.lab.experiments import sweep_results, sweep_space, sweep_worker
-from src.lab.experiments.sweep import study_name
 from src.lab.experiments.sweep_results import Results, Tried
 from src.lab.experiments.sweep_worker import FINISHED, open_study, to_minimise
 from src.system.params import Params, load
@@ -97,34 +96,6 @@ def test_a_space_that_does_not_fit_train_is_refused_by_name(make: Callable[..., 
 def test_the_space_of_the_repository_can_be_searched() -> None:
     space = sweep_space.of(load(ROOT / "params.yaml"))
     assert space.train(space.present) == space.base
-
-
-def test_suggested_values_lie_inside_the_space_and_have_three_digits(make: Callable[..., Params]) -> None:
-    steps = {"augment.crop": {"low": 0, "high": 4, "step": 2}, "label_smoothing": {"low": 0.0, "high": 0.3, "step": 0.1}}
-    wide = {**SMALL, **steps, "width": {"low": 8, "high": 64, "log": True}}
-    space = sweep_space.of(make(sweep__space=wide, train__augment__crop=2))
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    values = [space.suggest(study.ask()) for _ in range(16)]
-    for one in values:
-        assert space.train(one).learning_rate == one["learning_rate"]
-        assert isinstance(one["width"], int)
-        assert len(str(one["learning_rate"]).strip("0.")) <= 3
-    assert {one["augment.crop"] for one in values} == {0, 2, 4}
-    assert {one["label_smoothing"] for one in values} <= {0.0, 0.1, 0.2, 0.3}
-
-
-def test_another_question_is_another_study_and_more_trials_are_not(make: Callable[..., Params]) -> None:
-    first = study_name("data", make())
-    assert first == study_name("data", make(sweep__trials=99, sweep__random=2, train__processes=2))
-    changes: list[dict[str, Any]] = [
-        {"train__seed": 2},
-        {"train__learning_rate": 0.2},
-        {"train__width": 8},
-        {"sweep__space": {"batch_size": [64, 128]}},
-        {"sweep__objective": "log_loss"},
-    ]
-    names = {study_name("data", make(**change)) for change in changes} | {study_name("other", make()), first}
-    assert len(names) == len(changes) + 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import onnx
 import pytest
@@ -29,7 +28,7 @@ from src.release.bento import Content
 from src.release.build import Base
 from src.release.containerize import Engine, EngineError, Image, choose
 from src.release.outcome import RefusedError
-from src.release.reviewed import Int8, Release
+from src.release.reviewed import Release
 
 NAME = "test-build"
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -89,13 +88,6 @@ def content(folder: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     return build.released(folder)
 
 
-def assembled(tree: Path, content: Content, target: Path) -> str:
-    """Assemble a build folder and return the key of the image."""
-    target.mkdir(parents=True)
-    bentos.assemble(tree, content, target)
-    return bentos.key(content, target, "sha256:base")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What gets in
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,43 +102,6 @@ def test_only_what_bentofile_names_is_assembled(checkout: Path, content: Content
     identity = json.loads((tmp_path / bentos.IDENTITY).read_text())
     assert (identity["version"], identity["manifest"], identity["pull_request"]) == ("3", "a" * 64, 7)
     assert identity["committed"] == 1700000000
-
-
-def test_an_int8_model_gets_in_where_the_release_has_one(
-    checkout: Path, folder: Path, content: Content, tmp_path: Path
-) -> None:
-    copy = tmp_path / "release"
-    shutil.copytree(folder, copy)
-    for name in ("model.int8.onnx", "quantization.json"):
-        (copy / "model" / name).write_text("{}")
-    told = Int8(sha256="e" * 64, accuracy_difference=0.0, accuracy_low=0.0, accuracy_high=0.0, speedup=2.0)
-    reviewed.write(copy, replace(reviewed.load(copy), precision="int8", int8=told))
-    int8, plain = tmp_path / "int8", tmp_path / "plain"
-    assert assembled(checkout, build.released(copy), int8) != assembled(checkout, content, plain)
-    assert (int8 / "out/model/model.int8.onnx").exists() > (plain / "out/model/model.int8.onnx").exists()
-    identity = json.loads((int8 / bentos.IDENTITY).read_text())
-    assert (identity["precision"], identity["served_sha256"]) == ("int8", "e" * 64)
-    assert identity["model_sha256"] == content.identity["model_sha256"] != identity["served_sha256"]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("src/__init__.py", "src/lost.py", "needs src/lost.py, which the working tree does not have: add the file"),
-        ("include:", "including:", "has no list `include`: without one everything would get into the image"),
-        ("include:", "include: [", "is not valid YAML"),
-    ],
-)
-def test_a_bentofile_that_names_too_much_or_what_is_lost_is_refused(
-    checkout: Path, content: Content, tmp_path: Path, old: str, new: str, words: str
-) -> None:
-    text = (checkout / "bentofile.yaml").read_text()
-    try:
-        (checkout / "bentofile.yaml").write_text(text.replace(old, new))
-        with pytest.raises(UserError, match=words):
-            bentos.assemble(checkout, replace(content, commit=None), tmp_path)
-    finally:
-        (checkout / "bentofile.yaml").write_text(text)
 
 
 def test_what_register_noted_of_another_release_is_refused(folder: Path, content: Content, tmp_path: Path) -> None:
@@ -234,18 +189,6 @@ def test_no_program_that_builds_sees_the_registrys_token(monkeypatch: pytest.Mon
     monkeypatch.setenv("REGISTRY_TOKEN", "secret")
     monkeypatch.setattr(subprocess, "run", done)
     assert "secret" not in containerize.call(["x"], 10, environment={"REGISTRY_TOKEN": "secret"})
-
-
-def test_a_program_that_hangs_fails_or_is_missing_gives_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    endings = {
-        r"^sleep 5 took over 0\.2 s": subprocess.TimeoutExpired("x", 0.2),
-        r"^/bin/sleep cannot be run \(No such file\)": FileNotFoundError(2, "No such file"),
-        "^out\nwhy$": subprocess.CompletedProcess([], 3, "out\n", "why\n"),
-    }
-    for words, ending in endings.items():
-        monkeypatch.setattr(subprocess, "run", Mock(side_effect=[ending]))
-        with pytest.raises(EngineError, match=words):
-            containerize.call(["/bin/sleep", "5"], 0.2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

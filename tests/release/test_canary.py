@@ -1,9 +1,7 @@
 """A worse version is found on few requests, an equal one is left alone: python -m pytest tests/release/test_canary.py"""
 
-import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,18 +94,6 @@ def test_the_chance_is_that_of_fishers_exact_test() -> None:
         table = [[mine, n - mine], [theirs, m - theirs]]
         expected = fisher_exact(table, alternative="greater").pvalue
         assert canary.more_by_chance(mine, n, theirs, m) == pytest.approx(expected)
-
-
-def test_the_log_is_read_from_where_the_canary_began_and_half_a_line_waits(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert canary.read(log) == ([], [])
-    line = json.dumps({"target": "candidate", "status": 200, "seconds": 0.02, "prediction": "7"}) + "\n"
-    live = line.replace("candidate", "live")
-    log.write_text(live * 3)
-    offset = log.stat().st_size
-    with log.open("a") as file:
-        file.write(line + "no JSON\n" + live + line[:30])
-    assert canary.read(log, offset) == ([Sample(200, 20.0, "7")], [Sample(200, 20.0, "7")])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -460,12 +460,3 @@ def test_staging_is_apart_and_moves_no_alias(world: World) -> None:
     world.patch.setenv("DEPLOY_ENVIRONMENT", "staging")
     world.deploy(2)
     assert (world.now(), world.serving(8100)) == (("1", "1", None), "2")
-
-
-def test_a_dead_live_version_is_brought_up_again(world: World) -> None:
-    world.deploy(1)
-    [name] = world.containers
-    Host(world).stop(name)
-    assert "does not run: make deploy starts it" in world.wrong()
-    deploy.look_after({})
-    assert (world.serving(), world.wrong()) == ("1", "")

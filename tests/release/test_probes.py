@@ -198,16 +198,6 @@ def test_a_leak_is_refused_with_the_numbers(serve: Any, golden: Path, each: floa
         smoke(service, golden, lambda: replace(ALIVE, memory=int((100 + each * service.asked) * MIB)))
 
 
-def test_a_crash_during_the_trial_is_the_reason_and_not_the_lost_answer(serve: Any, golden: Path) -> None:
-    service = serve("dies of garbage")
-
-    def look() -> State:
-        return replace(ALIVE, restarts=int(service.dead))
-
-    with pytest.raises(FaultError, match="it crashed and was started again by the engine; at the last look it used 100 MiB"):
-        smoke(service, golden, look)
-
-
 @pytest.mark.parametrize("given", [None, [], {}, {"probabilities": 3}, {"probabilities": [{"label": "cat"}]}, "text"])
 def test_nonsense_for_a_prediction_is_a_fault_and_no_crash(golden: Path, given: Any) -> None:
     with pytest.raises(FaultError, match="other classes than the model has"):
@@ -274,33 +264,6 @@ def test_a_version_that_goes_wrong_is_found_long_before_the_watch_ends(
     with pytest.raises(FaultError, match=words):
         watch(serve(fault), golden, clock)
     assert clock.seconds < 3
-
-
-def test_one_lost_connection_is_no_fault_and_another_version_is_one(serve: Any, golden: Path, clock: FakeClock) -> None:
-    service = serve("closes once")
-    assert watch(service, golden, clock)["faults"] == 0
-    service.version = "2"
-    with pytest.raises(FaultError, match="was answered by version 2 instead of 3"):
-        watch(service, golden, clock)
-    with pytest.raises(FaultError, match="/model says version 2 instead of 3"):
-        smoke(service, golden)
-
-
-def test_a_death_after_the_switch_is_found_at_once(serve: Any, golden: Path, clock: FakeClock) -> None:
-    engine = Engine()
-    clock.events.append((0.6, partial(engine.become, running=False, exit_code=137)))
-    with pytest.raises(FaultError, match="it ended by itself with exit code 137"):
-        watch(serve(), golden, clock, engine)
-    assert clock.seconds < 1
-
-
-def test_a_service_that_is_gone_is_found_where_the_engine_knows_of_nothing(
-    serve: Any, golden: Path, clock: FakeClock
-) -> None:
-    service = serve()
-    clock.events.append((0.5, service.close))
-    with pytest.raises(FaultError, match="it stopped saying that it is ready|through the proxy, .* got no answer"):
-        watch(service, golden, clock)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

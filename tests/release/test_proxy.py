@@ -440,23 +440,6 @@ def test_a_shadow_gets_a_copy_and_its_answers_are_thrown_away(proxy: Proxy, vers
     assert sorted((line["target"], line["status"]) for line in logged(proxy)[20:]) == [("candidate", 200), ("live", 502)]
 
 
-@pytest.mark.journey
-@needs_nginx
-def test_without_a_candidate_no_request_is_logged_and_large_logs_start_anew(
-    proxy: Proxy, versions: tuple[Version, Version], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proxy.point(Route(versions[0].port, "1"))
-    ask(proxy)
-    assert not proxy.log.exists()
-    monkeypatch.setattr(proxies, "_LARGEST_LOG", 100)
-    errors = proxy.folder / "error.log"
-    errors.write_text("x" * 200)
-    proxy.log.write_text("x" * 200)
-    proxy.point(Route(versions[1].port, "2"))
-    assert errors.stat().st_size < 200
-    assert proxy.log.stat().st_size == 0
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What can go wrong with nginx
 # ---------------------------------------------------------------------------------------------------------------------
@@ -518,30 +501,6 @@ def test_a_killed_nginx_comes_back_with_its_route(proxy: Proxy, versions: tuple[
     assert ask(proxy)[2] == "1"
     proxy.point(Route(versions[1].port, "2"))
     assert {ask(proxy)[2] for _ in range(10)} == {"2"}
-
-
-def test_a_file_that_does_not_begin_with_its_route_is_named(tmp_path: Path) -> None:
-    proxy = Proxy(settings.read({"DEPLOY_HOME": str(tmp_path)}))
-    for first in ("", "# route {", '# route {"live": "one"}', "user root;"):
-        proxy.folder.mkdir(parents=True, exist_ok=True)
-        proxy.file.write_text(f"{first}\n")
-        with pytest.raises(UserError, match="route.conf does not begin with its route: delete it"):
-            proxy.route()
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("127.0.0.1", ["127.0.0.1:8080"]),
-        ("localhost", ["127.0.0.1:8080"]),
-        ("10.0.0.5", ["127.0.0.1:8080", "10.0.0.5:8080"]),
-        ("::1", ["127.0.0.1:8080", "[::1]:8080"]),
-        ("*", ["0.0.0.0:8080", *(["[::]:8080 ipv6only=on"] if Path("/proc/net/if_inet6").is_file() else [])]),
-    ],
-)
-def test_loopback_is_always_listened_on(tmp_path: Path, address: str, expected: list[str]) -> None:
-    given = settings.read({"DEPLOY_HOME": str(tmp_path), "DEPLOY_ADDRESS": address})
-    assert proxies._addresses(given) == expected
 
 
 @pytest.mark.parametrize("address", ["example.org", "1.2.3", "127.0.0.1; return 200", "127.0.0.1:80"])

@@ -20,7 +20,7 @@ import mlflow
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, encode, write_params
+from conftest import encode, write_params
 from docker_engine import wait_for
 from ports import free_port
 from test_serving import write_model
@@ -285,30 +285,6 @@ def test_a_card_tells_the_weakest_and_who_overrode_and_fits_whatever_there_is_to
 # ---------------------------------------------------------------------------------------------------------------------
 # The command, kills, and two at once
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.journey
-def test_two_registers_at_once_make_one_version(folder: Path, tmp_path: Path) -> None:
-    """Also where neither finds a database."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    shutil.copytree(folder, tmp_path / "copy/release")
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MODEL_NAME": "toys"}
-    places = (folder, tmp_path / "copy/release")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "src", "register", str(place)], cwd=ROOT, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for place in places
-    ]  # fmt: skip
-    for process in processes:
-        said, complaint = process.communicate()
-        assert (process.returncode, complaint) == (0, "")
-        assert "View run" not in said
-    registry = Registry.connect(uri, name="toys")
-    assert (len(registry.versions()), len(runs(registry)), len(registry.history())) == (1, 1, 1)
-    one, two = (json.loads((place / "registered.json").read_text()) for place in places)
-    assert one == two
 
 
 WRITES = [name for name in dir(mlflow.MlflowClient) if name.startswith(("create_", "log_", "set_", "delete_"))]

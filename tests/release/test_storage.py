@@ -20,7 +20,6 @@ from ruamel.yaml import YAML
 from s3 import BUCKET, S3, make_project
 from standin import GitHub
 
-from src.core.command import UserError
 from src.release import storage
 from src.release.storage import artifact_name
 from src.system.judged import DataFacts, Decision, Inputs, Lineage, ModelAt, Outputs
@@ -190,27 +189,6 @@ def test_a_forks_code_is_kept_away_from_the_store(repository: Path, tmp_path: Pa
     assert not (tmp_path / "remote").exists()
     assert not (tmp_path / "local").exists()
     assert (repository / "out/store/files").is_dir()
-
-
-def failing(*_: str, **__: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.CompletedProcess([], 1, "", "ERROR: unexpected error - it is down\nadvice\n")
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ("nonsense", "DVC_REMOTE_CONFIG has a line that is not `name = value`"),
-        ("no_such_option = 1", r"could not be given the option no_such_option: it is down. Check DVC_REMOTE_URL"),
-        ("keyfile = base64:!", "what follows keyfile = base64: is no base64: encode the file"),
-    ],
-)
-def test_a_wrong_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, config: str, words: str) -> None:
-    monkeypatch.setattr(storage, "dvc", failing)
-    monkeypatch.setenv("DVC_REMOTE_CONFIG", config)
-    with pytest.raises(UserError, match=words):
-        storage._configure("ci")
-    with pytest.raises(UserError, match=r"could not be taken \(gopher://x\): it is down"):
-        storage._add("ci", "gopher://x")
 
 
 def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(

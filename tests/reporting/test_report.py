@@ -22,8 +22,7 @@ from src.core import metrics
 from src.core.manifest import MANIFEST
 from src.images.occlusion import occlusion
 from src.images.prepare_params import image_spec
-from src.judging.plan import Plan
-from src.reporting import drawing, facts, numbers, page, render
+from src.reporting import drawing, numbers, page, render
 from src.reporting.facts import Paths, read
 from src.reporting.write import compose, write
 from src.system import numbers as schema
@@ -442,29 +441,6 @@ def test_main_without_a_model_is_no_main_whose_model_is_lost(case: Case, never: 
     assert said not in case.change("report/verdict.json", reasons=["its model is lost"]).told(), "a reason says it already"
 
 
-def test_a_first_model_of_ones_own_is_told_from_the_templates_example(case: Case) -> None:
-    case.without("main/metrics.json", "main/predictions.parquet")
-    why = "main's model is the template's example, made of the starter data"
-    case.change("main/facts.json", never=True, example=True, why=why, first_rules=["params.yaml: gates"])
-    text = case.change("report/verdict.json", reasons=[f"nothing to compare with ({why})"]).told()
-    assert text.splitlines()[0].endswith(f"accuracy 95.00%; {why}, so floors and data checks alone decided")
-    assert "Judged by this pull request's own params.yaml: gates: those of main are the template's." in first_lines(text)
-
-
-def test_a_model_of_uncommitted_changes_is_not_said_to_be_that_of_the_commit(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PLAN")
-    changed: list[str] = []
-    monkeypatch.setattr(facts, "git", lambda *_: "\n".join(changed))
-    monkeypatch.setattr(facts.plan, "read", lambda: Plan(COMMIT, None, None, {}, {}))
-    assert "git checkout" in section(case.told(), "Where it comes from")
-    changed.append("params.yaml")
-    text = section(case.told(), "Where it comes from")
-    assert "No commit has what this model was made of: commit params.yaml, then run `make report` again." in text
-    assert "git checkout" not in text
-
-
 def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
     evidence = {"kind": "folds", "examples": 1558, "way_out": "3 seeds", "looks": "third model of this pull request",
                 "models_judged": "7 models since 2026-01-02.", "vouches_for": 0.0181}  # fmt: skip
@@ -476,25 +452,6 @@ def test_the_evidence_is_in_the_first_lines(case: Case) -> None:
     assert "3 seeds" not in text, "a pass needs no way out"
     text = case.change("report/verdict.json", verdict="investigate").told()
     assert "- **what would settle the accuracy**: 3 seeds\n" in first_lines(text)
-
-
-def test_a_floor_that_is_not_held_says_what_to_do_and_whose_floor_it_is(case: Case) -> None:
-    sentence = "accuracy 73.27% is under the floor of 80.00% (gates.min_accuracy)"
-    gate = {"name": "accuracy", "level": "enforce", "outcome": "fail", "sentence": sentence}
-    case.change("report/verdict.json", verdict="fail", gates=[gate], reasons=[sentence])
-    assert "The floors stand in section gates of params.yaml, your team's bar\n" in first_lines(case.told())
-    assert "here still the template's" in first_lines(case.change("main/facts.json", example=True).told())
-    better = {**gate, "sentence": "accuracy 1 point under main's"}
-    text = case.change("report/verdict.json", gates=[better], reasons=[better["sentence"]]).told()
-    assert "what to do" not in first_lines(text)
-
-
-def test_an_anchor_that_is_lost_against_is_in_the_first_lines(case: Case) -> None:
-    gate = {"name": "no_worse_than_anchor", "level": "warn", "outcome": "investigate", "sentence": "worse than the best"}
-    case.change("report/verdict.json", gates=[gate])
-    assert "- **no worse than anchor**: worse than the best\n" in first_lines(case.told())
-    text = case.change("report/verdict.json", reasons=["worse than the best"]).told()
-    assert first_lines(text).count("worse than the best") == 1
 
 
 def test_a_model_that_is_mains_gets_one_screen(case: Case) -> None:
@@ -580,20 +537,6 @@ def test_refused_parameters_are_told_and_no_earlier_numbers(case: Case) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures, page, summary, numbers
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_a_picture_is_a_line_of_its_own_and_the_report_reads_without(whole: Case) -> None:
-    text = whole.text("report.md")
-    shown = re.findall(r"(?m)^!\[[^\]]+\]\(pictures/([\w.-]+)\)$", text)
-    assert sorted(shown) == sorted(path.name for path in (whole.folder / "report/pictures").iterdir())
-    assert len(shown) == 5
-    plain = whole.told()
-    assert "pictures/" not in plain
-    assert "```mermaid" in plain, "the curves, drawn by GitHub"
-    assert "line [30.00, 40.00," in plain
-    kept = re.sub(r"```mermaid.*?```", "", plain, flags=re.DOTALL)
-    left = [line for line in text.splitlines() if line and not line.startswith("![")]
-    assert [line for line in kept.splitlines() if line] == left
 
 
 @pytest.mark.parametrize(

@@ -165,22 +165,6 @@ def test_a_label_that_looks_like_html_stays_text(urls: dict[str, str], visit: Ca
 
 @in_a_browser
 @pytest.mark.journey
-def test_what_is_no_image_gives_the_sentence_of_the_service(urls: dict[str, str], visit: Callable[..., Page]) -> None:
-    page = visit(urls["open"])
-    drop(page, ("a.txt", "text/plain", b"no picture"))
-    problem = page.locator("#problem")
-    expect(problem).to_contain_text("Not an image of PNG")
-    assert "{" not in problem.inner_text()
-    assert not page.locator("#result").is_visible()
-    drop(page)
-    expect(problem).to_contain_text("That was no file")
-    drop(page, ("a.png", "image/png", square(2)))
-    assert answer(page) == "blue"
-    assert not problem.is_visible()
-
-
-@in_a_browser
-@pytest.mark.journey
 def test_it_asks_for_a_key_and_goes_on_with_it(urls: dict[str, str], visit: Callable[..., Page]) -> None:
     page = visit(urls["key"])
     expect(page.locator("#key")).to_be_focused()

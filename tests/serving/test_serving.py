@@ -169,14 +169,6 @@ def test_an_upload_and_a_raw_body_get_the_same_answer(client: httpx.Client) -> N
     assert upload.headers["x-model-version"] == "unregistered"
 
 
-@pytest.mark.parametrize(("top", "count"), [("2", 2), (None, 3)])
-def test_top_says_how_many_labels_come_most_probable_first(client: httpx.Client, top: str | None, count: int) -> None:
-    params = {"top": top} if top else {}
-    ranked = client.post("/predict", params=params, files={"image": ("a.png", picture())}).json()["probabilities"]
-    assert len(ranked) == count
-    assert [entry["probability"] for entry in ranked] == sorted((entry["probability"] for entry in ranked), reverse=True)
-
-
 def test_a_batch_is_answered_in_order_and_as_single_images_are(client: httpx.Client) -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     answer = client.post("/predict_batch", files=[("images", ("x.png", picture(colour))) for colour in colours])
@@ -553,23 +545,6 @@ def test_bentoml_serves_it_with_page_document_health_and_metrics(model: Path, tm
             assert client.get("/schema.json").status_code == 404
 
 
-@pytest.mark.journey
-def test_requests_in_flight_are_answered_after_sigterm(model: Path, tmp_path: Path) -> None:
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_TIMEOUT="20") as (process, url):
-        wait_ready(url)
-        content = picture()
-        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=20) as sock:
-            lines = ["POST /predict HTTP/1.1", "host: x", "content-type: image/png", "expect: 100-continue"]
-            sock.sendall("\r\n".join([*lines, f"content-length: {len(content)}", "", ""]).encode())
-            assert sock.recv(4096).startswith(b"HTTP/1.1 100")  # the server has begun to read it
-            process.terminate()
-            time.sleep(1)
-            assert process.poll() is None, "it did not wait for the request in flight"
-            sock.sendall(content)
-            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
-        assert process.wait(PATIENCE) == 0
-
-
 def unprivileged(command: list[str]) -> list[str]:
     """Return a command that may not read what its user may not, even where root runs it."""
     if os.geteuid() != 0:
@@ -593,27 +568,6 @@ def test_what_cannot_be_served_ends_the_server_with_one_sentence(model: Path, tm
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert re.fullmatch(r"serve: (\S*model\.onnx (is|cannot be read)|SERVE_TIMEOUT is) ?[^\n]+\n", done.stdout + done.stderr)
-
-
-@pytest.mark.journey
-def test_a_model_that_the_runtime_cannot_open_never_gets_ready_and_says_why_once(model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(model, tmp_path / "model")
-    (folder / "model.onnx").write_bytes(b"no model")
-    card = read_json(folder / "card.json", made_by="train")
-    write_json(folder / "card.json", {**card, "model_sha256": sha256(folder / "model.onnx")})
-    with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(folder), SERVE_WORKERS="1") as (process, url):
-        deadline = time.monotonic() + PATIENCE
-        status = 0
-        while time.monotonic() < deadline and status != 200:
-            with contextlib.suppress(httpx.HTTPError):
-                status = httpx.get(f"{url}/livez", timeout=2).status_code
-        time.sleep(1.5)
-        assert httpx.get(f"{url}/readyz").status_code == 503
-        stop_all(process)
-        assert process.stdout
-        said = process.stdout.read()
-    assert said.count("the model cannot be served") == 1
-    assert "Traceback" not in said
 
 
 @pytest.mark.journey

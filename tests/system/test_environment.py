@@ -3,8 +3,6 @@
 python -m pytest tests/system/test_environment.py
 """
 
-import ast
-import fcntl
 import os
 import shutil
 import signal
@@ -130,30 +128,6 @@ def require_sentence(result: subprocess.CompletedProcess[str], words: str) -> No
 
 
 @pytest.mark.journey
-def test_a_missing_clone_git_or_python_is_told(project: Path, tmp_path: Path) -> None:
-    ceiling = setup(project, GIT_CEILING_DIRECTORIES=str(project.parent))
-    require_sentence(ceiling, "is no Git clone, and DVC versions data beside")
-    require_sentence(setup(project, PATH=tools(tmp_path / "bin", "sh")), "git is not installed: install it")
-    path = tools(tmp_path / "more", "sh", "make", "git")
-    result = subprocess.run(["make", "reproduce"], cwd=project, capture_output=True, text=True, env={"PATH": path})
-    assert "there is no python3: install Python 3.11 to 3.13, or name one" in result.stderr
-    assert result.returncode != 0
-
-
-@pytest.mark.journey
-def test_the_script_can_be_read_by_an_old_python_which_is_told_to_go(project: Path, tmp_path: Path) -> None:
-    """Another version number stands in for another Python; its syntax is held to 3.6 by compiling."""
-    source = (project / "src" / "system" / "environment.py").read_text()
-    ast.parse(source, feature_version=(3, 6))
-    wrapped = project / "src" / "system" / "old.py"
-    wrapped.write_text("import sys\nsys.version_info = (3, 8, 1, 'final', 0)\n" + source)
-    path = tools(tmp_path / "bin", "git", "sh")
-    command = [sys.executable, "src/system/old.py"]
-    result = subprocess.run(command, cwd=project, capture_output=True, text=True, env={"PATH": path})
-    require_sentence(result, "Python 3.8 cannot run this project, which needs 3.11 to 3.13")
-
-
-@pytest.mark.journey
 def test_a_package_that_cannot_be_had_is_named_and_a_broken_download_is_refused_by_its_hash(ready: Path) -> None:
     (ready / "requirements" / "torch.txt").write_text("no-such-package-anywhere==1.0\n")
     result = setup(ready)
@@ -195,15 +169,6 @@ def test_the_plug_in_of_a_dvc_remote_is_installed_when_a_remote_is_added(ready: 
     setup(ready)
     assert list((ready / ".venv").rglob("package0-*.dist-info"))
     assert setup(ready, DVC_REMOTE_URL="s3://bucket").stdout == ""
-
-
-@pytest.mark.journey
-def test_where_no_uv_can_be_had_pip_does_it(ready: Path, tmp_path: Path) -> None:
-    add(ready, "run.txt", "first")
-    (ready / "requirements" / "uv.txt").write_text(f"uv==0 --hash=sha256:{'0' * 64}\n")
-    result = setup(ready, PATH=tools(tmp_path / "bin", "git"))
-    assert "uv could not do it (ERROR: Could not find a version that satisfies the requirement uv==0" in result.stdout
-    assert versions(ready, "first") == ["1.0"]
 
 
 @pytest.mark.journey
@@ -258,20 +223,6 @@ def test_a_stop_is_one_sentence_and_the_next_run_goes_on(ready: Path, tmp_path: 
     assert process.returncode == 130
     assert errors == "setup: stopped: run it again, and it goes on with what is downloaded\n"
     assert setup(ready).returncode == 0
-    assert versions(ready, "first") == ["1.0"]
-
-
-@pytest.mark.journey
-def test_a_second_setup_waits_for_the_first(ready: Path) -> None:
-    add(ready, "run.txt", "first")
-    with (ready / ".venv" / "install.log").open("a") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        command = [sys.executable, "src/system/environment.py"]
-        process = subprocess.Popen(command, cwd=ready, env=settings(ready), stdout=subprocess.PIPE, text=True)
-        assert process.stdout
-        assert process.stdout.readline() == "setup: another setup is at work in .venv: waiting for it\n"
-    process.communicate()
-    assert process.returncode == 0
     assert versions(ready, "first") == ["1.0"]
 
 

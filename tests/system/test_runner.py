@@ -438,23 +438,6 @@ def test_what_github_refuses_is_one_sentence_with_the_next_step(
     assert not (tmp_path / "run/jitconfig").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"repository": None}, 'needs either "repository"'),
-        ({"repository": "alice/cats/../dogs"}, 'needs either "repository"'),
-        ({"token_file": None}, "needs app_id"),
-        ({"api": "http://api.example"}, "begins with https://"),
-        ({"token_file": str(RUNNER / "etc/github.json")}, "chmod 600"),
-    ],
-)
-def test_settings_that_cannot_work_are_named_before_anything_is_sent(
-    tmp_path: Path, github: GitHub, changes: dict[str, Any], words: str
-) -> None:
-    assert words in jit(tmp_path, **changes)
-    assert github.requests == []
-
-
 # The container's first process
 
 

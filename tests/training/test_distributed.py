@@ -101,21 +101,6 @@ def test_two_processes_add_share_level_and_average(probe: Callable[[str], Any], 
     assert done.stdout.splitlines() == ["said once"]
 
 
-@pytest.mark.journey
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        ("mistake", "probe: the learning rate is too high"),
-        ("lost", "probe: another process of this training was lost, and the run with it; its last checkpoint is kept."),
-    ],
-)
-def test_a_fault_is_told_once(probe: Callable[[str], Any], what: str, said: str) -> None:
-    """Torchrun may end rank 0 before it has noticed that the other one is gone; then torchrun's words are all there is."""
-    done = probe(what)
-    assert done.returncode
-    assert done.stderr.count(said) == 1 or (what == "lost" and "SIGKILL" in done.stderr), done.stderr
-
-
 def test_a_second_run_on_the_same_states_waits_and_is_then_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,26 +4,21 @@ python -m pytest tests/training/test_folds.py
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import draw_colours, write_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from test_report import COMMIT, Case, section
 from test_train import QUICK, pass_validation
 
 from src.core import arrays, results, significance
 from src.core.command import UserError
-from src.core.files import sha256, write_json
+from src.core.files import write_json
 from src.core.inference import Model
 from src.core.manifest import read_manifest
 from src.images.prepare import prepare
@@ -192,27 +187,6 @@ def test_a_killed_series_does_not_train_again_what_was_finished(
         assert (broken / path.name).read_bytes() == path.read_bytes()
 
 
-def test_groups_of_the_manifest_stay_together(prepared: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(prepared / "m.parquet")
-    groups = [f"g{row % 12}" for row in range(len(manifest))]
-    place = manifest.schema.get_field_index("group")
-    pq.write_table(manifest.set_column(place, manifest.schema.field("group"), pa.array(groups)), tmp_path / "m.parquet")
-    data = arrays.load(prepared / "arrays")
-    params = write_params(tmp_path / "params.yaml", train__folds=4).train
-    with pytest.raises(UserError, match="is of other data than"):
-        series.plan(data, params, tmp_path / "m.parquet")
-    with pytest.raises(UserError, match="--manifest"):
-        series.plan(data, params, None)
-    fitting = replace(data, manifest_sha256=sha256(tmp_path / "m.parquet"))
-    made = series.plan(fitting, params, tmp_path / "m.parquet")
-    training, _, _ = folds.tables(tmp_path / "m.parquet", fitting)
-    named = np.array(training.column("group").to_pylist())
-    assert made.groups
-    assert made.digests != series.plan(data, params, prepared / "m.parquet").digests
-    for one in made.jobs:
-        assert not set(named[one.training]) & set(named[one.held])
-
-
 def test_intervals_are_those_of_the_textbook() -> None:
     values = np.array([0.90, 0.93, 0.91, 0.95, 0.92])
     plain = significance.spread(values, 0, 0.95)
@@ -243,18 +217,3 @@ def test_metrics_hold_mean_deviation_and_interval(trained: Path, tmp_path: Path)
     widths = [found[kind]["accuracy"]["high"] - found[kind]["accuracy"]["low"] for kind in ("folds", "repeats")]
     assert widths[0] / widths[1] == pytest.approx(((1 / 3 + 0.5) / (1 / 3)) ** 0.5, rel=1e-4)
     assert results.trainings(tmp_path / "nothing", 0.95) == {}
-
-
-def test_the_report_tells_how_much_is_chance(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PLAN", json.dumps({"sha": COMMIT}))
-    case = Case(tmp_path / "case")
-    assert "folds" not in case.told()
-    said = case.change("metrics.json", **results.trainings(trained, 0.95)).told()
-    of_folds, of_seeds = section(said, "3 folds"), section(said, "3 seeds")
-    assert "on the 30 training examples that its model did not see" in of_folds
-    assert "fold 3 of 3" in of_folds
-    assert "| mean | | **92.00%** |" in re.sub(" +", " ", of_folds)
-    assert "The seed alone moves accuracy by 1.00 points" in of_seeds
-    assert "smaller than 2.80 points" in of_seeds

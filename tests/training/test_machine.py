@@ -6,7 +6,6 @@ python -m pytest tests/training/test_machine.py
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,19 +130,6 @@ def test_the_number_of_threads_follows_from_a_steps_operations_and_the_cores(
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize(("value", "torchrun", "threads"), [("3", True, 3), ("1", False, 1), ("1", True, None)])
-def test_threads_that_were_asked_for_are_taken(
-    value: str, torchrun: bool, threads: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one thread that torchrun sets by itself was not asked for."""
-    monkeypatch.setenv("OMP_NUM_THREADS", value)
-    if torchrun:
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setattr(machine, "cores", lambda: 2)
-    said = machine.threads(1e12, World())
-    assert (torch.get_num_threads(), said.endswith("as OMP_NUM_THREADS says")) == (threads or 2, threads is not None)
-
-
 class Failing(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("\n  no C++ compiler here\nand pages of text")
@@ -167,14 +153,3 @@ def test_compiling_is_no_training_and_a_compiler_that_fails_is_done_without(
     assert machine.compiled(classifier, images, labels, True, 100, recipe) == (classifier, said)
     assert all(torch.equal(classifier.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in classifier.parameters())
-
-
-@pytest.mark.parametrize(
-    ("setting", "device", "steps"), [("auto", "cpu", 10**9), ("off", "cuda", 10**9), ("auto", "cuda", 19_999)]
-)
-def test_a_rule_says_where_compiling_pays(train: Train, setting: str, device: str, steps: int) -> None:
-    images: Any = SimpleNamespace(device=torch.device(device))
-    recipe = train.model_copy(update={"compile": setting})
-    module, said = machine.compiled(nn.Identity(), images, torch.zeros(1), True, steps, recipe)
-    assert isinstance(module, nn.Identity)
-    assert f"not with train.compile {setting}" in said

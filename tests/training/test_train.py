@@ -205,15 +205,6 @@ def test_data_that_failed_validation_cannot_be_trained_on(prepared: Path, run: C
         (prepared / "validation.json").write_text(good)
 
 
-def test_a_network_with_other_outputs_than_classes_is_refused(
-    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one_more = lambda shape, width: small_resnet(shape._replace(classes=shape.classes + 1), width)  # noqa: E731
-    monkeypatch.setitem(NETWORKS, "one_more", one_more)
-    with pytest.raises(UserError, match=r"returns shape \(2, 4\) for 2 images, expected \(2, 3\)"):
-        run(train__network="one_more")
-
-
 def test_the_learning_rate_warms_up_and_comes_down(params: Callable[..., Params]) -> None:
     recipe = params(train__epochs=10, train__warmup_epochs=2, train__learning_rate=0.5).train
     rates = [optimizer.learning_rate(step, 20, recipe) for step in range(200)]

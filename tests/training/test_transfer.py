@@ -108,22 +108,6 @@ def test_grey_images_are_answered_alike_by_one_channel_and_by_three(theirs: int,
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda weights: weights,
-        lambda weights: {"model": {"state_dict": weights}},
-        lambda weights: {name: nn.Parameter(value, requires_grad=False) for name, value in weights.items()},
-    ],
-)
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_state_dict_is_found_in_what_training_scripts_save(tmp_path: Path, wrap: Callable, zipped: bool) -> None:
-    torch.save(wrap(given()), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    found = state_dict((tmp_path / "w.pt").read_bytes(), tmp_path / "w.pt")
-    assert found.keys() == given().keys()
-    assert all(torch.equal(found[name], value) for name, value in given().items())
-
-
 class Dangerous:
     """What would run a command if it were unpickled."""
 

@@ -138,14 +138,6 @@ def test_group_leakage(params: MakeParams) -> None:
     assert inspect(pa.Table.from_pylist(apart, MANIFEST), params()) == {}
 
 
-def test_a_manifest_of_another_type_breaks_the_schema(params: MakeParams) -> None:
-    wrong = manifest(row(300, brightness=7.0), row(301, format="PDF"), row(302, split="holdout"))
-    found, _ = checks.inspect(wrong, params().validation, reference.Reference(), NONE, (8, 8))
-    messages = [finding.message for finding in found if finding.check == "schema"]
-    assert len(messages) == 3
-    assert {finding.level for finding in found} == {"error"}
-
-
 def test_drift_is_measured_against_the_reference(params: MakeParams, random: np.random.Generator) -> None:
     def table(mean: float) -> pa.Table:
         values = np.clip(random.normal(mean, 0.05, 90), 0, 1)
@@ -239,17 +231,3 @@ class TestStage:
         printed = capsys.readouterr().out
         assert "red/bad0.png" in printed
         assert "20.0% of the files are no readable image" in printed
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "not json",
-        '{"statistics": {"x": {"images": 9, "mean": 0, "deviation": 0, "edges": [], "shares": [NaN]}}}',
-    ],
-)
-def test_a_damaged_reference_is_one_sentence(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "reference.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"reference\.json is no"):
-        reference.read(path)
