@@ -104,9 +104,7 @@ def test_changes_of_data_that_dvc_does_not_know_are_used_not_lost(tmp_path: Path
     assert (folder / "data" / "red" / "new.png").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Bad inputs: one sentence, an exit status, nothing half-written
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def folders(**counts: int) -> Callable[[Path], None]:

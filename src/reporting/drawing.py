@@ -190,15 +190,12 @@ def _draw_examples(facts: Facts, rows: NDArray[np.int64], look: Explain | None, 
         empty.set_axis_off()
     for column, row in enumerate(rows):
         colour = pictures.RED if "wrong" in words else "black"
-        pictures.show_image(squares[0][column], images[column], _title(facts, int(row)), colour)
+        mine, theirs = (side.predictions.iloc[int(row)] for side in (facts.this, facts.main))
+        said = [f"{word} {pictures.shorten(str(one['prediction']), 8)} ({one['confidence']:.0%})"
+                for word, one in (("this:", mine), ("main:", theirs))]  # fmt: skip
+        title = "\n".join([f"actual: {pictures.shorten(str(mine['label']), 11)}", *said])
+        pictures.show_image(squares[0][column], images[column], title, colour)
         if look:
             pictures.show_image(squares[1][column], images[column])
             pictures.show_heat(squares[1][column], look(images[column], int(targets[column])), images[column])
     pictures.save(made, path)
-
-
-def _title(facts: Facts, row: int) -> str:
-    mine, theirs = (side.predictions.iloc[row] for side in (facts.this, facts.main))
-    said = [f"{word} {pictures.shorten(str(one['prediction']), 8)} ({one['confidence']:.0%})"
-            for word, one in (("this:", mine), ("main:", theirs))]  # fmt: skip
-    return "\n".join([f"actual: {pictures.shorten(str(mine['label']), 11)}", *said])

@@ -123,9 +123,7 @@ def test_a_broken_or_missing_file_is_one_sentence(tmp_path: Path, text: str, wor
         load(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What DVC sees of a change
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def dials(section: type[BaseModel] = Params) -> Iterator[str]:

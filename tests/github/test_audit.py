@@ -48,15 +48,6 @@ def test_a_package_that_was_left_out_is_no_package_without_fault(
         look(*packages)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"dependencies": [{}]}'])
-def test_a_lock_without_a_result_is_an_error(look: Callable[..., list[str]], text: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="pip-audit left"):
-        look(text=text or " ")
-    (tmp_path / "run.txt.json").unlink()
-    with pytest.raises(UserError, match="pip-audit left no result"):
-        found(tmp_path, tmp_path)
-
-
 @pytest.mark.journey
 def test_one_issue_stands_open_while_something_is_found(tmp_path: Path) -> None:
     with Standin(tmp_path) as standin:

@@ -181,14 +181,6 @@ def test_it_names_each_job_that_is_not_green(state: dict[str, Any], words: list[
     assert faults(state) == words
 
 
-@pytest.mark.parametrize("text", ["", "{}", "null", "[]", "{", '{"plan": "success"}', '{"plan": {}}', "[" * 100_000])
-def test_an_empty_or_unreadable_list_of_jobs_is_not_green(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEEDS", text)
-    monkeypatch.setattr("sys.argv", ["ci", "all-green"])
-    with pytest.raises(UserError, match="NEEDS is not what"):
-        ci.main()
-
-
 def test_each_job_of_the_workflow_runs_for_what_lists_it() -> None:
     jobs = YAML(typ="safe").load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     conditions = {name: job.get("if") for name, job in jobs.items() if name not in ("plan", "all-green")}

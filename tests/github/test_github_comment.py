@@ -203,15 +203,6 @@ def test_a_report_that_is_too_long_is_cut_at_a_line_and_says_so(
     assert f"[the run]({github.server_url}/team/models/actions/runs/7)" in end
 
 
-@pytest.mark.journey
-def test_a_missing_permission_is_named(github: StandIn) -> None:
-    reader = GitHub("team/models", github.token({"pull-requests": "read"}), github.url)
-    with pytest.raises(ApiError, match="403 Resource not accessible.*give the job .*`pull-requests: write` under") as caught:
-        post(reader, 1, "report")
-    assert caught.value.status == 403
-    assert reader.token not in str(caught.value)
-
-
 # -- CML from its source ------------------------------------------------------------------------------------------------
 
 
@@ -300,13 +291,3 @@ def test_a_read_is_tried_again_after_a_fault_and_a_creation_is_not(github: Stand
     with pytest.raises(ApiError, match="500") as caught:
         list(api.pages("issues/1/comments"))
     assert caught.value.status == 500
-
-
-@pytest.mark.parametrize("name", ["GITHUB_REPOSITORY", "GITHUB_TOKEN"])
-def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for one in ("GITHUB_REPOSITORY", "GITHUB_TOKEN"):
-        monkeypatch.setenv(one, "team/models")
-    monkeypatch.delenv("GH_TOKEN", raising=False)
-    monkeypatch.delenv(name)
-    with pytest.raises(UserError, match=f"^{name} is not set"):
-        GitHub.from_environment()

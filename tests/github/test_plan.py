@@ -171,9 +171,7 @@ def test_a_dispatch_for_another_commit_is_refused(push: Any, decide: Any, github
         decide("workflow_dispatch", inputs=inputs)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The engine
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.journey
@@ -288,9 +286,7 @@ def test_a_green_of_its_own_making_is_taken_back(push: Any, decide: Any, github:
     assert github.statuses(sha, "model-gate")[0]["state"] == state
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The labels
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -271,14 +271,6 @@ def test_a_branch_that_moved_on_is_left_alone(world: World) -> None:
 
 
 @pytest.mark.journey
-def test_a_fork_that_was_trained_here_gets_the_commands_and_no_push(world: World) -> None:
-    world.report()
-    world.publish(world.plan(fork=True, branch=""))
-    assert world.github.head(world.number) == world.sha
-    assert "gh run download 1 --repo team/models --name reviewed" in world.text
-
-
-@pytest.mark.journey
 def test_the_token_is_in_no_file_and_no_output(world: World) -> None:
     world.report()
     said = world.publish(world.plan())
@@ -288,9 +280,7 @@ def test_the_token_is_in_no_file_and_no_output(world: World) -> None:
     assert not list((world.tmp / "checkout-1").glob(".git-index*"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # A run that was cancelled
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -458,9 +458,7 @@ def test_who_is_no_administrator_is_told_what_stays_unknown(site: Site, command:
             (403, "API rate limit exceeded", {"X-RateLimit-Reset": "1900000000"}),
             r"rate limit exceeded: run again after \d\d:\d\d$",
         ),
-        ((429, "secondary rate limit", {"Retry-After": "40"}), r"run again in 40 seconds$"),
         ((404, "Not Found", {}), r"shows you no repository alice/demo .* check `git remote get-url origin`"),
-        ((502, "Bad", {}), r"502 Bad"),
     ],
 )
 def test_when_github_does_not_answer_there_is_one_sentence(

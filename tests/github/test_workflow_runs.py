@@ -213,9 +213,7 @@ def begin(world: World) -> None:
     commit(git, world.folder / "base", "main")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What happens
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def first_model(world: World) -> dict[str, Seen]:
@@ -373,9 +371,7 @@ def search(world: World) -> dict[str, Seen]:
     return {"opened": Seen(opened[0], result, head, head, {}, 0, unzipped(world.github.artifacts(result.run_id)["sweep"]))}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The stage
-# ---------------------------------------------------------------------------------------------------------------------
 
 Story = Callable[[World], dict[str, Seen]]
 
@@ -421,9 +417,7 @@ def seen(request: pytest.FixtureRequest, moments: dict[str, Seen]) -> Seen:
     return moments[request.function.moment]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Verdicts
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @about(first_model, "first")
@@ -571,9 +565,7 @@ def test_a_workflow_that_passes_itself_is_taken_back(world: World, seen: Seen) -
     assert world.gate(seen.sha)[1].endswith(f"add the label {ENGINE}: .github/workflows/report.yml")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Faults
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @about(bad_data)
@@ -594,9 +586,7 @@ def test_a_gate_that_crashes_has_not_passed(world: World, seen: Seen) -> None:
     assert world.gate(seen.head)[0] == "failure"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Forks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @about(stranger)
@@ -628,9 +618,7 @@ def test_a_maintainer_has_a_forks_exact_commit_trained(world: World, seen: Seen)
     assert world.gate(seen.sha)[0] in ("success", "pending")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # ci.yml
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 CI = {
@@ -652,9 +640,7 @@ def test_ci_runs_what_a_commit_needs_and_once_and_all_green_is_red_as_soon_as_on
     assert {check["name"]: check["conclusion"] for check in world.github.checks(seen.sha)}["all-green"] == wanted
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Searches
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @about(search)

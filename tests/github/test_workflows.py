@@ -1,4 +1,4 @@
-"""The workflow files keep their rules, and each rule catches what it is for: python -m pytest tests/github/test_workflows.py
+"""The workflow files keep their rules: python -m pytest tests/github/test_workflows.py
 
 They are run for real by tests/github/test_workflow_runs.py and tests/release/test_deploy_runs.py.
 """
@@ -67,9 +67,7 @@ def steps(content: Any) -> Iterator[tuple[str, Any]]:
             yield name, step
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The rules: each takes the text of a workflow and yields what breaks it
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def unpinned(text: str) -> Iterator[str]:
@@ -204,9 +202,7 @@ def unexplained_ignores(text: str) -> Iterator[str]:
             yield line
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Conditions: what can `if:` come to when the event is a fork's pull request?
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def outcomes(text: str) -> set[bool]:
@@ -247,91 +243,18 @@ def test_a_condition_comes_to_what_it_can_for_a_fork(text: str, wanted: set[bool
     assert outcomes(text) == wanted
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Every workflow keeps every rule, and each rule catches its bad example
-# ---------------------------------------------------------------------------------------------------------------------
+# Every workflow keeps every rule
 
-GOOD = """
-name: Good
-on:
-  pull_request:
-permissions: {}
-concurrency:
-  group: good
-  cancel-in-progress: true
-jobs:
-  one:
-    runs-on: ubuntu-24.04
-    timeout-minutes: 5
-    permissions:
-      contents: read
-    env:
-      DVC_SITE_CACHE_DIR: ${{ github.workspace }}/site
-    steps:
-      - uses: actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1
-        with:
-          persist-credentials: false
-      - run: dvc repro
-  all-green:
-    if: always()
-    needs: [one]
-    runs-on: ubuntu-24.04
-    timeout-minutes: 5
-    permissions: {}
-    steps:
-      - run: python3 -m src ci all-green
-"""
-PIN = "3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1"
-CACHE = f"uses: actions/cache@{PIN}\n        with: {{path: .venv, key: '${{{{ steps.environment.outputs.key }}}}'}}"
-BAD = [
-    (unpinned, PIN, "3d3c42e5aac5ba805825da76410c181273ba90b1"),
-    (unpinned, "actions/checkout@", "someone/checkout@"),
-    (loose_tokens, "permissions: {}\nconcurrency", "concurrency"),
-    (loose_tokens, "    permissions:\n      contents: read\n", "    permissions: write-all\n"),
-    (endless, "    timeout-minutes: 5\n", ""),
-    (endless, "concurrency:\n  group: good\n  cancel-in-progress: true\n", "concurrency:\n  group: good\n"),
-    (scripts, "run: dvc repro", "run: |\n          a\n          b"),
-    (scripts, "run: dvc repro", 'uses: actions/github-script@x\n        with:\n          script: a("${{ x }}")'),
-    (bad_triggers, "pull_request:", "pull_request_target:"),
-    (bad_triggers, "pull_request:", "pull_request:\n  workflow_run:"),
-    (bad_triggers, "pull_request:", "workflow_run:\n#", "persist-credentials: false", "ref: ${{ github.sha }}"),
-    (bad_triggers, "pull_request:", "workflow_run:\n#", "dvc repro", "true\n        env: {A: '${{ secrets.A }}'}"),
-    (bad_triggers, "pull_request:", "workflow_run:\n#", "ubuntu-24.04", "${{ vars.RUNNER }}"),
-    (open_to_forks, "ubuntu-24.04", "[ubuntu-24.04, gpu]"),
-    (open_to_forks, "ubuntu-24.04", "{group: gpus}"),
-    (open_to_forks, "ubuntu-24.04", "${{ vars.RUNNER || 'ubuntu-24.04' }}"),
-    (open_to_forks, "runs-on: ubuntu-24.04", f"runs-on: gpu\n    if: always() || {SAME}"),
-    (open_to_forks, "runs-on: ubuntu-24.04", f"runs-on: gpu\n    if: {SAME}", "pull_request:", "workflow_run:"),
-    (secrets_anywhere, "run: dvc repro", "run: dvc repro\n        env: {KEY: '${{ secrets.KEY }}'}"),
-    (secrets_anywhere, "jobs:", "env: {KEY: '${{ secrets.KEY }}'}\njobs:"),
-    (secrets_anywhere, "    timeout-minutes: 5\n", "    secrets: inherit\n"),
-    (shared_dvc, "${{ github.workspace }}/site", "/var/tmp/dvc"),
-    (poisonable_caches, "contents: read", "contents: write", "run: dvc repro", CACHE),
-    (poisonable_caches, "contents: read", "contents: write", "run: dvc repro", CACHE.replace("cache@", "cache/restore@")),
-    (poisonable_caches, "run: dvc repro", CACHE, "pull_request:", "workflow_dispatch: {inputs: {sha: {type: string}}}"),
-    (poisonable_caches, "run: dvc repro", CACHE.replace("steps.environment.outputs.key", "github.head_ref")),
-    (forgotten_jobs, "if: always()", "if: success()"),
-    (forgotten_jobs, "needs: [one]", "needs: []"),
-    (unexplained_ignores, "pull_request:", "pull_request: # zizmor: ignore[dangerous-triggers]"),
-]
-RULES = sorted({rule for rule, *_ in BAD}, key=lambda rule: rule.__name__)
+RULES = (
+    *(unpinned, loose_tokens, endless, scripts, bad_triggers, open_to_forks, secrets_anywhere, shared_dvc),
+    *(poisonable_caches, forgotten_jobs, unexplained_ignores),
+)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_workflow_keeps_every_rule(file: Path, rule: Callable[[str], Iterator[str]]) -> None:
     assert list(rule(file.read_text())) == []
-
-
-@pytest.mark.parametrize("case", BAD, ids=lambda case: f"{case[0].__name__} {case[2][:40]!r}")
-def test_a_rule_catches_what_it_is_for(case: tuple[Any, ...]) -> None:
-    rule, *edits = case
-    text = GOOD
-    for old, new in zip(edits[::2], edits[1::2], strict=True):
-        assert old in text
-        text = text.replace(old, new, 1)
-    assert list(rule(text))
-    assert not list(rule(GOOD))
 
 
 OWN_MACHINES = {
@@ -470,9 +393,7 @@ def test_an_image_is_verified_before_it_runs_and_no_code_of_ours_meets_the_signi
         assert "needs.attest.result == 'success' || needs.attest.result == 'skipped'" in job["if"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The linters of workflows
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def tool(name: str) -> str:
@@ -507,20 +428,3 @@ def test_zizmor_finds_nothing_as_an_auditor_and_each_ignore_is_known() -> None:
 def test_actionlint_finds_nothing() -> None:
     result = actionlint(*FILES)
     assert result.returncode == 0, result.stdout
-
-
-@pytest.mark.journey
-def test_the_linters_find_what_is_there(tmp_path: Path) -> None:
-    bad = tmp_path / ".github" / "workflows" / "bad.yml"
-    bad.parent.mkdir(parents=True)
-    bad.write_text(
-        "on: pull_request_target\njobs:\n  a:\n    runs-on: gpu\n    steps:\n      - uses: actions/checkout@v7\n"
-        "      - run: echo ${{ github.head_ref }} $x\n"
-    )
-    found = zizmor(bad)
-    assert found.returncode != 0
-    for audit in ("dangerous-triggers", "template-injection", "excessive-permissions", "artipacked", "unpinned-uses"):
-        assert audit in found.stdout
-    said = actionlint(bad).stdout
-    assert "[expression]" in said
-    assert "[shellcheck]" in said

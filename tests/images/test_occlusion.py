@@ -53,20 +53,7 @@ def test_the_maximum_is_in_the_region_that_the_model_looks_at(
     assert np.median(heat) < 0.1, "places that the model does not look at are warm"
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_model_that_answers_the_same_everywhere_gives_zeros(shape: tuple[int, int, int]) -> None:
-    def uniform(images: np.ndarray) -> np.ndarray:
-        noise = np.arange(len(images), dtype=np.float32)[:, None] * 1e-7
-        return np.full((len(images), 4), 0.25, dtype=np.float32) - noise
-
-    heat = occlusion(np.full(shape, 90, dtype=np.uint8), 2, uniform)
-    assert not heat.any()
-    assert heat.dtype == np.float32
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # A network that was trained: strides and shortcuts that read every second cell must not show in the answer
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def spots(random: np.random.Generator, places: np.ndarray) -> Split:

@@ -423,6 +423,4 @@ def test_each_label_covers_the_gates_of_its_kind_and_goes_into_the_lineage(fork:
     assert "reviewed by bob (now)" in require_success(python(fork, "src", "lineage", "out/model/model.onnx"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The digests
-# ---------------------------------------------------------------------------------------------------------------------

@@ -423,9 +423,7 @@ def test_mcnemar_and_holm_agree_with_their_definitions() -> None:
     assert significance.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # More evidence: folds and seeds
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def trainings(seeds: int, examples: int, lost: int = 0, rate: float = 0.97) -> Trainings:

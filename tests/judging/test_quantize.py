@@ -112,9 +112,7 @@ def command(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[st
     return go
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The file
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_repeatable_and_onnx_s_own_with_seven_bits_a_channel_and_a_float_last_layer(
@@ -143,17 +141,7 @@ def test_the_file_is_repeatable_and_onnx_s_own_with_seven_bits_a_channel_and_a_f
         quantization.quantize(colour_model(convolutions=0), pixels)
 
 
-def test_calibration_takes_every_class_and_the_same_rows_each_time() -> None:
-    labels = np.array([0] * 90 + [1] * 8 + [2] * 2)
-    rows = quantization.choose(labels, 12)
-    assert np.bincount(labels[rows]).tolist() == [5, 5, 2]
-    assert rows.tolist() == sorted(set(quantization.choose(labels, 12).tolist()))
-    assert len(quantization.choose(labels, 1000)) == 100
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The verdict
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 ACCURACY = {"difference": -0.002, "low": -0.004, "high": 0.0, "examples": 5000, "log_loss_rise": 0.001}
@@ -192,30 +180,13 @@ def test_what_is_lost_slow_or_not_sure_fails_by_name(
     assert (verdict, why in reasons, reasons.count(";")) == ("fail", True, 0)
 
 
-def test_the_cost_is_counted_on_the_same_images(params: Callable[..., Params]) -> None:
-    labels = np.array([0, 0, 1, 1])
-    plain = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.6, 0.4]], dtype=np.float32)
-    other = np.array([[0.9, 0.1], [0.3, 0.7], [0.1, 0.9], [0.6, 0.4]], dtype=np.float32)
-    found = precision.compare(labels, plain, other, params().gates, bins=5)
-    assert (found["float"]["accuracy"], found["int8"]["accuracy"], found["difference"]) == (0.75, 0.5, -0.25)
-    assert (found["changed_predictions"], found["largest_probability_difference"]) == (0.25, 0.5)
-    assert found["low"] <= -0.25 <= found["high"] <= 0
-    assert found["log_loss_rise"] > 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The machine
-# ---------------------------------------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The command
-# ---------------------------------------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The release
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from test_serving import write_model
 from src.core.command import UserError
 from src.core.inference import Model
 from src.lab.benchmarks import load, questions
-from src.lab.benchmarks.load import Load
-from src.lab.benchmarks.serve import CONNECTIONS, rows, summarize
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -58,9 +56,7 @@ def test_answers_and_failures_are_counted_once(tmp_path: Path) -> None:
         load.put(url, "image/png", [tmp_path / "a.png"], 1, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What is asked, and whether an answer is right
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +92,6 @@ def test_right_answers_pass_and_those_of_another_image_do_not(model: Model, tmp_
             assert not asked.is_right(500, given, index)
             assert not asked.is_right(200, given, (index + 1) % 3)
             assert not asked.is_right(200, b"[]", index)
-
-
-def test_a_table_has_medians_and_ratios_of_the_same_round() -> None:
-    """The textbook's third round met a busy moment, in which it failed twice."""
-    rates = {"service": (400, 800, 200), "textbook": (100, 100, 10)}
-    found = {
-        (name, connections): [Load(2 * rate, 2.0, 1.0, 2.0, 3.0, {"503": 2} if rate == 10 else {}) for rate in rates[name]]
-        for connections in CONNECTIONS
-        for name in rates
-    }
-    summary = summarize(found, [800.0, 800.0, 800.0])
-    service, textbook = (summary["servers"][name]["at"]["8"] for name in rates)
-    assert (service["per_second"], service["of_alone"], service["times"], service["failed"]) == (400, 0.5, 1.0, 0)
-    assert (textbook["per_second"], textbook["times"], textbook["failed"], textbook["requests"]) == (100, 8.0, 2, 420)
-    assert [row[:3] for row in rows(summary)][:3] == [["this service", str(one), "400"] for one in CONNECTIONS]
 
 
 @pytest.mark.journey

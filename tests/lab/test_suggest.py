@@ -12,7 +12,6 @@ import pytest
 from conftest import encode, write_params
 from PIL import Image
 
-from src.core.command import UserError
 from src.lab.experiments import suggest
 from src.system.params import Params, load
 from src.system.recipe import adopt
@@ -75,20 +74,3 @@ def test_the_file_can_be_adopted_and_then_nothing_differs(
     capsys.readouterr()
     suggest.main()
     assert "params.yaml says all of this already" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        ([], "is no folder: run `dvc pull`"),
-        (["a"], "holds 1 class with readable labels: put images"),
-        (["a", "b"], r"decoded \(too large: 32x32 pixels is over prepare.max_megapixels"),
-    ],
-)
-def test_data_that_are_too_few_or_too_large_are_one_sentence(
-    labels: list[str], words: str, tmp_path: Path, random: np.random.Generator, params: MakeParams
-) -> None:
-    for label in labels:
-        write(tmp_path / "data", label, [picture(random, 32, 32)])
-    with pytest.raises(UserError, match=words):
-        suggest.look(tmp_path / "data", params(prepare__max_megapixels=0.0001))

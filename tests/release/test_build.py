@@ -88,9 +88,7 @@ def content(folder: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     return build.released(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What gets in
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_only_what_bentofile_names_is_assembled(checkout: Path, content: Content, tmp_path: Path) -> None:
@@ -149,9 +147,7 @@ def test_a_tag_is_resolved_to_the_digest_that_its_registry_gave(
     assert build.find_base(Engine("docker")) == Base(name, pinned, pinned.rpartition("@")[2] if digests else IMAGE.id)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The engine
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -191,9 +187,7 @@ def test_no_program_that_builds_sees_the_registrys_token(monkeypatch: pytest.Mon
     assert "secret" not in containerize.call(["x"], 10, environment={"REGISTRY_TOKEN": "secret"})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What is checked and told
-# ---------------------------------------------------------------------------------------------------------------------
 
 GOOD: dict[str, Any] = {"uid": 1034, "training": [], "files": {"src/a.py": "1", "bentofile.yaml": "x", bentos.IDENTITY: "2"}}
 IMAGE = Image("sha256:1", "bentoml", {}, 1, [])
@@ -270,9 +264,7 @@ def test_the_bill_of_materials_names_packages_and_the_model() -> None:
     assert told == again
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # For real
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -96,9 +96,7 @@ def test_the_chance_is_that_of_fishers_exact_test() -> None:
         assert canary.more_by_chance(mine, n, theirs, m) == pytest.approx(expected)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The real proxy's log
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.journey

@@ -294,9 +294,3 @@ def test_a_rollback_takes_version_and_reason_as_they_are_and_is_recorded(stories
     assert states_of(earlier) == ["inactive", "success"]
     assert "↩️ version 5 is back in production" in seen.summary
     assert [one["state"] for one in seen.issues if "Deployment" in one["title"]] == ["closed", "open"]
-
-
-def test_a_rollback_without_a_host_is_told_and_red(stories: dict[str, Seen]) -> None:
-    seen = stories["no host"]
-    assert seen.result.jobs == {"rollback": "skipped", "record": "failure"}
-    assert "there is no deploy host to roll back on: set DEPLOY_RUNNER" in seen.result.logs["record"]

@@ -5,8 +5,6 @@ import re
 import pytest
 from conftest import ROOT
 
-from src.core.command import UserError
-from src.release import device
 from src.release.containers import Containers
 from src.release.settings import read
 
@@ -45,9 +43,3 @@ def test_only_a_service_for_a_gpu_gets_the_gpus(engine: str) -> None:
     assert len(more) == 1
     assert re.match("--gpus=all|--device=nvidia.com/gpu=all", more.pop())
     assert options(SERVE_DEVICE="cpu") == options(SERVE_DEVICE="") == options()
-
-
-def test_another_device_is_refused_by_name() -> None:
-    assert (device.read({}), device.read({"SERVE_DEVICE": "cuda"})) == ("cpu", "cuda")
-    with pytest.raises(UserError, match="SERVE_DEVICE is 'tpu': use one of cpu, cuda"):
-        device.read({"SERVE_DEVICE": "tpu"})

@@ -69,9 +69,7 @@ def read(home: Path, **given: str) -> Settings:
     return settings.read({"DEPLOY_HOME": str(home), "DEPLOY_DRAIN_SECONDS": "20", "MODEL_NAME": "test-hosting", **given})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Which host
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def pretend(folder: Path, engine: str, status: int) -> None:
@@ -93,9 +91,7 @@ def test_without_an_engine_make_deploy_refuses_before_anything_else(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["tools"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Containers
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -44,9 +44,7 @@ SIZE = (8, 8)
 EPOCHS = 3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # A release made by hand
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def network(folder: Path) -> bytes:
@@ -132,9 +130,7 @@ def runs(registry: Registry) -> list[Any]:
     return list(registry.client.search_runs(experiments))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What is in MLflow afterwards
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_release_becomes_a_version_that_tells_where_it_came_from(
@@ -204,9 +200,7 @@ def test_plain_mlflow_loads_the_reviewed_bytes_and_answers_alike(
     assert all(pin.count("==") == 1 for pin in pins)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Again
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_registering_again_changes_nothing(registry: Registry, folder: Path) -> None:
@@ -214,22 +208,6 @@ def test_registering_again_changes_nothing(registry: Registry, folder: Path) -> 
     before = (registry.versions(), registry.history(), [run.to_dictionary() for run in runs(registry)])
     assert register(folder, registry) == first
     assert (registry.versions(), registry.history(), [run.to_dictionary() for run in runs(registry)]) == before
-
-
-def test_another_manifest_becomes_the_challenger_and_the_champion_never_its_own(
-    registry: Registry, folder: Path, tmp_path: Path
-) -> None:
-    register(folder, registry)
-    registry.move("champion", "1", why="deployed")
-    registry.move("challenger", None, why="deployed")
-    register(folder, registry)
-    assert registry.alias("challenger") is None
-    make_release(tmp_path / "second", pull_request=8)
-    assert register(tmp_path / "second", registry)["version"] == "2"
-    challenger = registry.alias("challenger")
-    assert challenger is not None
-    assert challenger.tags["pull_request"] == "8"
-    assert len(runs(registry)) == 2
 
 
 def test_an_artifact_of_other_bytes_is_refused(registry: Registry, folder: Path, tmp_path: Path) -> None:
@@ -247,9 +225,7 @@ def test_an_artifact_of_other_bytes_is_refused(registry: Registry, folder: Path,
     assert not (folder / "registered.json").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The model card
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_card_tells_the_weakest_and_who_overrode_and_fits_whatever_there_is_to_say(folder: Path) -> None:
@@ -282,9 +258,7 @@ def test_a_card_tells_the_weakest_and_who_overrode_and_fits_whatever_there_is_to
     assert "Served as INT8: accuracy -0.10% (-1.00% to +0.00%)" in card.write(replace(release, int8=told), *facts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The command, kills, and two at once
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 WRITES = [name for name in dir(mlflow.MlflowClient) if name.startswith(("create_", "log_", "set_", "delete_"))]
@@ -330,9 +304,7 @@ def test_killed_before_any_write_and_run_again_it_is_whole_and_single(
         assert sha256(stored) == version.tags["model_sha256"], name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Servers
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

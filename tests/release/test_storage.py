@@ -218,9 +218,7 @@ def test_the_artifact_of_mains_inputs_is_fetched_beside_a_store_that_is_younger(
     assert done.returncode == 0, done.stderr
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What a pull request cannot do to others
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_pull_request_writes_to_a_place_of_its_own_and_the_merge_fills_mains(

@@ -223,9 +223,7 @@ def test_the_reviewed_model_is_written_whole_and_no_document_or_forged_run_cache
     assert not (fork / OUT).exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Changed after the review
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def change_remote(fork: Path) -> str:
@@ -351,9 +349,7 @@ def test_a_folder_that_is_no_release_is_not_removed_and_no_commit_is_named(
         verifying.verify(tmp_path / "release", "nowhere", again=False)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Judged again
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def weaken_params(fork: Path) -> None:
@@ -608,9 +604,7 @@ def test_int8_ships_by_the_margins_from_before(fork: Path) -> None:
     assert (fork / OUT / "golden/golden.float.json").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Whose rules
-# ---------------------------------------------------------------------------------------------------------------------
 
 JUDGE = """
 import json, sys

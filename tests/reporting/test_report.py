@@ -223,9 +223,7 @@ def first_lines(text: str) -> str:
     return text.partition("\n### ")[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What it says
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_line_is_the_verdict_with_both_accuracies_and_the_interval(whole: Case) -> None:
@@ -468,9 +466,7 @@ def test_a_model_that_is_mains_gets_one_screen(case: Case) -> None:
     assert "bit for bit" not in case.change("main/facts.json", same_test_set=False).told().splitlines()[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # A run that stopped
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def stop(case: Case, stage: str, said: str = "") -> Case:
@@ -534,9 +530,7 @@ def test_refused_parameters_are_told_and_no_earlier_numbers(case: Case) -> None:
     assert "95.00%" not in text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Pictures, page, summary, numbers
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -628,9 +622,7 @@ def test_numbers_keep_to_the_schema_that_the_poster_reads(tmp_path: Path) -> Non
     assert {row.name for row in told.classes} > {"class 0", "class 2"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Hostile names, and too much of everything
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def assert_harmless(text: str) -> None:
@@ -684,9 +676,7 @@ def test_a_huge_change_still_fits_into_a_comment(tmp_path: Path) -> None:
     assert rendered(text).open == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What changed, in numbers
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def manifest(*rows: tuple[str | None, str, str | None]) -> pa.Table:

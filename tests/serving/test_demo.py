@@ -51,9 +51,7 @@ def test_beside_each_answer_the_page_warns_of_what_the_model_never_saw() -> None
     assert "it names one of these as surely" in result[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # In a browser
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -363,9 +363,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Which model
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_release_names_the_model_and_every_answer_carries_it(
@@ -405,9 +403,7 @@ def test_a_model_that_cannot_be_trusted_is_refused_in_one_sentence(model: Path, 
     assert not make_engine(folder).ready
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Settings
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SERVE_WORKERS", "SERVE_THREADS", "SERVE_TIMEOUT", "SERVE_MAX_BATCH", "SERVE_CONCURRENCY"])
@@ -417,9 +413,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: str) -> N
         settings.read({name: value})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What goes into the image
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_form_keeps_every_byte_of_a_file() -> None:
@@ -482,9 +476,7 @@ def test_the_service_imports_what_the_image_holds_and_nothing_that_trains() -> N
     assert heavy == "[]", "the process that only watches over the other imports what it does not need"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # As it really runs
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -24,9 +24,7 @@ from src.training.airbench import Airbench, Whitening
 from src.training.muon import Muon, orthogonal
 from src.training.task import Task
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The network
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def smooth(count: int, channels: int = 3, side: int = 16) -> Tensor:
@@ -66,9 +64,7 @@ def test_the_first_layer_sees_a_seeded_sample_of_the_whole_split(tmp_path: Path)
     assert not torch.allclose(weights[0], dark, atol=0.1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The optimiser
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8)])
@@ -114,9 +110,7 @@ def test_muon_learns_and_keeps_the_norm_of_filters() -> None:
     assert network.block2.conv1.weight.norm().item() == pytest.approx(before, rel=0.05)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The file
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:

@@ -27,9 +27,7 @@ def add(registry: Registry, manifest: str, **tags: str) -> str:
     return registry.add(source, run.info.run_id, {"manifest": manifest, **tags}, "a card").number
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Versions
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_version_is_found_by_its_number_its_manifest_and_its_alias(registry: Registry) -> None:
@@ -50,9 +48,7 @@ def test_a_version_is_found_by_its_number_its_manifest_and_its_alias(registry: R
     assert [version.number for version in registry.versions()] == ["3", "2", "1"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Aliases and their history
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def told(registry: Registry) -> list[tuple[str, str | None, str | None]]:
@@ -109,9 +105,7 @@ def test_a_move_by_hand_is_found_and_told(registry: Registry) -> None:
     assert registry.history()[1].by == "unknown"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The database file
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,9 +130,7 @@ def test_an_address_of_another_kind_is_told_without_its_password(uri: str) -> No
     assert "secret" not in str(raised.value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Servers that are not well
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_server_is_told_at_once_and_without_its_password() -> None:

@@ -418,26 +418,6 @@ def test_the_app_signs_its_claim_and_asks_for_the_least(tmp_path: Path, github: 
     assert subprocess.run(command, input=f"{head}.{claim}".encode(), capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ((403, {}), "lacks the right: Administration (write)"),
-        ((500, {}), "answered with 500: the next try"),
-        ((302, ""), "answered with 302"),
-        ((201, {"other": 1}), "got no usable answer"),
-    ],
-)
-def test_what_github_refuses_is_one_sentence_with_the_next_step(
-    tmp_path: Path, github: GitHub, answer: tuple[int, Any], words: str
-) -> None:
-    github.answers[REGISTER] = answer
-    sentence = jit(tmp_path)
-    assert words in sentence
-    assert "\n" not in sentence
-    assert "github_pat" not in sentence
-    assert not (tmp_path / "run/jitconfig").exists()
-
-
 # The container's first process
 
 
@@ -682,11 +662,8 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
     "old driver": ("GPU", "fail", "driver 580 or newer", say("nvidia-smi", 0, "A100, 550.54.15")),
     "no toolkit": ("containers", "fail", "nvidia-ctk runtime configure", say("docker info", 0, '{"runc":{}}')),
     "no GPU in a job": ("GPU in a job", "fail", "no driver", say("docker run", 1, "no driver")),
-    "no image": ("image", "fail", "runner/build.sh", say("docker image", 1, "")),
     "runner of 31 days": ("image", "fail", "an old runner no jobs", lambda machine: machine.runner("2.336.0", 31)),
     "open hook": ("hooks", "fail", "other users than root", mode(f"{HOOK_FOLDER}/job_started.py", 0o777)),
-    "open folder": ("hooks", "fail", "hooks can be changed", mode(HOOK_FOLDER, 0o777)),
-    "hook gone": ("hooks", "fail", "is missing", remove(f"{HOOK_FOLDER}/job-completed.sh")),
     "opened unit": (
         "units",
         "fail",
@@ -696,9 +673,6 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
     "other hook": ("hooks", "fail", "not the one in this clone", edit(f"{HOOK_FOLDER}/job_started.py", "import", "#")),
     "service beside": ("other runners", "fail", "outside a container", lambda machine: machine.foreign_runner().touch()),
     "open settings": ("key", "fail", "read by others", mode(f"{ETC}/github.json", 0o644)),
-    "open token": ("key", "fail", "read by others", mode(f"{ETC}/token", 0o644)),
-    "example settings": ("key", "fail", "not filled in", edit(f"{ETC}/github.json", "alice/cats", "owner/name")),
-    "no list": ("pull-request: allowed", "fail", "of its form", remove(f"{ETC}/pull-request.allowed.json")),
     "example list": ("pull-request: allowed", "fail", "--jq .id", edit(f"{ETC}/pull-request.allowed.json", "101", "0")),
     "open list": ("pull-request: allowed", "fail", "not root's", mode(f"{ETC}/pull-request.allowed.json", 0o666)),
     "pull requests": ("deploy: allowed", "fail", "lets pull", edit(f"{ETC}/deploy.allowed.json", "push", "pull_request")),

@@ -15,7 +15,7 @@ from conftest import ROOT, copy_files
 from src.core.command import UserError
 from src.system import template_version
 from src.system.params_text import taken_out
-from src.system.template_version import RECORD, Template, is_engine
+from src.system.template_version import RECORD, is_engine
 from src.system.upgrade import upgrade
 
 NEW = 'newest_dial: int = Field(default=3, description="what it is")'
@@ -191,14 +191,6 @@ def test_where_the_template_lies_and_which_version_is_meant(template: Path, mine
     git(mine, "branch", "upgrade/1.1.0")
     with pytest.raises(UserError, match=r"there is a branch upgrade/1\.1\.0 already"):
         upgrade("v1.1.0", go_on=False)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '{"version": 1, "source": "", "files": {}}', '{"version": "1", "source": ""}']
-)
-def test_a_damaged_record_is_told_with_the_way_back(text: str) -> None:
-    with pytest.raises(UserError, match=r"template\.json.*restore"):
-        Template.parse(text, RECORD)
 
 
 def test_what_a_fork_is_invited_to_fill_in_is_no_change_of_the_engine() -> None:

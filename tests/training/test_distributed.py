@@ -20,12 +20,9 @@ import psutil
 import pytest
 from conftest import PATIENCE, ROOT, until, write_params
 
-from src.core.command import UserError
 from src.images.prepare import prepare
 from src.lab.datasets import digits
 from src.system.mlflow_client import connect
-from src.training import checkpoint
-from src.training.checkpoint import held
 
 RECIPE = {
     "train__epochs": 20,
@@ -101,21 +98,7 @@ def test_two_processes_add_share_level_and_average(probe: Callable[[str], Any], 
     assert done.stdout.splitlines() == ["said once"]
 
 
-def test_a_second_run_on_the_same_states_waits_and_is_then_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(checkpoint, "_PATIENCE", 0.0)
-    refused = rf"another training goes on with .*: process {os.getpid()} on .*still held"
-    with held(tmp_path), pytest.raises(UserError, match=refused), held(tmp_path):
-        pass
-    assert "another training goes on" in capsys.readouterr().out
-    with held(tmp_path):  # given back
-        pass
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The stage, on real digits
-# ---------------------------------------------------------------------------------------------------------------------
 
 # Python runs this first in every process: it notes who opens for writing, makes, moves or removes what in the tests' folder
 WATCH = """

@@ -30,9 +30,7 @@ from src.training.world import World
 CLASSES = ["cat", "dog", "owl", "emu"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Dealing
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -72,23 +70,7 @@ def test_no_group_is_on_two_sides(case: tuple[np.ndarray, int, int], size: int, 
     assert sorted(np.concatenate([held for _, held in dealt])) == list(range(len(labels)))
 
 
-@pytest.mark.parametrize(
-    ("labels", "groups", "said"),
-    [
-        ([0] * 9 + [1] * 2, [None] * 11, "train.folds is 3, but class dog has 2 training examples"),
-        ([0] * 9 + [1], [None] * 10, "class dog has 1 training example:"),
-        ([0, 1] * 6, ["a", "b"] * 6, "make only 2 groups"),
-        ([0] * 6 + [1] * 6, [*"abcdef"] + ["g"] * 6, "all training examples of class dog are in groups"),
-    ],
-)
-def test_too_few_images_or_groups_are_a_sentence(labels: list[int], groups: list[Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        folds.split(np.array(labels), groups, 3, 1, CLASSES)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Training
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

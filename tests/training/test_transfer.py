@@ -24,8 +24,8 @@ from src.system.params import Params
 from src.system.registry import Registry
 from src.training import loop, start
 from src.training.callbacks import Callbacks
-from src.training.classifier import Classifier, build
-from src.training.layers import freeze, layer_scales
+from src.training.classifier import build
+from src.training.layers import layer_scales
 from src.training.pretrained import pretrained, state_dict
 from src.training.task import Task
 from src.training.transfer import Transfer, transfer
@@ -58,9 +58,7 @@ def task() -> Task:
     return Task(split, split.subset(np.arange(24)), ABC, image_spec((8, 8)), "0")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # What fits
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_all_but_the_head_is_copied_when_classes_differ() -> None:
@@ -103,9 +101,7 @@ def test_grey_images_are_answered_alike_by_one_channel_and_by_three(theirs: int,
     torch.testing.assert_close(mine(grey.expand(-1, ours, -1, -1)), other(grey.expand(-1, theirs, -1, -1)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Files
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Dangerous:
@@ -173,9 +169,7 @@ def test_training_starts_from_a_file_and_lists_what_happened(
         start.start(task, params(**changes | {"train__network": "resnet18", "train__width": 64}).train)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The champion, from a real MLflow in a file
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 CHAMPION = Callbacks(champion=champion.fetch)
@@ -224,9 +218,7 @@ def test_the_champion_is_fetched_by_alias_and_pinned_by_digest(
         pretrained(recipe, CHAMPION)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Layers that keep still, or learn slower
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def trained(task: Task, params: Callable[..., Params], **changes: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -251,25 +243,6 @@ def test_exactly_the_frozen_tensors_stay_bit_by_bit(
     before, after = trained(task, params, **changes)
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {name for name in before if name.startswith(still)}
-
-
-def frozen(recipe: Params, made: nn.Module) -> set[str]:
-    freeze(Classifier(made, [0.0], [1.0]), recipe.train)
-    return {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"train__freeze": ["layer9"]}, "train.freeze names 'layer9', which is no layer; expected one of conv1, bn1, pool"),
-        ({"train__freeze_until": "layer2.5"}, r"train.freeze_until names 'layer2.5', .*expected one of layer2\.0, or"),
-        ({"train__freeze_until": "fc.weight"}, "'fc.weight', which is a parameter: name the layer"),
-        ({"train__freeze": ["fc"], "train__freeze_until": "fc"}, "leave nothing to learn: take the last layer out"),
-    ],
-)
-def test_a_name_that_is_no_layer_is_told_those_that_are(params: Callable[..., Params], changes: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        frozen(params(**changes), network())
 
 
 def test_scales_fall_by_the_decay_from_the_head_to_the_images() -> None:
