@@ -92,35 +92,33 @@ def test_a_bump_trains_nothing_until_a_person_starts_it(push: Any, decide: Any, 
     assert decide("pull_request", number=number, sender="dependabot[bot]").lane == "unchanged"
 
 
-def test_the_lineage_says_what_the_model_depends_on(tmp_path: Path) -> None:
-    paths = ["src/model.py", "src/serving/service.py", "data.dvc", "Makefile"]
+def test_the_lineage_says_what_the_model_depends_on_and_what_decides_the_verdict_always_counts(tmp_path: Path) -> None:
+    always = [
+        "dvc.lock",
+        "dvc.yaml",
+        "a/b.dvc",
+        ".dvc/config",
+        "params.yaml",
+        "src/judging/gates.py",
+        "requirements/run.txt",
+    ]
+    always += ["requirements/run.txt", ".github/workflows/report.yml"]
+    paths = ["src/model.py", "src/serving/service.py", *always, "Makefile"]
     manifest = tmp_path / "manifest.json"
-    assert changes.relevant(paths, manifest) == ["src/model.py", "src/serving/service.py", "data.dvc"]
+    assert changes.relevant(paths, manifest) == paths[:-1]
     manifest.write_text(json.dumps({"inputs": {"digest": "x", "stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
-    assert changes.relevant(paths, manifest) == ["src/model.py", "data.dvc"]
-
-
-@pytest.mark.parametrize("path", ["dvc.lock", "dvc.yaml", "a/b.dvc", ".dvc/config", "params.yaml", "src/judging/gates.py",
-                                  "requirements/run.txt", "manifest.json", ".github/workflows/report.yml"])  # fmt: skip
-def test_what_decides_the_verdict_always_counts(path: str, tmp_path: Path) -> None:
-    manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"inputs": {"digest": "x", "stages": {"train": {"deps": {"src/model.py": "1"}}}}}))
-    assert changes.relevant([path], manifest) == [path]
+    assert changes.relevant(paths, manifest) == ["src/model.py", *always]
 
 
 @pytest.mark.journey
-def test_a_list_that_github_cut_may_hide_anything(
+def test_a_list_of_files_that_github_cut_or_lacks_may_hide_anything(
     monkeypatch: pytest.MonkeyPatch, push: Any, decide: Any, github: Standin
 ) -> None:
-    monkeypatch.setattr(changes, "MOST_OF_A_PULL_REQUEST", 2)
     push("words", **{"a.md": "a", "b.md": "b"})
-    assert decide("pull_request", number=github.open_pull_request("words")).lane == "train"
-
-
-@pytest.mark.journey
-def test_where_github_lists_no_files_anything_may_have_changed(push: Any, decide: Any, github: Standin) -> None:
-    push("words", **{"docs__a.md": "a"})
     number = github.open_pull_request("words")
+    with monkeypatch.context() as cut:
+        cut.setattr(changes, "MOST_OF_A_PULL_REQUEST", 2)
+        assert decide("pull_request", number=number).lane == "train"
     github.answer(f"GET /repos/team/models/pulls/{number}/files", 404, {"message": "Not Found"})
     made = decide("pull_request", number=number)
     assert (made.lane, made.protected) == ("train", [changes.ANYTHING])
@@ -143,15 +141,6 @@ def test_a_merge_group_is_judged_at_its_own_commit(push: Any, decide: Any, githu
     made = decide("merge_group", number=number)
     assert (made.lane, made.number, made.branch, made.base) == ("train", number, "", "main")
     assert made.sha == github.merge_commit(number)
-
-
-@pytest.mark.journey
-def test_a_maintainer_starts_a_forks_exact_commit(push: Any, decide: Any, github: Standin) -> None:
-    sha = push("mine", fork="stranger/models", **{"params.yaml": "x: 1"})
-    number = github.open_pull_request("mine", fork="stranger/models")
-    made = decide("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha})
-    assert (made.lane, made.sha, made.branch) == ("train", sha, "")
-    assert made.environment == "fork-training"
 
 
 @pytest.mark.journey
@@ -270,6 +259,7 @@ def test_a_run_started_by_hand_looks_at_the_engine_too(push: Any, decide: Any, g
     number = github.open_pull_request("theirs", fork="stranger/models")
     made = decide("workflow_dispatch", inputs={"pull_request": str(number), "sha": sha})
     assert (made.lane, made.protected) == ("train", ["Makefile"])
+    assert (made.sha, made.branch, made.environment) == (sha, "", "fork-training")
 
 
 @pytest.mark.journey
@@ -336,15 +326,6 @@ def labelled(push: Any, decide: Any, github: Standin, monkeypatch: pytest.Monkey
 def given(made: RunPlan) -> list[tuple[str, str] | None]:
     """Return who gave each of the two labels that count, and at which commit."""
     return [(label.by, label.head) if label else None for label in (made.override, made.engine_reviewed)]
-
-
-@pytest.mark.journey
-def test_a_label_counts_at_the_head_where_it_was_given(labelled: Labelled) -> None:
-    head = labelled.github.head(labelled.number)
-    made = labelled.label()
-    assert given(made) == [("alice", head), None]
-    assert made.override is not None
-    assert made.override.label == LABEL
 
 
 @pytest.mark.journey
