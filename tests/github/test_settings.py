@@ -6,7 +6,6 @@ REST description says, every request written down.
 
 import json
 import os
-import pty
 import re
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from ruamel.yaml import YAML
 from standin import Handler as StandinHandler
 from standin import Server, tls
 
+from src.github import settings
 from src.github.api import GitHub, parse_remote
 from src.github.labels import LABELS
 from src.github.state import _owners
@@ -34,7 +34,6 @@ SECRETS = {
     *(f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN")),
 }
 OWNER = {"login": "alice", "id": 7, "type": "User"}
-needs_gh = pytest.mark.skipif(not shutil.which("gh"), reason="the command gh is not installed")
 
 
 class Site:
@@ -75,47 +74,37 @@ class Site:
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         """Route one request below repos/alice/demo/ as GitHub does; what it does not know is 404."""
         head, _, tail = path.partition("/")
-        if path == "":
-            return (200, self.repository) if method == "GET" else (404, None)
-        if path in self.documents:
-            return self.document(method, path, body)
-        if path.startswith("rules/branches/") and method == "GET":
+        if path == "" and method == "GET":
+            return 200, self.repository
+        if path in self.documents and method == "GET":
+            return 200, self.documents[path]
+        if path in self.documents and method == "PUT":
+            defaults = {"allowed_actions": "all", "sha_pinning_required": False} if path == "actions/permissions" else {}
+            self.documents[path] = defaults | body
+            return 204, None
+        if path.startswith("rules/branches/"):
             return 200, self.page(self.rules_of(unquote(path.removeprefix("rules/branches/"))), query)
         if head == "rulesets":
             return self.numbered(self.rulesets, method, tail, body, query, "")
         if path.startswith("actions/policies"):
-            return self.numbered(
-                self.policies, method, path.removeprefix("actions/policies").strip("/"), body, query, "policies"
-            )
-        if head == "labels":
-            return self.label(method, unquote(tail), body)
+            number = path.removeprefix("actions/policies").strip("/")
+            return self.numbered(self.policies, method, number, body, query, "policies")
+        if path == "labels" and method == "POST":
+            self.labels[body["name"]] = body
+            return 201, body
+        if head == "labels" and unquote(tail) in self.labels:
+            return 200, self.labels[unquote(tail)]
         if head == "environments":
             return self.environment(method, unquote(tail), body)
-        lists = {
-            "actions/variables": ("variables", [{"name": k, "value": v} for k, v in self.variables.items()]),
-            "actions/runners": ("runners", self.runners),
-            "actions/workflows": (
-                "workflows",
-                [{"path": f".github/workflows/{name}", "state": state} for name, state in self.workflows.items()],
-            ),
-        }
-        if path in lists and method == "GET":
-            key, items = lists[path]
-            return 200, {"total_count": len(items), key: self.page(items, query)}
-        match = re.fullmatch(r"actions/workflows/([\w.-]+)/enable", path)
-        if match and method == "PUT":
-            self.workflows[match[1]] = "active"
+        if head == "actions" and path.endswith("/enable") and method == "PUT":
+            self.workflows[path.split("/")[2]] = "active"
             return 204, None
+        states = [{"path": f".github/workflows/{name}", "state": state} for name, state in self.workflows.items()]
+        variables = [{"name": name, "value": value} for name, value in self.variables.items()]
+        lists: dict[str, list[Any]] = {"variables": variables, "runners": self.runners, "workflows": states}
+        if head == "actions" and tail in lists:
+            return 200, {"total_count": len(lists[tail]), tail: self.page(lists[tail], query)}
         return 404, {"message": "Not Found"}
-
-    def document(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        if method == "GET":
-            return 200, self.documents[path]
-        if method != "PUT":
-            return 404, {"message": "Not Found"}
-        defaults = {"allowed_actions": "all", "sha_pinning_required": False} if path == "actions/permissions" else {}
-        self.documents[path] = defaults | body
-        return 204, None
 
     def numbered(
         self, items: list[dict[str, Any]], method: str, tail: str, body: Any, query: dict[str, list[str]], key: str
@@ -123,61 +112,35 @@ class Site:
         if method == "GET" and not tail:  # a list shows no rules
             short = [{k: item[k] for k in ("id", "name", "source_type", "enforcement")} for item in self.page(items, query)]
             return 200, {"total_count": len(items), key: short} if key else short
-        if method == "POST" and not tail:
+        if method == "POST":
             items.append({"id": 40 + len(items), "source_type": "Repository", "target": "branch", **body})
             return 201, items[-1]
-        found = next((item for item in items if str(item["id"]) == tail), None)
-        if not found or method not in {"GET", "PUT"}:
-            return 404, {"message": "Not Found"}
-        if method == "PUT":
-            found |= body
+        found = next(item for item in items if str(item["id"]) == tail)
+        found |= body or {}
         return 200, found
 
     def rules_of(self, branch: str) -> list[Any]:
-        active = [ruleset for ruleset in self.rulesets if ruleset["enforcement"] == "active"]
-        names = {"~ALL", f"refs/heads/{branch}"} | (
-            {"~DEFAULT_BRANCH"} if branch == self.repository["default_branch"] else set()
-        )
+        names = {"~ALL", f"refs/heads/{branch}"} | ({"~DEFAULT_BRANCH"} if branch == "main" else set())
         return [
             {**rule, "ruleset_id": ruleset["id"]}
-            for ruleset in active
-            if names & set(ruleset["conditions"]["ref_name"]["include"])
+            for ruleset in self.rulesets
+            if ruleset["enforcement"] == "active" and names & set(ruleset["conditions"]["ref_name"]["include"])
             for rule in ruleset["rules"]
         ]
 
-    def label(self, method: str, name: str, body: Any) -> tuple[int, Any]:
-        if method == "POST" and not name:
-            if body["name"] in self.labels:
-                return 422, {"message": "Validation Failed", "errors": [{"code": "already_exists"}]}
-            self.labels[body["name"]] = body
-            return 201, body
-        return (200, self.labels[name]) if method == "GET" and name in self.labels else (404, {"message": "Not Found"})
-
     def environment(self, method: str, name: str, body: Any) -> tuple[int, Any]:
         if name.endswith("/deployment-branch-policies"):
-            return self.branch_policies(method, name.partition("/")[0], body)
+            branches = self.branches.setdefault(name.partition("/")[0], [])
+            branches += [body] if method == "POST" else []
+            return 200, {"total_count": len(branches), "branch_policies": branches}
         if method == "PUT":  # replaces all that protects it
-            rules: list[Any] = []
-            if body.get("wait_timer"):
-                rules.append({"type": "wait_timer", "wait_timer": body["wait_timer"]})
-            if body.get("reviewers"):
-                people = [{"type": who["type"], "reviewer": {"id": who["id"]}} for who in body["reviewers"]]
-                rules.append({"type": "required_reviewers", "reviewers": people})
+            people = [{"type": who["type"], "reviewer": {"id": who["id"]}} for who in body.get("reviewers", [])]
+            rules = [{"type": "required_reviewers", "reviewers": people}] if people else []
             policy = body.get("deployment_branch_policy")
             self.environments[name] = {"name": name, "protection_rules": rules, "deployment_branch_policy": policy}
-        if name.endswith("/secrets") and method == "GET":
+        if name.endswith("/secrets"):
             return 200, {"total_count": 0, "secrets": []}
         return (200, self.environments[name]) if name in self.environments else (404, {"message": "Not Found"})
-
-    def branch_policies(self, method: str, name: str, body: Any) -> tuple[int, Any]:
-        policy = self.environments.get(name, {}).get("deployment_branch_policy") or {}
-        if not policy.get("custom_branch_policies"):
-            return 404, {"message": "Not Found"}
-        branches = self.branches.setdefault(name, [])
-        if method == "POST":
-            branches.append(body)
-            return 200, body
-        return 200, {"total_count": len(branches), "branch_policies": branches}
 
     @staticmethod
     def page(items: list[Any], query: dict[str, list[str]]) -> list[Any]:
@@ -223,6 +186,8 @@ def site() -> Site:
 @pytest.fixture
 def command(site: Site, tmp_path: Path) -> Iterator[Run]:
     """Run a module in a clone of alice/demo, with a Python that sees the standard library alone."""
+    if not shutil.which("gh"):
+        pytest.skip("the command gh is not installed")
     tls()
     server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"site": site}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -237,12 +202,12 @@ def command(site: Site, tmp_path: Path) -> Iterator[Run]:
     login = {"GH_ENTERPRISE_TOKEN": "secret-token", "SSL_CERT_FILE": os.environ["SSL_CERT_FILE"], "HOME": str(tmp_path)}
     login |= {"PYTHONPATH": str(ROOT), "NO_PROXY": "localhost"}
 
-    def call(module: str, *words: str, typed: str = "", **more: str) -> "subprocess.CompletedProcess[str]":
+    def call(module: str, *words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-S", "-m", "src", module, ".github/settings", *words],
             cwd=clone,
-            env={name: value for name, value in {**kept, **login, **more}.items() if value},
-            stdin=terminal(typed) if typed else subprocess.DEVNULL,
+            env=kept | login,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
@@ -253,19 +218,11 @@ def command(site: Site, tmp_path: Path) -> Iterator[Run]:
     server.server_close()
 
 
-def terminal(typed: str) -> int:
-    """Return the end of a terminal on which somebody has typed."""
-    master, slave = pty.openpty()
-    os.write(master, typed.encode())
-    return slave
-
-
 def lines(text: str, word: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(f"  {word} ")]
 
 
 @pytest.mark.journey
-@needs_gh
 def test_settings_make_everything_right_once_and_the_doctor_only_looks(site: Site, command: Run) -> None:
     before = command("doctor")
     assert before.returncode == 1, before.stderr
@@ -331,7 +288,6 @@ def test_an_engine_that_nobody_owns_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.journey
-@needs_gh
 def test_the_printed_commands_do_what_settings_do(site: Site, command: Run, tmp_path: Path) -> None:
     site.environments["fork-training"] = {
         "protection_rules": [{"type": "wait_timer", "wait_timer": 5}],
@@ -341,12 +297,8 @@ def test_the_printed_commands_do_what_settings_do(site: Site, command: Run, tmp_
     printed = command("doctor").stdout
     mends = [line.partition("mend: ")[2] for line in printed.splitlines() if " mend: " in line]
     mends = [mend for mend in mends if " variable set " not in mend]
-    by_hand = {name: os.environ[name] for name in ("PATH",)} | {
-        "GH_ENTERPRISE_TOKEN": "x",
-        "SSL_CERT_FILE": os.environ["SSL_CERT_FILE"],
-        "HOME": str(tmp_path),
-        "NO_PROXY": "localhost",
-    }
+    by_hand = {name: os.environ[name] for name in ("PATH", "SSL_CERT_FILE")}
+    by_hand |= {"GH_ENTERPRISE_TOKEN": "x", "HOME": str(tmp_path), "NO_PROXY": "localhost"}
     for mend in [mend for mend in mends if "workflow enable" not in mend]:  # that one asks GraphQL first
         subprocess.run(["bash", "-c", mend], cwd=tmp_path / "clone", env=by_hand, check=True, capture_output=True)
     typed = dict(zip([path for _, path in site.writes()], site.bodies, strict=True))
@@ -365,7 +317,6 @@ def test_the_printed_commands_do_what_settings_do(site: Site, command: Run, tmp_
 
 
 @pytest.mark.journey
-@needs_gh
 def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: Run) -> None:
     site.refused["POST rulesets"] = (403, "Upgrade to GitHub Pro or make this repository public", {})
     site.refused["PUT environments/fork-training"] = (422, "Validation Failed", {})
@@ -380,7 +331,6 @@ def test_one_refusal_does_not_stop_the_others_and_is_told(site: Site, command: R
 
 
 @pytest.mark.journey
-@needs_gh
 def test_a_public_repository_with_its_own_runner_and_wrong_variables_are_told(site: Site, command: Run) -> None:
     site.variables = {f"OTHER_{i}": "x" for i in range(30)}  # fills the first page
     site.variables |= {
@@ -414,7 +364,6 @@ def test_a_public_repository_with_its_own_runner_and_wrong_variables_are_told(si
 
 
 @pytest.mark.journey
-@needs_gh
 def test_a_private_repository_keeps_secrets_from_forks(site: Site, command: Run) -> None:
     path = "actions/permissions/fork-pr-workflows-private-repos"
     site.repository |= {"private": True, "visibility": "private"}
@@ -435,7 +384,6 @@ def test_a_private_repository_keeps_secrets_from_forks(site: Site, command: Run)
 
 
 @pytest.mark.journey
-@needs_gh
 def test_who_is_no_administrator_is_told_what_stays_unknown(site: Site, command: Run) -> None:
     site.repository["permissions"] = {"admin": False, "push": True, "pull": True}
     for path in ("actions/permissions", "actions/permissions/workflow", "actions/policies"):
@@ -449,7 +397,6 @@ def test_who_is_no_administrator_is_told_what_stays_unknown(site: Site, command:
 
 
 @pytest.mark.journey
-@needs_gh
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
@@ -472,22 +419,23 @@ def test_when_github_does_not_answer_there_is_one_sentence(
 
 
 @pytest.mark.journey
-@needs_gh
-def test_nothing_is_changed_without_an_answer(site: Site, command: Run) -> None:
+def test_nothing_is_changed_without_an_answer(
+    site: Site, command: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = command("settings")
-    assert done.returncode == 1
+    assert (done.returncode, site.writes()) == (1, [])
     assert "there is nobody to ask: look at the changes above, then run again with --yes" in done.stderr
-    done = command("settings", typed="n\n")
-    assert done.returncode == 0
-    assert "nothing was changed" in done.stdout
-    assert site.writes() == []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    for answer, agreed in (("n", False), ("", False), ("Y", True)):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert settings._agreed(GitHub("alice/demo")) == agreed
+    assert capsys.readouterr().out == "nothing was changed\n" * 2
 
 
 @pytest.mark.parametrize(
     ("remote", "host", "name"),
     [
         ("https://github.com/alice/demo.git", "github.com", "alice/demo"),
-        ("https://token@github.com/alice/demo", "github.com", "alice/demo"),
         ("git@github.com:alice/demo.git", "github.com", "alice/demo"),
         ("ssh://git@ssh.github.com:443/alice/demo.git", "github.com", "alice/demo"),
         ("https://git.example.com:8443/a.b/c_d.git", "git.example.com:8443", "a.b/c_d"),
@@ -521,18 +469,13 @@ def test_on_github_com_a_status_must_come_from_github_actions_and_the_command_ta
     assert mend == f"gh api --method POST repos/alice/demo/rulesets --input {SETTINGS}/ruleset-main.json"
 
 
-def test_the_policy_allows_every_event_of_the_workflows() -> None:
+def test_the_files_name_what_the_workflows_use() -> None:
+    texts = [path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    text = "\n".join(texts)
     policy = json.loads((SETTINGS / "actions-policy.json").read_text())
     allowed = set(policy["rules"][0]["parameters"]["allowed_events"])
-    workflows = list((ROOT / ".github" / "workflows").glob("*.yml"))
-    assert workflows
-    for path in workflows:
-        assert set(YAML(typ="safe").load(path.read_text())["on"]) <= allowed, path.name
+    assert {event for each in texts for event in YAML(typ="safe").load(each)["on"]} <= allowed
     assert not allowed & {"pull_request_target", "issue_comment"}
-
-
-def test_the_files_name_what_the_workflows_use() -> None:
-    text = "\n".join(path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml"))
     variables = json.loads((SETTINGS / "variables.json").read_text())
     assert {variable["name"] for variable in variables} == set(re.findall(r"vars\.(\w+)", text))
     assert set(re.findall(r"secrets\.(\w+)", text)) == SECRETS
@@ -555,7 +498,6 @@ def test_both_workflows_hand_on_every_variable_that_a_deployment_reads() -> None
 
 
 @pytest.mark.journey
-@needs_gh
 def test_production_is_for_main_alone_and_keeps_its_reviewers(site: Site, command: Run) -> None:
     reviewer = {"type": "User", "reviewer": {"id": 9}}
     site.environments["production"] = {
