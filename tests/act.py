@@ -43,8 +43,7 @@ class Result:
 
     run_id: int
     rc: int = 0
-    jobs: dict[str, str] = field(default_factory=dict)  # job id: success, failure, skipped, or "no runner"
-    steps: dict[str, dict[str, str]] = field(default_factory=dict)  # job id: step name: success, failure or skipped
+    jobs: dict[str, str] = field(default_factory=dict)  # job id: success, failure or skipped
     summaries: dict[str, str] = field(default_factory=dict)  # job id: what it wrote to GITHUB_STEP_SUMMARY
     logs: dict[str, str] = field(default_factory=dict)  # job id: what its steps printed
     log: str = ""
@@ -79,14 +78,12 @@ def run_workflow(
     folder: Path,
     variables: Mapping[str, str] | None = None,
     secrets: Mapping[str, str] | None = None,
-    actor: str = "author",
-    labels: tuple[str, ...] = LABELS,
     environment: Mapping[str, str] | None = None,
     timeout: float = 600,
 ) -> Result:
     """Run one workflow for one event to its end; the file comes from the repository, in the version GitHub would take.
 
-    `labels` are those some runner has; `environment` goes to every step, as settings of the machine would.
+    `environment` goes to every step, as settings of the machine would.
     """
     place = locate(github, event, payload)
     run_id = github.next_run()
@@ -113,13 +110,13 @@ def run_workflow(
         actor=payload["sender"],
     )
     copy = write_inputs(folder / f"run-{run_id}", content, payload, variables, secrets)
-    command = [find_act(), event, *arguments(copy, content, labels, actor)]
+    command = [find_act(), event, *arguments(copy, content)]
     command += [word for pair in settings(github, place, run_id, copy).items() for word in ("--env", "=".join(pair))]
     machine = surroundings(copy) | dict(environment or {})
     code, printed = call(command, copy, machine, timeout)
     result = read_log(run_id, code, printed)
     for name, job in content["jobs"].items():
-        result.jobs.setdefault(name, "skipped" if has_runner(job, variables, labels) else "no runner")
+        result.jobs.setdefault(name, "skipped")
         github.add_check(place.head_sha, job.get("name", name), result.jobs[name])
     jobs = [{"name": job.get("name", key), "conclusion": result.jobs[key]} for key, job in content["jobs"].items()]
     run |= {"status": "completed", "conclusion": "success" if code == 0 else "failure", "jobs": jobs}
@@ -229,12 +226,12 @@ def write_inputs(
     return folder
 
 
-def arguments(copy: Path, content: Mapping[str, Any], labels: tuple[str, ...], actor: str) -> list[str]:
+def arguments(copy: Path, content: Mapping[str, Any]) -> list[str]:
     words = ["--workflows", "workflow.yml", "--directory", str(copy), "--eventpath", "payload.json", "--json"]
     words += ["--secret-file", "secrets.yml", "--var-file", "variables.yml", "--env-file", os.devnull]
-    words += ["--input-file", os.devnull, "--no-skip-checkout", "--no-cache-server", "--rm", "--actor", actor]
+    words += ["--input-file", os.devnull, "--no-skip-checkout", "--no-cache-server", "--rm", "--actor", "author"]
     words += ["--action-cache-path", str(copy / "cache"), "--insecure-secrets"]
-    words += [word for label in labels for word in ("--platform", f"{label}=-self-hosted")]
+    words += [word for label in LABELS for word in ("--platform", f"{label}=-self-hosted")]
     used = {step["uses"] for job in content["jobs"].values() for step in job["steps"] if "uses" in step}
     for action in sorted(used):
         path, version = action.split("@")
@@ -326,16 +323,4 @@ def read_log(run_id: int, code: int, printed: str) -> Result:
             result.summaries[job] = result.summaries.get(job, "") + record["content"]
         if record.get("raw_output") or record.get("command") in ("notice", "warning", "error"):
             result.logs[job] = result.logs.get(job, "") + record["msg"].rstrip("\n") + "\n"
-        if "stepResult" in record and record.get("stage") == "Main" and len(record["stepID"]) == 1:
-            result.steps.setdefault(job, {})[record["step"]] = record["stepResult"]
     return result
-
-
-def has_runner(job: Mapping[str, Any], variables: Mapping[str, str], labels: tuple[str, ...]) -> bool:
-    """Tell whether a job that never ran was skipped by a condition, or found no runner (act says nothing of either)."""
-    wanted = job["runs-on"]
-    if isinstance(wanted, str) and "${{" in wanted:
-        named = [variables[name] for name in re.findall(r"vars\.(\w+_RUNNER)", wanted) if variables.get(name)]
-        elsewhere = "!vars.DVC_REMOTE_URL" in wanted and variables.get("DVC_REMOTE_URL")
-        wanted = json.loads(named[0]) if named and not elsewhere else ["ubuntu-24.04"]
-    return bool(set([wanted] if isinstance(wanted, str) else wanted) & set(labels))

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -124,7 +124,6 @@ class Pull:
     author: str = "author"
     title: str = "A change"
     body: str = ""
-    draft: bool = False
     state: str = "open"
     merged_at: tuple[str | None, ...] = ()  # base and head that its merge ref was made of
     labels: list[str] = field(default_factory=list)
@@ -194,7 +193,6 @@ class GitHub:
         branch: str,
         base: str = "main",
         fork: str | None = None,
-        labels: Iterable[str] = (),
         author: str = "author",
         **more: Any,
     ) -> int:
@@ -206,8 +204,6 @@ class GitHub:
         with self.lock:
             pull = Pull(self.next_number(), base, branch, home, author=author, **more)
             self.pulls[pull.number] = pull
-        for label in labels:
-            self.add_label(pull.number, label)
         self.refresh()
         return pull.number
 
@@ -459,22 +455,17 @@ class GitHub:
 
     def show_pull(self, pull: Pull) -> dict[str, Any]:
         repository, head, base = self.repository, pull.head.sha(pull.branch), self.repository.sha(pull.base)
-        merge = repository.sha(f"refs/pull/{pull.number}/merge")
-        home = pull.head.shown()
         side = {"label": f"{pull.head.owner}:{pull.branch}", "ref": pull.branch, "sha": head, "user": user(pull.head.owner)}
         return {
             "number": pull.number,
             "state": pull.state,
             "title": pull.title,
             "body": pull.body,
-            "draft": pull.draft,
             "user": user(pull.author),
             "labels": [{"name": label} for label in pull.labels],
-            "head": {**side, "repo": home},
+            "head": {**side, "repo": pull.head.shown()},
             "base": {"ref": pull.base, "sha": base, "repo": repository.shown(), "user": user(repository.owner)},
-            "merge_commit_sha": merge,
             "updated_at": now(),
-            "mergeable": merge is not None,
             "url": f"{self.url}/repos/{repository.full_name}/pulls/{pull.number}",
             "html_url": f"{self.server_url}/{repository.full_name}/pull/{pull.number}",
         }
@@ -558,13 +549,6 @@ def update_comment(github: GitHub, call: Call, comment: str) -> Answer:
     return 200, found
 
 
-@route("DELETE", "/issues/comments/{comment}", *TALK)
-def delete_comment(github: GitHub, call: Call, comment: str) -> Answer:
-    number, found = find_comment(github, comment)
-    github.comments(number).remove(found)
-    return 204, None
-
-
 def find_comment(github: GitHub, comment: str) -> tuple[int, dict[str, Any]]:
     for number in [*github.pulls, *github.issues]:
         for one in github.comments(number):
@@ -577,9 +561,13 @@ def checked_body(call: Call) -> str:
     body = call.body.get("body") if isinstance(call.body, dict) else None
     if not isinstance(body, str) or not body.strip():
         raise invalid("IssueComment", "body", "body can't be blank")
-    if len(body) > LONGEST_BODY:
-        raise invalid("IssueComment", "body", f"body is too long (maximum is {LONGEST_BODY} characters)")
+    check_length("IssueComment", "body", body, LONGEST_BODY)
     return body
+
+
+def check_length(resource: str, name: str, text: str | None, most: int) -> None:
+    if len(text or "") > most:
+        raise invalid(resource, name, f"{name} is too long (maximum is {most} characters)")
 
 
 def invalid(resource: str, name: str, message: str) -> RefusedError:
@@ -605,22 +593,21 @@ def create_issue(github: GitHub, call: Call) -> Answer:
 
 @route("PATCH", "/issues/{number}", "issues")
 def update_issue(github: GitHub, call: Call, number: str) -> Answer:
-    if int(number) not in github.issues:
-        raise RefusedError(404, "Not Found")
+    issue = find(github.issues, number)
     if call.body.get("state", "open") not in ("open", "closed"):
         raise invalid("Issue", "state", "state is not included in the list")
     if "title" in call.body:
         checked_title(call)
-    github.issues[int(number)] |= call.body
-    return 200, github.issues[int(number)]
+    issue |= call.body
+    return 200, issue
 
 
 def checked_title(call: Call) -> str:
-    title, body = call.body.get("title"), call.body.get("body") or ""
-    if not isinstance(title, str) or not title.strip() or len(title) > LONGEST_TITLE:
-        raise invalid("Issue", "title", f"title is missing or too long (maximum is {LONGEST_TITLE} characters)")
-    if len(body) > LONGEST_BODY:
-        raise invalid("Issue", "body", f"body is too long (maximum is {LONGEST_BODY} characters)")
+    title = call.body.get("title")
+    if not isinstance(title, str) or not title.strip():
+        raise invalid("Issue", "title", "title is missing")
+    check_length("Issue", "title", title, LONGEST_TITLE)
+    check_length("Issue", "body", call.body.get("body"), LONGEST_BODY)
     return title
 
 
@@ -712,10 +699,7 @@ def create_status(github: GitHub, call: Call, ref: str) -> Answer:
         raise RefusedError(422, f"No commit found for SHA: {ref}")
     if given.get("state") not in ("error", "failure", "pending", "success"):
         raise invalid("Status", "state", "state is not included in the list")
-    if len(given.get("description") or "") > LONGEST_DESCRIPTION:
-        raise invalid("Status", "description", f"description is too long (maximum is {LONGEST_DESCRIPTION} characters)")
-    if given.get("target_url") and not re.match(r"https?://", given["target_url"]):
-        raise invalid("Status", "target_url", "target_url must use http(s) scheme")
+    check_length("Status", "description", given.get("description"), LONGEST_DESCRIPTION)
     keys = {"context": "default", "description": None, "target_url": None}
     status = {"id": next(github._ids), "sha": sha, "state": given["state"], "created_at": now(), "creator": user(call.login)}
     status |= {key: given.get(key) or usual for key, usual in keys.items()}
@@ -745,12 +729,10 @@ def create_deployment(github: GitHub, call: Call) -> Answer:
     required = given.get("required_contexts", list(checks))  # without a list, all that is known of the commit
     if any(checks.get(name) != "success" for name in required):
         raise RefusedError(409, "Conflict: Commit status checks failed for " + given["ref"])
-    if len(given.get("description") or "") > LONGEST_DESCRIPTION:
-        raise invalid("Deployment", "description", "description is too long")
+    check_length("Deployment", "description", given.get("description"), LONGEST_DESCRIPTION)
     usual = {"task": "deploy", "environment": "production", "payload": {}, "description": None}
     made = {key: given.get(key, value) for key, value in usual.items()}
-    switches = {"production_environment": made["environment"] == "production", "transient_environment": False}
-    made |= {key: given.get(key, value) for key, value in switches.items()}
+    made["production_environment"] = given.get("production_environment", made["environment"] == "production")
     made |= {"id": next(github._ids), "sha": sha, "ref": given["ref"], "creator": user(call.login), "created_at": now()}
     github.deployments[made["id"]] = {**made, "statuses": []}
     return 201, made
@@ -758,19 +740,15 @@ def create_deployment(github: GitHub, call: Call) -> Answer:
 
 @route("GET", "/deployments/{number}/statuses", "deployments")
 def list_deployment_statuses(github: GitHub, call: Call, number: str) -> Answer:
-    return 200, find_deployment(github, number)["statuses"]
+    return 200, find(github.deployments, number)["statuses"]
 
 
 @route("POST", "/deployments/{number}/statuses", "deployments")
 def create_deployment_status(github: GitHub, call: Call, number: str) -> Answer:
-    given, deployment = call.body, find_deployment(github, number)
+    given, deployment = call.body, find(github.deployments, number)
     if given.get("state") not in ("error", "failure", "inactive", "in_progress", "queued", "pending", "success"):
         raise invalid("DeploymentStatus", "state", "state is not included in the list")
-    if len(given.get("description") or "") > LONGEST_DESCRIPTION:
-        raise invalid("DeploymentStatus", "description", "description is too long (maximum is 140 characters)")
-    for key in ("log_url", "environment_url"):
-        if given.get(key) and not re.match(r"https?://", given[key]):
-            raise invalid("DeploymentStatus", key, f"{key} must use http(s) scheme")
+    check_length("DeploymentStatus", "description", given.get("description"), LONGEST_DESCRIPTION)
     status = {"id": next(github._ids), "creator": user(call.login), "created_at": now(), **given}
     deployment["statuses"].insert(0, status)
     if given["state"] == "success" and given.get("auto_inactive", True):
@@ -780,10 +758,10 @@ def create_deployment_status(github: GitHub, call: Call, number: str) -> Answer:
     return 201, status
 
 
-def find_deployment(github: GitHub, number: str) -> dict[str, Any]:
-    if not number.isdecimal() or int(number) not in github.deployments:
+def find(known: Mapping[int, Any], number: str) -> Any:
+    if not number.isdecimal() or int(number) not in known:
         raise RefusedError(404, "Not Found")
-    return github.deployments[int(number)]
+    return known[int(number)]
 
 
 def states_of(deployment: Mapping[str, Any]) -> list[str]:
@@ -816,30 +794,21 @@ def show_contents(github: GitHub, call: Call, rest: str) -> Answer:
 
 @route("GET", "/actions/runs/{run}", "actions")
 def show_run(github: GitHub, call: Call, run: str) -> Answer:
-    if int(run) not in github.runs:
-        raise RefusedError(404, "Not Found")
-    return 200, github.runs[int(run)]
+    return 200, find(github.runs, run)
 
 
 @route("GET", "/actions/runs", "actions")
-def list_runs(github: GitHub, call: Call) -> Answer:
-    return listed_runs(github, call, lambda run: True)
-
-
 @route("GET", "/actions/workflows/{file}/runs", "actions")
-def list_runs_of_workflow(github: GitHub, call: Call, file: str) -> Answer:
-    return listed_runs(github, call, lambda run: run["path"] == f".github/workflows/{file}")
-
-
-def listed_runs(github: GitHub, call: Call, keep: Callable[[dict[str, Any]], bool]) -> Answer:
-    keys = {"head_sha": "head_sha", "event": "event", "branch": "head_branch"}
-    asked = {keys[key]: value for key, value in call.query.items() if key in keys}
+def list_runs(github: GitHub, call: Call, file: str = "") -> Answer:
+    asked = {key: call.query[key] for key in ("head_sha", "event") if key in call.query}
+    asked |= {"head_branch": call.query["branch"]} if "branch" in call.query else {}
+    asked |= {"path": f".github/workflows/{file}"} if file else {}
     state = call.query.get("status")  # or a conclusion
     since, actor = call.query.get("created", "").removeprefix(">="), call.query.get("actor")
     found = [
         run
         for run in reversed(github.runs.values())
-        if keep(run) and state in (None, run["status"], run["conclusion"]) and asked.items() <= run.items()
+        if state in (None, run["status"], run["conclusion"]) and asked.items() <= run.items()
     ]
     found = [run for run in found if run["created_at"] >= since and actor in (None, run["actor"]["login"])]
     return 200, {"total_count": len(found), "workflow_runs": found}
@@ -851,34 +820,19 @@ def list_jobs(github: GitHub, call: Call, run: str) -> Answer:
     return 200, {"total_count": len(jobs), "jobs": jobs}
 
 
-@route("GET", "/actions/runs/{run}/artifacts", "actions")
-def run_artifacts(github: GitHub, call: Call, run: str) -> Answer:
-    return listed_artifacts(github, call, lambda one: str(one["workflow_run"]["id"]) == run)
-
-
 @route("GET", "/actions/artifacts", "actions")
-def all_artifacts(github: GitHub, call: Call) -> Answer:
-    return listed_artifacts(github, call, lambda one: True)
-
-
-def listed_artifacts(github: GitHub, call: Call, keep: Callable[[dict[str, Any]], bool]) -> Answer:
-    name = call.query.get("name")
-    newest_first = reversed(github._artifacts.values())
-    found = [one for one, _ in newest_first if keep(one) and name in (None, one["name"])]
+@route("GET", "/actions/runs/{run}/artifacts", "actions")
+def list_artifacts(github: GitHub, call: Call, run: str = "") -> Answer:
+    name, known = call.query.get("name"), [one for one, _ in reversed(github._artifacts.values())]
+    found = [one for one in known if run in ("", str(one["workflow_run"]["id"])) and name in (None, one["name"])]
     return 200, {"total_count": len(found), "artifacts": found}
 
 
 @route("GET", "/actions/artifacts/{number}/zip", "actions")
 def download_artifact(github: GitHub, call: Call, number: str) -> Answer:
-    if find_artifact(github, number)[0]["expired"]:
+    if find(github._artifacts, number)[0]["expired"]:
         raise RefusedError(410, "Artifact has expired")
     return 302, f"{github.elsewhere}/_blob/{number}?sig=once"  # another host, which refuses GitHub's token
-
-
-def find_artifact(github: GitHub, number: str) -> tuple[dict[str, Any], bytes]:
-    if not number.isdecimal() or int(number) not in github._artifacts:
-        raise RefusedError(404, "Not Found")
-    return github._artifacts[int(number)]
 
 
 @route("POST", "/actions/workflows/{file}/dispatches", "actions")
@@ -1018,8 +972,6 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(401, "Bad credentials" if token else "Requires authentication")
         if (method, call.path) in github.answers:
             return github.answers[method, call.path]
-        if call.path == "/user":
-            raise RefusedError(403, "Resource not accessible by integration")
         found = re.fullmatch(r"/repos/([^/]+/[^/]+)(/.*)?", call.path)
         if not found or found[1].lower() != github.repository.full_name.lower():
             raise RefusedError(404, "Not Found")
@@ -1101,7 +1053,8 @@ class Handler(BaseHTTPRequestHandler):
         run, name = int(parts[0]), parts[1] if len(parts) > 1 else ""
         if self.command == "GET" and not name:
             return self.send(200, json.dumps(list(github.artifacts(run))).encode())
-        held = [number for number, (one, _) in github._artifacts.items() if is_of(one, run, name)]
+        kept = {number: (one["workflow_run"]["id"], one["name"]) for number, (one, _) in github._artifacts.items()}
+        held = [number for number, of in kept.items() if of == (run, name)]
         if self.command == "GET":
             return self.send(200, github._artifacts[held[-1]][1]) if held else self.send(404)
         if held and "overwrite" not in urlsplit(self.path).query:
@@ -1111,10 +1064,6 @@ class Handler(BaseHTTPRequestHandler):
                 del github._artifacts[number]
             github.upload_artifact(run, name, content)
         return self.send(201)
-
-
-def is_of(artifact: Mapping[str, Any], run: int, name: str) -> bool:
-    return artifact["workflow_run"]["id"] == run and artifact["name"] == name
 
 
 def require(permissions: Mapping[str, str], needs: tuple[str, ...]) -> None:
