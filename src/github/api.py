@@ -145,10 +145,6 @@ class GitHub:
         """Set something; sent once, as `post`."""
         return self._json("PUT", path, body)
 
-    def delete(self, path: str) -> Any:
-        """Remove something."""
-        return self._json("DELETE", path)
-
     def download(self, path: str, largest: int) -> bytes:
         """Get a file, through redirects, which do not get the token.
 
@@ -299,7 +295,7 @@ def _message(content: bytes) -> str:
 
 def _wait(method: str, status: int, headers: str, attempt: int) -> float | None:
     """Seconds to wait before one more try, or None. A rate limit refuses before anything is done; a fault (5xx) may not."""
-    if status != 429 and not (status in (0, *range(500, 600)) and method in ("GET", "DELETE")):
+    if status != 429 and not (status in (0, *range(500, 600)) and method == "GET"):
         return None
     asked = _header("Retry-After", headers)
     seconds = float(asked) if asked.isdecimal() else _PAUSE * 2**attempt

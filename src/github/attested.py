@@ -42,7 +42,12 @@ def verify(image: Mapping[str, Any], made: str) -> str:
     if made != "made" or not found:
         raise UserError(f"{image['image']!r} cannot be verified (attest: {made or 'unknown'}): run the workflow anew")
     with tempfile.TemporaryDirectory(prefix="registry-") as folder:
-        _log_in(Path(folder), found[1])
+        # the login for the image's registry, in a folder that is removed afterwards
+        user, token = os.environ.get("REGISTRY_USER", ""), os.environ.get("REGISTRY_TOKEN", "")
+        secret = base64.b64encode(f"{user}:{token}".encode()).decode()
+        auths = {found[1].partition("/")[0]: {"auth": secret}} if user and token else {}
+        (Path(folder) / "config.json").touch(mode=0o600)
+        (Path(folder) / "config.json").write_text(json.dumps({"auths": auths}))
         _run(found[0], Path(folder))
     return f"{found[0]} was built by {WORKFLOW} on GitHub's machines, from {os.environ.get('GITHUB_REF', '')}"
 
@@ -55,15 +60,6 @@ def command(image: str) -> list[str]:
         *("--repo", repository, "--signer-workflow", f"{repository}/{WORKFLOW}"),
         *("--source-ref", os.environ.get("GITHUB_REF", ""), "--deny-self-hosted-runners"),
     ]
-
-
-def _log_in(folder: Path, image: str) -> None:
-    """Write the login for the image's registry into a folder that is removed afterwards."""
-    user, token = os.environ.get("REGISTRY_USER", ""), os.environ.get("REGISTRY_TOKEN", "")
-    secret = base64.b64encode(f"{user}:{token}".encode()).decode()
-    auths = {image.partition("/")[0]: {"auth": secret}} if user and token else {}
-    (folder / "config.json").touch(mode=0o600)
-    (folder / "config.json").write_text(json.dumps({"auths": auths}))
 
 
 def _run(image: str, folder: Path) -> None:

@@ -52,18 +52,14 @@ def relevant(paths: Iterable[str], manifest: Path = Path("manifest.json")) -> li
 
     `manifest` is the lineage of the model that was judged last; without one all of src/ counts.
     """
-    known = _dependencies(manifest)
+    try:
+        inputs = Inputs.from_json(json.loads(manifest.read_text())["inputs"], str(manifest))
+        known = {name for stage in inputs.stages.values() for name in stage.deps}
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        known = set()
     patterns = _ALWAYS if known else (*_ALWAYS, *_WITHOUT_LINEAGE)
     folders = tuple(f"{name}/" for name in known)
     return [
         path for path in paths
         if path in {ANYTHING, *known} or path.startswith(folders) or any(re.fullmatch(pattern, path) for pattern in patterns)
     ]  # fmt: skip
-
-
-def _dependencies(manifest: Path) -> set[str]:
-    try:
-        inputs = Inputs.from_json(json.loads(manifest.read_text())["inputs"], str(manifest))
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        return set()
-    return {name for stage in inputs.stages.values() for name in stage.deps}

@@ -144,18 +144,11 @@ def _run(command: Sequence[str], seconds: float, folder: Path, environment: Mapp
             with suppress(ProcessLookupError, PermissionError):  # also a grandchild that would hold the pipes open
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        last = _last_words(f"{said}\n{complaint}")
-        raise UserError(f"`{_shown(command)}` failed with code {process.returncode} ({last})")
+        last = (f"{said}\n{complaint}".strip().splitlines() or ["it said nothing"])[-1].strip()
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            last = str(json.loads(last)["message"])  # of a line that is JSON, as CML's are
+        raise UserError(f"`{_shown(command)}` failed with code {process.returncode} ({last[:300]})")
     return said.strip()
-
-
-def _last_words(said: str) -> str:
-    """Return the last line of a log; of a line that is JSON, as CML's are, its message."""
-    last = (said.strip().splitlines() or ["it said nothing"])[-1].strip()
-    try:
-        return str(json.loads(last)["message"])[:300]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return last[:300]
 
 
 def _shown(command: Sequence[str]) -> str:

@@ -51,7 +51,12 @@ def post(api: GitHub, number: int, markdown: str) -> PostResult:
     if not why:
         said = ""
         try:
-            said = _through_cml(api, number, text)
+            folder = Path(os.environ.get("RUNNER_TEMP") or Path.home() / ".cache") / f"cml-{cml.COMMIT[:12]}"
+            command = cml.find_or_install(folder)
+            with tempfile.TemporaryDirectory(prefix="comment-") as place:
+                file = Path(place) / "report.md"
+                file.write_text(text, encoding="utf-8")
+                said = cml.post(command, api, number, file)
         except UserError as error:
             why = str(error)
         comments = list(api.pages(path))
@@ -123,15 +128,6 @@ def _against_cml(ours: Comment | None, comments: Sequence[Comment]) -> str:
     if ours is not None and cml.has_mark(ours):
         return f"our comment is not among the first {cml.FIRST_PAGE}, and CML looks at no others"
     return "our comment lacks CML's mark, and CML would make a second one"
-
-
-def _through_cml(api: GitHub, number: int, text: str) -> str:
-    folder = Path(os.environ.get("RUNNER_TEMP") or Path.home() / ".cache") / f"cml-{cml.COMMIT[:12]}"
-    command = cml.find_or_install(folder)
-    with tempfile.TemporaryDirectory(prefix="comment-") as place:
-        file = Path(place) / "report.md"
-        file.write_text(text, encoding="utf-8")
-        return cml.post(command, api, number, file)
 
 
 def main() -> None:

@@ -174,16 +174,6 @@ def report(api: GitHub, finished: Run, number: int, protected: Sequence[str]) ->
     return fork_words.render(found, number, finished, protected)
 
 
-def leave_pending(api: GitHub, finished: Run) -> None:
-    """Leave the status `model-gate` pending where nothing has set it: a claim passes no gate, and the reviewer sees why."""
-    try:
-        if not any(one["context"] == CONTEXT for one in api.pages(f"commits/{finished.sha}/statuses")):
-            said = "A fork's own numbers do not count: a maintainer starts the trusted run (see the comment)"
-            set_status(api, finished.sha, "pending", said)
-    except ApiError as error:
-        print(f"::warning::{CONTEXT} could not be left pending: {error}")
-
-
 def main() -> None:
     """Find, fetch, validate, render, tell."""
     parser = argparse.ArgumentParser(description="Judge what a fork's run left, and write the comment on it.")
@@ -206,7 +196,13 @@ def main() -> None:
     text = report(api, finished, number, protected)
     if text is None:
         return _nothing("the run did nothing")
-    leave_pending(api, finished)
+    # a claim passes no gate: the status is left pending where nothing has set it, and the reviewer sees why
+    try:
+        if not any(one["context"] == CONTEXT for one in api.pages(f"commits/{finished.sha}/statuses")):
+            said = "A fork's own numbers do not count: a maintainer starts the trusted run (see the comment)"
+            set_status(api, finished.sha, "pending", said)
+    except ApiError as error:
+        print(f"::warning::{CONTEXT} could not be left pending: {error}")
     return _write(file, number, text)
 
 
