@@ -28,7 +28,7 @@ class Service(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.answers, self.faults, self.version, self.release = answers, set(faults), version, release
-        self.asked, self.dead = 0, False
+        self.asked = 0
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -72,9 +72,6 @@ class Handler(BaseHTTPRequestHandler):
         if body is None:
             return self.problem(413)
         place = urlsplit(self.path)
-        if "closes once" in self.server.faults:
-            self.server.faults.remove("closes once")
-            return self.hang_up()
         if "every other" in self.server.faults and self.server.asked % 2:
             return self.problem(503)
         top = int(parse_qs(place.query).get("top", ["3"])[0])
@@ -87,7 +84,6 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         if any(file not in server.answers for file in files):
             if "dies of garbage" in server.faults:
-                server.dead = True
                 return self.hang_up()
             return self.problem(500 if "fails on garbage" in server.faults else 400)
         predictions = [self.prediction(server.answers[file], top) for file in files]

@@ -21,6 +21,13 @@ from src.serving.problems import ProblemError
 
 Images = NDArray[np.uint8]
 
+pytestmark = pytest.mark.anyio  # runs what is `async def`
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
 
 def tag(images: Images) -> NDArray[np.float32]:
     """Give each image its own mark, so that answers cannot be mixed up."""
@@ -51,31 +58,25 @@ def batcher(
 
 
 @pytest.mark.parametrize("lanes", [0, 1, 3])
-def test_everybody_gets_their_own_answer(lanes: int) -> None:
-    async def ask() -> None:
-        requests = [marked(*range(i, i + i % 20 + 1)) for i in range(60)]
-        queue, sizes = batcher(capacity=10_000, lanes=lanes, wide=tag)
-        answers = await asyncio.gather(*(queue.submit(images, soon()) for images in requests))
-        for images, answer in zip(requests, answers, strict=True):
-            np.testing.assert_array_equal(answer, tag(images))
-        assert max(sizes) <= 8
-        assert sum(sizes) == sum(map(len, requests))
-        assert queue.waiting == 0
-
-    asyncio.run(ask())
+async def test_everybody_gets_their_own_answer(lanes: int) -> None:
+    requests = [marked(*range(i, i + i % 20 + 1)) for i in range(60)]
+    queue, sizes = batcher(capacity=10_000, lanes=lanes, wide=tag)
+    answers = await asyncio.gather(*(queue.submit(images, soon()) for images in requests))
+    for images, answer in zip(requests, answers, strict=True):
+        np.testing.assert_array_equal(answer, tag(images))
+    assert max(sizes) <= 8
+    assert sum(sizes) == sum(map(len, requests))
+    assert queue.waiting == 0
 
 
-def test_a_lone_request_is_computed_at_once_and_alone() -> None:
-    async def ask() -> None:
-        queue, sizes = batcher()
-        for mark in range(5):
-            await queue.submit(marked(mark), soon())
-        assert sizes == [1] * 5
-
-    asyncio.run(ask())
+async def test_a_lone_request_is_computed_at_once_and_alone() -> None:
+    queue, sizes = batcher()
+    for mark in range(5):
+        await queue.submit(marked(mark), soon())
+    assert sizes == [1] * 5
 
 
-def test_what_comes_while_the_model_computes_is_its_next_batch() -> None:
+async def test_what_comes_while_the_model_computes_is_its_next_batch() -> None:
     began, held = threading.Event(), threading.Event()
 
     def slow(images: Images) -> NDArray[np.float32]:
@@ -83,72 +84,57 @@ def test_what_comes_while_the_model_computes_is_its_next_batch() -> None:
         held.wait(20)
         return tag(images)
 
-    async def ask() -> None:
-        queue, sizes = batcher(slow, lanes=1)
-        first = asyncio.create_task(queue.submit(marked(0), soon()))
-        await asyncio.to_thread(began.wait, 20)
-        rest = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(1, 12)]
-        await asyncio.sleep(0)  # they wait
-        held.set()
-        await asyncio.gather(first, *rest)
-        assert sizes == [1, 8, 3]
-
-    asyncio.run(ask())
+    queue, sizes = batcher(slow, lanes=1)
+    first = asyncio.create_task(queue.submit(marked(0), soon()))
+    await asyncio.to_thread(began.wait, 20)
+    rest = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(1, 12)]
+    await asyncio.sleep(0)  # they wait
+    held.set()
+    await asyncio.gather(first, *rest)
+    assert sizes == [1, 8, 3]
 
 
 @pytest.mark.parametrize("lanes", [0, 1, 3])
-def test_a_batch_that_fails_is_computed_one_by_one_so_that_only_the_guilty_fail(lanes: int) -> None:
+async def test_a_batch_that_fails_is_computed_one_by_one_so_that_only_the_guilty_fail(lanes: int) -> None:
     def refuse_seven(images: Images) -> NDArray[np.float32]:
         if 7 in images:
             raise RuntimeError("seven")
         return tag(images)
 
-    async def ask() -> None:
-        queue, _ = batcher(refuse_seven, lanes=lanes)
-        answers = await asyncio.gather(*(queue.submit(marked(i), soon()) for i in range(16)), return_exceptions=True)
-        assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [7]
-        assert (await queue.submit(marked(3), soon())).item() == 3
-
-    asyncio.run(ask())
+    queue, _ = batcher(refuse_seven, lanes=lanes)
+    answers = await asyncio.gather(*(queue.submit(marked(i), soon()) for i in range(16)), return_exceptions=True)
+    assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [7]
+    assert (await queue.submit(marked(3), soon())).item() == 3
 
 
-def test_a_full_queue_refuses_and_takes_again_when_there_is_room() -> None:
-    async def ask() -> None:
-        queue, _ = batcher(limit=2, capacity=4)
-        tasks = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(7)]
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        refused = [answer for answer in answers if isinstance(answer, ProblemError)]
-        assert {(one.status_code, one.headers["Retry-After"]) for one in refused} == {(429, "1")}
-        assert len(refused) == 3
-        assert (await queue.submit(marked(9), soon())).item() == 9
-
-    asyncio.run(ask())
+async def test_a_full_queue_refuses_and_takes_again_when_there_is_room() -> None:
+    queue, _ = batcher(limit=2, capacity=4)
+    tasks = [asyncio.create_task(queue.submit(marked(i), soon())) for i in range(7)]
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, ProblemError)]
+    assert {(one.status_code, one.headers["Retry-After"]) for one in refused} == {(429, "1")}
+    assert len(refused) == 3
+    assert (await queue.submit(marked(9), soon())).item() == 9
 
 
-def test_what_is_too_late_is_not_computed() -> None:
-    async def ask() -> None:
-        queue, sizes = batcher()
-        late = queue.submit(marked(1), time.monotonic() - 1)
-        answers = await asyncio.gather(late, queue.submit(marked(2), soon()), return_exceptions=True)
-        assert isinstance(answers[0], ProblemError)
-        assert answers[0].status_code == 504
-        assert sizes == [1]
-
-    asyncio.run(ask())
+async def test_what_is_too_late_is_not_computed() -> None:
+    queue, sizes = batcher()
+    late = queue.submit(marked(1), time.monotonic() - 1)
+    answers = await asyncio.gather(late, queue.submit(marked(2), soon()), return_exceptions=True)
+    assert isinstance(answers[0], ProblemError)
+    assert answers[0].status_code == 504
+    assert sizes == [1]
 
 
-def test_whoever_has_gone_is_not_computed_for() -> None:
-    async def ask() -> None:
-        queue, sizes = batcher()
-        gone = asyncio.ensure_future(queue.submit(marked(1), soon()))
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.sleep(0)
-        await queue.submit(marked(2), soon())
-        assert sum(sizes) <= 2
-        assert queue.waiting == 0
-
-    asyncio.run(ask())
+async def test_whoever_has_gone_is_not_computed_for() -> None:
+    queue, sizes = batcher()
+    gone = asyncio.ensure_future(queue.submit(marked(1), soon()))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    await queue.submit(marked(2), soon())
+    assert sum(sizes) <= 2
+    assert queue.waiting == 0
 
 
 def test_a_batch_is_as_large_as_its_operations_fit_into_its_time(tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from conftest import ROOT, encode
 from PIL import Image
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_serving import make_engine, serving, write_model
 
 from src.serving import http
@@ -72,24 +71,18 @@ def urls(model: Path) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def browser(urls: dict[str, str]) -> Iterator[Browser]:  # after the services: in its thread no other event loop can run
     with sync_playwright() as playwright:
-        launched = launch(playwright)
+        launched = playwright.chromium.launch(executable_path=INSTALLED)
         yield launched
         launched.close()
-
-
-def launch(playwright: Playwright) -> Browser:
-    return playwright.chromium.launch(executable_path=INSTALLED)
 
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Return a function that opens a page. At the end no page may have left its origin or had an error of its own."""
-    opened: list[tuple[str, Page]] = []
-    asked: list[str] = []
-    wrong: list[str] = []
+    opened, asked, wrong = list[tuple[str, Page]](), list[str](), list[str]()
 
-    def visit(url: str, **options: Any) -> Page:
-        page = browser.new_page(locale="en-US", **options)
+    def visit(url: str) -> Page:
+        page = browser.new_page(locale="en-US")
         page.set_default_timeout(20_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))

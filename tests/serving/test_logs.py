@@ -20,30 +20,24 @@ Told = Callable[[], list[dict[str, Any]]]
 def log() -> Iterator[logging.Logger]:
     """Return the logger of requests, with nobody above it."""
     found = logging.getLogger("bentoml.image_classifier.request")
-    before, found.propagate, found.level = (found.propagate, found.level), False, logging.DEBUG
+    before, found.propagate = (found.propagate, found.level), False
+    found.setLevel(logging.DEBUG)  # clears what loggers remember of their level, too
     yield found
-    found.propagate, found.level = before
-
-
-class Clock:
-    """A clock that only a test moves."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+    found.propagate = before[0]
+    found.setLevel(before[1])
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> list[float]:
+    """Return the one time that the log reads; only a test moves it."""
+    return [100.0]
 
 
 @pytest.fixture
-def told(log: logging.Logger, clock: Clock) -> Iterator[Told]:
+def told(log: logging.Logger, clock: list[float]) -> Iterator[Told]:
     """Return a function that ends the log and gives its lines."""
     reader, writer = os.pipe()
-    handler, listener = logs.listen(writer, clock)
+    handler, listener = logs.listen(writer, lambda: clock[0])
     log.addHandler(handler)
 
     def read() -> list[dict[str, Any]]:
@@ -97,13 +91,16 @@ def test_a_traceback_is_one_field_of_errors_only_and_a_line_never_grows_long(log
     assert lines[3]["message"] == text
 
 
-def test_refused_requests_are_sampled_and_failed_ones_are_all_told(told: Told) -> None:
+def test_refused_requests_are_sampled_and_counted_and_failed_ones_are_all_told(told: Told, clock: list[float]) -> None:
     for status, times in ((404, 500), (500, 50)):
         for _ in range(times):
             ask(status)
+    clock[0] += 11
+    ask(404)
     lines = told()
-    assert [line["status"] for line in lines] == [404] * 100 + [500] * 50
-    assert {line["level"] for line in lines[100:]} == {"ERROR"}
+    assert [line["status"] for line in lines] == [404] * 100 + [500] * 50 + [404]
+    assert {line["level"] for line in lines[100:150]} == {"ERROR"}
+    assert lines[-1]["left_out"] == 400
 
 
 @pytest.mark.parametrize("target", ["full disk", "pipe that nobody has", "pipe that nobody reads"])
@@ -157,10 +154,6 @@ def test_whoever_speaks_speaks_json_once_and_the_process_ends_although_nobody_re
     assert lines[0]["message"] == "hello you"
     assert "UserWarning: old" in lines[3]["message"]
     assert [line.get("exception") for line in lines[4:]] == ["ZeroDivisionError"]
-    endless = [
-        sys.executable,
-        "-c",
-        f"{CONFIGURE}for i in range(3000): logging.getLogger(f'bentoml.{{i}}').error('x' * 999)",
-    ]
-    with subprocess.Popen(endless, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    endless = f"{CONFIGURE}for i in range(3000): logging.getLogger(f'bentoml.{{i}}').error('x' * 999)"
+    with subprocess.Popen([sys.executable, "-c", endless], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.wait(PATIENCE) == 0

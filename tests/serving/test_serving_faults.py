@@ -4,11 +4,9 @@ python -m pytest tests/serving/test_serving_faults.py
 """
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,14 +17,7 @@ import httpx
 import psutil
 import pytest
 from conftest import PATIENCE, ROOT, until
-from ports import free_port
-from test_serving import (
-    SERVICE,
-    picture,
-    served,
-    wait_ready,
-    write_model,
-)
+from test_serving import PNG, SERVICE, picture, served, wait_ready, write_model
 
 GOOD = picture()
 
@@ -138,12 +129,8 @@ def has_namespaces() -> bool:
 def test_with_a_full_disk_the_service_goes_on_answering(model: Path, tmp_path: Path) -> None:
     disk, full = tmp_path / "disk", tmp_path / "fill-it"
     disk.mkdir()
-    port = free_port()
-    variables = {**os.environ, "SERVE_MODEL": str(model), "SERVE_WORKERS": "2", "BENTOML_DO_NOT_TRACK": "true"}
     private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh", str(disk), str(full)]
-    process = subprocess.Popen([*private, sys.executable, "-m", *SERVICE, "--port", str(port)], cwd=ROOT, env=variables)
-    try:
-        url = f"http://127.0.0.1:{port}"
+    with served(tmp_path, SERVICE, ROOT, private, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
         wait_ready(url)
         until(lambda: len(workers(process)) == 2)
         full.touch()
@@ -154,16 +141,7 @@ def test_with_a_full_disk_the_service_goes_on_answering(model: Path, tmp_path: P
         wait_ready(url)
         with httpx.Client(base_url=url) as client:
             for _ in range(30):
-                assert client.post("/predict", content=picture(), headers={"content-type": "image/png"}).status_code == 200
-                assert client.post("/predict", content=b"x", headers={"content-type": "image/png"}).status_code == 400
+                assert client.post("/predict", content=picture(), headers=PNG).status_code == 200
+                assert client.post("/predict", content=b"x", headers=PNG).status_code == 400
             assert client.get("/metrics").status_code == 200
         assert process.poll() is None
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-        process.kill()
-        process.wait()
-
-
-# The model
