@@ -177,7 +177,9 @@ class Source:
         if not given.exists():
             raise UserError(f"{given} is not there: name a folder of images, an image or a Parquet file")
         self._root = given if given.is_dir() else given.parent
-        names = sorted(_walk(given)) if given.is_dir() else [given.name]
+        # all that is no folder; links to folders are not followed
+        walked = (Path(folder, name) for folder, _, found in os.walk(given) for name in found)
+        names = sorted(os.path.relpath(path, given) for path in walked) if given.is_dir() else [given.name]
         shards = [name for name in names if name.lower().endswith(".parquet")]
         pictures = [name for name in names if name.lower().endswith(_PICTURES)]
         if shards and pictures:
@@ -266,12 +268,6 @@ def _fragment(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(f"{path} cannot be read as Parquet ({reason}): restore or remove it")
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Yield relative paths of all that is no folder; links to folders are not followed."""
-    for folder, _, names in os.walk(root):
-        yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 
 def _text(name: str) -> str:

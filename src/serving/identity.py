@@ -53,7 +53,10 @@ def _read(folder: Path, root: Path) -> Identity:
     if sha256(path) != card.model_sha256:
         raise UserError(f"{path} is not the model that card.json beside it describes: run dvc checkout, or deploy again")
     release = _release(root / "out" / "release" / "identity.json", card.model_sha256)
-    manifest = release.get("manifest") if release else _manifest(root / "manifest.json", card.model_sha256)
+    manifest, file = release.get("manifest"), root / "manifest.json"
+    if not release and file.is_file():
+        content = read_json(file, made_by="evaluate")
+        manifest = digest(content) if content.get("outputs", {}).get("model_sha256") == card.model_sha256 else None
     since = float(release.get("committed") or path.stat().st_mtime)
     return Identity(card, str(release.get("version", UNREGISTERED)), manifest, release, since)
 
@@ -67,8 +70,3 @@ def _release(path: Path, model: str) -> dict[str, Any]:
         _log.warning("%s speaks of another model than the one that is served: it is not used", path.name)
         return {}
     return found
-
-
-def _manifest(path: Path, model: str) -> str | None:
-    content = read_json(path, made_by="evaluate") if path.is_file() else {}
-    return digest(content) if content.get("outputs", {}).get("model_sha256") == model else None

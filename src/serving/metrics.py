@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +48,6 @@ def forget_the_dead(folder: Path) -> None:
             multiprocess.mark_process_dead(process, str(folder))  # type: ignore[no-untyped-call]
 
 
-class _Answered(NamedTuple):
-    """What is counted of a request of one route and status."""
-
-    requests: Counter
-    seconds: Histogram
-
-
 class _Age(Collector):
     """Seconds since the model was released, told when they are asked for."""
 
@@ -81,12 +73,8 @@ class Metrics:
         self._requests = Counter("http_requests", about, ["route", "status"], registry=registry)
         about = "From first byte to answer"
         self._seconds = Histogram("http_request_duration_seconds", about, ["route"], buckets=_SECONDS, registry=registry)
-        self._answered: dict[tuple[str, int], _Answered] = {}
-        for (
-            route
-        ) in _ROUTES:  # their space is taken now: on a disk that fills up later, the system would kill who takes some
-            for status in _STATUSES:
-                self._bind(route, status)
+        # their space is taken now: on a disk that fills up later, the system would kill who takes some
+        self._answered = {(route, status): self._bind(route, status) for route in _ROUTES for status in _STATUSES}
         about = "Where the time of a prediction goes, of a sample"
         stages = Histogram("serving_stage_seconds", about, ["stage"], buckets=_STAGE_SECONDS, registry=registry)
         self.decode, self.queue, self.inference = (stages.labels(stage) for stage in _STAGES)
@@ -116,13 +104,12 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request; `route` is one of the known ones, or `other`."""
-        found = self._answered.get((route, status)) or self._bind(route, status)
-        found.requests.inc()
-        found.seconds.observe(seconds)
+        requests, took = self._answered.get((route, status)) or self._bind(route, status)
+        requests.inc()
+        took.observe(seconds)
 
-    def _bind(self, route: str, status: int) -> _Answered:
-        self._answered[route, status] = _Answered(self._requests.labels(route, status), self._seconds.labels(route))
-        return self._answered[route, status]
+    def _bind(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(route, status), self._seconds.labels(route)
 
     def measured(self, statistics: Mapping[str, NDArray[np.float32]]) -> None:
         """Count what `src.core.statistics.measure` says of some images."""
