@@ -10,8 +10,9 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
 
 import httpx
 import psutil
@@ -37,39 +38,34 @@ def workers(server: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-class Asking:
-    """Clients that ask over connections of their own from `with` to its end; `seen` counts what came back."""
+CLIENTS = 4
 
-    def __init__(self, url: str, clients: int = 4) -> None:
-        self.url, self.over = url, threading.Event()
-        self.seen: Counter[str] = Counter()
-        self.lock = threading.Lock()
-        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
 
-    def __enter__(self) -> Self:
-        for thread in self.threads:
-            thread.start()
-        return self
+@contextlib.contextmanager
+def asking(url: str) -> Iterator[Counter[str]]:
+    """Let clients ask over connections of their own until the end; count what comes back."""
+    seen, over, lock = Counter[str](), threading.Event(), threading.Lock()
 
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        for thread in self.threads:
-            thread.join(30)
-
-    def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=30, headers={"Content-Type": "image/png"}) as client:
-            while not self.over.is_set():
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=30, headers=PNG) as client:
+            while not over.is_set():
                 try:
                     answer = client.post("/predict", content=GOOD)
                     told = answer.json()["label"] if answer.status_code == 200 else str(answer.status_code)
-                except httpx.ConnectError:
-                    told = "refused"
-                except httpx.TransportError:  # the connection was there, and the answer was not
-                    told = "broken"
-                if told in ("refused", "broken"):
+                except httpx.TransportError as error:  # broken: the connection was there, and the answer was not
+                    told = "refused" if isinstance(error, httpx.ConnectError) else "broken"
                     time.sleep(0.01)
-                with self.lock:
-                    self.seen[told] += 1
+                with lock:
+                    seen[told] += 1
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(ask) for _ in range(CLIENTS)]
+        try:
+            yield seen
+        finally:
+            over.set()
+    for client in clients:
+        client.result()
 
 
 @pytest.mark.journey
@@ -77,13 +73,13 @@ def test_sigterm_under_load_breaks_no_request_that_was_taken(model: Path, tmp_pa
     """A client that asks over a kept connection may meet its end, which HTTP has it ask again for; then nobody listens."""
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
         wait_ready(url)
-        with Asking(url) as asking:
-            until(lambda: asking.seen["red"] > 200)
+        with asking(url) as seen:
+            until(lambda: seen["red"] > 200)
             process.terminate()
             assert process.wait(PATIENCE) == 0
-        assert set(asking.seen) <= {"red", "refused", "broken"}
+        assert set(seen) <= {"red", "refused", "broken"}
         # the end of each client's connection to each worker, of one that came as it stopped, and of one that nobody took
-        assert asking.seen["broken"] <= 4 * len(asking.threads)
+        assert seen["broken"] <= 4 * CLIENTS
 
 
 @pytest.mark.journey
@@ -91,20 +87,20 @@ def test_a_killed_worker_is_replaced_and_only_its_own_requests_are_lost(model: P
     with served(tmp_path, SERVICE, ROOT, SERVE_MODEL=str(model), SERVE_WORKERS="2") as (process, url):
         wait_ready(url)
         until(lambda: len(workers(process)) == 2)
-        with Asking(url) as asking:
-            until(lambda: asking.seen["red"] > 200)
+        with asking(url) as seen:
+            until(lambda: seen["red"] > 200)
             killed = workers(process)[0]
             killed.kill()
             until(lambda: len({worker.pid for worker in workers(process)} - {killed.pid}) == 2)
-            answered = asking.seen["red"]
-            until(lambda: asking.seen["red"] > answered + 500)
+            answered = seen["red"]
+            until(lambda: seen["red"] > answered + 500)
         assert process.poll() is None
-        assert set(asking.seen) <= {"red", "broken", "503"}  # 503: the new worker loads its model, and says so
-        assert asking.seen["broken"] <= len(asking.threads)
+        assert set(seen) <= {"red", "broken", "503"}  # 503: the new worker loads its model, and says so
+        assert seen["broken"] <= CLIENTS
         text = httpx.get(f"{url}/metrics").text
         told = re.search(r'model_predictions_total\{label="red",model_version="unregistered"\} (\d+)', text)
         assert told
-        assert int(told[1]) >= asking.seen["red"]  # what the killed one had counted is not lost
+        assert int(told[1]) >= seen["red"]  # what the killed one had counted is not lost
 
 
 # The disk is full
