@@ -34,7 +34,10 @@ def connected(url: str) -> Iterator[socket.socket]:
         yield sock
 
 
-@pytest.mark.parametrize("rest", [b"content-length: 100\r\n\r\nabc", b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"])
+SLOW = [b"content-length: 100\r\n\r\nabc", b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"]
+
+
+@pytest.mark.parametrize("rest", SLOW, ids=["body", "chunks"])
 def test_what_does_not_come_in_time_is_refused_with_a_reason_and_the_connection_ended(url: str, rest: bytes) -> None:
     with connected(url) as sock:
         found = answer(sock, HEAD + rest)
