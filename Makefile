@@ -103,7 +103,7 @@ data-cifar10: setup ## replace data/ by CIFAR-10 (from its home page, or from CI
 suggest: setup ## look at data/ and write a recipe for it, params/suggested.yaml; changes and trains nothing
 	@"$$RUN" -m src suggest data params/suggested.yaml
 
-sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40 --workers 2")
+sweep: setup ## search better params on the validation split; killed, it goes on (ARGS="--trials 40")
 	@PATH="$$PWD/.venv/bin:$$PATH" "$$RUN" -P -m dvc repro --quiet --pull validate
 	@set -f; "$$RUN" -m src sweep out/arrays out/validation.json out/sweep $$ARGS
 
