@@ -137,8 +137,9 @@ def test_a_container_starts_without_rights_answers_is_known_and_goes(host: Conta
     assert inside("grep -q '^CapEff:\t0*$' /proc/self/status") == 0
     assert inside("grep -q '^NoNewPrivs:\t1$' /proc/self/status") == 0
     assert docker("port", NAME).split() == ["3000/tcp", "->", f"127.0.0.1:{port}"]
-    limits = "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.Memory}} {{.HostConfig.MemorySwap}} {{.HostConfig.PidsLimit}}"
-    assert docker("inspect", "--format", limits, NAME).split() == ["unless-stopped", str(2**27), str(2**27), "256"]
+    keys = ("RestartPolicy.Name", "Memory", "MemorySwap", "PidsLimit", "ReadonlyRootfs", "CapDrop")
+    limits = docker("inspect", "--format", " ".join(f"{{{{.HostConfig.{key}}}}}" for key in keys), NAME)
+    assert limits.split() == ["unless-stopped", str(2**27), str(2**27), "256", "true", "[ALL]"]
 
     host.start(NAME, image, port, {})  # what is there gives way
     assert "SERVE_WORD" not in get(port)

@@ -222,7 +222,7 @@ def test_the_real_service_passes_all_that_is_asked_of_it(real: str, tmp_path: Pa
     (tmp_path / "golden.json").write_text(json.dumps({"classes": told["classes"], "examples": examples}))
     release = replace(RELEASE, **{name: told[name] for name in ("manifest", "model_sha256", "classes")})
     limits = Limits(latency_ms=2000, tolerance=0.001, memory=LIMIT)
-    numbers = probes.smoke(client, tmp_path, release, told["version"], limits, Engine(), client)
+    numbers = probes.smoke(client, tmp_path, release, told["version"], limits, Engine())
     assert numbers["refused"] == 3
     watched = probes.watch(client, client, tmp_path, told["version"], limits, 1.0, Engine())
     assert watched["faults"] == 0

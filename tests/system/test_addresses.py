@@ -24,6 +24,7 @@ def test_an_address_is_shown_without_login_and_secret_values(text: str, shown: s
 
 
 def test_messages_of_dvc_and_of_githubs_api_tell_no_password() -> None:
-    assert reason("ERROR: https://me:hunter2@host/dvc is not there") == "https://host/dvc is not there"
+    advertisement = "\n\nHaving any troubles? Hit us up at https://dvc.org/support, we are always happy to help!"
+    assert reason(f"ERROR: https://me:hunter2@host/dvc is not there{advertisement}") == "https://host/dvc is not there"
     with pytest.raises(Exception, match="GITHUB_SERVER_URL is 'ftp://host'"):
         GitHub("team/models", "token", "ftp://me:hunter2@host")
